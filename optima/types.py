@@ -1,0 +1,132 @@
+"""The nouns of the method: what is written to disk and passed between modules.
+
+Imports nothing of ours. Everything here is frozen; a record on disk is one JSON line.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Setting = Literal["information_exchange", "debate"]
+AnswerStyle = Literal["tag", "boxed"]  # <A>answer</A> or \boxed{answer}
+Metric = Literal["f1", "exact_match", "math"]
+StopReason = Literal["agreement", "max_turns", "context_overflow", "error"]
+Fault = Literal["role_leakage", "overflow"]
+
+
+class Record(BaseModel):
+    """A frozen row of an artifact; unknown keys and wrong types are refused on reading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Fact(Record):
+    """One piece of gold evidence and the agent (index from 0) whose context holds it."""
+
+    agent: int
+    text: str
+
+
+class Problem(Record):
+    """A question with its accepted answers and what each agent is told.
+
+    ``contexts`` has one text per agent for information exchange and is empty for debate.
+    ``golds`` is never empty; a score is the maximum over it. ``evidence`` is in the order in
+    which a reader needs it, empty where the benchmark has none.
+    """
+
+    schema_version: Literal[1] = 1
+    problem_id: str
+    task: str
+    question: str
+    golds: tuple[str, ...]
+    contexts: tuple[str, ...] = ()
+    evidence: tuple[Fact, ...] = ()
+
+
+class Turn(Record):
+    """One utterance. ``f"{name}:{text}"`` is what every agent sees of it."""
+
+    agent: int
+    name: str
+    text: str
+    answer: str | None
+    n_prompt_tokens: int
+    n_tokens: int
+    finish_reason: Literal["stop", "length"]
+    seconds: float
+
+
+class Conversation(Record):
+    """Sample ``n`` of the conversations about one problem; ``answer`` is the last one marked."""
+
+    schema_version: Literal[1] = 1
+    problem_id: str
+    n: int
+    format_id: str | None
+    turns: tuple[Turn, ...]
+    stop_reason: StopReason
+    answer: str | None
+    faults: tuple[Fault, ...] = ()
+    error: str | None = None
+
+    @property
+    def conversation_id(self) -> str:
+        """Unique within a stage."""
+        return f"{self.problem_id}/{self.n}"
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens the agents generated, from the server's usage counts."""
+        return sum(turn.n_tokens for turn in self.turns)
+
+
+class RewardParts(Record):
+    """The reward of one conversation (paper Eq. 1) with its parts.
+
+    ``task`` in [0, 1], higher is better; ``token`` in [0, 1] (-1 by the rule ``min_tokens``),
+    lower is better; ``loss`` is R_loss in nats per token (None when it was not needed);
+    ``loss_term`` is what is added after weighting by lambda_loss, 1 / R_loss in the plain case.
+    ``total`` is None exactly when ``error`` says why no reward could be computed.
+    """
+
+    schema_version: Literal[1] = 1
+    problem_id: str
+    n: int
+    task: float
+    token: float
+    loss: float | None
+    loss_term: float
+    total: float | None
+    n_tokens: int
+    is_eligible: bool
+    error: str | None = None
+
+
+class Message(Record):
+    """One chat message as a template takes it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class TrainingRow(Record):
+    """One agent's view of one conversation, for supervised training.
+
+    ``messages`` is what that agent saw, its own utterances included; ``trained`` are the indices
+    of the messages whose tokens, end of turn included, carry loss.
+    """
+
+    schema_version: Literal[1] = 1
+    problem_id: str
+    n: int
+    agent: int
+    messages: tuple[Message, ...]
+    trained: tuple[int, ...]
+
+
+class ModelRef(Record):
+    """A servable model: a directory or hub id, and the LoRA adapter directory over it, if any."""
+
+    path: str
+    adapter: str | None = None
