@@ -43,3 +43,7 @@ class ProcessError(OptimaError):
 
 class ServerError(OptimaError):
     """No server answered a request within its deadline, retries on other servers included."""
+
+
+class ContextOverflowError(OptimaError):
+    """A prompt, with the tokens asked for, does not fit into the model's context window."""

@@ -1,0 +1,1 @@
+"""Conversations: what one speaker sees, the turn loop, and thousands of them at once."""

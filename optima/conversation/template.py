@@ -1,0 +1,176 @@
+"""Chat templates, rendered here once for generation, training and scoring alike.
+
+Roles are a property of the model's template. Templates that accept it get every utterance as
+``assistant`` (the paper); templates that want alternation get own = assistant, partner = user,
+and the system prompt inside the first user message where there is no system role.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import CallBlock, Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from optima.errors import ModelError
+from optima.types import Message
+
+Roles = Literal["assistant", "alternate"]
+TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json")
+_PROBES = ("optima-probe-one", "optima-probe-two", "optima-probe-three")
+
+
+class _GenerationBlock(Extension):
+    """Accepts ``{% generation %}`` blocks, which some templates use to mark assistant text."""
+
+    tags = {"generation"}  # noqa: RUF012  jinja2 declares it as a plain class attribute
+
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return CallBlock(self.call_method("_inner"), [], [], body).set_lineno(line)
+
+    def _inner(self, caller: Any) -> str:
+        return str(caller())
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+class ChatTemplate:
+    """The chat template of one model.
+
+    ``roles`` says how utterances map to chat roles, ``has_system`` whether the template takes a
+    system message, ``header`` what it writes in front of an assistant message's content.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        special_tokens: dict[str, str],
+        *,
+        roles: Roles | Literal["auto"] = "auto",
+        origin: str = "chat template",
+    ) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        # No strftime_now: a prompt that contains today's date differs between generation,
+        # training and resume. Templates that ask for it fall back to a fixed date.
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise ModelError(f"{origin}: the chat template does not parse: {error}") from error
+        self._special_tokens = special_tokens
+        self.origin = origin
+        self.has_system = self._accepts("system", "user", "assistant")
+        accepts_runs = self.has_system and self._accepts("system", "assistant", "assistant")
+        self.roles: Roles = ("assistant" if accepts_runs else "alternate") if roles == "auto" else roles
+        if self.roles == "assistant" and not accepts_runs:
+            raise ModelError(
+                f"model.roles=assistant: {origin} refuses a system prompt followed by several "
+                "assistant messages; write model.roles=auto"
+            )
+        if not self._accepts("user", "assistant"):
+            raise ModelError(
+                f"{origin}: the chat template does not render a user and an assistant message; "
+                "use an instruction-tuned model"
+            )
+
+    @classmethod
+    def load(
+        cls, model: str, *, revision: str | None = None, roles: Roles | Literal["auto"] = "auto"
+    ) -> "ChatTemplate":
+        """Read the template of a model directory or hub id; ModelError when there is none."""
+        files = {name: _model_file(model, name, revision) for name in TEMPLATE_FILES}
+        config_file = files["tokenizer_config.json"]
+        config = json.loads(config_file.read_text()) if config_file else {}
+        template_file = files["chat_template.jinja"]
+        source = template_file.read_text() if template_file else config.get("chat_template")
+        if isinstance(source, list):  # several named templates: the default one
+            source = next((t["template"] for t in source if t["name"] == "default"), None)
+        if not source:
+            raise ModelError(
+                f"model.path={model}: no chat_template.jinja and no chat_template in "
+                "tokenizer_config.json; use an instruction-tuned model"
+            )
+        tokens: dict[str, str] = {}
+        map_file = files["special_tokens_map.json"]
+        for table in (json.loads(map_file.read_text()) if map_file else {}, config):
+            for key, value in table.items():
+                text = value.get("content") if isinstance(value, dict) else value
+                if key.endswith("_token") and isinstance(text, str):
+                    tokens[key] = text
+        return cls(source, tokens, roles=roles, origin=model)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        """Return the messages as the one string the model is given."""
+        try:
+            return self._template.render(
+                messages=[{"role": m.role, "content": m.content} for m in messages],
+                add_generation_prompt=add_generation_prompt,
+                **self._special_tokens,
+            )
+        except jinja2.TemplateError as error:
+            roles = ", ".join(message.role for message in messages)
+            raise ModelError(
+                f"{self.origin}: the chat template refuses the roles {roles}: {error}"
+            ) from error
+
+    def assistant_header(self) -> str:
+        """Return what the template writes before the content of a lone assistant message."""
+        probe = Message(role="assistant", content=_PROBES[0])
+        try:
+            text = self.render([probe], add_generation_prompt=False)
+        except ModelError:
+            user = Message(role="user", content="")
+            text = self.render([user, probe], add_generation_prompt=False)
+        return text[: text.index(_PROBES[0])]
+
+    def _accepts(self, *roles: Literal["system", "user", "assistant"]) -> bool:
+        messages = [
+            Message(role=role, content=probe) for role, probe in zip(roles, _PROBES, strict=False)
+        ]
+        try:
+            text = self.render(messages, add_generation_prompt=False)
+        except ModelError:
+            return False
+        places = [text.find(message.content) for message in messages]
+        return -1 not in places and places == sorted(places)
+
+
+def _model_file(model: str, name: str, revision: str | None) -> Path | None:
+    directory = Path(model)
+    if directory.is_dir():
+        path = directory / name
+        return path if path.is_file() else None
+    if directory.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise ModelError(
+            f"model.path={model}: no such directory and no hub id; give the directory of a model "
+            "in Hugging Face format, or an id such as meta-llama/Meta-Llama-3-8B-Instruct"
+        )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(model, name, revision=revision))
+    except EntryNotFoundError as error:
+        if "cannot find" in str(error).lower() and "offline" in str(error).lower():
+            raise ModelError(f"model.path={model}: not in the local cache, no hub reached") from error
+        return None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelError(
+            f"model.path={model}: neither a directory here nor readable from the hub "
+            f"({type(error).__name__}); check the path, the network, or HF_TOKEN for gated models"
+        ) from error

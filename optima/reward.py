@@ -1,0 +1,104 @@
+"""The reward of one conversation (paper Eq. 1, App. H.2); pure arithmetic.
+
+    R(tau) = R_task(tau) - lambda_token * R_token(tau) + lambda_loss / R_loss(tau)
+
+R_task in [0, 1]; R_token = tokens / largest token count of the problem's group, in [0, 1];
+R_loss = largest mean negative log-likelihood (nats per token) of a turn under the base model.
+The reference's further rules are fields of ``RewardSection``, off or on as method.md says.
+"""
+
+from collections.abc import Sequence
+
+from optima.recipe.schema import RewardSection
+from optima.types import Conversation, RewardParts
+
+
+def compute_reward(
+    conversation: Conversation,
+    *,
+    task_score: float | str,
+    normaliser_tokens: int,
+    turn_losses: Sequence[float | None] | None,
+    section: RewardSection,
+) -> RewardParts:
+    """Return the reward with its parts.
+
+    ``task_score`` is R_task, or the reason why it could not be computed. ``normaliser_tokens`` is
+    the largest token count of the group (search: of the probe; evaluation: of the first model).
+    ``turn_losses`` has one entry per turn, None where the turn is empty or could not be scored;
+    it may be None as a whole when lambda_loss is 0. A reward that cannot be computed has
+    ``total=None`` and says why.
+    """
+    n_tokens = conversation.n_tokens
+    error = conversation.error
+    if error is None and isinstance(task_score, str):
+        error = task_score
+    if error is None and n_tokens == 0:
+        error = "no tokens were generated"
+    loss: float | None = None
+    if error is None and section.lambda_loss > 0:
+        if turn_losses is None:
+            raise ValueError("turn_losses are needed when lambda_loss > 0")
+        loss, error = _worst_loss(conversation, turn_losses)
+    task = task_score if isinstance(task_score, float) else 0.0
+    token = token_score(n_tokens, normaliser_tokens, section) if n_tokens else 0.0
+    term = loss_term(conversation, loss, section)
+    total: float | None = None
+    if error is None:
+        total = task - section.lambda_token * token + section.lambda_loss * term
+        if section.fault_total is not None and "role_leakage" in conversation.faults:
+            total = section.fault_total
+    return RewardParts(
+        problem_id=conversation.problem_id,
+        n=conversation.n,
+        task=task,
+        token=token,
+        loss=loss,
+        loss_term=section.lambda_loss * term,
+        total=total,
+        n_tokens=n_tokens,
+        is_eligible=error is None and not (section.exclude_faults and conversation.faults),
+        error=error,
+    )
+
+
+def token_score(n_tokens: int, normaliser_tokens: int, section: RewardSection) -> float:
+    """Return R_token: n_tokens / normaliser, at most 1; -1 under the rule ``min_tokens``."""
+    if n_tokens <= section.min_tokens:
+        return -1.0
+    return min(1.0, n_tokens / normaliser_tokens)
+
+
+def loss_term(conversation: Conversation, loss: float | None, section: RewardSection) -> float:
+    """Return 1 / R_loss, or 0 for a repeated utterance, or -1 above ``max_loss_tokens``."""
+    if loss is None:
+        return 0.0
+    if section.max_loss_tokens is not None and conversation.n_tokens > section.max_loss_tokens:
+        return -1.0
+    if section.repeat_zeroes_loss and has_repeated_utterance(conversation):
+        return 0.0
+    return 1.0 / loss
+
+
+def has_repeated_utterance(conversation: Conversation) -> bool:
+    """Tell whether two turns say the same, white space at the ends aside."""
+    texts = [turn.text.strip() for turn in conversation.turns]
+    return len(set(texts)) < len(texts)
+
+
+def _worst_loss(
+    conversation: Conversation, turn_losses: Sequence[float | None]
+) -> tuple[float | None, str | None]:
+    losses = []
+    for turn, turn_loss in zip(conversation.turns, turn_losses, strict=True):
+        if not turn.text.strip():
+            continue  # nothing was said, so nothing can be unreadable
+        if turn_loss is None:
+            return None, f"turn {len(losses)}: the base model gave no finite loss"
+        losses.append(turn_loss)
+    if not losses:
+        return None, "every utterance is empty"
+    worst = max(losses)
+    if worst <= 0:
+        return None, f"R_loss is {worst}, which has no inverse"
+    return worst, None

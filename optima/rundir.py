@@ -1,0 +1,317 @@
+"""A run is a directory that one process owns; this module is its layout and its durability.
+
+    recipe.yaml  provenance.json  metrics.jsonl  LOCK  logs/attempt_N/  <iteration>/<stage>/DONE.json
+
+A stage is finished when its DONE.json, written last, names the digest of the inputs it was made
+from. Whole files are written under a temporary name, synced and renamed; record files that grow
+are appended to and lose at most a torn last line to a crash. Resume skips what is finished.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Literal, Self
+
+from pydantic import ValidationError
+
+from optima.errors import RunBusyError, StageError, UsageError
+from optima.recipe.loading import dump_recipe, load_recipe
+from optima.recipe.schema import Recipe
+from optima.seeding import digest
+from optima.types import Record
+
+# What may differ between two attempts of a run: where it runs, not what it computes.
+RESUMABLE_SECTIONS = ("serving",)
+
+
+class StageDone(Record):
+    """DONE.json of a stage."""
+
+    schema_version: Literal[1] = 1
+    stage: str
+    inputs: str
+    outputs: dict[str, str]
+    started_unix_s: float
+    seconds: float
+    metrics: dict[str, float]
+
+
+@dataclass
+class Stage:
+    """One stage of a run: its directory, whether it is finished, and how it is finished."""
+
+    name: str
+    path: Path
+    inputs: str
+    done: StageDone | None
+    started: float = field(default_factory=time.time)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics the stage was finished with; empty before."""
+        return dict(self.done.metrics) if self.done else {}
+
+    @property
+    def output_digest(self) -> str:
+        """Identify what the stage made; an input of the stages after it."""
+        if self.done is None:
+            raise StageError(f"stage {self.name}: used before it finished")
+        return digest(*(f"{k}={v}" for k, v in sorted(self.done.outputs.items())))
+
+    def finish(self, outputs: Iterable[Path] = (), metrics: Mapping[str, float] | None = None) -> None:
+        """Write DONE.json: digests of ``outputs`` (files; of a directory, its files' sizes)."""
+        self.done = StageDone(
+            stage=self.name,
+            inputs=self.inputs,
+            outputs={str(p.relative_to(self.path)): _content_digest(p) for p in outputs},
+            started_unix_s=round(self.started, 3),
+            seconds=round(time.time() - self.started, 3),
+            metrics=dict(metrics or {}),
+        )
+        write_text(self.path / "DONE.json", self.done.model_dump_json(indent=1) + "\n")
+
+
+class RunDir:
+    """A run directory, owned by this process while the context is open.
+
+    Raises RunBusyError when another process owns it, and UsageError when it holds a run of
+    another recipe (fields under ``serving`` may differ).
+    """
+
+    def __init__(self, root: Path, recipe: Recipe) -> None:
+        self.root = root
+        self.recipe = recipe
+        self.attempt = 0
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        with disk_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.root / "LOCK").open("a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.seek(0)
+            owner = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            raise RunBusyError(
+                f"--run-dir {self.root}: owned by process {owner}, which is still running; wait "
+                "for it, or give another --run-dir"
+            ) from error
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
+        try:
+            self._check_recipe()
+        except BaseException:
+            self._lock.close()
+            raise
+        self.attempt = 1 + max((int(p.name.split("_")[1]) for p in self._attempts()), default=0)
+        self.log_dir.mkdir(parents=True)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def log_dir(self) -> Path:
+        """Logs of this attempt, one file per process."""
+        return self.root / "logs" / f"attempt_{self.attempt}"
+
+    def stage(self, name: str, *inputs: str) -> Stage:
+        """Return the stage ``name`` (such as ``iter_0/generate``).
+
+        It is finished if its DONE.json names the same ``inputs``; a stage made from other inputs
+        is moved out of the way and starts over; an unfinished one with the same inputs resumes.
+        """
+        path = self.root / name
+        key = digest(name, *inputs)
+        done = read_done(path)
+        marker = path / "INPUTS"
+        if done is not None and done.inputs != key:
+            done = None
+        is_foreign = done is None and path.exists() and _read_or_empty(marker) != key
+        with disk_errors(self.root):
+            if is_foreign:
+                shutil.rmtree(path)
+            path.mkdir(parents=True, exist_ok=True)
+            if not marker.exists():
+                write_text(marker, key)
+        return Stage(name=name, path=path, inputs=key, done=done)
+
+    def write_metrics(self) -> None:
+        """Rewrite metrics.jsonl from the finished stages, in the order in which they ran."""
+        found = [read_done(p.parent) for p in self.root.glob("**/DONE.json")]
+        stages = sorted((d for d in found if d is not None), key=lambda d: d.started_unix_s)
+        lines = [
+            json.dumps({"stage": d.stage, "seconds": d.seconds, **d.metrics}, sort_keys=False)
+            for d in stages
+        ]
+        write_text(self.root / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
+
+    def _attempts(self) -> Iterator[Path]:
+        return (self.root / "logs").glob("attempt_*")
+
+    def _check_recipe(self) -> None:
+        path = self.root / "recipe.yaml"
+        if not path.exists():
+            write_text(path, dump_recipe(self.recipe))
+            return
+        stored, given = _flat(load_recipe(path).model_dump()), _flat(self.recipe.model_dump())
+        differing = [
+            key
+            for key in sorted(stored.keys() | given.keys())
+            if stored.get(key) != given.get(key) and key.split(".")[0] not in RESUMABLE_SECTIONS
+        ]
+        if differing:
+            raise UsageError(
+                f"--run-dir {self.root}: holds a run of another recipe (differs in "
+                f"{', '.join(differing)}); give another --run-dir, or the same recipe"
+            )
+        write_text(path, dump_recipe(self.recipe))
+
+
+def read_done(stage_path: Path) -> StageDone | None:
+    """Return the DONE.json of a stage directory; None when there is none or it is unreadable."""
+    try:
+        return StageDone.model_validate_json((stage_path / "DONE.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file so that a crash leaves either the old content or the new."""
+    with disk_errors(path), atomic_writer(path) as file:
+        file.write(text)
+
+
+def write_records(path: Path, records: Iterable[Record]) -> int:
+    """Write one JSON line per record, atomically; return how many."""
+    n = 0
+    with disk_errors(path), atomic_writer(path) as file:
+        for record in records:
+            file.write(record.model_dump_json() + "\n")
+            n += 1
+    return n
+
+
+def read_records[R: Record](path: Path, kind: type[R]) -> Iterator[R]:
+    """Yield the records of a JSON Lines file one by one; StageError names a line that is none."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield kind.model_validate_json(line)
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"]
+                raise StageError(
+                    f"{path}:{number}: no {kind.__name__} record ({reason}); remove the line or "
+                    "the stage's directory, then run again"
+                ) from error
+
+
+class RecordAppender[R: Record]:
+    """Appends records to a file that survives crashes: a torn last line is cut on opening."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with disk_errors(path):
+            repair_tail(path)
+            self._file = path.open("ab")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with disk_errors(self.path), contextlib.closing(self._file):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def append(self, record: R) -> None:
+        """Append one record; it is with the kernel when this returns, so a SIGKILL keeps it."""
+        with disk_errors(self.path):
+            self._file.write(record.model_dump_json().encode() + b"\n")
+            self._file.flush()
+
+
+def repair_tail(path: Path) -> int:
+    """Cut a last line that a crash left without its newline; return the bytes cut."""
+    if not path.exists():
+        return 0
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        end = size
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)
+    return size - end
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path) -> Iterator[IO[str]]:
+    """Open a temporary file beside ``path``; sync it and rename it on success."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into one clear StageError; nothing finished is lost."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "the disk is full; free some space",
+            errno.EDQUOT: "the disk quota is used up; free some space",
+            errno.EROFS: "the file system is read-only; give another --run-dir",
+            errno.EACCES: "no permission to write; give another --run-dir",
+            errno.EFBIG: "the file-size limit is reached; raise it (ulimit -f)",
+        }
+        if error.errno not in reasons:
+            raise
+        raise StageError(f"{path}: {reasons[error.errno]}, then run again to go on") from error
+
+
+def _read_or_empty(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def _content_digest(path: Path) -> str:
+    if path.is_dir():
+        sizes = (f"{p.relative_to(path)}:{p.stat().st_size}" for p in sorted(path.rglob("*")))
+        return digest(*sizes)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
+
+
+def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = repr(value)
+    return flat

@@ -1,0 +1,39 @@
+"""From rewarded candidates to the conversations that are trained on (paper Alg. 2); pure."""
+
+from collections.abc import Iterable, Sequence
+
+from optima.recipe.schema import SelectSection
+from optima.types import RewardParts
+
+
+def best_of_n(candidates: Iterable[RewardParts]) -> RewardParts | None:
+    """Return the eligible candidate of highest R; ties go to fewer tokens, then to lower n.
+
+    None when no candidate is eligible.
+    """
+    eligible = [parts for parts in candidates if parts.is_eligible and parts.total is not None]
+    return min(eligible, key=_rank, default=None)
+
+
+def select_top(best: Sequence[RewardParts], section: SelectSection) -> tuple[RewardParts, ...]:
+    """Return what is trained on: R > theta, then the kept range of ranks by R, best first.
+
+    Of m problems above the threshold the ranks from int(keep_from * m) up to int(keep_to * m) are
+    kept, at least one where m > 0.
+    """
+    above = sorted((p for p in best if _thresholded(p, section) > section.theta), key=_rank)
+    start = int(section.keep_from * len(above))
+    stop = max(start + 1, int(section.keep_to * len(above)))
+    return tuple(above[start:stop])
+
+
+def _thresholded(parts: RewardParts, section: SelectSection) -> float:
+    if section.threshold_on == "task":
+        return parts.task
+    assert parts.total is not None  # best_of_n lets only such through
+    return parts.total
+
+
+def _rank(parts: RewardParts) -> tuple[float, int, str, int]:
+    assert parts.total is not None
+    return (-parts.total, parts.n_tokens, parts.problem_id, parts.n)
