@@ -1,0 +1,83 @@
+"""ARC-Challenge (Clark et al., 2018): science questions with three to five choices.
+
+Some rows label their choices 1 to 4; every choice is shown, and answered, by its letter. The
+choice's full text is accepted as well, unless it could be taken for another choice's letter.
+MMLU shares the form.
+"""
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+
+from optima.seeding import digest
+from optima.tasks.answers import choice_letter
+from optima.tasks.dealing import Dealing
+from optima.tasks.task import HubSource, MalformedRowError, Row, Task, describe, file_names
+from optima.tasks.task import text_field as text
+from optima.types import Problem
+
+
+def parse(row: Row, dealing: Dealing) -> Problem:
+    """Return the problem of an ARC row, in the hub's form or the official one."""
+    stem, labels, choices = _choices(row)
+    key = str(row.get("answerKey", "")).strip()
+    if key not in labels:
+        raise MalformedRowError(f"answerKey is {key!r}, which is none of the labels {labels}")
+    return choice_problem("arc", stem, choices, labels.index(key))
+
+
+def choice_problem(task: str, stem: str, choices: Sequence[str], gold: int) -> Problem:
+    """Return a multiple-choice problem; ``gold`` is the index of the right choice."""
+    if len(choices) < 2 or not all(choice.strip() for choice in choices):
+        raise MalformedRowError(f"the choices {describe(list(choices))} are too few or empty")
+    letters = string.ascii_uppercase[: len(choices)]
+    lines = [f"{k}. {choice.strip()}" for k, choice in zip(letters, choices, strict=True)]
+    accepted = choices[gold].strip()
+    golds = (letters[gold],) if choice_letter(accepted) else (letters[gold], accepted)
+    return Problem(
+        problem_id=f"{task}-{digest(stem, *choices, letters[gold])}",
+        task=task,
+        question="\n".join([stem, *lines]),
+        golds=golds,
+    )
+
+
+def question_key(stem: str) -> str:
+    """Return the letters and digits of a question, to find it in another dataset."""
+    return re.sub(r"[\W_]+", "", stem.lower())
+
+
+def stem_of(row: Row) -> str:
+    """Return the question of an ARC row, without its choices."""
+    return _choices(row)[0]
+
+
+def _choices(row: Row) -> tuple[str, list[str], list[str]]:
+    """Return question, labels and texts of a row in either form."""
+    question = row.get("question")
+    if isinstance(question, Mapping):  # official: {"stem": ..., "choices": [{"text", "label"}]}
+        stem, pairs = text(question, "stem"), question.get("choices")
+        if not isinstance(pairs, list) or not all(isinstance(pair, Mapping) for pair in pairs):
+            raise MalformedRowError(f"field 'choices' is {describe(pairs)}, not a list of objects")
+        return stem, [text(pair, "label") for pair in pairs], [text(pair, "text") for pair in pairs]
+    stem, columns = text(row, "question"), row.get("choices")
+    if not isinstance(columns, Mapping):
+        raise MalformedRowError(f"field 'choices' is {describe(columns)}, not an object")
+    labels, texts = columns.get("label"), columns.get("text")
+    if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts):
+        raise MalformedRowError("fields 'label' and 'text' of 'choices' are no equally long lists")
+    return stem, [str(label).strip() for label in labels], [str(choice) for choice in texts]
+
+
+TASK = Task(
+    name="arc",
+    title="ARC-Challenge",
+    setting="debate",
+    answer_style="tag",
+    metric="exact_match",
+    has_evidence=False,
+    hub=HubSource("allenai/ai2_arc", ("ARC-Challenge",), "train", "test"),
+    train_files=(*file_names("train"), "ARC-Challenge-Train.jsonl"),
+    test_files=(*file_names("test"), "ARC-Challenge-Test.jsonl"),
+    parse=parse,
+)

@@ -1,0 +1,247 @@
+"""R_task: the score of a final answer against the gold answers, in [0, 1] (paper section 4).
+
+Text metrics are computed in place. ``math`` runs in worker processes that can be killed, with
+limits per answer, so it works from any thread and an expression that hangs costs seconds. A score
+that cannot be computed is a ``JudgeError`` that names the answer, never 0.
+"""
+
+import importlib.util
+import json
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from optima.errors import OptimaError, UsageError
+from optima.tasks.answers import exact_match, f1_score, is_same_answer
+from optima.types import Metric
+
+N_WORKERS = 2
+CPU_LIMIT_S = 5.0  # per answer; CPU time, so a busy machine does not change the result
+WALL_FACTOR = 6.0  # wall-clock limit in units of the CPU limit, for a process that only waits
+START_TIMEOUT_S = 120.0  # sympy's import takes 1-2 s on an idle machine
+REAP_TIMEOUT_S = 1.0  # between the end of a process's output and its exit status
+LIMIT_STATUSES = (-signal.SIGPROF, -signal.SIGALRM)  # the kernel ended it at one of the limits
+MAX_ANSWER_CHARACTERS = (
+    2000  # longer ones are no answer but a text; the longest gold of MATH has 159
+)
+
+Judgement = tuple[str | None, Sequence[str]]
+
+
+class JudgeError(OptimaError):
+    """The score of one answer could not be computed; the message names the answer and the cause."""
+
+
+class Judge:
+    """Scores answers; a context manager that owns its worker processes.
+
+    Workers start when the first answer needs one, are replaced when they are killed, and end with
+    the ``with`` block. ``score`` and ``score_many`` may be called from any thread.
+    """
+
+    def __init__(self, n_workers: int = N_WORKERS, cpu_limit_s: float = CPU_LIMIT_S) -> None:
+        self._cpu_limit_s = cpu_limit_s
+        self._n_workers = n_workers
+        self._workers: list[_Worker] = []
+        self._idle: queue.Queue[_Worker] = queue.Queue()
+
+    def __enter__(self) -> Self:
+        if importlib.util.find_spec("math_verify") is None:
+            raise UsageError(
+                "math-verify is not installed, so no MATH answer could be judged; "
+                "pip install math-verify"
+            )
+        self._workers = [_Worker(self._cpu_limit_s) for _ in range(self._n_workers)]
+        for worker in self._workers:
+            self._idle.put(worker)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for worker in self._workers:
+            worker.close()
+        self._workers = []
+        self._idle = queue.Queue()
+
+    def score(self, metric: Metric, answer: str | None, golds: Sequence[str]) -> float:
+        """Return the score of ``answer`` in [0, 1], the maximum over ``golds``; None scores 0.
+
+        Raises ``JudgeError`` when it cannot be computed.
+        """
+        if not golds:
+            raise ValueError("a problem has at least one gold answer")
+        if answer is None or not answer.strip():
+            return 0.0
+        if metric == "f1":
+            return max(f1_score(answer, gold) for gold in golds)
+        if metric == "exact_match":
+            return float(any(exact_match(answer, gold) for gold in golds))
+        return self._math_score(answer, golds)
+
+    def score_many(
+        self, metric: Metric, judgements: Sequence[Judgement]
+    ) -> list[float | JudgeError]:
+        """Return one score, or the error that prevented it, for each (answer, golds).
+
+        Equal judgements are computed once; ``math`` uses all workers.
+        """
+        keys = [(answer, tuple(golds)) for answer, golds in judgements]
+        distinct = list(dict.fromkeys(keys))
+
+        def score(key: tuple[str | None, tuple[str, ...]]) -> float | JudgeError:
+            try:
+                return self.score(metric, *key)
+            except JudgeError as error:
+                return error
+
+        if metric == "math":
+            with ThreadPoolExecutor(self._n_workers) as pool:
+                results = list(pool.map(score, distinct))
+        else:
+            results = [score(key) for key in distinct]
+        result_by_key = dict(zip(distinct, results, strict=True))
+        return [result_by_key[key] for key in keys]
+
+    def _math_score(self, answer: str, golds: Sequence[str]) -> float:
+        if any(is_same_answer(answer, gold, "boxed") for gold in golds):
+            return 1.0
+        if len(answer) > MAX_ANSWER_CHARACTERS:
+            return 0.0
+        if not self._workers:
+            raise RuntimeError("the judge is used outside its with block")
+        worker = self._idle.get()
+        try:
+            return worker.score(answer, golds)
+        finally:
+            self._idle.put(worker)
+
+
+class _Worker:
+    """One process of ``optima.tasks.equivalence``, used by one thread at a time."""
+
+    def __init__(self, cpu_limit_s: float) -> None:
+        self._cpu_limit_s = cpu_limit_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def score(self, answer: str, golds: Sequence[str]) -> float:
+        """Return 1.0 or 0.0; raises ``JudgeError``, after which the next call starts afresh."""
+        wall_limit_s = self._cpu_limit_s * WALL_FACTOR
+        job = {
+            "answer": answer,
+            "golds": list(golds),
+            "cpu_limit_s": self._cpu_limit_s,
+            "wall_limit_s": wall_limit_s,
+        }
+        place = f"answer {_shown(answer)} against gold {_shown(' | '.join(golds))}"
+        result = self._ask(job, wall_limit_s, place)
+        if result is None:  # the process was ended from outside: not this answer's fault
+            result = self._ask(job, wall_limit_s, place)
+        if result is None:
+            raise JudgeError(f"{place}: the comparing process died twice; is memory short?")
+        if "error" in result:
+            raise JudgeError(f"{place}: cannot be compared ({result['error']})")
+        return float(result["score"])
+
+    def _ask(self, job: dict[str, Any], wall_limit_s: float, place: str) -> dict[str, Any] | None:
+        """Return the process's result, None when it died for no reason that lies in the job."""
+        process = self._started()
+        stdin, stdout = _pipes(process)
+        try:
+            stdin.write(json.dumps(job).encode() + b"\n")
+            line = _read_line(stdout, wall_limit_s + 1)
+        except OSError:
+            line = b""
+        if line:
+            result: dict[str, Any] = json.loads(line)
+            return result
+        status = self.stop()
+        if status is not None and status not in LIMIT_STATUSES:
+            return None
+        raise JudgeError(
+            f"{place}: not compared within {self._cpu_limit_s:g} s of computing; the comparing "
+            "process was ended"
+        )
+
+    def stop(self) -> int | None:
+        """Kill the process, if there is one, and reap it; return how it had ended before."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        try:
+            status: int | None = process.wait(REAP_TIMEOUT_S)  # it may be ending just now
+        except subprocess.TimeoutExpired:
+            status = None
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+        return status
+
+    def close(self) -> None:
+        """End an idle process by closing its stdin."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        self.stop()
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self.stop()
+        root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "optima.tasks.equivalence"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        line = _read_line(_pipes(self._process)[1], START_TIMEOUT_S)
+        if not line:
+            status = self.stop()
+            raise JudgeError(
+                f"the comparing process (python -m optima.tasks.equivalence) did not start within "
+                f"{START_TIMEOUT_S:g} s (exit status {status}); run it by hand to see why"
+            )
+        return self._process
+
+
+def _pipes(process: "subprocess.Popen[bytes]") -> tuple[IO[bytes], IO[bytes]]:
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("the process was started without pipes")
+    return process.stdin, process.stdout
+
+
+def _read_line(stream: IO[bytes], timeout_s: float) -> bytes:
+    """Return one line of an unbuffered pipe; empty when it ends or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    poller = select.poll()
+    poller.register(stream, select.POLLIN | select.POLLHUP)
+    line = b""
+    while not line.endswith(b"\n"):
+        remaining_s = deadline - time.monotonic()
+        if remaining_s <= 0 or not poller.poll(remaining_s * 1000):
+            return b""
+        part = os.read(stream.fileno(), 65536)
+        if not part:
+            return b""
+        line += part
+    return line
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= 80 else f"{text[:77]!r}..."

@@ -1,0 +1,168 @@
+"""Raw rows of a split, from native files (JSON Lines, JSON, parquet) or the dataset hub.
+
+A line that is no JSON object is handed on as a row with its reason, so that it is counted like any
+other malformed row; a missing or unreadable file is one ``DataError``.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from optima.errors import DataError
+from optima.recipe.schema import DataSection
+from optima.tasks.task import HubSource, MalformedRowError, Row, Task, describe
+
+PARQUET_BATCH = 256  # rows held at once as Python objects
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """A row as read, or the reason why it is none, with its place (file and line)."""
+
+    place: str
+    value: Any
+    error: str | None = None
+
+    def checked(self) -> Row:
+        """Return the row; raises ``MalformedRowError`` when it is no object of fields."""
+        if self.error is not None:
+            raise MalformedRowError(self.error)
+        if not isinstance(self.value, Mapping):
+            raise MalformedRowError(f"{describe(self.value)} is no object of fields")
+        return self.value
+
+
+def read_path(task: Task, data: DataSection, split: Literal["train", "test"]) -> Iterator[RawRow]:
+    """Return the rows of a split below ``data.path``, files in sorted order."""
+    files = find_files(task, data, split)
+    return (row for file in files for row in read_file(file))
+
+
+def find_files(task: Task, data: DataSection, split: Literal["train", "test"]) -> list[Path]:
+    """Return the files of a split below ``data.path``; raises ``DataError`` when there are none."""
+    folder = Path(data.path or "").expanduser()
+    if not folder.is_dir():
+        raise DataError(
+            f"data.path: {folder} is no directory; name the directory with the files of "
+            f"{task.name}, or leave data.path out to read the dataset hub"
+        )
+    named = data.train_file if split == "train" else data.test_file
+    if named is not None:
+        if not (folder / named).is_file():
+            there = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
+            raise DataError(f"data.{split}_file: {folder / named} does not exist; there is {there}")
+        return [folder / named]
+    patterns = task.train_files if split == "train" else task.test_files
+    for pattern in patterns:
+        files = sorted(file for file in folder.glob(pattern) if file.is_file())
+        if files:
+            return files
+    raise DataError(
+        f"data.path: {folder} has no {split} file of {task.name}; one of {', '.join(patterns)} is "
+        f"expected: add it, or name another file in data.{split}_file"
+    )
+
+
+def read_file(file: Path) -> Iterator[RawRow]:
+    """Yield the rows of one file by its suffix: .jsonl, .json or .parquet."""
+    try:
+        if file.suffix == ".parquet":
+            yield from _read_parquet(file)
+        elif file.suffix == ".json":
+            yield from _read_json(file)
+        else:
+            yield from _read_lines(file)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error})") from error
+
+
+def read_hub(task: Task, data: DataSection, split: Literal["train", "test"]) -> Iterator[RawRow]:
+    """Return the rows of a split on the hub; raises ``DataError`` when it cannot be reached."""
+    if task.hub is None:
+        raise DataError(f"task: {task.name} has no dataset on the hub; set data.path")
+    source = HubSource(
+        dataset_id=data.hub_id or task.hub.dataset_id,
+        configs=task.hub.configs,
+        train_split=task.hub.train_split,
+        test_split=task.hub.test_split,
+        revision=data.hub_revision or (task.hub.revision if data.hub_id is None else None),
+    )
+    name = source.train_split if split == "train" else source.test_split
+    return read_hub_split(source, name)
+
+
+def read_hub_split(source: HubSource, split: str) -> Iterator[RawRow]:
+    """Yield the rows of ``split`` over all configurations of ``source``."""
+    try:
+        import datasets  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    except ImportError as error:
+        raise DataError(
+            f"hub dataset {source.dataset_id}: the package datasets is not installed; "
+            "pip install datasets, or set data.path to a directory with the rows"
+        ) from error
+    for config in source.configs:
+        place = f"{source.dataset_id}/{config} {split}"
+        try:
+            rows = datasets.load_dataset(
+                source.dataset_id, config, split=split, revision=source.revision
+            )
+        except Exception as error:  # offline, no such id, refused, disk full: many kinds
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise DataError(
+                f"hub dataset {place}: cannot be loaded ({type(error).__name__}: {reason}); check "
+                "the network, data.hub_id and data.hub_revision, or set data.path to a directory "
+                "with the rows"
+            ) from error
+        for index, row in enumerate(rows):
+            yield RawRow(f"{place}[{index}]", row)
+
+
+def _read_lines(file: Path) -> Iterator[RawRow]:
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            place = f"{file.name} line {number}"
+            try:
+                yield RawRow(place, json.loads(line.decode("utf-8-sig")))
+            except ValueError as error:  # no UTF-8, no JSON
+                yield RawRow(place, None, f"no JSON ({error})")
+
+
+def _read_json(file: Path) -> Iterator[RawRow]:
+    """Yield the elements of a list, of the list in a field ``data``, or the one object there is."""
+    try:
+        value = json.loads(file.read_bytes().decode("utf-8-sig"))
+    except ValueError as error:
+        if "Extra data" in str(error):  # JSON Lines under the name .json
+            yield from _read_lines(file)
+            return
+        raise DataError(f"{file}: no JSON ({error}); repair the file") from error
+    if isinstance(value, Mapping):
+        inner = value.get("data", value.get("Data"))
+        value = inner if isinstance(inner, list) else [value]
+    if not isinstance(value, list):
+        raise DataError(f"{file}: {describe(value)} is no list of rows")
+    for index, row in enumerate(value):
+        yield RawRow(f"{file.name}[{index}]", row)
+
+
+def _read_parquet(file: Path) -> Iterator[RawRow]:
+    try:
+        from pyarrow import ArrowException, parquet  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    except ImportError as error:
+        raise DataError(
+            f"{file}: the package pyarrow is not installed; pip install pyarrow, or convert the "
+            "file to JSON Lines"
+        ) from error
+    try:
+        with parquet.ParquetFile(file) as table:
+            index = 0
+            for batch in table.iter_batches(batch_size=PARQUET_BATCH):
+                for row in batch.to_pylist():
+                    yield RawRow(f"{file.name}[{index}]", row)
+                    index += 1
+    except ArrowException as error:
+        raise DataError(f"{file}: no readable parquet file ({error})") from error

@@ -1,0 +1,123 @@
+"""The built-in task: a two-hop question whose facts lie with different agents.
+
+One agent is told who owns which thing, another who lives in which city; only together can they say
+in which city the owner of a thing lives. Problems are drawn from the seed, no files are read. An
+owner and a thing belong together in the train split or in the test split, never in both, whatever
+the seed, so nothing can be remembered from training. Not in the paper; see docs/results.md.
+"""
+
+import random
+from collections.abc import Iterator
+from itertools import product
+
+from optima.errors import UsageError
+from optima.seeding import derive_seed, digest, rng
+from optima.tasks.dealing import Dealing
+from optima.tasks.task import Task
+from optima.types import Fact, Problem
+
+N_TRAIN = 2000  # problems when the recipe names no number
+N_TEST = 200
+N_FACTS = 4  # facts per agent: the one that matters and three that do not
+TEST_SHARE = 5  # one in so many pairs of owner and thing belongs to the test split
+MAX_PROBLEMS = {"train": 20_000, "test": 5_000}  # of about 35,800 and 9,000 pairs
+
+# No name here starts an utterance: the names of agents are kept out.
+PEOPLE = (
+    *("Ada", "Amir", "Anya", "Boris", "Carla", "Chloe", "Cyrus", "Diego", "Dora", "Edgar"),
+    *("Elena", "Emil", "Farah", "Felix", "Fiona", "Gina", "Gustav", "Hana", "Hector", "Hugo"),
+    *("Ida", "Igor", "Ines", "Iris", "Ivan", "Jonas", "Julia", "Karim", "Karl", "Kira"),
+    *("Lara", "Leon", "Lina", "Louis", "Lucia", "Magda", "Marco", "Maya", "Mina", "Nadia"),
+    *("Nils", "Nina", "Nora", "Olga", "Omar", "Oscar", "Paula", "Pedro", "Petra", "Rafael"),
+    *("Rita", "Rosa", "Ruben", "Samir", "Sara", "Simon", "Stella", "Tanya", "Theo", "Tina"),
+    *("Tomas", "Ulla", "Vera", "Viktor", "Wanda", "Willa", "Xenia", "Yara", "Yusuf", "Zoe"),
+)
+CITIES = (
+    *("Athens", "Austin", "Baghdad", "Bangkok", "Beirut", "Bergen", "Berlin", "Bern", "Bogota"),
+    *("Boston", "Brussels", "Budapest", "Cairo", "Calgary", "Chicago", "Copenhagen", "Dakar"),
+    *("Dallas", "Delhi", "Denver", "Dresden", "Dublin", "Durban", "Florence", "Geneva", "Genoa"),
+    *("Glasgow", "Hamburg", "Hanoi", "Havana", "Helsinki", "Istanbul", "Jakarta", "Kyoto"),
+    *("Lagos", "Leeds", "Lima", "Lisbon", "London", "Lyon", "Madrid", "Manila", "Melbourne"),
+    *("Miami", "Milan", "Montreal", "Moscow", "Mumbai", "Munich", "Nairobi", "Naples", "Osaka"),
+    *("Oslo", "Oxford", "Paris", "Porto", "Prague", "Quito", "Riga", "Rome", "Seattle"),
+    *("Seoul", "Seville", "Sofia", "Sydney", "Tokyo", "Toronto", "Tunis", "Turin", "Venice"),
+    *("Vienna", "Warsaw", "Zagreb", "Zurich"),
+)
+LOOKS = (
+    *("red", "blue", "green", "yellow", "white", "black", "brown", "pink", "silver", "golden"),
+    *("old", "new", "small", "large", "round", "broken"),
+)
+THINGS = (
+    *("lamp", "violin", "bicycle", "clock", "mirror", "boat", "camera", "piano", "guitar", "drum"),
+    *("kettle", "basket", "carpet", "chair", "table", "vase", "statue", "ring", "watch", "coat"),
+    *("hat", "umbrella", "kite", "tent", "truck", "wagon", "ladder", "hammer", "candle", "box"),
+    *("bottle", "cup", "plate", "knife", "map", "globe", "book", "radio", "telescope", "doll"),
+)
+
+
+def generate(split: str, n_problems: int | None, dealing: Dealing) -> Iterator[Problem]:
+    """Yield the problems of a split, all different; a longer split begins like a shorter one."""
+    if n_problems is None:
+        n_problems = N_TRAIN if split == "train" else N_TEST
+    if n_problems > MAX_PROBLEMS[split]:
+        raise UsageError(
+            f"data.n_{split}: {n_problems} is more than the {MAX_PROBLEMS[split]} problems that "
+            "two_hop can make; ask for fewer"
+        )
+    generator = rng(dealing.seed, "two_hop", split)
+    seen: set[tuple[str, str]] = set()
+    items = [f"{look} {thing}" for look, thing in product(LOOKS, THINGS)]
+    while len(seen) < n_problems:
+        pair = generator.choice(PEOPLE), generator.choice(items)
+        if pair in seen or _split_of(*pair) != split:
+            continue
+        seen.add(pair)
+        yield _problem(*pair, items, dealing)
+
+
+def _split_of(owner: str, item: str) -> str:
+    share = derive_seed("two_hop", "split", owner, item) % TEST_SHARE
+    return "test" if share == 0 else "train"
+
+
+def _problem(owner: str, item: str, items: list[str], dealing: Dealing) -> Problem:
+    """Return the problem about one owner and thing; all else is drawn from its own name."""
+    generator = rng(dealing.seed, "two_hop", "problem", owner, item)
+    people = [owner, *_others(generator, PEOPLE, owner)]
+    things = [item, *_others(generator, items, item)]
+    cities = generator.sample(CITIES, N_FACTS)
+    owns = [f"{p} owns the {thing}." for p, thing in zip(people, things, strict=True)]
+    lives = [f"{p} lives in {city}." for p, city in zip(people, cities, strict=True)]
+    generator.shuffle(order := list(range(dealing.n_agents)))
+    facts = {order[0]: owns, order[1]: lives}
+    for agent in order[2:]:  # whoever holds no hop is told about other people only
+        strangers = generator.sample([p for p in PEOPLE if p not in people], N_FACTS)
+        homes = generator.sample([city for city in CITIES if city not in cities], N_FACTS)
+        facts[agent] = [f"{p} lives in {c}." for p, c in zip(strangers, homes, strict=True)]
+    contexts = tuple(
+        " ".join(generator.sample(facts[agent], N_FACTS)) for agent in range(dealing.n_agents)
+    )
+    question = f"In which city does the owner of the {item} live?"
+    return Problem(
+        problem_id=f"two_hop-{digest(question, *owns, *lives)}",
+        task="two_hop",
+        question=question,
+        golds=(cities[0],),
+        contexts=contexts,
+        evidence=(Fact(agent=order[0], text=owns[0]), Fact(agent=order[1], text=lives[0])),
+    )
+
+
+def _others(generator: random.Random, values: tuple[str, ...] | list[str], taken: str) -> list[str]:
+    return generator.sample([value for value in values if value != taken], N_FACTS - 1)
+
+
+TASK = Task(
+    name="two_hop",
+    title="Two-hop ownership (built in)",
+    setting="information_exchange",
+    answer_style="tag",
+    metric="f1",
+    has_evidence=True,
+    generate=generate,
+)
