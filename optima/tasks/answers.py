@@ -136,14 +136,16 @@ def exact_match(answer: str, gold: str) -> bool:
     """Tell whether ``answer`` is ``gold``; the form of the gold says how they are compared.
 
     One letter: the letters (see ``choice_letter``). A number: the numbers, units of the answer
-    ignored. Anything else: the normalised texts.
+    ignored. Anything else: the texts, but for case, white space and a full stop at the end; signs
+    count, as "x > y" and "x < y" are different answers.
     """
     if re.fullmatch(r"[A-Z]", gold):
         return choice_letter(answer) == gold
     number = parse_number(gold)
     if number is not None:
         return parse_number(answer, units="ignore") == number
-    return normalise_text(answer) == normalise_text(gold)
+    plain = [" ".join(text.lower().split()).removesuffix(".") for text in (answer, gold)]
+    return plain[0] == plain[1]
 
 
 def _fraction(numerator: str, denominator: str | None) -> Fraction | None:

@@ -1,7 +1,7 @@
 """ARC-Challenge (Clark et al., 2018): science questions with three to five choices.
 
 Some rows label their choices 1 to 4; every choice is shown, and answered, by its letter. The
-choice's full text is accepted as well, unless it could be taken for another choice's letter.
+choice's full text is accepted as well, unless it could be taken for another choice.
 MMLU shares the form.
 """
 
@@ -10,7 +10,7 @@ import string
 from collections.abc import Mapping, Sequence
 
 from optima.seeding import digest
-from optima.tasks.answers import choice_letter
+from optima.tasks.answers import choice_letter, exact_match
 from optima.tasks.dealing import Dealing
 from optima.tasks.task import HubSource, MalformedRowError, Row, Task, describe, file_names
 from optima.tasks.task import text_field as text
@@ -33,7 +33,9 @@ def choice_problem(task: str, stem: str, choices: Sequence[str], gold: int) -> P
     letters = string.ascii_uppercase[: len(choices)]
     lines = [f"{k}. {choice.strip()}" for k, choice in zip(letters, choices, strict=True)]
     accepted = choices[gold].strip()
-    golds = (letters[gold],) if choice_letter(accepted) else (letters[gold], accepted)
+    others = [choice for index, choice in enumerate(choices) if index != gold]
+    is_ambiguous = choice_letter(accepted) or any(exact_match(c, accepted) for c in others)
+    golds = (letters[gold],) if is_ambiguous else (letters[gold], accepted)
     return Problem(
         problem_id=f"{task}-{digest(stem, *choices, letters[gold])}",
         task=task,

@@ -69,7 +69,10 @@ def split_sentences(text: str) -> tuple[str, ...]:
 
 def unique_titles(paragraphs: Sequence[Paragraph]) -> list[Paragraph]:
     """Return the first paragraph of each title: repeated ones would put evidence in two hands."""
-    return list({paragraph.title: paragraph for paragraph in reversed(paragraphs)}.values())[::-1]
+    first_by_title: dict[str, Paragraph] = {}
+    for paragraph in paragraphs:
+        first_by_title.setdefault(paragraph.title, paragraph)
+    return list(first_by_title.values())
 
 
 def deal_paragraphs(

@@ -31,7 +31,7 @@ START_TIMEOUT_S = 120.0  # sympy's import takes 1-2 s on an idle machine
 REAP_TIMEOUT_S = 1.0  # between the end of a process's output and its exit status
 LIMIT_STATUSES = (-signal.SIGPROF, -signal.SIGALRM)  # the kernel ended it at one of the limits
 MAX_ANSWER_CHARACTERS = (
-    2000  # longer ones are no answer but a text; the longest gold of MATH has 159
+    2000  # longer ones are no answer but a text; golds of MATH have up to 100 or so
 )
 
 Judgement = tuple[str | None, Sequence[str]]

@@ -1,0 +1,178 @@
+import pytest
+
+from optima.tasks.answers import (
+    choice_letter,
+    exact_match,
+    f1_score,
+    is_same_answer,
+    last_marked_answer,
+    marked_answers,
+    normalise_latex,
+    normalise_text,
+    parse_number,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ("I think <A>Paris</A>.", ["Paris"]),
+        ("<A> a </A> or <A>b</A>", ["a", "b"]),
+        ("<A>two\nlines</A>", ["two\nlines"]),
+        ("<A>never closed", []),
+        ("<A></A> <A>  </A>", []),
+        ("<A>first <A>second</A>", ["second"]),
+        ("the answer is Paris", []),
+        ("<A>x</A></A>", ["x"]),
+        ("<B>x</B>", []),
+    ],
+)
+def test_tags_are_found_complete_and_non_empty(text: str, answers: list[str]) -> None:
+    assert marked_answers(text, "tag") == answers
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        (r"so $\boxed{5}$", ["5"]),
+        (r"\boxed{\frac{1}{2}} then \boxed{ \{1, 2\} }", [r"\frac{1}{2}", r"\{1, 2\}"]),
+        (r"\boxed{\left\{ x \right\}}", [r"\left\{ x \right\}"]),
+        (r"\fbox{7}", ["7"]),
+        (r"$\boxed 2$.", ["2"]),
+        (r"\boxed {3}", ["3"]),
+        (r"\boxed{never closed", []),
+        (r"\boxed{} \boxed{ }", []),
+        (r"\boxedx{5}", []),
+        (r"\boxed{a \boxed{b}}", [r"a \boxed{b}"]),
+        (r"\boxed{broken \boxed{8}", ["8"]),
+        ("\\", []),
+    ],
+)
+def test_boxes_are_found_with_balanced_braces(text: str, answers: list[str]) -> None:
+    assert marked_answers(text, "boxed") == answers
+
+
+def test_the_last_mark_wins_and_an_empty_one_counts_as_none() -> None:
+    assert last_marked_answer("<A>a</A> no, <A>b</A> <A></A>", "tag") == "b"
+    assert last_marked_answer("<A></A>", "tag") is None
+    assert last_marked_answer(r"\boxed{1}", "tag") is None
+
+
+def test_f1_of_the_worked_example() -> None:
+    # answer: {cat, sat, mat}; gold: {black, cat, sat}: 2 shared, P = 2/3, R = 2/3, F1 = 2/3
+    assert f1_score("The cat sat; mat!", "a black cat sat") == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        ("the Eiffel Tower", "Eiffel Tower.", 1.0),
+        ("Eiffel", "Eiffel Tower", 2 / 3),  # P = 1, R = 1/2
+        ("London", "Paris", 0.0),
+        ("new york new york", "new york", 2 / 3),  # 2 shared of 4 and 2: P = 1/2, R = 1
+        ("U.S.A.", "USA", 1.0),
+        ("well-known", "well known", 0.0),  # punctuation goes without a space, as in SQuAD
+        ("yes", "no", 0.0),
+        ("a theatre", "theatre", 1.0),
+    ],
+)
+def test_f1_is_squads(answer: str, gold: str, expected: float) -> None:
+    assert f1_score(answer, gold) == pytest.approx(expected)
+
+
+def test_f1_is_over_words_not_over_parts_of_them() -> None:
+    assert f1_score("cathedral", "cat") == 0.0
+
+
+def test_answers_of_articles_and_signs_alone_stay_apart() -> None:
+    assert normalise_text("The Band") == "band"
+    assert normalise_text("The The") == "the the"
+    assert f1_score("The The", "The The") == 1.0
+    assert f1_score("a", "The The") == 0.0
+    assert not is_same_answer("A", "the", "tag")
+    assert not is_same_answer("+", "-", "tag")
+    assert is_same_answer("(A)", "a.", "tag")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1,234", 1234),
+        ("$1,234.00", 1234),
+        (r"\$5", 5),
+        ("-3.50", -3.5),
+        ("\u22123", -3),
+        ("1{,}080", 1080),
+        ("50%", 50),
+        (r"50\%", 50),
+        ("3/4", 0.75),
+        (r"\frac{3}{4}", 0.75),
+        ("x = 5", 5),
+        ("18.", 18),
+        (".5", 0.5),
+        ("1,23", None),
+        ("12 000", None),
+        ("5 or 6", None),
+        ("5x", None),
+        ("x=2, y=3", None),
+        ("1/0", None),
+        ("five", None),
+        ("", None),
+        (".", None),
+        ("18 dollars", None),
+    ],
+)
+def test_numbers_are_read_exactly(text: str, number: float | None) -> None:
+    assert parse_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("18 dollars", 18),
+        (r"18 \text{ dollars}", 18),
+        ("2 million", 2_000_000),
+        ("20 miles per hour.", 20),
+        ("30kg", 30),
+        ("5x", None),
+        ("5 or 6", None),
+        ("18 dollars and 5 cents", None),
+    ],
+)
+def test_units_are_ignored_on_request(text: str, number: float | None) -> None:
+    assert parse_number(text, units="ignore") == number
+
+
+@pytest.mark.parametrize(
+    "text", ["B", "b", "(B)", "B.", "B)", "B:", " (B). ", "B. wet palms", "(B) x"]
+)
+def test_a_choice_letter_is_found_in_its_usual_forms(text: str) -> None:
+    assert choice_letter(text) == "B"
+
+
+@pytest.mark.parametrize("text", ["Because", "wet palms", "12", "", "A B", "a dog"])
+def test_words_are_no_choice_letter(text: str) -> None:
+    assert choice_letter(text) is None
+
+
+def test_exact_match_compares_as_the_gold_asks() -> None:
+    assert exact_match("(b)", "B")
+    assert not exact_match("A", "B")
+    assert exact_match("$1,080.0", "1,080")
+    assert exact_match("18 dollars", "18")
+    assert not exact_match("19", "18")
+    assert exact_match("Wet  palms.", "wet palms")
+    assert not exact_match("A. wet palms", "wet palms")
+    assert not exact_match("x > y", "x < y")
+    assert not exact_match("-3", "3")
+
+
+def test_latex_is_compared_without_its_dress() -> None:
+    assert is_same_answer(r"\dfrac{x}{2}", r"\frac{x}{2}", "boxed")
+    assert is_same_answer(r"\left( 1, 2 \right)", "(1,2)", "boxed")
+    assert is_same_answer(r"\text{even}", "even", "boxed")
+    assert is_same_answer("0.5", r"\frac{1}{2}", "boxed")
+    assert not is_same_answer("5x", "5", "boxed")
+    assert not is_same_answer("x=5, y=3", "x=2, y=3", "boxed")
+    assert normalise_latex(r"x \le 3") == r"x\le3"
+    assert normalise_latex(r"\leftarrow") == r"\leftarrow"

@@ -1,0 +1,264 @@
+"""Every benchmark on its real rows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optima.errors import UsageError
+from optima.recipe.schema import DataSection
+from optima.tasks import TASKS, get_task
+from optima.tasks.answers import normalise_text
+from optima.tasks.dealing import NO_CONTEXT, Dealing
+from optima.tasks.judging import Judge
+from optima.tasks.loading import LoadedProblems, Split, load_problems
+from optima.tasks.task import MalformedRowError, Task
+from optima.types import Problem
+
+SPLITS: tuple[Split, ...] = ("train", "test")
+WRONG = {"f1": "zzz qqq", "exact_match": "-98765", "math": "x^{17}+91234"}
+
+
+def _data(shared_data: Path, name: str, **fields: Any) -> DataSection:
+    if TASKS[name].generate is not None:
+        return DataSection(n_train=200, n_test=50)
+    return DataSection(path=str(shared_data / name), **fields)
+
+
+def _load(
+    shared_data: Path, name: str, split: Split = "train", n_agents: int = 2, **fields: Any
+) -> LoadedProblems:
+    data = _data(shared_data, name, **fields)
+    return load_problems(TASKS[name], data, split, n_agents=n_agents, seed=0)
+
+
+def _parse(name: str, row: dict[str, Any], n_agents: int = 2) -> Problem:
+    parse = TASKS[name].parse
+    assert parse is not None
+    return parse(row, Dealing(n_agents, seed=0))
+
+
+def _first_row(shared_data: Path, name: str) -> dict[str, Any]:
+    with (shared_data / name / "train.jsonl").open(encoding="utf-8") as lines:
+        row: dict[str, Any] = json.loads(next(lines))
+    return row
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_gold_scores_one_and_wrong_scores_zero(task: Task, shared_data: Path) -> None:
+    problems = [p for s in SPLITS for p in _load(shared_data, task.name, s).problems]
+    problems = problems if task.metric != "math" else problems[::20]
+    with Judge() as judge:
+        golds = [(gold, p.golds) for p in problems for gold in p.golds]
+        assert judge.score_many(task.metric, golds) == [1.0] * len(golds)
+        wrong = judge.score_many(task.metric, [(WRONG[task.metric], p.golds) for p in problems])
+    assert wrong == [0.0] * len(problems)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_problems_have_what_their_setting_needs(task: Task, shared_data: Path) -> None:
+    for n_agents in (2, 3):
+        for split in SPLITS:
+            loaded = _load(shared_data, task.name, split, n_agents)
+            assert not [row for row in loaded.skipped if row.kind == "malformed"]
+            assert len({p.problem_id for p in loaded.problems}) == len(loaded.problems)
+            for problem in loaded.problems:
+                assert problem.task == task.name
+                assert problem.problem_id.startswith(f"{task.name}-")
+                is_exchange = task.setting == "information_exchange"
+                assert len(problem.contexts) == (n_agents if is_exchange else 0)
+                assert all(problem.contexts)
+                for fact in problem.evidence:
+                    assert fact.text.strip()
+                    if problem.contexts:
+                        assert fact.text in problem.contexts[fact.agent]
+            assert any(p.evidence for p in loaded.problems) == task.has_evidence
+
+
+@pytest.mark.parametrize("name", ["hotpot_qa", "mwh_qa"])
+@pytest.mark.parametrize("n_agents", [2, 3])
+def test_evidence_is_never_in_one_hand(name: str, n_agents: int, shared_data: Path) -> None:
+    problems = _load(shared_data, name, n_agents=n_agents).problems
+    # 2WikiMultiHopQA has rows with one gold sentence past its paragraph's end: one fact is left
+    whole = [p for p in problems if len(p.evidence) > 1]
+    assert len(whole) >= len(problems) - 3
+    assert all(len({fact.agent for fact in p.evidence}) > 1 for p in whole)
+
+
+@pytest.mark.parametrize("name", ["hotpot_qa", "mwh_qa"])
+def test_trimmed_contexts_keep_the_evidence(name: str, shared_data: Path) -> None:
+    for problem in _load(shared_data, name, max_context_words=60).problems:
+        for agent, context in enumerate(problem.contexts):
+            facts = [fact for fact in problem.evidence if fact.agent == agent]
+            assert all(fact.text in context for fact in facts)
+            n_evidence_words = sum(len(fact.text.split()) for fact in facts)
+            # titles of evidence paragraphs come on top; a sole distractor may be one long sentence
+            assert len(context.split()) <= max(60, n_evidence_words + 30) or not facts
+
+
+def test_the_same_deal_whatever_the_order_of_rows(shared_data: Path, tmp_path: Path) -> None:
+    lines = (shared_data / "hotpot_qa/train.jsonl").read_bytes().splitlines()[:50]
+    (tmp_path / "train.jsonl").write_bytes(b"\n".join(reversed(lines)))
+    data = DataSection(path=str(tmp_path))
+    turned = load_problems(TASKS["hotpot_qa"], data, "train", n_agents=2, seed=0).problems
+    assert _load(shared_data, "hotpot_qa").problems[:50] == turned[::-1]
+
+
+def test_both_forms_of_a_hotpot_row_give_the_same_problem(shared_data: Path) -> None:
+    row = _first_row(shared_data, "hotpot_qa")
+    context, facts = row["context"], row["supporting_facts"]
+    pairs = [list(p) for p in zip(context["title"], context["sentences"], strict=True)]
+    golds = [list(p) for p in zip(facts["title"], facts["sent_id"], strict=True)]
+    listed = {**row, "context": pairs, "supporting_facts": golds}
+    encoded = {**row, "context": json.dumps(pairs), "supporting_facts": json.dumps(golds)}
+    assert _parse("hotpot_qa", row) == _parse("hotpot_qa", listed) == _parse("hotpot_qa", encoded)
+
+
+def test_gold_sentences_past_the_end_are_passed_over(shared_data: Path) -> None:
+    row = _first_row(shared_data, "mwh_qa")
+    n_facts = len(_parse("mwh_qa", row).evidence)
+    title = row["supporting_facts"][0][0]
+    row["supporting_facts"].append([title, 999])
+    assert len(_parse("mwh_qa", row).evidence) == n_facts
+    row["supporting_facts"] = [[title, 999]]
+    with pytest.raises(MalformedRowError, match="no supporting fact"):
+        _parse("mwh_qa", row)
+
+
+def test_trivia_rows_without_search_results_use_their_wikipedia_pages(shared_data: Path) -> None:
+    rows = [
+        json.loads(line) for line in (shared_data / "trivia_qa/train.jsonl").open(encoding="utf-8")
+    ]
+    for row in rows:
+        problem = _parse("trivia_qa", row)
+        assert problem.golds[0] == row["answer"]["value"].strip()
+        assert NO_CONTEXT not in problem.contexts
+    row["search_results"]["search_context"] = row["entity_pages"]["wiki_context"] = []
+    with pytest.raises(MalformedRowError, match="neither search_results nor entity_pages"):
+        _parse("trivia_qa", row)
+
+
+def test_joined_trivia_rows_load_under_their_own_file_names(shared_data: Path) -> None:
+    loaded = _load(shared_data, "trivia_qa", train_file="joined_train.jsonl")
+    assert len(loaded.problems) == 873
+    assert sum(bool(p.evidence) for p in loaded.problems) > 800
+
+
+def test_cbt_gives_each_agent_its_half_and_shows_the_candidates(shared_data: Path) -> None:
+    row = _first_row(shared_data, "cbt")
+    problem = _parse("cbt", row)
+    assert problem.contexts[0].startswith(row["sentences"][0])
+    assert problem.contexts[1].endswith(row["sentences"][-1])
+    assert all(option in problem.question for option in row["options"])
+
+
+def test_gsm8k_gold_and_rationale() -> None:
+    solution = "He pays 2*3=$<<2*3=6>>6.\n\nIn all <<6*200=1200>>1,200.\n#### 1,200"
+    problem = _parse("gsm8k", {"question": "q?", "answer": solution})
+    assert problem.golds == ("1,200",)
+    assert [fact.text for fact in problem.evidence] == ["He pays 2*3=$6.", "In all 1,200."]
+    with Judge() as judge:
+        for answer in ("1200", "$1,200", "1200.00", "1,200 dollars"):
+            assert judge.score("exact_match", answer, problem.golds) == 1.0
+        for answer in ("120", "1,200,000", "12 00", "1200 or 1300"):
+            assert judge.score("exact_match", answer, problem.golds) == 0.0
+
+
+def test_math_gold_is_the_last_box_and_the_evidence_the_solution() -> None:
+    solution = r"First $\boxed{1}$, so $\boxed{\frac{1}{2}}$."
+    problem = _parse("math", {"problem": "p", "solution": solution, "level": "Level ?"})
+    assert problem.golds == (r"\frac{1}{2}",)
+    assert problem.evidence[0].text == solution
+
+
+def test_arc_choices_are_shown_and_answered_by_letter() -> None:
+    row = {
+        "question": "Which?",
+        "choices": {"text": ["x y", "wet palms", "z"], "label": ["1", "2", "3"]},
+        "answerKey": "2",
+    }
+    problem = _parse("arc", row)
+    assert problem.question == "Which?\nA. x y\nB. wet palms\nC. z"
+    assert problem.golds == ("B", "wet palms")
+    with Judge() as judge:
+        for answer in ("B", "b", "(B)", "B.", "B. wet palms", "Wet palms."):
+            assert judge.score("exact_match", answer, problem.golds) == 1.0
+        for answer in ("A", "2", "A. wet palms", "x y", "C"):
+            assert judge.score("exact_match", answer, problem.golds) == 0.0
+    official = {
+        "question": {
+            "stem": "Which?",
+            "choices": [
+                {"text": text, "label": label}
+                for text, label in zip(["x y", "wet palms", "z"], "123", strict=True)
+            ],
+        },
+        "answerKey": "2",
+    }
+    assert _parse("arc", official) == problem
+
+
+@pytest.mark.parametrize("name", ["arc", "mmlu"])
+def test_every_wrong_choice_scores_zero_by_letter_and_by_text(name: str, shared_data: Path) -> None:
+    with Judge() as judge:
+        for problem in _load(shared_data, name, "test").problems:
+            for line in problem.question.splitlines()[-3:]:
+                letter, _, choice = line.partition(". ")
+                if len(letter) == 1 and letter != problem.golds[0] and choice:
+                    assert judge.score("exact_match", letter, problem.golds) == 0.0
+                    assert judge.score("exact_match", line, problem.golds) == 0.0
+                    assert judge.score("exact_match", choice, problem.golds) == (
+                        1.0 if choice.strip() == problem.golds[0] else 0.0
+                    )
+
+
+def test_a_choice_that_reads_like_a_letter_is_answered_by_its_own_letter_only() -> None:
+    row = {"question": "Vitamin?", "choices": ["B", "C", "D", "K"], "answer": 1}
+    assert _parse("mmlu", row).golds == ("B",)
+    same = {"question": "Of 10?", "choices": ["10%", "10", "9", "1"], "answer": 1}
+    assert _parse("mmlu", same).golds == ("B",)
+    assert _parse("mmlu", {"train": {**row, "answer": "D"}}).golds == ("D",)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("hotpot_qa", {"question": ""}, "'question'"),
+        ("hotpot_qa", {"answer": None}, "'answer' is missing"),
+        ("hotpot_qa", {"context": 3}, "'context'"),
+        ("hotpot_qa", {"context": "["}, "no JSON"),
+        ("hotpot_qa", {"supporting_facts": {"title": ["nowhere"], "sent_id": [0]}}, "'nowhere'"),
+        ("mwh_qa", {"supporting_facts": []}, "no supporting fact"),
+        ("trivia_qa", {"answer": {"value": "x"}}, "'aliases'"),
+        ("cbt", {"answer": "absent"}, "none of the options"),
+        ("cbt", {"question": "no blank"}, "XXXXX"),
+        ("cbt", {"sentences": ["one ."]}, "too few"),
+        ("gsm8k", {"answer": "no mark"}, "####"),
+        ("gsm8k", {"answer": "x #### many"}, "not a number"),
+        ("math", {"solution": "none"}, "boxed"),
+        ("arc", {"answerKey": "Z"}, "'Z'"),
+        ("arc", {"choices": {"text": ["a"], "label": []}}, "equally long"),
+        ("mmlu", {"answer": 4}, "not an index"),
+        ("mmlu", {"answer": "4"}, "not an index"),
+        ("mmlu", {"choices": ["a", "", "b", "c"]}, "empty"),
+    ],
+)
+def test_a_malformed_row_says_why(
+    name: str, change: dict[str, Any], reason: str, shared_data: Path
+) -> None:
+    with pytest.raises(MalformedRowError, match=reason):
+        _parse(name, {**_first_row(shared_data, name), **change})
+
+
+def test_names_and_their_spellings() -> None:
+    assert get_task("trival_qa") is TASKS["trivia_qa"]
+    assert all(task.name == name for name, task in TASKS.items())
+    with pytest.raises(UsageError, match="did you mean hotpot_qa"):
+        get_task("hotpotqa")
+
+
+def test_golds_with_several_words_are_compared_as_squad_does(shared_data: Path) -> None:
+    problem = _load(shared_data, "mwh_qa").problems[0]
+    with Judge() as judge:
+        assert judge.score("f1", normalise_text(problem.golds[0]), problem.golds) == 1.0

@@ -1,0 +1,78 @@
+import pytest
+
+from optima.errors import DataError, UsageError
+from optima.recipe.schema import DataSection
+from optima.seeding import digest
+from optima.tasks import TASKS
+from optima.tasks.loading import Split, load_problems
+from optima.tasks.two_hop import CITIES, LOOKS, PEOPLE, THINGS
+from optima.types import Problem
+
+
+def _problems(
+    split: Split = "train", n: int = 500, seed: int = 0, n_agents: int = 2
+) -> tuple[Problem, ...]:
+    data = DataSection(n_train=n, n_test=n)
+    return load_problems(TASKS["two_hop"], data, split, n_agents=n_agents, seed=seed).problems
+
+
+@pytest.mark.parametrize(
+    ("seed", "n_agents", "expected"),
+    [
+        (0, 2, "6f775e18043dfcf0"),
+        (0, 3, "18ff773dfb5650e9"),
+        (1, 2, "07b266affed9bd2f"),
+        (1, 3, "23a1e73954e85258"),
+    ],
+)
+def test_the_same_seed_gives_the_same_problems_on_every_machine(
+    seed: int, n_agents: int, expected: str
+) -> None:
+    problems = _problems(seed=seed, n_agents=n_agents)
+    assert digest(*(problem.model_dump_json() for problem in problems)) == expected
+
+
+def test_train_and_test_share_no_owner_with_a_thing_whatever_the_seeds() -> None:
+    train = {p.evidence[0].text for seed in range(3) for p in _problems("train", 2000, seed)}
+    test = {p.evidence[0].text for seed in range(3) for p in _problems("test", 1000, seed)}
+    assert not train & test
+
+
+def test_problems_differ_and_a_longer_split_begins_like_a_shorter_one() -> None:
+    problems = _problems(n=3000)
+    assert len({problem.problem_id for problem in problems}) == 3000
+    assert problems[:100] == _problems(n=100)
+
+
+@pytest.mark.parametrize("n_agents", [2, 3, 4])
+def test_the_answer_needs_both_hops_and_they_lie_with_different_agents(n_agents: int) -> None:
+    problems = _problems(n_agents=n_agents)
+    for problem in problems:
+        first, second = problem.evidence
+        assert first.agent != second.agent
+        assert first.text in problem.contexts[first.agent]
+        assert second.text in problem.contexts[second.agent]
+        assert problem.golds[0] in CITIES
+        assert second.text.endswith(f" {problem.golds[0]}.")
+        item = problem.question.removeprefix("In which city does the owner of the ")
+        assert sum(item.removesuffix(" live?") in context for context in problem.contexts) == 1
+        assert sum(problem.golds[0] in context for context in problem.contexts) == 1
+        assert len(problem.contexts) == n_agents
+        assert all(context.count(".") == 4 for context in problem.contexts)
+    assert {problem.evidence[0].agent for problem in problems} == set(range(n_agents))
+
+
+def test_the_vocabulary_has_no_repeats_and_no_city_is_a_person() -> None:
+    for words in (PEOPLE, CITIES, LOOKS, THINGS):
+        assert len(set(words)) == len(words)
+    assert not set(PEOPLE) & set(CITIES)
+    assert all(city.isalpha() for city in CITIES)
+    assert not {"Alice", "Bob", "Carol"} & set(PEOPLE)
+
+
+def test_asking_for_too_many_or_for_files_is_refused() -> None:
+    with pytest.raises(UsageError, match="n_test"):
+        _problems("test", 6000)
+    data = DataSection(path="somewhere")
+    with pytest.raises(DataError, match="made by code"):
+        load_problems(TASKS["two_hop"], data, "train", n_agents=2, seed=0)
