@@ -39,7 +39,8 @@ def read_pins(path: Path) -> tuple[Pin, ...]:
         elif depth is not None and indent <= depth:
             depth = None
         elif depth is not None:
-            found = _PIN.match(content.removeprefix("- "))
+            content = content.removeprefix("- ")
+            found = _PIN.match(content)
             if found is None:
                 raise ValueError(
                     f"{path}:{number}: {content!r} is not an exact pin (name==version)"

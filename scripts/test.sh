@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Every check of the project, cheapest first; `scripts/test.sh --help` says how.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+cd "$root"
+bin=$root/.envs/train/bin
+model=models/smollm2-135m-instruct
+all=(setup model format lint types shell tests)
+
+usage() {
+  cat <<'EOF'
+Usage: scripts/test.sh [PART ...] [-- ARGUMENTS OF pytest]
+
+Without a part, all of them in this order, stopping at the first that fails:
+  setup    both environments with the tools for checks (scripts/setup_envs.sh --dev)
+  model    SmolLM2-135M-Instruct in models/, for the tests with a real model
+  format   ruff format --check
+  lint     ruff check
+  types    mypy, strict
+  shell    shellcheck
+  tests    every test, those with the real model on CPU vLLM and CPU TRL included
+Further parts:
+  fast     the tests that start no real model
+  e2e      only those that do
+Needs no GPU, no dataset hub, no terminal; only a package index, and that only while something is missing.
+EOF
+}
+
+parts=()
+while (($#)); do
+  case $1 in
+    setup | model | format | lint | types | shell | tests | fast | e2e) parts+=("$1") ;;
+    -h | --help)
+      usage
+      exit 0
+      ;;
+    --)
+      shift
+      break
+      ;;
+    *)
+      printf "test: error: unknown part '%s' (see --help)\n" "$1" >&2
+      exit 2
+      ;;
+  esac
+  shift
+done
+pytest_args=("$@")
+((${#parts[@]})) || parts=("${all[@]}")
+
+fetch_model() {
+  if [[ -s $model/config.json && -s $model/model.safetensors ]]; then
+    printf '%s is there\n' "$model"
+  else
+    "$bin/python" -m optima.training.fetch_model --output "$model"
+  fi
+}
+
+check_shell() {
+  local -a scripts
+  mapfile -t scripts < <(find scripts .ci \( -name '*.sh' -o -name '*.sbatch' -o -path .ci/run \) | sort)
+  "$bin/shellcheck" -x "${scripts[@]}"
+}
+
+run_pytest() { "$bin/python" -m pytest -q --durations=10 "$@" ${pytest_args[@]+"${pytest_args[@]}"}; }
+
+run_part() {
+  case $1 in
+    setup) ./scripts/setup_envs.sh --dev ;;
+    model) fetch_model ;;
+    format) "$bin/ruff" format --check . ;;
+    lint) "$bin/ruff" check . ;;
+    types) "$bin/mypy" ;;
+    shell) check_shell ;;
+    tests) run_pytest ;;
+    fast) run_pytest -m 'not e2e' ;;
+    e2e) run_pytest -m e2e ;;
+  esac
+}
+
+if [[ ! -x $bin/pytest && ${parts[0]} != setup ]]; then
+  parts=(setup "${parts[@]}")
+fi
+for part in "${parts[@]}"; do
+  printf '\n=== %s\n' "$part"
+  started=$SECONDS
+  status=0
+  # A part ends with the command whose status counts: `set -e` does not reach into a tested command.
+  run_part "$part" </dev/null || status=$?
+  if ((status)); then
+    printf '=== %s FAILED with status %d after %d s\n' "$part" "$status" $((SECONDS - started)) >&2
+    exit "$status"
+  fi
+  # pytest closes with a line of its own, which stays the last one.
+  case $part in
+    tests | fast | e2e) ;;
+    *) printf '=== %s passed after %d s\n' "$part" $((SECONDS - started)) ;;
+  esac
+done

