@@ -3,6 +3,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples on every machine, no time limit on busy ones, no folder of found examples.
+settings.register_profile("optima", derandomize=True, deadline=None, database=None)
+settings.load_profile("optima")
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,11 @@ from typing import Literal
 
 from optima.types import AnswerStyle
 
+MAX_DIGITS = 1000  # a model that repeats a digit for ever states no number
+
 _TAG = re.compile(r"<A>((?:(?!<A>).)*?)</A>", re.DOTALL)
 _BOX = re.compile(r"\\f?boxed(?![A-Za-z])[ \t]*|\\fbox(?![A-Za-z])[ \t]*")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is none
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _DELIMITER_SIZE = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
@@ -150,37 +153,34 @@ def exact_match(answer: str, gold: str) -> bool:
 
 def _fraction(numerator: str, denominator: str | None) -> Fraction | None:
     digits = numerator.replace(",", "").rstrip(".")
-    if not re.search(r"\d", digits) or (denominator is not None and int(denominator) == 0):
+    if not re.search(r"\d", digits) or max(len(digits), len(denominator or "")) > MAX_DIGITS:
         return None
-    return Fraction(digits) / int(denominator or 1)
+    divisor = int(denominator or 1)
+    return Fraction(digits) / divisor if divisor else None
 
 
 def _boxes(text: str) -> list[str]:
+    end_by_start = _closing_braces(text)
     found = []
     position = 0
     while match := _BOX.search(text, position):
         start = position = match.end()
-        if start < len(text) and text[start] == "{":
-            end = _closing_brace(text, start)
-            if end is None:
-                continue
-            found.append(text[start + 1 : end])
-            position = end + 1
+        if text[start : start + 1] == "{":
+            if start in end_by_start:
+                position = end_by_start[start] + 1
+                found.append(text[start + 1 : position - 1])
         elif match[0].endswith((" ", "\t")) and (bare := re.match(r"[^\s$\\{}]+", text[start:])):
             found.append(bare[0].rstrip(".,;"))  # "\boxed 2", as some MATH solutions have it
     return found
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    depth = 0
-    position = start
-    while position < len(text):
-        character = text[position]
-        if character == "\\":
-            position += 2  # an escaped brace does not count
-            continue
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return position
-        position += 1
-    return None
+def _closing_braces(text: str) -> dict[int, int]:
+    """Return the place of the closing brace for each opening one that has one, in one pass."""
+    end_by_start = {}
+    opened = []
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            end_by_start[opened.pop()] = match.start()
+    return end_by_start

@@ -79,6 +79,7 @@ class Judge:
     def score(self, metric: Metric, answer: str | None, golds: Sequence[str]) -> float:
         """Return the score of ``answer`` in [0, 1], the maximum over ``golds``; None scores 0.
 
+        For ``math`` a text of more than ``MAX_ANSWER_CHARACTERS`` is no answer and scores 0 too.
         Raises ``JudgeError`` when it cannot be computed.
         """
         if not golds:

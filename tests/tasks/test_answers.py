@@ -1,4 +1,8 @@
+import time
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from optima.tasks.answers import (
     choice_letter,
@@ -176,3 +180,32 @@ def test_latex_is_compared_without_its_dress() -> None:
     assert not is_same_answer("x=5, y=3", "x=2, y=3", "boxed")
     assert normalise_latex(r"x \le 3") == r"x\le3"
     assert normalise_latex(r"\leftarrow") == r"\leftarrow"
+
+
+PIECES = st.sampled_from(
+    [*r"aA15,.$%{}()\/-+= ", "<A>", "</A>", "\\boxed{", "\\frac", "\\text{", "the", "\n", "²", "١"]
+)
+
+
+@given(st.lists(PIECES, max_size=30).map("".join), st.lists(PIECES, max_size=30).map("".join))
+def test_no_text_makes_a_comparison_fail(a: str, b: str) -> None:
+    assert is_same_answer(a, a, "tag")
+    assert is_same_answer(a, a, "boxed")
+    assert is_same_answer(a, b, "boxed") == is_same_answer(b, a, "boxed")
+    assert f1_score(a, b) == pytest.approx(f1_score(b, a))
+    assert 0.0 <= f1_score(a, b) <= 1.0
+    exact_match(a, b)
+    parse_number(a, units="ignore")
+    for text in (a, b):
+        assert all(marked_answers(text, "tag") + marked_answers(text, "boxed"))
+
+
+def test_runaway_texts_cost_no_time() -> None:
+    start = time.monotonic()
+    for text in ("\\boxed{" * 20_000, "<A>" * 20_000, "9" * 20_000, "1," * 20_000, " " * 5_000):
+        for style in ("tag", "boxed"):
+            marked_answers(text, style)
+            is_same_answer(text, text + "1", style)
+        exact_match(text, "5")
+        f1_score(text, text)
+    assert time.monotonic() - start < 5

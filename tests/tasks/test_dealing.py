@@ -22,7 +22,7 @@ def _paragraphs(n: int) -> list[Paragraph]:
     return [Paragraph(f"T{k}", (f"s{k}a one two.", f"s{k}b three four.")) for k in range(n)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     n_agents=st.integers(2, 4),
     n_supporting=st.integers(2, 4),
@@ -45,7 +45,7 @@ def test_no_agent_holds_all_evidence_and_nothing_is_lost(
     assert max(sizes) - min(sizes) <= 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(limit=st.integers(20, 80), seed=st.integers(0, 1000))
 def test_trimming_keeps_evidence_and_drops_distractors_first(limit: int, seed: int) -> None:
     paragraphs = _paragraphs(20)

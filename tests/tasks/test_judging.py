@@ -1,6 +1,8 @@
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from optima.tasks import TASKS
 from optima.tasks.judging import Judge, JudgeError
 from optima.tasks.loading import load_problems
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 HANGS = "9^{9^{9^{9^9}}}"
 
 
@@ -117,3 +120,34 @@ def test_missing_math_verify_is_an_error_at_start(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install math-verify"), Judge():
         pass
+
+
+def test_a_hanging_comparison_ends_when_its_owner_is_killed() -> None:
+    program = (
+        "import threading, time\n"
+        "from optima.tasks.judging import Judge\n"
+        "with Judge(n_workers=1, cpu_limit_s=2.0) as judge:\n"
+        "    judge.score('math', 'x+1', ['y'])\n"
+        "    print(judge._workers[0]._process.pid, flush=True)\n"
+        f"    judge.score('math', '{HANGS}', ['7y'])\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
+    assert owner.stdout is not None
+    pid = int(owner.stdout.readline())
+    time.sleep(0.5)
+    owner.kill()
+    owner.communicate()
+    deadline = time.monotonic() + 15
+    while _is_running(pid):
+        assert time.monotonic() < deadline, "the comparing process outlives its owner"
+        time.sleep(0.1)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
