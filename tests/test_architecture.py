@@ -298,6 +298,20 @@ def test_dependencies_are_names_and_are_pinned_in_both_environments(read_pins: M
     assert _names(vllm, "dev") == set()
 
 
+def test_every_import_of_the_orchestrator_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    modules = {name.lower().replace("-", "_") for name in project["dependencies"]}
+    known = modules - {"pyyaml"} | {"yaml", "optima"} | sys.stdlib_module_names
+    wrong = [
+        f"{module}:{line}: imports {target}"
+        for module, tree in TREES.items()
+        if module not in TRAINERS
+        for target, line in _imports(tree)
+        if target.split(".")[0] not in known
+    ]
+    assert wrong == []
+
+
 def test_both_environments_agree_on_the_orchestrators_versions(read_pins: ModuleType) -> None:
     pins = [read_pins.read_pins(ROOT / f"environment-{role}.yml") for role in ("vllm", "train")]
     vllm, train = ({pin.name: pin.requirement for pin in of_one} for of_one in pins)
