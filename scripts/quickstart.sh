@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to a trained team of two agents; `scripts/quickstart.sh --help` says how.
 set -euo pipefail
+export PYTHONNOUSERSITE=1 # packages of the user would shadow those of a conda environment
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cd "$root"

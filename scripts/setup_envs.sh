@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the two environments of Optima; `scripts/setup_envs.sh --help` says how.
 set -euo pipefail
+export PYTHONNOUSERSITE=1 # packages of the user would shadow those of a conda environment
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 envs=$root/.envs

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Every check of the project, cheapest first; `scripts/test.sh --help` says how.
 set -euo pipefail
+export PYTHONNOUSERSITE=1 # packages of the user would shadow those of a conda environment
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cd "$root"
