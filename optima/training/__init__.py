@@ -1,0 +1,1 @@
+"""Training in the second environment: jobs and their launch here, torch only in sft and score."""
