@@ -26,7 +26,7 @@ class EnvironmentNotFoundError(UsageError):
 
 
 class ModelError(UsageError):
-    """A model directory or hub id cannot be used: missing files, no chat template, no end of turn."""
+    """A model cannot be used: missing files, no chat template, no end of turn."""
 
 
 class RunBusyError(UsageError):
@@ -38,7 +38,7 @@ class StageError(OptimaError):
 
 
 class ProcessError(OptimaError):
-    """A child process failed, died, or missed its deadline; the message ends with its log's tail."""
+    """A child process failed or missed its deadline; the message ends with its log's tail."""
 
 
 class ServerError(OptimaError):

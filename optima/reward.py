@@ -98,7 +98,7 @@ def _worst_loss(
         losses.append(turn_loss)
     if not losses:
         return None, "every utterance is empty"
-    worst = max(losses)
+    worst: float = max(losses)
     if worst <= 0:
         return None, f"R_loss is {worst}, which has no inverse"
     return worst, None

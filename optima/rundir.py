@@ -1,6 +1,6 @@
 """A run is a directory that one process owns; this module is its layout and its durability.
 
-    recipe.yaml  provenance.json  metrics.jsonl  LOCK  logs/attempt_N/  <iteration>/<stage>/DONE.json
+    recipe.yaml  provenance.json  metrics.jsonl  LOCK  logs/attempt_N/  <part>/<stage>/DONE.json
 
 A stage is finished when its DONE.json, written last, names the digest of the inputs it was made
 from. Whole files are written under a temporary name, synced and renamed; record files that grow
@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal, Self
+from typing import IO, Literal, Self, TypeVar
 
 from pydantic import ValidationError
 
@@ -27,6 +27,8 @@ from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.schema import Recipe
 from optima.seeding import digest
 from optima.types import Record
+
+R = TypeVar("R", bound=Record)
 
 # What may differ between two attempts of a run: where it runs, not what it computes.
 RESUMABLE_SECTIONS = ("serving",)
@@ -66,7 +68,9 @@ class Stage:
             raise StageError(f"stage {self.name}: used before it finished")
         return digest(*(f"{k}={v}" for k, v in sorted(self.done.outputs.items())))
 
-    def finish(self, outputs: Iterable[Path] = (), metrics: Mapping[str, float] | None = None) -> None:
+    def finish(
+        self, outputs: Iterable[Path] = (), metrics: Mapping[str, float] | None = None
+    ) -> None:
         """Write DONE.json: digests of ``outputs`` (files; of a directory, its files' sizes)."""
         self.done = StageDone(
             stage=self.name,
@@ -149,13 +153,16 @@ class RunDir:
                 write_text(marker, key)
         return Stage(name=name, path=path, inputs=key, done=done)
 
+    def finished_stages(self) -> list[StageDone]:
+        """Return the finished stages in the order in which they were begun."""
+        found = [read_done(path.parent) for path in self.root.glob("**/DONE.json")]
+        return sorted((d for d in found if d is not None), key=lambda d: d.started_unix_s)
+
     def write_metrics(self) -> None:
         """Rewrite metrics.jsonl from the finished stages, in the order in which they ran."""
-        found = [read_done(p.parent) for p in self.root.glob("**/DONE.json")]
-        stages = sorted((d for d in found if d is not None), key=lambda d: d.started_unix_s)
         lines = [
-            json.dumps({"stage": d.stage, "seconds": d.seconds, **d.metrics}, sort_keys=False)
-            for d in stages
+            json.dumps({"stage": done.stage, "seconds": done.seconds, **done.metrics})
+            for done in self.finished_stages()
         ]
         write_text(self.root / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
 
@@ -205,7 +212,7 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
     return n
 
 
-def read_records[R: Record](path: Path, kind: type[R]) -> Iterator[R]:
+def read_records(path: Path, kind: type[R]) -> Iterator[R]:
     """Yield the records of a JSON Lines file one by one; StageError names a line that is none."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -219,7 +226,7 @@ def read_records[R: Record](path: Path, kind: type[R]) -> Iterator[R]:
                 ) from error
 
 
-class RecordAppender[R: Record]:
+class RecordAppender:
     """Appends records to a file that survives crashes: a torn last line is cut on opening."""
 
     def __init__(self, path: Path) -> None:
@@ -236,7 +243,7 @@ class RecordAppender[R: Record]:
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def append(self, record: R) -> None:
+    def append(self, record: Record) -> None:
         """Append one record; it is with the kernel when this returns, so a SIGKILL keeps it."""
         with disk_errors(self.path):
             self._file.write(record.model_dump_json().encode() + b"\n")

@@ -130,3 +130,15 @@ class ModelRef(Record):
 
     path: str
     adapter: str | None = None
+
+
+class TurnLosses(Record):
+    """Mean negative log-likelihood of each turn under the base model, in nats per token.
+
+    None where a turn is empty or its loss is not finite.
+    """
+
+    schema_version: Literal[1] = 1
+    problem_id: str
+    n: int
+    losses: tuple[float | None, ...]

@@ -76,7 +76,9 @@ class ChatTemplate:
         self.origin = origin
         self.has_system = self._accepts("system", "user", "assistant")
         accepts_runs = self.has_system and self._accepts("system", "assistant", "assistant")
-        self.roles: Roles = ("assistant" if accepts_runs else "alternate") if roles == "auto" else roles
+        self.roles: Roles = (
+            ("assistant" if accepts_runs else "alternate") if roles == "auto" else roles
+        )
         if self.roles == "assistant" and not accepts_runs:
             raise ModelError(
                 f"model.roles=assistant: {origin} refuses a system prompt followed by several "
@@ -167,7 +169,9 @@ def _model_file(model: str, name: str, revision: str | None) -> Path | None:
         return Path(hf_hub_download(model, name, revision=revision))
     except EntryNotFoundError as error:
         if "cannot find" in str(error).lower() and "offline" in str(error).lower():
-            raise ModelError(f"model.path={model}: not in the local cache, no hub reached") from error
+            raise ModelError(
+                f"model.path={model}: not in the local cache, no hub reached"
+            ) from error
         return None
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(

@@ -1,0 +1,1 @@
+"""One short loop per method over shared stages; every stage resumes."""

@@ -1,0 +1,74 @@
+"""Held-out evaluation of the models of a run (paper section 4: temperature 0).
+
+The evaluation's reward divides the tokens by those of the first model of the run on the same
+problem, capped at 1: a yardstick that stays the same while the models change, unlike the group
+maximum of training, which shrinks with the model.
+"""
+
+from dataclasses import dataclass
+
+from optima.pipelines import judge
+from optima.pipelines.context import Model, RunContext
+from optima.pipelines.talk import TalkPlan, talk
+from optima.rundir import Stage
+from optima.types import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """One model's figures on the held-out problems."""
+
+    label: str
+    model: str
+    score: float
+    answered: float
+    tokens: float
+    turns: float
+    reward: float
+    seconds: float
+
+
+class Evaluations:
+    """Evaluates models one after the other and keeps their figures, first model first."""
+
+    def __init__(self, context: RunContext, problems: tuple[Problem, ...]) -> None:
+        self._context = context
+        self._problems = problems
+        self._normalisers: dict[str, int] | None = None
+        self._rows: list[EvaluationRow] = []
+
+    def add(self, model: Model) -> None:
+        """Let ``model`` converse about all held-out problems and reward it."""
+        context, name = self._context, f"evaluate/{model.label}"
+        section = context.recipe.evaluation
+        plan = TalkPlan(n_samples=section.n_samples, temperature=section.temperature)
+        talked = talk(context, f"{name}/talk", model, self._problems, plan)
+        if self._normalisers is None:
+            self._normalisers = judge.group_maximum(talked)
+        scored = judge.score(context, f"{name}/score", talked)
+        ranked = judge.rank(
+            context, f"{name}/rank", self._problems, (talked, scored), self._normalisers
+        )
+        self._rows.append(_row(model, talked, ranked, self._seconds(model)))
+
+    def rows(self) -> tuple[EvaluationRow, ...]:
+        """Return the figures of all models so far."""
+        return tuple(self._rows)
+
+    def _seconds(self, model: Model) -> float:
+        """Return the wall time of all stages that made the model, its iteration only."""
+        stages = self._context.run.finished_stages()
+        return sum(done.seconds for done in stages if done.stage.split("/")[0] == model.label)
+
+
+def _row(model: Model, talked: Stage, ranked: Stage, seconds: float) -> EvaluationRow:
+    return EvaluationRow(
+        label=model.label,
+        model=model.ref.adapter or model.ref.path,
+        score=ranked.metrics["reward/task"],
+        answered=talked.metrics["conversations/answered"],
+        tokens=talked.metrics["tokens/conversation"],
+        turns=talked.metrics["turns/conversation"],
+        reward=ranked.metrics["reward/total"],
+        seconds=seconds,
+    )

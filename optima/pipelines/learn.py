@@ -1,0 +1,245 @@
+"""The stages that turn rewards into the next model: select, rows, train; and the cold start."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from optima.errors import StageError
+from optima.pipelines.context import Model, RunContext
+from optima.pipelines.judge import REWARDS
+from optima.pipelines.talk import FILE as CONVERSATIONS
+from optima.pipelines.talk import speakers_for
+from optima.prompts.scripts import scripted_utterances
+from optima.recipe.schema import ColdStartSection, TrainSection
+from optima.rundir import Stage, read_records, write_records
+from optima.seeding import derive_seed, rng
+from optima.selection import best_of_n, select_top
+from optima.tasks.answers import last_marked_answer
+from optima.tasks.loading import sample_problems
+from optima.trainset import conversation_rows, is_held_out
+from optima.training.jobs import SftJob, TrainResult
+from optima.training.launch import run_sft
+from optima.types import Conversation, Problem, RewardParts, TrainingRow, Turn
+
+logger = logging.getLogger(__name__)
+ROWS = "rows.jsonl"
+EVAL_ROWS = "eval_rows.jsonl"
+SELECTED = "selected.jsonl"
+SCRIPTS = "scripts.jsonl"
+
+
+def select(
+    context: RunContext, name: str, problems: Sequence[Problem], talk: Stage, ranked: Stage
+) -> Stage:
+    """Write the selected conversations' rewards and their training rows (paper Alg. 2).
+
+    Raises StageError when nothing passes, and says how far the best one was.
+    """
+    section = context.recipe.select
+    stage = context.run.stage(name, talk.output_digest, ranked.output_digest)
+    if stage.done:
+        return stage
+    rewards = read_records(ranked.path / REWARDS, RewardParts)
+    best = [
+        parts
+        for _, group in groupby(rewards, key=lambda parts: parts.problem_id)
+        if (parts := best_of_n(group)) is not None
+    ]
+    selected = select_top(best, section)
+    if not selected:
+        values = [parts.task if section.threshold_on == "task" else parts.total for parts in best]
+        highest = max((value for value in values if value is not None), default=None)
+        reason = (
+            f"the best of {len(best)} candidates reaches {highest:.3f}"
+            if highest is not None
+            else "no candidate was eligible"
+        )
+        raise StageError(
+            f"stage {name}: nothing to train on: {reason}, select.theta is {section.theta}; "
+            "lower select.theta, raise sampling.n_samples, or help the model with cold_start or "
+            "conversation.worked_example"
+        )
+    keys = {(parts.problem_id, parts.n) for parts in selected}
+    problem_by_id = {problem.problem_id: problem for problem in problems}
+
+    def rows() -> Iterator[TrainingRow]:
+        for conversation in read_records(talk.path / CONVERSATIONS, Conversation):
+            if (conversation.problem_id, conversation.n) in keys:
+                problem = problem_by_id[conversation.problem_id]
+                yield from conversation_rows(
+                    conversation.problem_id,
+                    conversation.n,
+                    conversation.turns,
+                    speakers_for(context, problem),
+                )
+
+    write_records(stage.path / SELECTED, selected)
+    counts = _write_rows(context, stage.path, rows())
+    outputs = [stage.path / file for file in (SELECTED, ROWS, EVAL_ROWS)]
+    total = sum(parts.total or 0.0 for parts in selected) / len(selected)
+    tokens = sum(parts.n_tokens for parts in selected) / len(selected)
+    stage.finish(
+        outputs,
+        {
+            "selected/problems": float(len(selected)),
+            "selected/candidates": float(len(best)),
+            "selected/reward": total,
+            "selected/tokens": tokens,
+            **counts,
+        },
+    )
+    context.run.write_metrics()
+    logger.info(
+        "%s: done, %d of %d problems kept, mean reward %.3f, %.1f tokens",
+        name, len(selected), len(problems), total, tokens,
+    )  # fmt: skip
+    return stage
+
+
+def script(context: RunContext, name: str, problems: Sequence[Problem]) -> Stage:
+    """Write conversations scripted from gold evidence, and their training rows (cold start)."""
+    section = context.recipe.cold_start
+    assert section is not None
+    with_evidence = [problem for problem in problems if problem.evidence]
+    ids = "\n".join(problem.problem_id for problem in with_evidence)
+    stage = context.run.stage(name, ids, repr(section), context.base.digest)
+    if stage.done:
+        return stage
+    chosen = sample_problems(
+        with_evidence, section.n_problems, seed=context.recipe.seed, stage=name
+    )
+    if not chosen:
+        raise StageError(
+            f"stage {name}: none of {len(problems)} problems carries evidence to script from; "
+            "remove cold_start"
+        )
+    scripts = [_scripted_conversation(context, section, problem) for problem in chosen]
+    rows = (
+        row
+        for problem, conversation in zip(chosen, scripts, strict=True)
+        for row in conversation_rows(
+            problem.problem_id, conversation.n, conversation.turns, speakers_for(context, problem)
+        )
+    )
+    write_records(stage.path / SCRIPTS, scripts)
+    counts = _write_rows(context, stage.path, rows)
+    stage.finish([stage.path / file for file in (SCRIPTS, ROWS, EVAL_ROWS)], counts)
+    context.run.write_metrics()
+    logger.info("%s: done, %d conversations scripted from evidence", name, len(scripts))
+    return stage
+
+
+def train(
+    context: RunContext, name: str, start: Model, rows: Stage, section: TrainSection, label: str
+) -> Model:
+    """Train ``start`` on the rows of a stage and return the model called ``label``."""
+    stage = context.run.stage(name, start.digest, rows.output_digest, repr(section))
+    result_path = stage.path / "result.json"
+    if not stage.done:
+        n_eval_rows = rows.metrics["rows/eval"]
+        logger.info("%s: %d rows from %s", name, int(rows.metrics["rows/train"]), start.label)
+        context.device.vacate()
+        job = SftJob(
+            model=start.ref,
+            rows_path=str((rows.path / ROWS).resolve()),
+            eval_rows_path=str((rows.path / EVAL_ROWS).resolve()) if n_eval_rows else None,
+            output_dir=str(stage.path.resolve()),
+            train=section,
+            seed=derive_seed(context.recipe.seed, name) % 2**31,
+            device=context.device.devices.kind,
+            trust_remote_code=context.recipe.model.trust_remote_code,
+        )
+        result = run_sft(
+            job,
+            env=context.train_env,
+            devices=context.device.devices,
+            log_path=context.log_path(name),
+        )
+        stage.finish([result_path], _train_metrics(result))
+        context.run.write_metrics()
+        logger.info(
+            "%s: done in %.0f s, loss %.3f, %.0f tokens/s",
+            name, result.seconds, result.train_loss, result.tokens_per_s,
+        )  # fmt: skip
+    result = TrainResult.model_validate_json(result_path.read_bytes())
+    return Model(label=label, ref=result.model, digest=stage.output_digest)
+
+
+def cold_start_section(section: TrainSection, cold: ColdStartSection) -> TrainSection:
+    """Return the training section of the cold start: the recipe's, with the cold start's own."""
+    return section.model_copy(
+        update={
+            "learning_rate": cold.learning_rate,
+            "epochs": cold.epochs,
+            "batch_size": cold.batch_size,
+        }
+    )
+
+
+def _scripted_conversation(
+    context: RunContext, section: ColdStartSection, problem: Problem
+) -> Conversation:
+    seed, names = context.recipe.seed, context.recipe.agents.names
+    draw = rng(seed, "cold_start", "register", problem.problem_id).random()
+    texts = scripted_utterances(
+        problem,
+        answer_style=context.task.answer_style,
+        setting=context.task.setting,
+        names=names,
+        is_terse=draw < section.terse_share,
+        seed=seed,
+    )
+    turns = tuple(
+        Turn(
+            agent=k % len(names),
+            name=names[k % len(names)],
+            text=text,
+            answer=last_marked_answer(text, context.task.answer_style),
+            n_prompt_tokens=0,
+            n_tokens=0,  # nothing was generated
+            finish_reason="stop",
+            seconds=0.0,
+        )
+        for k, text in enumerate(texts)
+    )
+    return Conversation(
+        problem_id=problem.problem_id,
+        n=0,
+        format_id=None,
+        turns=turns,
+        stop_reason="agreement",
+        answer=turns[-1].answer,
+    )
+
+
+def _write_rows(context: RunContext, path: Path, rows: Iterable[TrainingRow]) -> dict[str, float]:
+    seed, share = context.recipe.seed, context.recipe.train.eval_share
+    kept: tuple[list[TrainingRow], list[TrainingRow]] = ([], [])
+    for row in rows:
+        kept[is_held_out(row.problem_id, seed=seed, share=share)].append(row)
+    train_rows, eval_rows = kept
+    if not train_rows:  # a handful of problems, all of them drawn for evaluation
+        train_rows, eval_rows = eval_rows, []
+    return {
+        "rows/train": float(write_records(path / ROWS, train_rows)),
+        "rows/eval": float(write_records(path / EVAL_ROWS, eval_rows)),
+    }
+
+
+def _train_metrics(result: TrainResult) -> dict[str, float]:
+    metrics = {
+        "train/rows": float(result.n_rows),
+        "train/rows_dropped": float(result.n_dropped_rows),
+        "train/steps": float(result.n_steps),
+        "train/loss": result.train_loss,
+        "train/tokens_per_s": result.tokens_per_s,
+        "train/seconds": result.seconds,
+        "tokens/trained": float(result.n_tokens),
+        "tokens/trained_with_loss": float(result.n_loss_tokens),
+    }
+    if result.eval_loss is not None:
+        metrics["train/eval_loss"] = result.eval_loss
+    if result.eval_loss_before is not None:
+        metrics["train/eval_loss_before"] = result.eval_loss_before
+    return metrics

@@ -1,0 +1,66 @@
+"""The problems of a run, read once and stored with it."""
+
+import logging
+from dataclasses import dataclass
+
+from optima.pipelines.context import RunContext
+from optima.rundir import read_records, write_records
+from optima.tasks.loading import load_problems, sample_problems
+from optima.types import Problem
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Problems:
+    """The train split, the held-out problems, and how many an iteration takes (None: all)."""
+
+    train: tuple[Problem, ...]
+    test: tuple[Problem, ...]
+    n_train: int | None
+    seed: int
+
+    def for_iteration(self, t: int) -> tuple[Problem, ...]:
+        """Return the problems of iteration ``t``, a seeded sample of its own."""
+        return sample_problems(self.train, self.n_train, seed=self.seed, stage=f"iter_{t}")
+
+
+def read_problems(context: RunContext) -> Problems:
+    """Read both splits, or what an earlier attempt stored of them."""
+    recipe = context.recipe
+    stage = context.run.stage("problems", recipe.task, repr(recipe.data), repr(recipe.seed))
+    train_path, test_path = stage.path / "train.jsonl", stage.path / "test.jsonl"
+    if not stage.done:
+        train, test = (
+            load_problems(
+                context.task,
+                recipe.data,
+                split,
+                n_agents=len(recipe.agents.names),
+                seed=recipe.seed,
+            )
+            for split in ("train", "test")
+        )
+        held_out = sample_problems(
+            test.problems, recipe.data.n_test, seed=recipe.seed, stage="evaluate"
+        )
+        write_records(train_path, train.problems)
+        write_records(test_path, held_out)
+        stage.finish(
+            [train_path, test_path],
+            {
+                "problems/train": float(len(train.problems)),
+                "problems/train_skipped": float(len(train.skipped)),
+                "problems/test": float(len(held_out)),
+                "problems/test_skipped": float(len(test.skipped)),
+            },
+        )
+        context.run.write_metrics()
+    problems = Problems(
+        train=tuple(read_records(train_path, Problem)),
+        test=tuple(read_records(test_path, Problem)),
+        n_train=recipe.data.n_train,
+        seed=recipe.seed,
+    )
+    logger.info("problems: %d to train on, %d held out", len(problems.train), len(problems.test))
+    return problems

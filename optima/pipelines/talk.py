@@ -1,0 +1,240 @@
+"""The stage in which agents converse: problems in, conversations.jsonl out.
+
+Conversations are appended as they end and put in order when all are there, so that a rerun gives
+the same file whatever ended first. Resume holds exactly the missing ones.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from optima.conversation.agent import Speaker
+from optima.conversation.dialogue import Dialogue, Request
+from optima.conversation.rollouts import RoutedCompletion, hold_conversations
+from optima.errors import StageError
+from optima.pipelines.context import Model, RunContext
+from optima.prompts.formats import Format
+from optima.prompts.rendering import system_prompt
+from optima.rundir import RecordAppender, Stage, atomic_writer, disk_errors, repair_tail
+from optima.seeding import derive_seed, rng
+from optima.serving.client import CompletionClient, Server
+from optima.serving.fleet import Fleet
+from optima.types import Conversation, Problem
+
+logger = logging.getLogger(__name__)
+FILE = "conversations.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class TalkPlan:
+    """How candidates are drawn: N per problem, temperature, nucleus mass, and the format pool."""
+
+    n_samples: int
+    temperature: float
+    top_p: float = 1.0
+    formats: tuple[Format, ...] = ()
+
+
+def talk(
+    context: RunContext, name: str, model: Model, problems: Sequence[Problem], plan: TalkPlan
+) -> Stage:
+    """Let the agents, all played by ``model``, hold ``plan.n_samples`` conversations a problem.
+
+    Raises StageError when more than ``conversation.max_error_rate`` of them end in an error; a
+    rerun tries exactly those again.
+    """
+    ids = "\n".join(problem.problem_id for problem in problems)
+    stage = context.run.stage(name, model.digest, ids, repr(plan))
+    if stage.done:
+        return stage
+    path = stage.path / FILE
+    held = _keep_good_records(path)
+    n_total = len(problems) * plan.n_samples
+    logger.info(
+        "%s: %d problems x %d conversations with %s%s",
+        name, len(problems), plan.n_samples, model.label,
+        f", {len(held)} held before" if held else "",
+    )  # fmt: skip
+    if len(held) < n_total:
+        fleet = context.device.fleet(model.ref)
+        missing = _dialogues(context, name, problems, plan, held)
+        asyncio.run(_hold(context, fleet, missing, path, plan, (len(held), n_total)))
+    statistics = _finalise(path, {problem.problem_id: i for i, problem in enumerate(problems)})
+    n_errors = statistics["conversations/errors"]
+    if n_errors > context.recipe.conversation.max_error_rate * n_total:
+        raise StageError(
+            f"stage {name}: {n_errors:.0f} of {n_total} conversations ended in an error, more "
+            f"than conversation.max_error_rate allows; the first says: {_first_error(path)}; see "
+            f"{context.run.log_dir}, then run again to try exactly those"
+        )
+    stage.finish([path], statistics)
+    context.run.write_metrics()
+    logger.info(
+        "%s: done in %.0f s, %.1f tokens a conversation, %.0f %% answered",
+        name, stage.done.seconds if stage.done else 0.0, statistics["tokens/conversation"],
+        100 * statistics["conversations/answered"],
+    )  # fmt: skip
+    return stage
+
+
+async def _hold(
+    context: RunContext,
+    fleet: Fleet,
+    dialogues: Iterator[Dialogue],
+    path: Path,
+    plan: TalkPlan,
+    counts: tuple[int, int],
+) -> None:
+    serving = context.recipe.serving
+    n_held, n_total = counts
+    async with CompletionClient(fleet.servers, fleet.model_name, serving) as client:
+
+        async def generate(request: Request, preferred: object) -> RoutedCompletion:
+            return await client.complete(
+                request.prompt,
+                max_tokens=request.max_tokens,
+                temperature=plan.temperature,
+                top_p=plan.top_p,
+                seed=request.seed,
+                prefer=preferred if isinstance(preferred, Server) else None,
+            )
+
+        concurrency = min(serving.concurrency * len(fleet.servers), n_total - n_held)
+        with (
+            RecordAppender(path) as appender,
+            tqdm(
+                total=n_total, initial=n_held, desc=path.parent.name, unit="conv",
+                disable=not sys.stderr.isatty(),
+            ) as bar,
+        ):  # fmt: skip
+
+            def keep(conversation: Conversation) -> None:
+                appender.append(conversation)
+                bar.update()
+
+            await hold_conversations(dialogues, generate, keep, concurrency=concurrency)
+
+
+def speakers_for(
+    context: RunContext, problem: Problem, format_text: str | None = None
+) -> tuple[Speaker, ...]:
+    """Return the speakers of a problem, each with its own prompt, in order of speaking."""
+    recipe, task = context.recipe, context.task
+    return tuple(
+        Speaker(
+            agent=agent,
+            name=name,
+            system_prompt=system_prompt(
+                problem,
+                setting=task.setting,
+                answer_style=task.answer_style,
+                names=recipe.agents.names,
+                agent=agent,
+                format_text=format_text,
+                worked_example=recipe.conversation.worked_example,
+            ),
+            template=context.template,
+        )
+        for agent, name in enumerate(recipe.agents.names)
+    )
+
+
+def _dialogues(
+    context: RunContext,
+    name: str,
+    problems: Sequence[Problem],
+    plan: TalkPlan,
+    held: set[tuple[str, int]],
+) -> Iterator[Dialogue]:
+    seed = context.recipe.seed
+    for problem in problems:
+        speakers = () if plan.formats else speakers_for(context, problem)
+        for n in range(plan.n_samples):
+            if (problem.problem_id, n) in held:
+                continue
+            drawn = None
+            if plan.formats:
+                drawn = rng(seed, name, "format", problem.problem_id, n).choice(plan.formats)
+                speakers = speakers_for(context, problem, drawn.text)
+            yield Dialogue(
+                problem_id=problem.problem_id,
+                n=n,
+                speakers=speakers,
+                answer_style=context.task.answer_style,
+                limits=context.recipe.conversation,
+                seed=derive_seed(seed, name),
+                format_id=drawn.format_id if drawn else None,
+            )
+
+
+def _keep_good_records(path: Path) -> set[tuple[str, int]]:
+    """Return the conversations already held; failed, torn and doubled ones leave the file."""
+    repair_tail(path)
+    held: set[tuple[str, int]] = set()
+    if not path.exists():
+        return held
+    with disk_errors(path), path.open(encoding="utf-8") as old, atomic_writer(path) as new:
+        for line in old:
+            try:
+                record = json.loads(line)
+                key = (record["problem_id"], record["n"])
+                is_good = record["error"] is None and key not in held
+            except (ValueError, KeyError, TypeError):
+                logger.warning("%s: dropped a line that is no conversation", path)
+                continue
+            if is_good:
+                held.add(key)
+                new.write(line)
+    return held
+
+
+def _finalise(path: Path, order: dict[str, int]) -> dict[str, float]:
+    """Put the file in the order of problems and samples, and return its statistics."""
+    places: list[tuple[int, int, int]] = []
+    counts: Counter[str] = Counter()
+    if not path.exists():
+        path.touch()
+    with path.open("rb") as file:
+        offset = 0
+        for line in file:
+            conversation = Conversation.model_validate_json(line)
+            places.append((order[conversation.problem_id], conversation.n, offset))
+            offset += len(line)
+            counts["tokens"] += conversation.n_tokens
+            counts["prompt_tokens"] += sum(turn.n_prompt_tokens for turn in conversation.turns)
+            counts["turns"] += len(conversation.turns)
+            counts["answered"] += conversation.answer is not None
+            counts["errors"] += conversation.error is not None
+            counts[f"stop/{conversation.stop_reason}"] += 1
+            for fault in conversation.faults:
+                counts[f"fault/{fault}"] += 1
+        places.sort()
+        with disk_errors(path), atomic_writer(path) as ordered:
+            for _, _, place in places:
+                file.seek(place)
+                ordered.write(file.readline().decode())
+    n = max(1, len(places))
+    shares = {key: counts[key] / n for key in sorted(counts) if key.startswith(("stop/", "fault/"))}
+    return {
+        "conversations": float(len(places)),
+        "conversations/errors": float(counts["errors"]),
+        "conversations/answered": counts["answered"] / n,
+        "turns/conversation": counts["turns"] / n,
+        "tokens/conversation": counts["tokens"] / n,
+        "tokens/generated": float(counts["tokens"]),
+        "tokens/prompt": float(counts["prompt_tokens"]),
+        **shares,
+    }
+
+
+def _first_error(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        errors = (json.loads(line)["error"] for line in file)
+        return next((error for error in errors if error), "nothing")

@@ -1,0 +1,1 @@
+"""Tables of runs for people to read."""
