@@ -1,0 +1,1 @@
+"""Other Python environments, the processes that run in them, and the devices they run on."""

@@ -1,0 +1,126 @@
+"""The other Python environments (vLLM, training) and how a process of one is entered.
+
+An environment is entered by running its interpreter with its ``bin`` first on PATH, never through
+a shell or an activation script. Symbolic links of an interpreter are kept as they are: a virtual
+environment is recognised by the path it is started under.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import optima
+from optima.errors import EnvironmentNotFoundError
+
+Role = Literal["vllm", "train"]
+
+_REMEDY = "make it with scripts/setup_envs.sh, or name an environment by prefix path or conda name"
+_CONDA_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A Python environment: the folder it lives in and the interpreter to start."""
+
+    prefix: Path
+    python: Path
+
+    def environ(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Return the environment variables of a process that runs here, ``extra`` last.
+
+        ``bin`` of the prefix leads PATH, the folder with package ``optima`` leads PYTHONPATH, so
+        that the environment needs no installed copy of the project.
+        """
+        environ = dict(os.environ)
+        # Ours would win over the started interpreter's own idea of where it lives.
+        for name in ("PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV"):
+            environ.pop(name, None)
+        environ["PATH"] = _joined(str(self.prefix / "bin"), environ.get("PATH"))
+        environ["PYTHONPATH"] = _joined(str(_package_root()), environ.get("PYTHONPATH"))
+        environ["PYTHONNOUSERSITE"] = "1"  # conda environments would see the user's packages
+        environ["PYTHONUNBUFFERED"] = "1"  # a log's last lines are there when a process is killed
+        environ.update(extra or {})
+        return environ
+
+
+def resolve_environment(spec: str | None, role: Role) -> Environment:
+    """Find the environment ``spec`` names: a prefix path, a path to a python, or a conda name.
+
+    Without ``spec``: OPTIMA_VLLM_ENV or OPTIMA_TRAIN_ENV, then ``.envs/<role>`` below the working
+    directory or the repository, then the conda environment ``optima-<role>``. Raises
+    EnvironmentNotFoundError when nothing usable is found.
+    """
+    variable = f"OPTIMA_{role.upper()}_ENV"
+    if spec is not None:
+        return _named(spec, f"--{role}-env")
+    if os.environ.get(variable):
+        return _named(os.environ[variable], variable)
+    tried = [Path.cwd() / ".envs" / role, _package_root() / ".envs" / role]
+    for prefix in tried:
+        if (prefix / "bin" / "python").exists():
+            return _from_prefix(prefix)
+    name = f"optima-{role}"
+    found = _conda_environments().get(name)
+    if found is not None:
+        return _from_prefix(found)
+    places = ", ".join(str(path) for path in dict.fromkeys(tried))
+    raise EnvironmentNotFoundError(
+        f"{role} environment: found none in {variable}, {places}, or conda ({name}); {_REMEDY}"
+    )
+
+
+def _named(spec: str, place: str) -> Environment:
+    path = Path(spec).expanduser()
+    if os.sep in spec or path.is_dir():
+        path = path.absolute()
+        if path.is_dir():
+            return _from_prefix(path, place)
+        if path.is_file() and os.access(path, os.X_OK):
+            return Environment(prefix=path.parent.parent, python=path)
+        raise EnvironmentNotFoundError(
+            f"{place}: {spec}: neither a folder nor a program; {_REMEDY}"
+        )
+    known = _conda_environments()
+    if spec in known:
+        return _from_prefix(known[spec], place)
+    names = ", ".join(sorted(known)) or "none"
+    raise EnvironmentNotFoundError(
+        f"{place}: {spec}: no conda environment of this name (known: {names}) and no folder here; "
+        f"{_REMEDY}"
+    )
+
+
+def _from_prefix(prefix: Path, place: str = "environment") -> Environment:
+    python = prefix / "bin" / "python"
+    if not (python.is_file() and os.access(python, os.X_OK)):
+        raise EnvironmentNotFoundError(f"{place}: {prefix}: has no bin/python that runs; {_REMEDY}")
+    return Environment(prefix=prefix, python=python)
+
+
+def _conda_environments() -> dict[str, Path]:
+    """Return conda's environments by name, none where there is no conda that answers."""
+    conda = os.environ.get("CONDA_EXE", "conda")
+    try:
+        answer = subprocess.run(
+            [conda, "env", "list", "--json"],
+            capture_output=True,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_CONDA_TIMEOUT_S,
+        )
+        prefixes = json.loads(answer.stdout)["envs"]
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError):
+        return {}
+    return {Path(prefix).name: Path(prefix) for prefix in reversed(prefixes)}
+
+
+def _package_root() -> Path:
+    return Path(optima.__file__).absolute().parent.parent
+
+
+def _joined(first: str, rest: str | None) -> str:
+    return f"{first}{os.pathsep}{rest}" if rest else first

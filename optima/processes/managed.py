@@ -1,0 +1,208 @@
+"""A child process with an owner: started in its own session, logged, waited for with deadlines.
+
+Between owner and child stands the guard (see ``guard``): when the owner ends, by whatever cause,
+everything below ends with it. Exit statuses are read and explained, never ignored.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from optima.errors import ProcessError
+from optima.processes import guard
+
+logger = logging.getLogger(__name__)
+
+_STOP_TIMEOUT_S = guard.GRACE_S + 15.0
+_TAIL_LINES = 20
+_TAIL_BYTES = 64 * 1024
+_TAIL_WIDTH = 500
+
+
+class ProcessTimeoutError(ProcessError):
+    """A child process was still running at its deadline."""
+
+
+class ManagedProcess:
+    """A guarded child process; a context manager that starts it and stops it.
+
+    Standard error, and standard output without ``pipes``, are appended to ``log_path``. With
+    ``pipes`` the byte streams ``stdin`` and ``stdout`` talk to the child.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        name: str,
+        log_path: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        pipes: bool = False,
+    ) -> None:
+        self.argv = tuple(argv)
+        self.name = name
+        self.log_path = log_path
+        self._env = None if env is None else dict(env)
+        self._cwd = cwd
+        self._pipes = pipes
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._owner_fd: int | None = None
+        self._log_start = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        """What the child reads; only with ``pipes``."""
+        stream = self._running().stdin
+        assert stream is not None, "the process has no pipes"
+        return stream
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        """What the child writes; only with ``pipes``."""
+        stream = self._running().stdout
+        assert stream is not None, "the process has no pipes"
+        return stream
+
+    @property
+    def guard_pid(self) -> int:
+        """Process id of the guard; the child is below it."""
+        return self._running().pid
+
+    def start(self) -> None:
+        """Start the child. Raises ProcessError when even the guard cannot be started."""
+        assert self._guard is None, f"{self.name} is started already"
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        read_fd, write_fd = os.pipe()  # close-on-exec: no other child inherits the write end
+        try:
+            with self.log_path.open("ab") as log:
+                self._log_start = log.tell()
+                self._guard = subprocess.Popen(
+                    [sys.executable, "-I", guard.__file__, str(read_fd), "--", *self.argv],
+                    stdin=subprocess.PIPE if self._pipes else subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if self._pipes else log,
+                    stderr=log,
+                    env=self._env,
+                    cwd=self._cwd,
+                    pass_fds=(read_fd,),
+                    start_new_session=True,  # Ctrl-C reaches the owner, who stops its children
+                )
+        except OSError as error:
+            os.close(write_fd)
+            raise ProcessError(f"{self.name}: cannot be started: {error}") from error
+        finally:
+            os.close(read_fd)
+        self._owner_fd = write_fd
+        logger.debug("%s: started, log %s", self.name, self.log_path)
+
+    def poll(self) -> int | None:
+        """Return the exit status (negative: signal), None while the child runs."""
+        return self._running().poll()
+
+    def wait(self, timeout_s: float) -> int:
+        """Return the exit status. Raises ProcessTimeoutError when it takes over ``timeout_s``."""
+        try:
+            return self._running().wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise ProcessTimeoutError(
+                f"{self.name}: still running after {timeout_s:.0f} s, its deadline; "
+                f"{self.log_excerpt()}"
+            ) from error
+
+    def check(self, timeout_s: float) -> None:
+        """Wait for the child to end well. Raises ProcessError, with the log's end, if it fails."""
+        status = self.wait(timeout_s)
+        if status != 0:
+            raise self.failure()
+
+    def failure(self) -> ProcessError:
+        """Return the error that says how the child ended and what it wrote last."""
+        status = self.poll()
+        ending = "is still running" if status is None else explain_status(status)
+        return ProcessError(f"{self.name}: {ending}; {self.log_excerpt()}")
+
+    def stop(self) -> None:
+        """End the child and everything below it; does nothing when that has happened."""
+        with self._lock:
+            if self._guard is None:
+                return
+            self._release()
+            try:
+                self._guard.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                logger.warning("%s: its guard hangs, killing it", self.name)
+                self._guard.kill()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._guard.wait(_STOP_TIMEOUT_S)
+            for stream in (self._guard.stdin, self._guard.stdout):
+                if stream is not None:
+                    with contextlib.suppress(OSError):  # unwritten bytes for a process that is gone
+                        stream.close()
+
+    def log_excerpt(self) -> str:
+        """Return where the log is and its last lines, of this start only."""
+        tail = self.log_tail()
+        if not tail:
+            return f"its log is empty: {self.log_path}"
+        return f"the end of {self.log_path}:\n" + "\n".join(f"  {line}" for line in tail)
+
+    def log_tail(self, n_lines: int = _TAIL_LINES) -> list[str]:
+        """Return the last lines that are not blank, of this start only, long ones cut."""
+        try:
+            with self.log_path.open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                log.seek(max(self._log_start, size - _TAIL_BYTES))
+                text = log.read().decode(errors="replace")
+        except OSError:
+            return []
+        lines = [line.rstrip() for line in text.replace("\r", "\n").split("\n")]
+        return [line[:_TAIL_WIDTH] for line in lines if line][-n_lines:]
+
+    def _release(self) -> None:
+        if self._owner_fd is not None:
+            with contextlib.suppress(OSError):  # the guard is gone already
+                os.write(self._owner_fd, b"x")
+            os.close(self._owner_fd)
+            self._owner_fd = None
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        assert self._guard is not None, f"{self.name} is not started"
+        return self._guard
+
+
+def explain_status(status: int) -> str:
+    """Say in words how a process with this exit status ended."""
+    if status >= 0:
+        return f"exited with status {status}"
+    hints = {
+        signal.SIGKILL: " (out of memory?)",
+        signal.SIGSEGV: " (a crash in native code)",
+        signal.SIGBUS: " (a crash in native code, or /dev/shm is full)",
+        signal.SIGILL: " (built for another processor?)",
+    }
+    try:
+        number = signal.Signals(-status)
+    except ValueError:
+        return f"killed by signal {-status}"
+    return f"killed by {number.name}{hints.get(number, '')}"
