@@ -29,30 +29,43 @@ class EvaluationRow:
 
 
 class Evaluations:
-    """Evaluates models one after the other and keeps their figures, first model first."""
+    """Evaluates the models of a run and keeps their figures, first model first.
+
+    Talking and judging are apart: ``add`` talks on the servers that go on to generate the next
+    candidates, ``settle`` judges with the scorer that goes on to score them.
+    """
 
     def __init__(self, context: RunContext, problems: tuple[Problem, ...]) -> None:
         self._context = context
         self._problems = problems
         self._normalisers: dict[str, int] | None = None
+        self._talks: list[tuple[Model, Stage]] = []
         self._rows: list[EvaluationRow] = []
 
     def add(self, model: Model) -> None:
-        """Let ``model`` converse about all held-out problems and reward it."""
-        context, name = self._context, f"evaluate/{model.label}"
-        section = context.recipe.evaluation
+        """Let ``model`` converse about all held-out problems."""
+        section = self._context.recipe.evaluation
         plan = TalkPlan(n_samples=section.n_samples, temperature=section.temperature)
-        talked = talk(context, f"{name}/talk", model, self._problems, plan)
+        name = f"evaluate/{model.label}/talk"
+        talked = talk(self._context, name, model, self._problems, plan)
         if self._normalisers is None:
             self._normalisers = judge.group_maximum(talked)
-        scored = judge.score(context, f"{name}/score", talked)
-        ranked = judge.rank(
-            context, f"{name}/rank", self._problems, (talked, scored), self._normalisers
-        )
-        self._rows.append(_row(model, talked, ranked, self._seconds(model)))
+        self._talks.append((model, talked))
+
+    def settle(self) -> None:
+        """Reward what was added since the last call."""
+        context = self._context
+        for model, talked in self._talks[len(self._rows) :]:
+            name = f"evaluate/{model.label}"
+            scored = judge.score(context, f"{name}/score", talked)
+            ranked = judge.rank(
+                context, f"{name}/rank", self._problems, (talked, scored), self._normalisers
+            )
+            self._rows.append(_row(model, talked, ranked, self._seconds(model)))
 
     def rows(self) -> tuple[EvaluationRow, ...]:
-        """Return the figures of all models so far."""
+        """Return the figures of all models added."""
+        self.settle()
         return tuple(self._rows)
 
     def _seconds(self, model: Model) -> float:

@@ -17,9 +17,9 @@ from optima.seeding import derive_seed, rng
 from optima.selection import best_of_n, select_top
 from optima.tasks.answers import last_marked_answer
 from optima.tasks.loading import sample_problems
-from optima.trainset import conversation_rows, is_held_out
 from optima.training.jobs import SftJob, TrainResult
 from optima.training.launch import run_sft
+from optima.trainset import conversation_rows, is_held_out
 from optima.types import Conversation, Problem, RewardParts, TrainingRow, Turn
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,9 @@ for t = 0, 1, ...:  candidates = N conversations a problem by M_t
 
 from pathlib import Path
 
-from optima.pipelines import evaluate, judge, learn
+from optima.pipelines import judge, learn
 from optima.pipelines.context import Model, RunContext
+from optima.pipelines.evaluate import Evaluations
 from optima.pipelines.problems import Problems, read_problems
 from optima.pipelines.run import open_run
 from optima.pipelines.talk import TalkPlan, talk
@@ -25,7 +26,7 @@ def run_sft_pipeline(
     """Run or resume a whole iSFT run in ``run_dir`` and return its closing table."""
     with open_run(recipe, run_dir, vllm_env=vllm_env, train_env=train_env) as context:
         problems = read_problems(context)
-        evaluations = evaluate.Evaluations(context, problems.test)
+        evaluations = Evaluations(context, problems.test)
         if recipe.evaluation.base:
             evaluations.add(context.base)
         initial = context.base
@@ -35,16 +36,24 @@ def run_sft_pipeline(
         model = initial
         for t in range(recipe.iterations):
             start = model if starts_from_previous(context) else initial
-            model = iterate(context, problems, t, model, start)
+            model = iterate(context, problems, t, model, start, evaluations)
             evaluations.add(model)
         return run_table(context.run.root, evaluations.rows())
 
 
-def iterate(context: RunContext, problems: Problems, t: int, model: Model, start: Model) -> Model:
+def iterate(
+    context: RunContext,
+    problems: Problems,
+    t: int,
+    model: Model,
+    start: Model,
+    evaluations: Evaluations,
+) -> Model:
     """Let ``model`` generate, and train ``start`` on the best of it: one iteration."""
     name = f"iter_{t}"
     train_problems = problems.for_iteration(t)
     candidates = talk(context, f"{name}/generate", model, train_problems, talk_plan(context, t))
+    evaluations.settle()  # while the scorer runs anyway
     losses = judge.score(context, f"{name}/score", candidates)
     ranked = judge.rank(context, f"{name}/rank", train_problems, (candidates, losses))
     rows = learn.select(context, f"{name}/select", train_problems, candidates, ranked)

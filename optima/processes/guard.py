@@ -28,15 +28,17 @@ def main(argv: list[str]) -> int:
     """Run ``argv`` (owner's pipe, ``--``, command) and return the exit status to end with."""
     owner = int(argv[0])
     command = argv[argv.index("--") + 1 :]
-    watched = [owner]
+    watched = select.poll()  # select() refuses descriptors over 1,023, which an owner may hand on
+    watched.register(owner, select.POLLIN)
     with contextlib.suppress(OSError):  # not in old kernels; the pipe remains
-        watched.append(os.pidfd_open(os.getppid()))
+        watched.register(os.pidfd_open(os.getppid()), select.POLLIN)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     os.set_inheritable(owner, False)
     wake_read, wake_write = os.pipe()  # not inheritable; signals end a wait at once
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    watched.register(wake_read, select.POLLIN)
     asked: list[int] = []
     for number in _STOP_SIGNALS:
         signal.signal(number, lambda got, _: asked.append(got))
@@ -48,11 +50,11 @@ def main(argv: list[str]) -> int:
         os.dup2(nothing, fd)
     status: int | None = None
     while status is None and not asked:
-        ready, _, _ = select.select([*watched, wake_read], [], [])
+        ready = {fd for fd, _ in watched.poll()}
         if wake_read in ready:
             os.read(wake_read, 4096)
         status = _reap(child)
-        if any(fd in ready for fd in watched):
+        if ready - {wake_read}:
             break
     status = _end_all(child, status)
     return _exit_like(status)

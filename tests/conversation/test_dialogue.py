@@ -1,0 +1,173 @@
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from optima.conversation.agent import Speaker
+from optima.conversation.dialogue import Completion, Dialogue, Request, clean_utterance
+from optima.conversation.rollouts import hold_conversations
+from optima.conversation.template import ChatTemplate
+from optima.errors import ContextOverflowError, ServerError
+from optima.recipe.schema import ConversationSection
+from optima.types import AnswerStyle, Conversation
+from tests.templates import CHATML, SPECIAL_TOKENS
+
+TEMPLATE = ChatTemplate(CHATML, SPECIAL_TOKENS["chatml"])
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str
+    finish_reason: Literal["stop", "length"] = "stop"
+    n_prompt_tokens: int = 7
+    n_tokens: int = 3
+    server: object = None
+
+
+def dialogue(
+    *, names: Sequence[str] = ("Alice", "Bob"), style: AnswerStyle = "tag", n: int = 0,
+    max_turns: int = 10,
+) -> Dialogue:  # fmt: skip
+    speakers = tuple(Speaker(i, name, f"You are {name}.", TEMPLATE) for i, name in enumerate(names))
+    return Dialogue(
+        problem_id="p", n=n, speakers=speakers, answer_style=style,
+        limits=ConversationSection(max_turns=max_turns), seed=1,
+    )  # fmt: skip
+
+
+def converse(replies: Sequence[Reply | Exception], held: Dialogue) -> Conversation:
+    stream = iter(replies)
+
+    async def complete(request: Request) -> Completion:
+        reply = next(stream)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    return asyncio.run(held.converse(complete))
+
+
+def test_conversation_ends_when_the_partner_marks_the_same_answer() -> None:
+    held = converse([Reply(" <A>Paris</A>"), Reply(" Yes, <A>paris.</A>")], dialogue())
+    assert held.stop_reason == "agreement"
+    assert held.answer == "paris."
+    assert [turn.name for turn in held.turns] == ["Alice", "Bob"]
+    assert held.n_tokens == 6
+
+
+def test_same_agent_may_confirm_its_own_answer_later() -> None:
+    held = converse([Reply(" <A>4</A>"), Reply(" Sure?"), Reply(" <A>4</A>")], dialogue())
+    assert held.stop_reason == "agreement"
+    assert len(held.turns) == 3
+
+
+def test_different_answers_go_on_and_the_last_marked_one_counts() -> None:
+    replies = [Reply(" <A>a</A>"), Reply(" <A>b</A>"), Reply(" hm"), Reply(" hm")]
+    held = converse(replies, dialogue(max_turns=4))
+    assert held.stop_reason == "max_turns"
+    assert held.answer == "b"
+
+
+def test_boxed_answers_are_read_for_mathematical_tasks() -> None:
+    held = converse([Reply(r" \boxed{1,200}"), Reply(r" \boxed{1200}")], dialogue(style="boxed"))
+    assert held.stop_reason == "agreement"
+
+
+def test_three_agents_speak_in_turn() -> None:
+    held = converse([Reply(" a")] * 5, dialogue(names=("Ann", "Ben", "Cleo"), max_turns=5))
+    assert [turn.name for turn in held.turns] == ["Ann", "Ben", "Cleo", "Ann", "Ben"]
+
+
+def test_utterance_with_a_speakers_label_is_a_fault() -> None:
+    held = converse([Reply(" I ask. Bob: Paris"), Reply(" ok")], dialogue(max_turns=2))
+    assert held.faults == ("role_leakage",)
+    named = converse([Reply(" I ask Bob about it"), Reply(" ok")], dialogue(max_turns=2))
+    assert named.faults == ()
+
+
+def test_turn_cut_at_its_token_limit_is_overflow_and_the_talk_goes_on() -> None:
+    held = converse([Reply(" long", "length"), Reply(" ok")], dialogue(max_turns=2))
+    assert held.faults == ("overflow",)
+    assert len(held.turns) == 2
+
+
+def test_full_context_ends_the_conversation_with_what_was_said() -> None:
+    overflow = [ContextOverflowError("full")] * 10
+    held = converse([Reply(" <A>x</A>"), *overflow], dialogue())
+    assert held.stop_reason == "context_overflow"
+    assert held.faults == ("overflow",)
+    assert held.answer == "x"
+    assert len(held.turns) == 1
+
+
+def test_nearly_full_context_asks_for_fewer_tokens() -> None:
+    asked: list[int] = []
+
+    async def complete(request: Request) -> Completion:
+        asked.append(request.max_tokens)
+        if request.max_tokens > 200:
+            raise ContextOverflowError("full")
+        return Reply(" <A>x</A>")
+
+    held = asyncio.run(dialogue(max_turns=2).converse(complete))
+    assert held.stop_reason == "agreement"
+    assert asked[:3] == [2000, 500, 125]
+
+
+def test_failed_request_is_a_record_with_what_was_said_before() -> None:
+    held = converse([Reply(" hi"), ServerError("no server")], dialogue())
+    assert held.stop_reason == "error"
+    assert held.error == "no server"
+    assert len(held.turns) == 1
+
+
+@pytest.mark.parametrize(
+    ("generated", "kept"),
+    [(" hi \n", " hi"), (" Alice: hi", " hi"), ("Alice:hi", "hi"), (" Bob: hi", " Bob: hi")],
+)
+def test_own_label_said_again_and_trailing_space_are_removed(generated: str, kept: str) -> None:
+    assert clean_utterance(generated, "Alice") == kept
+
+
+def test_seeds_differ_by_turn_and_sample_and_repeat_by_run() -> None:
+    async def seeds(held: Dialogue) -> list[int]:
+        found: list[int] = []
+
+        async def complete(request: Request) -> Completion:
+            found.append(request.seed)
+            return Reply(" a")
+
+        await held.converse(complete)
+        return found
+
+    first = asyncio.run(seeds(dialogue(n=0)))
+    assert len(set(first)) == len(first)
+    assert asyncio.run(seeds(dialogue(n=0))) == first
+    assert set(asyncio.run(seeds(dialogue(n=1)))).isdisjoint(first)
+
+
+def test_all_dialogues_are_held_once_and_stay_on_their_server() -> None:
+    kept: list[Conversation] = []
+    preferred: list[object] = []
+
+    async def generate(request: Request, server: object) -> Reply:
+        preferred.append(server)
+        await asyncio.sleep(0)
+        return Reply(" a", server="s1")
+
+    dialogues = (dialogue(n=n, max_turns=2) for n in range(20))
+    n = asyncio.run(hold_conversations(dialogues, generate, kept.append, concurrency=7))
+    assert n == 20
+    assert sorted(c.n for c in kept) == list(range(20))
+    assert preferred.count(None) == 20
+    assert preferred.count("s1") == 20
+
+
+def test_bug_in_one_worker_stops_all_and_rises() -> None:
+    async def generate(request: Request, server: object) -> Reply:
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        asyncio.run(hold_conversations([dialogue()], generate, lambda c: None, concurrency=2))

@@ -1,0 +1,124 @@
+import math
+
+import pytest
+
+from optima.recipe.schema import RewardSection
+from optima.reward import compute_reward, has_repeated_utterance
+from optima.types import Conversation, Fault, Turn
+
+
+def turn(text: str, n_tokens: int = 10) -> Turn:
+    return Turn(
+        agent=0, name="Alice", text=text, answer=None, n_prompt_tokens=5, n_tokens=n_tokens,
+        finish_reason="stop", seconds=0.1,
+    )  # fmt: skip
+
+
+def conversation(
+    *texts: str, faults: tuple[Fault, ...] = (), error: str | None = None
+) -> Conversation:
+    return Conversation(
+        problem_id="p", n=0, format_id=None, turns=tuple(turn(text) for text in texts),
+        stop_reason="agreement", answer="x", faults=faults, error=error,
+    )  # fmt: skip
+
+
+def test_worked_example_of_the_paper_equation() -> None:
+    # 20 tokens of at most 50, the worse turn at 4 nats: 1 - 0.6 * 20/50 + 1 / 4 = 1.01
+    parts = compute_reward(
+        conversation(" a", " b"),
+        task_score=1.0,
+        normaliser_tokens=50,
+        turn_losses=(2.0, 4.0),
+        section=RewardSection(lambda_token=0.6, lambda_loss=1.0),
+    )
+    assert parts.token == pytest.approx(0.4)
+    assert parts.loss == 4.0
+    assert parts.loss_term == pytest.approx(0.25)
+    assert parts.total == pytest.approx(1.01)
+    assert parts.is_eligible
+
+
+def test_weights_scale_their_parts_and_zero_turns_them_off() -> None:
+    plain = compute_reward(
+        conversation(" a"), task_score=0.5, normaliser_tokens=10, turn_losses=None,
+        section=RewardSection(lambda_token=0.0, lambda_loss=0.0),
+    )  # fmt: skip
+    assert plain.total == 0.5
+    assert plain.loss is None
+    weighted = compute_reward(
+        conversation(" a"), task_score=0.5, normaliser_tokens=10, turn_losses=(2.0,),
+        section=RewardSection(lambda_token=0.25, lambda_loss=0.5),
+    )  # fmt: skip
+    assert weighted.total == pytest.approx(0.5 - 0.25 * 1 + 0.5 / 2)
+
+
+def test_repeated_utterance_sets_the_loss_term_to_zero() -> None:
+    repeated = conversation(" same", " same ")
+    assert has_repeated_utterance(repeated)
+    for is_on, expected in ((True, 0.0), (False, 0.5)):
+        parts = compute_reward(
+            repeated, task_score=0.0, normaliser_tokens=20, turn_losses=(2.0, 2.0),
+            section=RewardSection(repeat_zeroes_loss=is_on),
+        )  # fmt: skip
+        assert parts.loss_term == pytest.approx(expected)
+
+
+def test_rules_of_the_reference_are_fields() -> None:
+    short = compute_reward(
+        conversation(" a"), task_score=0.0, normaliser_tokens=100, turn_losses=(1.0,),
+        section=RewardSection(min_tokens=40),
+    )  # fmt: skip
+    assert short.token == -1.0
+    long = compute_reward(
+        conversation(" a"), task_score=0.0, normaliser_tokens=100, turn_losses=(1.0,),
+        section=RewardSection(max_loss_tokens=5),
+    )  # fmt: skip
+    assert long.loss_term == -1.0
+    leaking = compute_reward(
+        conversation(" a", faults=("role_leakage",)), task_score=1.0, normaliser_tokens=100,
+        turn_losses=(1.0,), section=RewardSection(fault_total=-10.0, exclude_faults=False),
+    )  # fmt: skip
+    assert leaking.total == -10.0
+    assert leaking.is_eligible
+
+
+@pytest.mark.parametrize("fault", ["role_leakage", "overflow"])
+def test_faulty_conversation_is_rewarded_but_not_eligible(fault: Fault) -> None:
+    parts = compute_reward(
+        conversation(" a", faults=(fault,)), task_score=1.0, normaliser_tokens=10,
+        turn_losses=(1.0,), section=RewardSection(),
+    )  # fmt: skip
+    assert parts.total is not None
+    assert not parts.is_eligible
+
+
+@pytest.mark.parametrize(
+    ("made", "score", "losses", "reason"),
+    [
+        (conversation(" a", error="no server"), 0.0, (1.0,), "no server"),
+        (conversation(" a"), "the judge hung", (1.0,), "the judge hung"),
+        (conversation(" a"), 1.0, (None,), "turn 0"),
+        (conversation(" "), 1.0, (None,), "empty"),
+        (conversation(" a"), 1.0, (0.0,), "no inverse"),
+    ],
+)
+def test_reward_that_cannot_be_computed_is_an_error_and_never_a_number(
+    made: Conversation, score: float | str, losses: tuple[float | None, ...], reason: str
+) -> None:
+    parts = compute_reward(
+        made, task_score=score, normaliser_tokens=10, turn_losses=losses, section=RewardSection()
+    )
+    assert parts.total is None
+    assert not parts.is_eligible
+    assert reason in (parts.error or "")
+
+
+def test_empty_utterance_beside_a_spoken_one_does_not_count_for_the_loss() -> None:
+    parts = compute_reward(
+        conversation(" a", ""), task_score=1.0, normaliser_tokens=20, turn_losses=(2.0, None),
+        section=RewardSection(),
+    )  # fmt: skip
+    assert parts.loss == 2.0
+    assert parts.total is not None
+    assert math.isfinite(parts.total)

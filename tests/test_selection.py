@@ -1,0 +1,56 @@
+import pytest
+
+from optima.recipe.schema import SelectSection
+from optima.selection import best_of_n, select_top
+from optima.types import RewardParts
+
+
+def parts(
+    total: float | None, *, problem: str = "p", n: int = 0, tokens: int = 10, task: float = 1.0,
+    is_eligible: bool = True,
+) -> RewardParts:  # fmt: skip
+    return RewardParts(
+        problem_id=problem, n=n, task=task, token=0.5, loss=1.0, loss_term=1.0, total=total,
+        n_tokens=tokens, is_eligible=is_eligible, error=None if total is not None else "why",
+    )  # fmt: skip
+
+
+def test_best_of_n_has_the_highest_reward() -> None:
+    assert best_of_n([parts(0.1, n=0), parts(0.9, n=1), parts(0.5, n=2)]) == parts(0.9, n=1)
+
+
+def test_ties_go_to_fewer_tokens_and_then_to_the_lower_sample() -> None:
+    group = [parts(1.0, n=2, tokens=9), parts(1.0, n=0, tokens=10), parts(1.0, n=1, tokens=9)]
+    assert best_of_n(group) == group[2]
+
+
+def test_candidates_with_faults_or_errors_are_never_best() -> None:
+    group = [parts(5.0, is_eligible=False), parts(None, is_eligible=False), parts(-3.0, n=2)]
+    assert best_of_n(group) == group[2]
+    assert best_of_n(group[:2]) is None
+    assert best_of_n([]) is None
+
+
+def test_top_seventy_per_cent_of_what_exceeds_theta() -> None:
+    # Ten problems above 0.5 and one exactly at it: int(0.7 * 10) = 7 are kept, best first.
+    best = [parts(0.6 + i / 100, problem=f"p{i}") for i in range(10)] + [parts(0.5, problem="at")]
+    kept = select_top(best, SelectSection(theta=0.5))
+    assert [p.problem_id for p in kept] == ["p9", "p8", "p7", "p6", "p5", "p4", "p3"]
+
+
+def test_range_of_the_reference_for_math_drops_the_best_tenth() -> None:
+    best = [parts(1.0 + i / 100, problem=f"p{i}") for i in range(10)]
+    kept = select_top(best, SelectSection(keep_from=0.1, keep_to=0.8))
+    assert [p.problem_id for p in kept] == [f"p{i}" for i in range(8, 1, -1)]
+
+
+def test_theta_may_apply_to_the_task_reward() -> None:
+    best = [parts(0.2, problem="right", task=1.0), parts(0.9, problem="wrong", task=0.0)]
+    kept = select_top(best, SelectSection(theta=0.5, threshold_on="task"))
+    assert [p.problem_id for p in kept] == ["right"]
+
+
+@pytest.mark.parametrize(("n", "expected"), [(0, 0), (1, 1), (2, 1), (3, 2), (10, 7)])
+def test_at_least_one_is_kept_where_there_is_one(n: int, expected: int) -> None:
+    best = [parts(1.0 + i, problem=f"p{i}") for i in range(n)]
+    assert len(select_top(best, SelectSection())) == expected
