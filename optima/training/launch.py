@@ -1,0 +1,141 @@
+"""Starts a training in the training environment and waits for it; imports no torch.
+
+A finished training with the same inputs is not repeated; what an earlier one with other inputs
+left in the directory is removed first, never mistaken for this one's.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from optima.errors import ProcessError
+from optima.processes.devices import Devices
+from optima.processes.environment import Environment
+from optima.processes.managed import ManagedProcess
+from optima.training.jobs import (
+    JOB_FILE,
+    MODEL_DIR,
+    PROGRESS_FILE,
+    SftJob,
+    TrainProgress,
+    TrainResult,
+    read_result,
+)
+from optima.training.parallelism import accelerate_config
+
+ACCELERATE_FILE = "accelerate.json"
+_DIGEST_FILE = "inputs.sha256"
+_POLL_S = 0.5
+
+
+def sft_argv(env: Environment, output_dir: Path) -> tuple[str, ...]:
+    """Return the command that runs the job and the accelerate configuration in ``output_dir``."""
+    return (
+        str(env.python),
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(output_dir / ACCELERATE_FILE),
+        "-m",
+        "optima.training.sft",
+        "--job",
+        str(output_dir / JOB_FILE),
+    )
+
+
+def run_sft(job: SftJob, *, env: Environment, devices: Devices, log_path: Path) -> TrainResult:
+    """Train, or return the result that is there already.
+
+    Raises ProcessError, with the end of the log, when the training fails or passes its deadline.
+    """
+    output = Path(job.output_dir)
+    job = job.model_copy(update={"device": devices.kind})
+    digest = _input_digest(job)
+    digest_path = output / _DIGEST_FILE
+    if digest_path.is_file() and digest_path.read_text().strip() == digest:
+        finished = read_result(output)
+        if finished is not None and (output / MODEL_DIR).is_dir():
+            return finished
+    elif output.exists():
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / PROGRESS_FILE).unlink(missing_ok=True)
+    n_gpus = len(devices.gpus) if devices.kind == "cuda" else 0
+    (output / ACCELERATE_FILE).write_text(accelerate_config(job.train, n_gpus, free_port()))
+    (output / JOB_FILE).write_text(job.model_dump_json(indent=1) + "\n")
+    digest_path.write_text(digest + "\n")
+    extra = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    extra["CUDA_VISIBLE_DEVICES"] = devices.mask() if n_gpus else ""
+    if not n_gpus:
+        # accelerate would give each process one thread
+        extra["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(_n_cores()))
+    process = ManagedProcess(
+        sft_argv(env, output), name="training", log_path=log_path, env=env.environ(extra)
+    )
+    with process:
+        _follow(process, output / PROGRESS_FILE, job.train.timeout_s)
+    result = read_result(output)
+    if result is None:
+        raise ProcessError(f"training: ended without a result; {process.log_excerpt()}")
+    return result
+
+
+def free_port() -> int:
+    """Return a TCP port that the kernel says is free on this host."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _follow(process: ManagedProcess, progress_path: Path, timeout_s: float) -> None:
+    """Wait for the process while showing its progress."""
+    deadline = time.monotonic() + timeout_s
+    with tqdm(desc="training", unit="step", disable=not sys.stderr.isatty(), leave=False) as bar:
+        while process.poll() is None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                break
+            time.sleep(min(_POLL_S, left_s))
+            progress = _read_progress(progress_path)
+            if progress is not None:
+                bar.total = progress.n_steps
+                bar.set_postfix(
+                    loss="-" if progress.loss is None else f"{progress.loss:.3f}",
+                    tokens_per_s=f"{progress.tokens_per_s:.0f}",
+                    refresh=False,
+                )
+                bar.update(progress.step - bar.n)
+    process.check(max(0.0, deadline - time.monotonic()))
+
+
+def _read_progress(path: Path) -> TrainProgress | None:
+    with contextlib.suppress(OSError, ValueError):
+        return TrainProgress.model_validate_json(path.read_bytes())
+    return None
+
+
+def _input_digest(job: SftJob) -> str:
+    """Identify what the training computes from: rows by content, not by place."""
+    fields = job.model_dump_json(exclude={"output_dir", "rows_path", "eval_rows_path"})
+    digest = hashlib.sha256(fields.encode())
+    for path in _row_files(job):
+        digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _row_files(job: SftJob) -> Sequence[str]:
+    paths = (job.rows_path, job.eval_rows_path)
+    return [path for path in paths if path is not None]
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0))
