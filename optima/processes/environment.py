@@ -42,6 +42,7 @@ class Environment:
         environ["PATH"] = _joined(str(self.prefix / "bin"), environ.get("PATH"))
         environ["PYTHONPATH"] = _joined(str(_package_root()), environ.get("PYTHONPATH"))
         environ["PYTHONNOUSERSITE"] = "1"  # conda environments would see the user's packages
+        environ["PYTHONSAFEPATH"] = "1"  # a folder of the user's may be named like a package
         environ["PYTHONUNBUFFERED"] = "1"  # a log's last lines are there when a process is killed
         environ.update(extra or {})
         return environ

@@ -1,0 +1,110 @@
+"""The command line and environment variables of one vLLM server; pure, so a dry run shows them.
+
+Only options that vLLM 0.24 (GPU) and 0.32 (CPU) both know.
+"""
+
+import json
+from pathlib import Path
+
+from optima.errors import ModelError
+from optima.processes.devices import Devices
+from optima.processes.environment import Environment
+from optima.recipe.schema import Recipe
+from optima.types import ModelRef
+
+HOST = "127.0.0.1"
+MODEL_NAME = "policy"
+_BASE_NAME = "base"  # of the weights below an adapter; nobody asks for it
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)  # the limits that every vLLM release takes
+# Set by launchers around us (torchrun, Slurm, a user's own server); a server would join or collide.
+_FOREIGN = (
+    "VLLM_PORT", "VLLM_HOST_IP", "MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE", "OPTIMA_API_KEY",
+)  # fmt: skip
+
+
+def gpu_groups(recipe: Recipe, devices: Devices) -> tuple[tuple[int, ...], ...]:
+    """Return the GPUs of each server; one empty group on a CPU."""
+    if devices.kind == "cpu":
+        return ((),)
+    size = recipe.serving.tensor_parallel
+    starts = range(0, len(devices.gpus), size)
+    return tuple(devices.gpus[start : start + size] for start in starts)
+
+
+def server_argv(
+    model: ModelRef, *, recipe: Recipe, devices: Devices, env: Environment, port: int
+) -> tuple[str, ...]:
+    """Return the argument list of a server of ``model`` on ``port``; the key is not in it."""
+    serving = recipe.serving
+    argv = [str(env.python), "-m", "vllm.entrypoints.openai.api_server"]
+    argv += ["--host", HOST, "--port", str(port), "--model", model.path]
+    argv += ["--dtype", recipe.model.dtype, "--max-num-seqs", str(serving.max_num_seqs)]
+    # Sampling is the recipe's alone: a model's generation_config.json may bring a top_k or a
+    # repetition penalty of its own. Its stop tokens still count.
+    argv += ["--generation-config", "vllm"]
+    argv += ["--uvicorn-log-level", "warning"]  # no line per request
+    if model.adapter is None:
+        argv += ["--served-model-name", MODEL_NAME]
+    else:
+        argv += ["--served-model-name", _BASE_NAME, "--enable-lora", "--max-loras", "1"]
+        argv += ["--max-lora-rank", str(_rank_limit(model.adapter, recipe))]
+        argv += ["--lora-modules", f"{MODEL_NAME}={model.adapter}"]
+    if recipe.model.revision is not None and model.path == recipe.model.path:
+        argv += ["--revision", recipe.model.revision]
+    if recipe.model.max_model_len is not None:
+        argv += ["--max-model-len", str(recipe.model.max_model_len)]
+    if devices.kind == "cuda":
+        argv += ["--gpu-memory-utilization", str(serving.gpu_memory_utilization)]
+        argv += ["--tensor-parallel-size", str(serving.tensor_parallel)]
+    switches = {
+        # On a CPU compilation more than doubles the start (120 s instead of 51 s, 2026-11-22).
+        "enforce-eager": serving.enforce_eager or devices.kind == "cpu",
+        "trust-remote-code": recipe.model.trust_remote_code,
+    }
+    argv += [f"--{name}" for name, is_on in switches.items() if is_on]
+    return (*argv, *serving.extra_args)
+
+
+def server_environ(
+    model: ModelRef, *, recipe: Recipe, devices: Devices, gpus: tuple[int, ...], api_key: str
+) -> dict[str, str]:
+    """Return the variables a server needs beyond those of its Python environment."""
+    variables = {
+        "VLLM_API_KEY": api_key,
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if Path(model.path).is_dir():
+        variables["HF_HUB_OFFLINE"] = "1"
+    if devices.kind == "cuda":
+        variables["CUDA_VISIBLE_DEVICES"] = devices.mask(gpus)
+    else:
+        variables["VLLM_CPU_KVCACHE_SPACE"] = str(recipe.serving.cpu_kv_cache_gb)
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    return variables
+
+
+def full_environ(env: Environment, variables: dict[str, str]) -> dict[str, str]:
+    """Return all variables of a server process, without those that tie it to other processes."""
+    environ = env.environ(variables)
+    for name in _FOREIGN:
+        environ.pop(name, None)
+    return environ
+
+
+def _rank_limit(adapter: str, recipe: Recipe) -> int:
+    """Return the least limit vLLM takes that fits the adapter (the recipe's until it exists)."""
+    rank = 16 if recipe.train.lora is None else recipe.train.lora.rank
+    config = Path(adapter) / "adapter_config.json"
+    if config.is_file():
+        try:
+            settings = json.loads(config.read_text(encoding="utf-8"))
+            rank = max([settings["r"], *settings.get("rank_pattern", {}).values()])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{config}: is no adapter configuration: {error!r}") from error
+    for limit in _LORA_RANKS:
+        if rank <= limit:
+            return limit
+    raise ModelError(f"{adapter}: rank {rank}: vLLM serves ranks up to {_LORA_RANKS[-1]}")
