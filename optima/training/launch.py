@@ -6,6 +6,7 @@ left in the directory is removed first, never mistaken for this one's.
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -21,13 +22,13 @@ from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
 from optima.training.jobs import (
+    CHECKPOINTS_DIR,
     JOB_FILE,
     MODEL_DIR,
     PROGRESS_FILE,
     SftJob,
     TrainProgress,
     TrainResult,
-    read_result,
 )
 from optima.training.parallelism import accelerate_config
 
@@ -36,7 +37,7 @@ _DIGEST_FILE = "inputs.sha256"
 _POLL_S = 0.5
 
 
-def sft_argv(env: Environment, output_dir: Path) -> tuple[str, ...]:
+def sft_argv(env: Environment, output_dir: Path, *, port: int) -> tuple[str, ...]:
     """Return the command that runs the job and the accelerate configuration in ``output_dir``."""
     return (
         str(env.python),
@@ -44,6 +45,8 @@ def sft_argv(env: Environment, output_dir: Path) -> tuple[str, ...]:
         "accelerate.commands.launch",
         "--config_file",
         str(output_dir / ACCELERATE_FILE),
+        "--main_process_port",
+        str(port),
         "-m",
         "optima.training.sft",
         "--job",
@@ -57,35 +60,54 @@ def run_sft(job: SftJob, *, env: Environment, devices: Devices, log_path: Path) 
     Raises ProcessError, with the end of the log, when the training fails or passes its deadline.
     """
     output = Path(job.output_dir)
-    job = job.model_copy(update={"device": devices.kind})
-    digest = _input_digest(job)
-    digest_path = output / _DIGEST_FILE
+    digest, digest_path = _input_digest(job), output / _DIGEST_FILE
     if digest_path.is_file() and digest_path.read_text().strip() == digest:
-        finished = read_result(output)
-        if finished is not None and (output / MODEL_DIR).is_dir():
-            return finished
-    elif output.exists():
-        shutil.rmtree(output)
+        if job.result_path.is_file() and (output / MODEL_DIR).is_dir():
+            return TrainResult.model_validate_json(job.result_path.read_bytes())
+    else:
+        _remove_leftovers(job)
     output.mkdir(parents=True, exist_ok=True)
     (output / PROGRESS_FILE).unlink(missing_ok=True)
-    n_gpus = len(devices.gpus) if devices.kind == "cuda" else 0
-    (output / ACCELERATE_FILE).write_text(accelerate_config(job.train, n_gpus, free_port()))
+    config = accelerate_config(job.train, _n_devices(devices))
+    config["use_cpu"] = devices.kind == "cpu"
+    (output / ACCELERATE_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     (output / JOB_FILE).write_text(job.model_dump_json(indent=1) + "\n")
     digest_path.write_text(digest + "\n")
-    extra = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    extra["CUDA_VISIBLE_DEVICES"] = devices.mask() if n_gpus else ""
-    if not n_gpus:
-        # accelerate would give each process one thread
-        extra["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(_n_cores()))
     process = ManagedProcess(
-        sft_argv(env, output), name="training", log_path=log_path, env=env.environ(extra)
+        sft_argv(env, output, port=free_port()),
+        name="training",
+        log_path=log_path,
+        env=env.environ(training_variables(devices)),
     )
     with process:
         _follow(process, output / PROGRESS_FILE, job.train.timeout_s)
-    result = read_result(output)
-    if result is None:
+    if not job.result_path.is_file():
         raise ProcessError(f"training: ended without a result; {process.log_excerpt()}")
-    return result
+    return TrainResult.model_validate_json(job.result_path.read_bytes())
+
+
+def training_variables(devices: Devices) -> dict[str, str]:
+    """Return the environment variables by which a training is held to its devices."""
+    variables = {"TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": devices.mask()}
+    if devices.kind == "cpu":
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+        # accelerate would otherwise set it to 1
+        n_cores = len(os.sched_getaffinity(0))
+        variables["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(n_cores))
+    return variables
+
+
+def _n_devices(devices: Devices) -> int:
+    return len(devices.gpus) if devices.kind == "cuda" else 1
+
+
+def _remove_leftovers(job: SftJob) -> None:
+    """Remove what a training with other inputs left; other files of the directory stay."""
+    output = Path(job.output_dir)
+    job.result_path.unlink(missing_ok=True)  # first: without it nothing else counts
+    for name in (MODEL_DIR, CHECKPOINTS_DIR):
+        if (output / name).is_dir():
+            shutil.rmtree(output / name)
 
 
 def free_port() -> int:
@@ -106,7 +128,7 @@ def _follow(process: ManagedProcess, progress_path: Path, timeout_s: float) -> N
                 break
             time.sleep(min(_POLL_S, left_s))
             progress = _read_progress(progress_path)
-            if progress is not None:
+            if progress is not None and progress.step != bar.n:
                 bar.total = progress.n_steps
                 bar.set_postfix(
                     loss="-" if progress.loss is None else f"{progress.loss:.3f}",
@@ -135,7 +157,3 @@ def _input_digest(job: SftJob) -> str:
 def _row_files(job: SftJob) -> Sequence[str]:
     paths = (job.rows_path, job.eval_rows_path)
     return [path for path in paths if path is not None]
-
-
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -1,0 +1,256 @@
+"""Losses of texts under the base model, for R_loss (paper Eq. 1, method.md section 2).
+
+One worker process per GPU, or one on the CPU, runs ``optima.training.score`` in the training
+environment. Equal items are computed once; items are ordered by length and sent in requests of
+bounded size, several requests to a worker never at once. A dead worker is restarted once.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import select
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+
+from optima.errors import ProcessError
+from optima.processes.devices import Devices
+from optima.processes.environment import Environment
+from optima.processes.managed import ManagedProcess
+from optima.recipe.schema import Recipe
+from optima.types import ModelRef
+
+logger = logging.getLogger(__name__)
+
+# Large enough to sort within, small enough that a lost worker loses little and GPUs share evenly.
+REQUEST_CHARS = 400_000
+REQUEST_ITEMS = 2048
+CPU_SHARE = 10  # a request is this much smaller on the CPU, so that deadlines keep their meaning
+MAX_RESTARTS = 1
+_READ_BYTES = 1 << 20
+
+Item = tuple[str, str]
+
+
+class LossScorer:
+    """Workers that compute losses under ``model``; a context manager that starts and stops them.
+
+    ``losses`` takes (header, text) items: the mean negative log-likelihood per token of ``text``
+    after ``header``, in nats. Deadlines are those of ``serving`` for a start and for a request.
+    """
+
+    def __init__(
+        self,
+        model: ModelRef,
+        *,
+        recipe: Recipe,
+        devices: Devices,
+        env: Environment,
+        log_dir: Path,
+    ) -> None:
+        self._recipe = recipe
+        self._is_cpu = devices.kind == "cpu"
+        gpus: tuple[int | None, ...] = (None,) if self._is_cpu else devices.gpus
+        self._workers = []
+        for place, gpu in enumerate(gpus):
+            extra = {"TOKENIZERS_PARALLELISM": "true"}
+            extra["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else devices.mask((gpu,))
+            self._workers.append(
+                _Worker(
+                    scorer_argv(model, recipe=recipe, env=env, device=devices.kind),
+                    name=f"scorer {place}",
+                    log_path=log_dir / f"scorer_{place}.log",
+                    environ=env.environ(extra),
+                    recipe=recipe,
+                )
+            )
+
+    def __enter__(self) -> Self:
+        try:
+            for worker in self._workers:
+                worker.start()
+            for worker in self._workers:
+                worker.await_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.stop()
+
+    def losses(self, items: Sequence[Item]) -> list[float | None]:
+        """Return the loss of each item; None where its text is empty or its loss not finite.
+
+        Raises ProcessError when a worker dies twice, misses a deadline, or reports an error.
+        """
+        loss_by_item: dict[Item, float | None] = {}
+        share = CPU_SHARE if self._is_cpu else 1
+        waiting: queue.SimpleQueue[list[Item]] = queue.SimpleQueue()
+        for part in split_requests(items, REQUEST_CHARS // share, REQUEST_ITEMS // share):
+            waiting.put(part)
+        errors: list[Exception] = []
+
+        def work(worker: _Worker) -> None:
+            while not errors:
+                try:
+                    part = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    losses = worker.ask(part)
+                except Exception as error:  # noqa: BLE001  raised again in the caller's thread
+                    errors.append(error)
+                    return
+                loss_by_item.update(zip(part, losses, strict=True))
+
+        threads = [
+            threading.Thread(target=work, args=(worker,), daemon=True) for worker in self._workers
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()  # bounded: every request has a deadline
+        if errors:
+            raise errors[0]
+        return [loss_by_item[item] if item[1] else None for item in items]
+
+
+def scorer_argv(
+    model: ModelRef, *, recipe: Recipe, env: Environment, device: str
+) -> tuple[str, ...]:
+    """Return the command of one worker."""
+    argv = [str(env.python), "-m", "optima.training.score", "--model", model.path]
+    argv += ["--device", device, "--batch-tokens", str(recipe.serving.scorer_batch_tokens)]
+    if recipe.model.dtype == "float32":
+        argv += ["--dtype", "float32"]
+    if recipe.model.revision is not None and model.path == recipe.model.path:
+        argv += ["--revision", recipe.model.revision]
+    if recipe.model.trust_remote_code:
+        argv.append("--trust-remote-code")
+    return tuple(argv)
+
+
+def split_requests(items: Sequence[Item], max_chars: int, max_items: int) -> list[list[Item]]:
+    """Return the distinct items with text, longest first, in lists of bounded size."""
+    distinct = sorted({item for item in items if item[1]}, key=_order)
+    parts: list[list[Item]] = []
+    n_chars = 0
+    for item in distinct:
+        size = len(item[0]) + len(item[1])
+        if not parts or n_chars + size > max_chars or len(parts[-1]) == max_items:
+            parts.append([])
+            n_chars = 0
+        parts[-1].append(item)
+        n_chars += size
+    return parts
+
+
+def _order(item: Item) -> tuple[int, str, str]:
+    return (-len(item[0]) - len(item[1]), *item)
+
+
+class _Worker:
+    """One worker process and the lines spoken with it."""
+
+    def __init__(
+        self,
+        argv: tuple[str, ...],
+        *,
+        name: str,
+        log_path: Path,
+        environ: dict[str, str],
+        recipe: Recipe,
+    ) -> None:
+        self._argv = argv
+        self._name = name
+        self._log_path = log_path
+        self._environ = environ
+        self._serving = recipe.serving
+        self._process: ManagedProcess | None = None
+        self._buffer = bytearray()
+        self._n_restarts = 0
+        self._next_id = 0
+
+    def start(self) -> None:
+        self._buffer.clear()
+        self._process = ManagedProcess(
+            self._argv, name=self._name, log_path=self._log_path, env=self._environ, pipes=True
+        )
+        self._process.start()
+
+    def await_ready(self) -> None:
+        answer = self._read(self._serving.start_timeout_s)
+        if answer is None or not answer.get("ready"):
+            raise self._failure("ended before it was ready")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+
+    def ask(self, items: list[Item]) -> list[float | None]:
+        """Return the losses of one request's items; restarts a worker that died on the way."""
+        while True:
+            answer = self._exchange(items)
+            if answer is not None:
+                break
+            if self._n_restarts >= MAX_RESTARTS:
+                raise self._failure("died again after its restart")
+            self._n_restarts += 1
+            logger.warning("%s died, restarting it; its log: %s", self._name, self._log_path)
+            self.stop()
+            self.start()
+            self.await_ready()
+        if "error" in answer:
+            raise ProcessError(f"{self._name}: {answer['error']}")
+        losses: list[float | None] = answer["losses"]
+        if answer.get("id") != self._next_id - 1 or len(losses) != len(items):
+            raise self._failure("answered another request than the one it was sent")
+        return losses
+
+    def _exchange(self, items: list[Item]) -> dict[str, Any] | None:
+        """Send a request and return its answer; None when the worker is dead."""
+        assert self._process is not None, "the scorer is used outside its context"
+        request = {
+            "id": self._next_id,
+            "items": [{"header": header, "text": text} for header, text in items],
+        }
+        self._next_id += 1
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            return None
+        return self._read(self._serving.request_timeout_s)
+
+    def _read(self, timeout_s: float) -> dict[str, Any] | None:
+        """Return the next line's record; None at the end of the worker's output."""
+        assert self._process is not None
+        stream: IO[bytes] = self._process.stdout
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not select.select([stream], [], [], left_s)[0]:
+                raise self._failure(f"gave no answer within {timeout_s:.0f} s")
+            part = os.read(stream.fileno(), _READ_BYTES)
+            if not part:
+                return None
+            self._buffer += part
+        line, _, rest = bytes(self._buffer).partition(b"\n")
+        self._buffer = bytearray(rest)
+        record: dict[str, Any] = json.loads(line)
+        return record
+
+    def _failure(self, what: str) -> ProcessError:
+        process = self._process
+        if process is None:
+            return ProcessError(f"{self._name}: {what}; its log: {self._log_path}")
+        with contextlib.suppress(ProcessError):  # only to learn the status, if it is ending
+            process.wait(1.0)
+        return ProcessError(f"{self._name}: {what}; {process.log_excerpt()}")
