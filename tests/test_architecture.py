@@ -57,7 +57,7 @@ TRAINERS = {
     "optima.training.sft",
     "optima.training.score",
     "optima.training.masks",
-    "optima.training.merge",
+    "optima.training.weights",
     "optima.training.fetch_model",
 }
 HEAVY = {

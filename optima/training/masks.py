@@ -19,15 +19,15 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizedRow:
+class MaskedRow:
     """Token ids, and for each whether it is trained; both have one entry per token."""
 
-    input_ids: list[int]
-    is_trained: list[bool]
+    input_ids: tuple[int, ...]
+    is_trained: tuple[bool, ...]
 
     @property
     def labels(self) -> list[int]:
-        """The token ids, -100 where no loss is taken."""
+        """The token ids, -100 where no loss is taken; not shifted."""
         pairs = zip(self.input_ids, self.is_trained, strict=True)
         return [token if trained else IGNORED for token, trained in pairs]
 
@@ -67,9 +67,9 @@ def trained_spans(row: TrainingRow, template: ChatTemplate) -> tuple[str, tuple[
     return whole, tuple(spans)
 
 
-def tokenize_row(
+def mask_row(
     row: TrainingRow, template: ChatTemplate, tokenizer: Any, special_ids: frozenset[int]
-) -> TokenizedRow:
+) -> MaskedRow:
     """Return the row's tokens; trained are those of trained contents and their ends of turn.
 
     ``special_ids`` are the tokenizer's special tokens (see ``special_token_ids``). The end of turn
@@ -94,16 +94,21 @@ def tokenize_row(
                 "could not learn to stop; add an end-of-turn token to the chat template"
             )
         is_trained[end_of_turn] = True
-    return TokenizedRow(input_ids=input_ids, is_trained=is_trained)
+    return MaskedRow(input_ids=tuple(input_ids), is_trained=tuple(is_trained))
 
 
-def tokenize_rows(
+def mask_rows(
     rows: Sequence[TrainingRow], template: ChatTemplate, tokenizer: Any
-) -> Iterator[TokenizedRow]:
-    """Yield each row's tokens, in order."""
+) -> Iterator[MaskedRow]:
+    """Yield each row masked, in order; ModelError where the tokenizer has no offsets."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"{template.origin}: its tokenizer does not say which characters a token covers; use a "
+            "model with a tokenizer.json"
+        )
     special_ids = special_token_ids(tokenizer)
     for row in rows:
-        yield tokenize_row(row, template, tokenizer, special_ids)
+        yield mask_row(row, template, tokenizer, special_ids)
 
 
 def special_token_ids(tokenizer: Any) -> frozenset[int]:
