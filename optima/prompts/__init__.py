@@ -1,0 +1,1 @@
+"""What agents are told: prompts, the pool of communication formats, and scripted conversations."""
