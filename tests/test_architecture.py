@@ -57,7 +57,7 @@ TRAINERS = {
     "optima.training.sft",
     "optima.training.score",
     "optima.training.masks",
-    "optima.training.weights",
+    "optima.training.merge",
     "optima.training.fetch_model",
 }
 HEAVY = {

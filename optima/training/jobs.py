@@ -1,6 +1,8 @@
-"""What the orchestrator hands to a training process and what it gets back; both are JSON files.
+"""What a training process is asked for and what it answers, as files.
 
-``result.json`` is written last, so that a directory with it holds a complete model.
+A job is written as ``job.json`` into the output directory. The process writes, in this order,
+``progress.json`` (replaced at each log), ``checkpoints/``, ``model/`` (under a temporary name,
+then renamed) and last ``result.json``: where that stands, the training is finished.
 """
 
 from pathlib import Path
@@ -12,46 +14,40 @@ from optima.types import ModelRef, Record
 JOB_FILE = "job.json"
 RESULT_FILE = "result.json"
 PROGRESS_FILE = "progress.json"
+CHECKPOINTS_DIR = "checkpoints"
 MODEL_DIR = "model"
-CHECKPOINT_DIR = "checkpoints"
-EVAL_BEFORE_FILE = "eval_before.json"
 
 
 class SftJob(Record):
-    """One supervised training: rows in, model out. Paths are absolute.
+    """One supervised training (paper section 3.1): a model, rows, and how to train.
 
-    ``rows_path`` and ``eval_rows_path`` are JSON Lines of ``TrainingRow``. ``model`` is what the
-    training starts from; ``output_dir`` gets ``model/``, ``result.json`` and, while training,
-    checkpoints.
+    ``rows_path`` and ``eval_rows_path`` are JSON Lines files of ``TrainingRow``; all paths are
+    absolute. ``model`` is where training starts; an adapter it names is merged first.
     """
 
     schema_version: Literal[1] = 1
+    kind: Literal["sft"] = "sft"
     model: ModelRef
-    revision: str | None = None
-    trust_remote_code: bool = False
     rows_path: str
     eval_rows_path: str | None = None
     output_dir: str
     train: TrainSection
     seed: int
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["cpu", "cuda"]
+    trust_remote_code: bool = False
 
-
-class TrainProgress(Record):
-    """Where a running training is; rewritten at each log line."""
-
-    step: int
-    n_steps: int
-    loss: float | None
-    tokens_per_s: float
+    @property
+    def result_path(self) -> Path:
+        """The file that says that the training is finished."""
+        return Path(self.output_dir) / RESULT_FILE
 
 
 class TrainResult(Record):
-    """What a training did. Losses are means per trained token, in nats.
+    """What a finished training produced and cost.
 
-    ``n_tokens`` counts all tokens of the trained rows times epochs, ``n_loss_tokens`` those of
-    them that carry loss. ``seconds`` and ``tokens_per_s`` are of the last attempt where a
-    training was resumed; ``n_steps`` is of all attempts together.
+    ``n_tokens`` counts the tokens of all rows times the epochs, ``n_loss_tokens`` those of them
+    that carried loss; losses are means in nats per trained token. ``eval_loss_before`` is the
+    start model's loss on the evaluation rows.
     """
 
     schema_version: Literal[1] = 1
@@ -63,13 +59,16 @@ class TrainResult(Record):
     n_loss_tokens: int
     n_steps: int
     train_loss: float
-    eval_loss: float | None = None
-    eval_loss_before: float | None = None
+    eval_loss: float | None
+    eval_loss_before: float | None
     seconds: float
     tokens_per_s: float
 
 
-def read_result(output_dir: Path) -> TrainResult | None:
-    """Return the result of a finished training in ``output_dir``, None while there is none."""
-    path = output_dir / RESULT_FILE
-    return TrainResult.model_validate_json(path.read_bytes()) if path.is_file() else None
+class TrainProgress(Record):
+    """The last thing a running training said."""
+
+    step: int
+    n_steps: int
+    loss: float | None
+    tokens_per_s: float

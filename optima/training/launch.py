@@ -26,7 +26,6 @@ from optima.training.jobs import (
     JOB_FILE,
     MODEL_DIR,
     PROGRESS_FILE,
-    RESULT_FILE,
     SftJob,
     TrainProgress,
     TrainResult,
@@ -109,15 +108,6 @@ def _remove_leftovers(job: SftJob) -> None:
     for name in (MODEL_DIR, CHECKPOINTS_DIR):
         if (output / name).is_dir():
             shutil.rmtree(output / name)
-
-
-def _remove_traces(output: Path) -> None:
-    """Remove what a training with other inputs left; the directory may hold files of others."""
-    (output / RESULT_FILE).unlink(missing_ok=True)  # first: without it nothing counts as finished
-    for name in (CHECKPOINT_DIR, MODEL_DIR):
-        if (output / name).exists():
-            shutil.rmtree(output / name)
-    (output / EVAL_BEFORE_FILE).unlink(missing_ok=True)
 
 
 def free_port() -> int:

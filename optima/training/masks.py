@@ -19,15 +19,15 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
-class MaskedRow:
+class TokenizedRow:
     """Token ids, and for each whether it is trained; both have one entry per token."""
 
-    input_ids: tuple[int, ...]
-    is_trained: tuple[bool, ...]
+    input_ids: list[int]
+    is_trained: list[bool]
 
     @property
     def labels(self) -> list[int]:
-        """The token ids, -100 where no loss is taken; not shifted."""
+        """The token ids, -100 where no loss is taken."""
         pairs = zip(self.input_ids, self.is_trained, strict=True)
         return [token if trained else IGNORED for token, trained in pairs]
 
@@ -67,9 +67,9 @@ def trained_spans(row: TrainingRow, template: ChatTemplate) -> tuple[str, tuple[
     return whole, tuple(spans)
 
 
-def mask_row(
+def tokenize_row(
     row: TrainingRow, template: ChatTemplate, tokenizer: Any, special_ids: frozenset[int]
-) -> MaskedRow:
+) -> TokenizedRow:
     """Return the row's tokens; trained are those of trained contents and their ends of turn.
 
     ``special_ids`` are the tokenizer's special tokens (see ``special_token_ids``). The end of turn
@@ -94,21 +94,16 @@ def mask_row(
                 "could not learn to stop; add an end-of-turn token to the chat template"
             )
         is_trained[end_of_turn] = True
-    return MaskedRow(input_ids=tuple(input_ids), is_trained=tuple(is_trained))
+    return TokenizedRow(input_ids=input_ids, is_trained=is_trained)
 
 
-def mask_rows(
+def tokenize_rows(
     rows: Sequence[TrainingRow], template: ChatTemplate, tokenizer: Any
-) -> Iterator[MaskedRow]:
-    """Yield each row masked, in order; ModelError where the tokenizer has no offsets."""
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(
-            f"{template.origin}: its tokenizer does not say which characters a token covers; use a "
-            "model with a tokenizer.json"
-        )
+) -> Iterator[TokenizedRow]:
+    """Yield each row's tokens, in order."""
     special_ids = special_token_ids(tokenizer)
     for row in rows:
-        yield mask_row(row, template, tokenizer, special_ids)
+        yield tokenize_row(row, template, tokenizer, special_ids)
 
 
 def special_token_ids(tokenizer: Any) -> frozenset[int]:

@@ -1,83 +1,120 @@
-"""How one training is spread over devices: the configuration file that accelerate is given.
+"""How one training is spread: rows per step over devices, and what accelerate is told.
 
-Every launch names its own file, so that a default configuration in the user's home directory
-changes nothing.
+The configurations are visible dicts; the one a training used is written beside its job.
 """
 
-import json
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
+from optima.errors import RecipeError
 from optima.recipe.schema import TrainSection
 
-Parallelism = Literal["none", "ddp", "zero3", "fsdp"]
-
+# Parameters, gradients and optimiser state are split over the GPUs (ZeRO stage 3).
 ZERO3: dict[str, Any] = {
+    "compute_environment": "LOCAL_MACHINE",
     "distributed_type": "DEEPSPEED",
     "deepspeed_config": {
-        "zero_stage": 3,
-        "zero3_init_flag": True,
-        "zero3_save_16bit_model": True,
+        "deepspeed_multinode_launcher": "standard",
         "offload_optimizer_device": "none",
         "offload_param_device": "none",
-        "deepspeed_multinode_launcher": "standard",
+        "zero3_init_flag": False,
+        "zero3_save_16bit_model": True,
+        "zero_stage": 3,
     },
+    "machine_rank": 0,
+    "main_training_function": "main",
+    "num_machines": 1,
+    "rdzv_backend": "static",
+    "same_network": True,
+    "use_cpu": False,
 }
+# The same split by PyTorch itself, wrapped at the model's own decoder layers.
 FSDP: dict[str, Any] = {
+    "compute_environment": "LOCAL_MACHINE",
     "distributed_type": "FSDP",
     "fsdp_config": {
         "fsdp_version": 2,
         "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "fsdp_reshard_after_forward": True,
         "fsdp_cpu_ram_efficient_loading": True,
         "fsdp_offload_params": False,
-        "fsdp_activation_checkpointing": False,
+        "fsdp_reshard_after_forward": True,
         "fsdp_state_dict_type": "FULL_STATE_DICT",
     },
+    "machine_rank": 0,
+    "main_training_function": "main",
+    "num_machines": 1,
+    "rdzv_backend": "static",
+    "same_network": True,
+    "use_cpu": False,
 }
-CONFIGS: dict[Parallelism, dict[str, Any]] = {
-    "none": {"distributed_type": "NO"},
-    "ddp": {"distributed_type": "MULTI_GPU"},
-    "zero3": ZERO3,
-    "fsdp": FSDP,
+# Every GPU holds everything and gradients are averaged.
+DDP: dict[str, Any] = {
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "MULTI_GPU",
+    "machine_rank": 0,
+    "main_training_function": "main",
+    "num_machines": 1,
+    "rdzv_backend": "static",
+    "same_network": True,
+    "use_cpu": False,
 }
+# One process, on one GPU or on the CPU.
+SINGLE: dict[str, Any] = {
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "NO",
+    "machine_rank": 0,
+    "main_training_function": "main",
+    "num_machines": 1,
+    "num_processes": 1,
+}
+CONFIGS: dict[str, dict[str, Any]] = {"none": SINGLE, "ddp": DDP, "zero3": ZERO3, "fsdp": FSDP}
 
 
-def choose_parallelism(train: TrainSection, n_gpus: int) -> Parallelism:
-    """Return what ``train.parallelism`` means on this many GPUs (0: the CPU)."""
-    if n_gpus <= 1:
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """Rows per forward on one device, and forwards per optimiser step."""
+
+    micro_batch_size: int
+    n_accumulation: int
+
+
+def resolve_parallelism(train: TrainSection, n_devices: int) -> str:
+    """Return the key of CONFIGS that ``train.parallelism`` means on this many devices."""
+    if n_devices == 1:
         return "none"
     if train.parallelism == "auto":
         return "zero3"
-    if train.parallelism == "none":
-        return "ddp"  # several processes without gradient averaging would train several models
     return train.parallelism
 
 
-def accelerate_config(train: TrainSection, n_gpus: int, port: int) -> str:
-    """Return the text of the configuration file (JSON) for ``accelerate launch``."""
-    is_mixed = train.dtype == "bfloat16" and train.optimizer_state_dtype == "float32"
-    config = {
-        "compute_environment": "LOCAL_MACHINE",
-        "machine_rank": 0,
-        "num_machines": 1,
-        "num_processes": max(1, n_gpus),
-        "main_process_port": port,
-        "main_training_function": "main",
-        "mixed_precision": "bf16" if is_mixed else "no",
-        "rdzv_backend": "static",
-        "same_network": True,
-        "use_cpu": n_gpus == 0,
-        "debug": False,
-        **CONFIGS[choose_parallelism(train, n_gpus)],
-    }
-    return json.dumps(config, indent=2, sort_keys=True) + "\n"
+def n_processes(train: TrainSection, n_devices: int) -> int:
+    """Return how many training processes run: one per device, or one."""
+    return 1 if resolve_parallelism(train, n_devices) == "none" else n_devices
 
 
-def split_batch(train: TrainSection, n_devices: int) -> tuple[int, int]:
-    """Return rows per forward and accumulation steps, which make ``batch_size`` rows a step.
+def accelerate_config(train: TrainSection, n_devices: int) -> dict[str, Any]:
+    """Return the configuration file of ``accelerate launch`` as a dict."""
+    config = dict(CONFIGS[resolve_parallelism(train, n_devices)])
+    config["num_processes"] = n_processes(train, n_devices)
+    # Under ZeRO the optimiser keeps float32 masters by itself; elsewhere bf16 means autocast.
+    is_mixed = train.dtype == "bfloat16" and (
+        train.optimizer_state_dtype == "float32" or config["distributed_type"] == "DEEPSPEED"
+    )
+    config["mixed_precision"] = "bf16" if is_mixed else "no"
+    return config
 
-    With a ``batch_size`` that the devices do not divide, a step has up to n_devices - 1 more rows.
+
+def plan_batches(batch_size: int, micro_batch_size: int, n_processes: int) -> BatchPlan:
+    """Split ``batch_size`` rows exactly: micro batch * accumulation * processes gives it.
+
+    The micro batch is lowered to the next size that divides. RecipeError when the processes
+    do not divide the batch, because a step would silently take another number of rows.
     """
-    rows = -(-train.batch_size // n_devices)
-    micro = next(n for n in range(min(rows, train.micro_batch_size), 0, -1) if rows % n == 0)
-    return micro, rows // micro
+    per_process, rest = divmod(batch_size, n_processes)
+    if rest or not per_process:
+        raise RecipeError(
+            f"train.batch_size: {batch_size}: the {n_processes} devices do not divide it; take a "
+            f"multiple of {n_processes}, or fewer GPUs with serving.gpus"
+        )
+    micro = max(m for m in range(1, min(micro_batch_size, per_process) + 1) if per_process % m == 0)
+    return BatchPlan(micro, per_process // micro)

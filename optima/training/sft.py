@@ -1,386 +1,355 @@
-"""Supervised fine-tuning of one model on the rows of one iteration; runs in the training env.
+"""Supervised fine-tuning of one iteration, run inside the training environment (method.md 3).
 
-``accelerate launch -m optima.training.sft --job job.json``. Rows are masked here (see ``masks``)
-and given to TRL's SFTTrainer as token ids with labels; nothing is ever cut: rows over
-``train.max_length`` are counted and dropped. Refuses an empty set of rows.
+``accelerate launch … -m optima.training.sft --job job.json``. Rows arrive as messages and leave
+as token ids with labels before the trainer sees them, so that no template or mask of the library
+takes part. Rows over ``train.max_length`` are counted and dropped, never cut. A training that was
+killed continues from its last complete checkpoint.
 """
 
 import argparse
-import inspect
 import json
 import logging
-import math
 import os
-import re
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
 from datasets import Dataset
-from transformers import TrainerCallback, set_seed
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
+from trl.data_utils import pack_dataset
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from optima.conversation.template import ChatTemplate
 from optima.errors import OptimaError, StageError
-from optima.training.jobs import (
-    CHECKPOINT_DIR,
-    EVAL_BEFORE_FILE,
-    MODEL_DIR,
-    PROGRESS_FILE,
-    RESULT_FILE,
-    SftJob,
-    TrainProgress,
-    TrainResult,
-)
-from optima.training.masks import MaskedRow, mask_rows
-from optima.training.parallelism import split_batch
-from optima.training.weights import DTYPES, load_model, load_tokenizer, save_weights
-from optima.types import TrainingRow
+from optima.recipe.schema import TrainSection
+from optima.training.jobs import CHECKPOINTS_DIR, MODEL_DIR, PROGRESS_FILE, SftJob, TrainResult
+from optima.training.masks import TokenizedRow, tokenize_rows
+from optima.training.merge import copy_companions, load_model, save_model_dir, token_ids
+from optima.training.parallelism import plan_batches
+from optima.types import ModelRef, TrainingRow
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_log = logging.getLogger("optima.training.sft")
+logger = logging.getLogger(__name__)
+
+_COMPLETE = "COMPLETE"
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-@dataclass(frozen=True)
-class RowSet:
-    """Rows ready to be trained on, and how many were too long."""
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Tokenised rows that fit, how many did not, and how many tokens those that fit have."""
 
-    rows: tuple[MaskedRow, ...]
+    rows: tuple[TokenizedRow, ...]
     n_dropped: int
 
     @property
     def n_tokens(self) -> int:
-        """All tokens, prompts included."""
+        """Tokens of all rows."""
         return sum(len(row.input_ids) for row in self.rows)
 
     @property
     def n_loss_tokens(self) -> int:
-        """Tokens that carry loss."""
-        return sum(sum(row.is_trained) for row in self.rows)
+        """Trained tokens of all rows; a first token has nothing before it and is never one."""
+        return sum(sum(row.is_trained[1:]) for row in self.rows)
 
     def dataset(self) -> Dataset:
-        """Return the rows as TRL takes them."""
-        return Dataset.from_list(
-            [{"input_ids": list(row.input_ids), "labels": row.labels} for row in self.rows]
+        """Return the columns that the trainer takes as they are."""
+        return Dataset.from_dict(
+            {
+                "input_ids": [row.input_ids for row in self.rows],
+                "labels": [row.labels for row in self.rows],
+            }
         )
 
 
-def load_rows(path: str, template: ChatTemplate, tokenizer: Any, max_length: int) -> RowSet:
-    """Read, mask and filter the rows of a JSON Lines file; blank lines are skipped."""
-    with Path(path).open(encoding="utf-8") as lines:
-        rows = [TrainingRow.model_validate_json(line) for line in lines if line.strip()]
-    masked = tuple(mask_rows(rows, template, tokenizer))
-    kept = tuple(row for row in masked if len(row.input_ids) <= max_length)
-    return RowSet(kept, len(masked) - len(kept))
+class Progress(TrainerCallback):
+    """Writes progress.json at each log and marks checkpoints that are complete."""
 
-
-class _Progress(TrainerCallback):
-    """Writes progress.json, and keeps the trainer from saving a last checkpoint for nothing."""
-
-    def __init__(self, path: Path, tokens_per_step: float) -> None:
+    def __init__(self, path: Path, n_tokens: int) -> None:
         self._path = path
-        self._tokens_per_step = tokens_per_step
+        self._n_tokens = n_tokens
         self._first_step = 0
-        self._started = time.monotonic()
-        self.tokens_per_s = 0.0
+        self._start = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._first_step = state.global_step
-        self._started = time.monotonic()
-        if state.is_world_process_zero:
-            self._write(state, None)
+        """Start the clock."""
+        self._first_step, self._start = state.global_step, time.monotonic()
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any
-    ) -> None:
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Replace progress.json."""
+        if not state.is_world_process_zero or "loss" not in (logs or {}):
             return
-        seconds = time.monotonic() - self._started
-        n_steps = state.global_step - self._first_step
-        self.tokens_per_s = n_steps * self._tokens_per_step / max(seconds, 1e-9)
-        loss = float(logs["loss"])
-        _log.info(
-            "step %d/%d: loss %.4f, learning rate %.2e, %.0f tokens/s",
-            state.global_step,
-            state.max_steps,
-            loss,
-            float(logs.get("learning_rate", math.nan)),
-            self.tokens_per_s,
-        )
-        self._write(state, loss)
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        share = (state.global_step - self._first_step) / max(state.max_steps, 1)
+        row = {
+            "step": state.global_step,
+            "n_steps": state.max_steps,
+            "loss": logs["loss"],
+            "tokens_per_s": self._n_tokens * share / seconds,
+        }
+        write_atomically(self._path, json.dumps(row))
+        logger.info("step %d of %d: loss %s", state.global_step, state.max_steps, logs["loss"])
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._skip_last(state, control)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._skip_last(state, control)
-
-    @staticmethod
-    def _skip_last(state: Any, control: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_save = False  # the model itself is written next
-
-    def _write(self, state: Any, loss: float | None) -> None:
-        progress = TrainProgress(
-            step=state.global_step,
-            n_steps=state.max_steps,
-            loss=loss,
-            tokens_per_s=round(self.tokens_per_s, 1),
-        )
-        write_atomically(self._path, progress.model_dump_json())
-
-
-def train(job: SftJob) -> TrainResult | None:
-    """Run the job; return its result on the first process, None on the others."""
-    set_seed(job.seed)
-    output = Path(job.output_dir)
-    tokenizer = load_tokenizer(
-        job.model.path, revision=job.revision, trust_remote_code=job.trust_remote_code
-    )
-    # Rendered as at generation: a prompt that differs by one byte is another prompt.
-    template = ChatTemplate.load(job.model.path, revision=job.revision)
-    rows = load_rows(job.rows_path, template, tokenizer, job.train.max_length)
-    held_out = (
-        load_rows(job.eval_rows_path, template, tokenizer, job.train.max_length)
-        if job.eval_rows_path is not None
-        else RowSet((), 0)
-    )
-    if not rows.rows:
-        raise StageError(
-            f"{job.rows_path}: no rows to train on ({rows.n_dropped} are longer than "
-            f"train.max_length={job.train.max_length}); raise train.max_length or lower select.theta"
-        )
-    _log.info(
-        "%d rows, %d tokens, %d with loss; %d rows over train.max_length=%d dropped; %d held out",
-        *(len(rows.rows), rows.n_tokens, rows.n_loss_tokens, rows.n_dropped),
-        *(job.train.max_length, len(held_out.rows)),
-    )
-    trainer = _make_trainer(job, rows, held_out, tokenizer)
-    progress = _Progress(output / PROGRESS_FILE, _tokens_per_step(job, rows, trainer))
-    trainer.add_callback(progress)
-    checkpoint = last_checkpoint(output / CHECKPOINT_DIR)
-    _log.info("starting from %s", checkpoint or "the model")
-    before = _eval_loss_before(trainer, held_out, output, is_fresh=checkpoint is None)
-    started = time.monotonic()
-    outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.monotonic() - started
-    after = _evaluate(trainer, held_out)
-    scratch = output / f".{MODEL_DIR}.partial"
-    if trainer.is_world_process_zero():
-        shutil.rmtree(scratch, ignore_errors=True)
-    model = save_weights(trainer, tokenizer, job, scratch)
-    if not trainer.is_world_process_zero():
-        return None
-    result = TrainResult(
-        model=model,
-        n_rows=len(rows.rows),
-        n_eval_rows=len(held_out.rows),
-        n_dropped_rows=rows.n_dropped + held_out.n_dropped,
-        n_tokens=round(rows.n_tokens * job.train.epochs),
-        n_loss_tokens=round(rows.n_loss_tokens * job.train.epochs),
-        n_steps=trainer.state.global_step,
-        train_loss=_mean_loss(trainer, float(outcome.training_loss)),
-        eval_loss=after,
-        eval_loss_before=before,
-        seconds=round(seconds, 3),
-        tokens_per_s=round(progress.tokens_per_s, 1),
-    )
-    _finish(output, scratch, result)
-    return result
-
-
-def _make_trainer(job: SftJob, rows: RowSet, held_out: RowSet, tokenizer: Any) -> SFTTrainer:
-    train_dataset = rows.dataset()
-    arguments = SFTConfig(**training_arguments(job, rows))
-    return SFTTrainer(
-        model=_trainable_model(job),
-        args=arguments,
-        train_dataset=train_dataset,
-        eval_dataset=held_out.dataset() if held_out.rows else None,
-        processing_class=tokenizer,
-    )
-
-
-def training_arguments(job: SftJob, rows: RowSet) -> dict[str, Any]:
-    """Return the arguments of TRL's SFTConfig, spelled as the installed release wants them."""
-    section = job.train
-    n_devices = int(os.environ.get("WORLD_SIZE", "1"))
-    micro, accumulation = split_batch(section, n_devices)
-    is_packed = section.batching == "packing"
-    if is_packed:  # keep about batch_size rows in a step: a packed sequence holds several
-        mean_length = rows.n_tokens / len(rows.rows)
-        per_step = max(1, round(section.batch_size * mean_length / section.max_length))
-        micro, accumulation = split_batch(
-            section.model_copy(update={"batch_size": per_step}), n_devices
-        )
-    known = inspect.signature(SFTConfig.__init__).parameters
-    arguments: dict[str, Any] = {
-        "output_dir": str(Path(job.output_dir) / CHECKPOINT_DIR),
-        "per_device_train_batch_size": micro,
-        "per_device_eval_batch_size": micro,
-        "gradient_accumulation_steps": accumulation,
-        "num_train_epochs": section.epochs,
-        "learning_rate": section.learning_rate,
-        "lr_scheduler_type": section.scheduler,
-        "weight_decay": section.weight_decay,
-        "max_grad_norm": section.max_grad_norm,
-        "max_length": section.max_length,
-        "packing": is_packed,
-        # Preparation would only cut rows, which are short enough; packing is part of it.
-        "dataset_kwargs": None if is_packed else {"skip_prepare_dataset": True},
-        "gradient_checkpointing": section.gradient_checkpointing,
-        "bf16": section.dtype == "bfloat16" and section.optimizer_state_dtype == "float32",
-        "fp16": False,
-        "use_cpu": job.device == "cpu",
-        "optim": "adamw_torch" if job.device == "cpu" else "adamw_torch_fused",
-        "seed": job.seed % 2**32,  # numpy takes 32 bits
-        "data_seed": job.seed % 2**32,
-        "logging_steps": section.logging_steps,
-        "logging_first_step": True,
-        "save_strategy": "steps" if section.save_steps else "epoch",
-        "save_total_limit": section.save_total_limit,
-        "eval_strategy": "no",
-        "prediction_loss_only": True,
-        "report_to": list(section.report_to) or "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": job.device == "cuda",
-        "ddp_find_unused_parameters": False,
-    }
-    if section.save_steps:
-        arguments["save_steps"] = section.save_steps
-    if section.gradient_checkpointing:
-        arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
-    if "train_sampling_strategy" in known:
-        is_grouped = section.batching == "length_grouped"
-        arguments["train_sampling_strategy"] = "group_by_length" if is_grouped else "random"
-    else:
-        arguments["group_by_length"] = section.batching == "length_grouped"
-    # transformers 5 takes a share of the steps in warmup_steps and is to drop warmup_ratio
-    if known["warmup_steps"].annotation in (float, "float"):
-        arguments["warmup_steps"] = min(section.warmup_ratio, 0.9999)
-    else:
-        arguments["warmup_ratio"] = section.warmup_ratio
-    return arguments
-
-
-def _trainable_model(job: SftJob) -> Any:
-    section = job.train
-    lora = section.lora
-    has_masters = section.optimizer_state_dtype == "float32"
-    # Under LoRA only the adapter has an optimiser state; the frozen weights need no masters.
-    dtype = DTYPES["float32"] if has_masters and lora is None else DTYPES[section.dtype]
-    keep_adapter = lora is not None and lora.serve == "adapter" and job.model.adapter is not None
-    start = job.model.model_copy(update={"adapter": None}) if keep_adapter else job.model
-    model = load_model(start, dtype, revision=job.revision, trust_remote_code=job.trust_remote_code)
-    if section.gradient_checkpointing:
-        model.config.use_cache = False
-    if lora is None:
-        return model
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    if keep_adapter:
-        return PeftModel.from_pretrained(
-            model, job.model.adapter, is_trainable=True, autocast_adapter_dtype=has_masters
-        )
-    modules = lora.target_modules
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=modules if isinstance(modules, str) else list(modules),
-    )
-    return get_peft_model(model, config, autocast_adapter_dtype=has_masters)
-
-
-def _tokens_per_step(job: SftJob, rows: RowSet, trainer: SFTTrainer) -> float:
-    arguments = trainer.args
-    per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps
-    per_step *= arguments.world_size
-    n_steps = max(1, math.ceil(len(trainer.train_dataset) / per_step))
-    return rows.n_tokens / n_steps
-
-
-def last_checkpoint(directory: Path) -> Path | None:
-    """Return the newest complete checkpoint; the trainer's state is what is written last."""
-    found = []
-    for path in directory.glob("checkpoint-*"):
-        match = _CHECKPOINT.fullmatch(path.name)
-        try:
-            state = json.loads((path / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        if match and state.get("global_step") == int(match[1]):
-            found.append((int(match[1]), path))
-    return max(found)[1] if found else None
-
-
-def _eval_loss_before(
-    trainer: SFTTrainer, held_out: RowSet, output: Path, *, is_fresh: bool
-) -> float | None:
-    path = output / EVAL_BEFORE_FILE
-    if not is_fresh and path.is_file():
-        stored = json.loads(path.read_text())
-        return None if stored is None else float(stored)
-    loss = _evaluate(trainer, held_out) if is_fresh else None
-    if trainer.is_world_process_zero():
-        write_atomically(path, json.dumps(loss))
-    return loss
-
-
-def _evaluate(trainer: SFTTrainer, held_out: RowSet) -> float | None:
-    if not held_out.rows:
-        return None
-    loss = float(trainer.evaluate()["eval_loss"])
-    _log.info("evaluation loss %.4f on %d rows", loss, len(held_out.rows))
-    return loss
-
-
-def _mean_loss(trainer: SFTTrainer, reported: float) -> float:
-    """Mean over all logged steps; what ``train()`` reports lacks those before a resume."""
-    losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    return sum(losses) / len(losses) if losses else reported
-
-
-def _finish(output: Path, scratch: Path, result: TrainResult) -> None:
-    final = output / MODEL_DIR
-    if final.exists():
-        shutil.rmtree(final)
-    scratch.rename(final)
-    write_atomically(output / RESULT_FILE, result.model_dump_json(indent=1) + "\n")
-    shutil.rmtree(output / CHECKPOINT_DIR, ignore_errors=True)
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Mark the checkpoint: everything in it has been written."""
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_atomically(path / _COMPLETE, "")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small file under a temporary name, sync and rename it."""
-    scratch = path.with_name(f".{path.name}.partial")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    """Replace a small file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
-def main() -> int:
-    """Run the job named on the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--job", type=Path, required=True, help="job.json, an SftJob")
-    options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        job = SftJob.model_validate_json(options.job.read_bytes())
-        result = train(job)
-    except OptimaError as error:
-        _log.error("%s", error)  # noqa: TRY400  the message is the whole story
-        return 1
-    if result is not None:
-        _log.info(
-            "trained %d steps in %.1f s, loss %.4f, %.0f tokens/s",
-            *(result.n_steps, result.seconds, result.train_loss, result.tokens_per_s),
+def read_rows(path: str | None, job: SftJob, template: ChatTemplate, tokenizer: Any) -> Rows:
+    """Tokenise a file of training rows and drop those that are too long."""
+    if path is None:
+        return Rows((), 0)
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    rows = [TrainingRow.model_validate_json(line) for line in lines if line.strip()]
+    tokenized = tuple(tokenize_rows(rows, template, tokenizer))
+    kept = tuple(row for row in tokenized if len(row.input_ids) <= job.train.max_length)
+    return Rows(kept, len(tokenized) - len(kept))
+
+
+def last_checkpoint(directory: Path) -> str | None:
+    """Return the newest checkpoint that was written to its end; remove the others."""
+    found = {}
+    for path in directory.glob("checkpoint-*"):
+        if (path / _COMPLETE).is_file():
+            found[int(path.name.rpartition("-")[2])] = path
+        elif PartialState().is_main_process:
+            shutil.rmtree(path)
+    PartialState().wait_for_everyone()
+    return str(found[max(found)]) if found else None
+
+
+def prepare_model(job: SftJob, dtype: torch.dtype) -> Any:
+    """Load the start model in its training format, with trainable adapters if asked for."""
+    lora, trust = job.train.lora, job.trust_remote_code
+    if lora is None:
+        return load_model(job.model.path, job.model.adapter, dtype, trust)
+    if lora.serve == "adapter" and job.model.adapter is not None:
+        # An adapter that is served over its base goes on being trained, so there is only one.
+        base = load_model(job.model.path, None, dtype, trust)
+        return PeftModel.from_pretrained(base, job.model.adapter, is_trainable=True)
+    model = load_model(job.model.path, job.model.adapter, dtype, trust)
+    is_named = isinstance(lora.target_modules, tuple)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules) if is_named else lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    # Adapters are float32 over bf16 weights unless everything is to be in one format.
+    is_float32 = job.train.optimizer_state_dtype == "float32"
+    return get_peft_model(model, config, autocast_adapter_dtype=is_float32)
+
+
+def training_dtype(train: TrainSection) -> torch.dtype:
+    """Return the format of the loaded weights: masters in float32 where they are trained."""
+    is_master = train.optimizer_state_dtype == "float32" and train.lora is None
+    is_zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"  # keeps its own
+    return torch.float32 if is_master and not is_zero else _DTYPES[train.dtype]
+
+
+def trainer_config(job: SftJob, plan: tuple[int, int], has_eval: bool) -> SFTConfig:
+    """Translate the recipe into the trainer's arguments."""
+    train, (micro, accumulation) = job.train, plan
+    options: dict[str, Any] = {
+        "output_dir": str(Path(job.output_dir) / CHECKPOINTS_DIR),
+        "seed": job.seed % 2**31,
+        "learning_rate": train.learning_rate,
+        "num_train_epochs": train.epochs,
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
+        "lr_scheduler_type": train.scheduler,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "max_length": None,
+        "bf16": train.dtype == "bfloat16" and train.optimizer_state_dtype == "float32",
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "use_cpu": job.device == "cpu",
+        "logging_steps": 1,
+        "eval_on_start": has_eval,
+        "eval_strategy": "no",
+        "save_strategy": "epoch" if train.save_steps is None else "steps",
+        "save_total_limit": train.save_total_limit,
+        "report_to": train_report_to(train),
+        "disable_tqdm": True,
+        "dataloader_pin_memory": job.device == "cuda",
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+    }
+    if train.save_steps is not None:
+        options["save_steps"] = train.save_steps
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+        options["bf16"] = train.dtype == "bfloat16"
+    fields = SFTConfig.__dataclass_fields__
+    is_ratio_in_steps = "float" in str(fields["warmup_steps"].type)
+    if is_ratio_in_steps:  # below 1 it is a share of the steps
+        options["warmup_steps"] = min(train.warmup_ratio, 1 - 1e-9)
+    else:
+        options["warmup_ratio"] = train.warmup_ratio
+    if train.batching == "length_grouped":
+        if "train_sampling_strategy" in fields:
+            options["train_sampling_strategy"] = "group_by_length"
+        else:
+            options["group_by_length"] = True
+    return SFTConfig(**options)
+
+
+def train_report_to(train: TrainSection) -> list[str]:
+    """Return the experiment trackers to report to."""
+    return list(getattr(train, "report_to", ()))
+
+
+def prepare_data(job: SftJob, rows: Rows) -> tuple[Dataset, tuple[int, int]]:
+    """Return the training set, packed if asked for, and (micro batch, accumulation).
+
+    ``batch_size`` counts conversations' rows also when rows are packed: a step then takes the
+    number of packs that holds as many on average.
+    """
+    data, train, world = rows.dataset(), job.train, PartialState().num_processes
+    batch, micro = train.batch_size, train.micro_batch_size
+    if train.batching == "packing":
+        packed = pack_dataset(data, train.max_length, "bfd")
+        per_pack = len(data) / len(packed)
+        batch = max(1, round(batch / per_pack / world)) * world
+        micro, data = max(1, round(micro / per_pack)), packed
+    plan = plan_batches(batch, micro, world)
+    return data, (plan.micro_batch_size, plan.n_accumulation)
+
+
+def save(trainer: Any, job: SftJob, dtype: torch.dtype, ids: dict[str, Any]) -> ModelRef:
+    """Write the trained model under a temporary name, then rename it; on all processes."""
+    output = Path(job.output_dir) / MODEL_DIR
+    temporary = output.with_name(f".{output.name}.tmp")
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    is_adapter = job.train.lora is not None and job.train.lora.serve == "adapter"
+    if PartialState().is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if job.train.lora is None:
+            cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()}
+            model.config.dtype = dtype
+            for name, value in ids.items():
+                setattr(model.config, name, value)
+            save_model_dir(model, cast, job.model.path, temporary)
+        else:
+            # The adapter is saved by itself and, if wanted, merged into fresh, whole weights.
+            model.save_pretrained(temporary, state_dict=weights)
+            if not is_adapter:
+                merge_saved(job, temporary, dtype)
+            else:
+                copy_companions(job.model.path, temporary)
+        shutil.rmtree(output, ignore_errors=True)
+        temporary.rename(output)
+    PartialState().wait_for_everyone()
+    if is_adapter:
+        return ModelRef(path=job.model.path, adapter=str(output))
+    return ModelRef(path=str(output))
+
+
+def merge_saved(job: SftJob, directory: Path, dtype: torch.dtype) -> None:
+    """Replace an adapter directory by the merged model."""
+    base = load_model(job.model.path, job.model.adapter, dtype, job.trust_remote_code)
+    merged = PeftModel.from_pretrained(base, str(directory)).merge_and_unload()
+    shutil.rmtree(directory)
+    save_model_dir(merged, None, job.model.path, directory)
+
+
+def run(job: SftJob) -> TrainResult:
+    """Train and write the model; the result is returned, not written."""
+    output = Path(job.output_dir)
+    trust = {"trust_remote_code": job.trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(job.model.path, **trust)
+    template = ChatTemplate.load(job.model.path)
+    rows = read_rows(job.rows_path, job, template, tokenizer)
+    eval_rows = read_rows(job.eval_rows_path, job, template, tokenizer)
+    if not rows.rows:
+        raise StageError(
+            f"{job.rows_path}: no row to train on ({rows.n_dropped} are longer than "
+            f"train.max_length={job.train.max_length} tokens); lower select.theta or raise it"
         )
+    logger.info(
+        "%d rows (%d too long), %d evaluation rows, %d tokens, %d of them trained",
+        *(len(rows.rows), rows.n_dropped, len(eval_rows.rows), rows.n_tokens, rows.n_loss_tokens),
+    )
+    config = AutoConfig.from_pretrained(job.model.path, **trust)
+    ids, saved_dtype = token_ids(config), getattr(config, "dtype", None) or torch.bfloat16
+    data, plan = prepare_data(job, rows)
+    # Made before the model is loaded: under ZeRO-3 it tells the loader to split the weights.
+    arguments = trainer_config(job, plan, bool(eval_rows.rows))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    n_tokens = round(rows.n_tokens * job.train.epochs)
+    trainer = SFTTrainer(
+        model=prepare_model(job, training_dtype(job.train)),
+        args=arguments,
+        train_dataset=data,
+        eval_dataset=eval_rows.dataset() if eval_rows.rows else None,
+        processing_class=tokenizer,
+        # It pads by length, not by comparing ids, so a pad that equals the stop token is safe.
+        data_collator=DataCollatorForLanguageModeling(
+            pad_token_id=pad, padding_free=job.train.batching == "packing"
+        ),
+        callbacks=[Progress(output / PROGRESS_FILE, n_tokens)],
+    )
+    checkpoint = last_checkpoint(output / CHECKPOINTS_DIR)
+    if checkpoint is not None:
+        logger.info("continuing from %s", checkpoint)
+        trainer.args.eval_on_start = False
+    start = time.monotonic()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.monotonic() - start
+    first = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
+    eval_loss = trainer.evaluate()["eval_loss"] if eval_rows.rows else None
+    history, n_steps = trainer.state.log_history, trainer.state.global_step
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    return TrainResult(
+        model=save(trainer, job, saved_dtype, ids),
+        n_rows=len(rows.rows),
+        n_eval_rows=len(eval_rows.rows),
+        n_dropped_rows=rows.n_dropped + eval_rows.n_dropped,
+        n_tokens=n_tokens,
+        n_loss_tokens=round(rows.n_loss_tokens * job.train.epochs),
+        n_steps=n_steps,
+        train_loss=sum(losses) / len(losses),
+        eval_loss=eval_loss,
+        eval_loss_before=next((e["eval_loss"] for e in history if "eval_loss" in e), None),
+        seconds=seconds,
+        tokens_per_s=n_tokens * (n_steps - first) / n_steps / max(seconds, 1e-9),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(prog="optima.training.sft", description=__doc__)
+    parser.add_argument("--job", type=Path, required=True, help="job.json")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s")
+    job = SftJob.model_validate_json(options.job.read_text(encoding="utf-8"))
+    PartialState(cpu=job.device == "cpu")
+    try:
+        result = run(job)
+    except OptimaError as error:
+        sys.stdout.write(f"error: {error}\n")
+        return 1
+    if PartialState().is_main_process:
+        shutil.rmtree(Path(job.output_dir) / CHECKPOINTS_DIR, ignore_errors=True)
+        write_atomically(job.result_path, result.model_dump_json(indent=1) + "\n")
+    PartialState().wait_for_everyone()
     return 0
 
 

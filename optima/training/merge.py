@@ -1,0 +1,65 @@
+"""Model directories: low-rank adapters merged into their base, and the files that servers need."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+# What a served model has beside weights and config, copied unchanged, so that every iteration
+# tokenises, renders and stops exactly as the first.
+COMPANIONS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "generation_config.json",
+)
+_ID_NAMES = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def local_companions(model: str) -> Path:
+    """Return a directory that holds the model's companions; a hub id's are downloaded."""
+    if Path(model).is_dir():
+        return Path(model)
+    return Path(snapshot_download(model, allow_patterns=["config.json", *COMPANIONS]))
+
+
+def token_ids(config: Any) -> dict[str, Any]:
+    """Return the special token ids of a model config, which trainers overwrite."""
+    return {name: getattr(config, name, None) for name in _ID_NAMES}
+
+
+def save_model_dir(
+    model: Any, state_dict: Mapping[str, torch.Tensor] | None, start: str, output: Path
+) -> None:
+    """Write weights, config and the start model's companions into ``output`` (which is new)."""
+    # Some models ship generation settings that save_pretrained refuses; the file is copied below.
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    model.save_pretrained(output, state_dict=state_dict)
+    copy_companions(start, output)
+
+
+def copy_companions(start: str, output: Path) -> None:
+    """Copy the start model's tokenizer, chat template and generation config."""
+    directory = local_companions(start)
+    for pattern in COMPANIONS:
+        for path in sorted(directory.glob(pattern)):
+            if path.is_file() and path.suffix != ".safetensors":
+                shutil.copy2(path, output / path.name)
+
+
+def load_model(path: str, adapter: str | None, dtype: torch.dtype, trust: bool) -> Any:
+    """Load a causal language model, with the adapter, if any, merged into its weights."""
+    options = {"trust_remote_code": trust}
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
+    if adapter is None:
+        return model
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
