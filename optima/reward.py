@@ -89,7 +89,7 @@ def has_repeated_utterance(conversation: Conversation) -> bool:
 def _worst_loss(
     conversation: Conversation, turn_losses: Sequence[float | None]
 ) -> tuple[float | None, str | None]:
-    losses = []
+    losses: list[float] = []
     for turn, turn_loss in zip(conversation.turns, turn_losses, strict=True):
         if not turn.text.strip():
             continue  # nothing was said, so nothing can be unreadable
@@ -98,7 +98,7 @@ def _worst_loss(
         losses.append(turn_loss)
     if not losses:
         return None, "every utterance is empty"
-    worst: float = max(losses)
+    worst = max(losses)
     if worst <= 0:
         return None, f"R_loss is {worst}, which has no inverse"
     return worst, None

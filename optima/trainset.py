@@ -37,4 +37,4 @@ def conversation_rows(
 
 def is_held_out(problem_id: str, *, seed: int, share: float) -> bool:
     """Tell whether a problem's rows measure evaluation loss; all its rows go together."""
-    return derive_seed(seed, "held_out", problem_id) < share * 2**SEED_BITS
+    return derive_seed(seed, "held_out", problem_id) < int(share * 2**SEED_BITS)

@@ -8,7 +8,6 @@ agent states only facts of its own context, and only when what came before makes
 import random
 import re
 from collections.abc import Sequence
-from itertools import takewhile
 
 from optima.errors import UsageError
 from optima.seeding import rng
@@ -100,8 +99,8 @@ def _exchange(problem: Problem, n_agents: int, is_terse: bool, draw: random.Rand
         agent = len(texts) % n_agents
         # In the order of the evidence: before a link is said, nobody can know which of its own
         # facts continues the chain.
-        own = [fact.text for fact in takewhile(lambda fact: fact.agent == agent, left)]
-        left = left[len(own) :]
+        n_own = next((i for i, fact in enumerate(left) if fact.agent != agent), len(left))
+        own, left = [fact.text for fact in left[:n_own]], left[n_own:]
         if own:
             frames = TERSE_FACTS if is_terse else WORDY_FACTS
             text = draw.choice(frames).replace("{facts}", " ".join(own))

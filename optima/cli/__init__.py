@@ -1,0 +1,1 @@
+"""Commands. The only place besides reporting that prints."""
