@@ -100,7 +100,12 @@ def tokenize_row(
 def tokenize_rows(
     rows: Sequence[TrainingRow], template: ChatTemplate, tokenizer: Any
 ) -> Iterator[TokenizedRow]:
-    """Yield each row's tokens, in order."""
+    """Yield each row's tokens, in order; ModelError where the tokenizer has no offsets."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"{template.origin}: its tokenizer does not say which characters a token covers; use a "
+            "model with a tokenizer.json"
+        )
     special_ids = special_token_ids(tokenizer)
     for row in rows:
         yield tokenize_row(row, template, tokenizer, special_ids)
