@@ -1,0 +1,148 @@
+"""A stand-in for both Python environments: the same commands, none of the libraries.
+
+``fake_environment`` makes a prefix whose ``bin/python`` runs fakes for the three commands that
+need vLLM or torch and hands every other call to the interpreter of the tests.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def fake_environment(
+    directory: Path,
+    *,
+    server: tuple[str, ...] = (),
+    train_seconds: float = 0.0,
+    train_fails: int = 0,
+    score_dies_after: int | None = None,
+) -> "Environment":
+    """Make a prefix in ``directory`` and return it as an environment.
+
+    ``server`` are further arguments of the fake server (see ``optima.serving.fake``). The first
+    ``train_fails`` trainings fail. Commands are noted, a JSON line each, in ``commands.jsonl``.
+    """
+    from optima.processes.environment import Environment
+
+    prefix = directory / "fake_env"
+    python = prefix / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    options = {
+        "server": server,
+        "train_seconds": train_seconds,
+        "train_fails": train_fails,
+        "score_dies_after": score_dies_after,
+        "notes": str(prefix),
+    }
+    (prefix / "options.json").write_text(json.dumps(options))
+    python.write_text(
+        f'#!/bin/sh\nexec {sys.executable} {Path(__file__).resolve()} {prefix} "$@"\n'
+    )
+    python.chmod(0o755)
+    return Environment(prefix=prefix, python=python)
+
+
+def commands(environment: "Environment") -> list[list[str]]:
+    """Return the arguments of every call of the environment's python so far."""
+    path = environment.prefix / "commands.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _serve(arguments: list[str], options: dict[str, object]) -> None:
+    from optima.serving.fake import main
+
+    main([*arguments, *options["server"]])  # type: ignore[misc]
+
+
+def _train(arguments: list[str], options: dict[str, object]) -> None:
+    """Write what a training writes; the model is the start model with a few bytes of weights."""
+    import hashlib
+    import shutil
+
+    from optima.training.jobs import MODEL_DIR, RESULT_FILE, SftJob, TrainResult
+    from optima.types import ModelRef
+
+    job = SftJob.model_validate_json(Path(arguments[arguments.index("--job") + 1]).read_text())
+    failures = Path(str(options["notes"])) / "train_failures"
+    n_failed = len(failures.read_text()) if failures.exists() else 0
+    if n_failed < int(str(options["train_fails"])):
+        failures.write_text("x" * (n_failed + 1))
+        raise RuntimeError("the fake trainer fails as it was told")
+    time.sleep(float(str(options["train_seconds"])))
+    rows = Path(job.rows_path).read_bytes()
+    n_rows = len(rows.splitlines())
+    n_eval = len(Path(job.eval_rows_path).read_bytes().splitlines()) if job.eval_rows_path else 0
+    model = Path(job.output_dir) / MODEL_DIR
+    model.mkdir(parents=True, exist_ok=True)
+    start = Path(job.model.path)
+    for path in sorted(start.iterdir()) if start.is_dir() else []:
+        if path.is_file() and path.suffix != ".safetensors":
+            shutil.copyfile(path, model / path.name)
+    old = sorted(start.glob("*.safetensors")) if start.is_dir() else []
+    seed = (
+        b"".join(path.read_bytes()[:64] for path in old)
+        + rows
+        + job.train.model_dump_json().encode()
+    )
+    (model / "model.safetensors").write_bytes(hashlib.blake2b(seed, digest_size=64).digest())
+    result = TrainResult(
+        model=ModelRef(path=str(model)),
+        n_rows=n_rows,
+        n_eval_rows=n_eval,
+        n_dropped_rows=0,
+        n_tokens=100 * n_rows,
+        n_loss_tokens=20 * n_rows,
+        n_steps=max(1, n_rows // job.train.batch_size),
+        train_loss=1.0,
+        eval_loss=1.5 if n_eval else None,
+        eval_loss_before=2.0 if n_eval else None,
+        seconds=1.0,
+        tokens_per_s=100.0 * n_rows,
+    )
+    part = Path(job.output_dir) / f"{RESULT_FILE}.part"
+    part.write_text(result.model_dump_json())
+    part.replace(Path(job.output_dir) / RESULT_FILE)
+
+
+def _score(options: dict[str, object]) -> None:
+    """Speak the scorer's protocol with losses in [1, 3) that depend on the text alone."""
+    import hashlib
+
+    dies_after = options["score_dies_after"]
+    print(json.dumps({"ready": True}), flush=True)
+    for n, line in enumerate(sys.stdin):
+        if dies_after is not None and n >= int(str(dies_after)):
+            os._exit(1)
+        request = json.loads(line)
+        losses = []
+        for item in request["items"]:
+            drawn = hashlib.blake2b(item["text"].encode(), digest_size=4).digest()
+            losses.append(1 + 2 * int.from_bytes(drawn, "big") / 2**32 if item["text"] else None)
+        print(json.dumps({"id": request["id"], "losses": losses}), flush=True)
+
+
+def _main(prefix: Path, arguments: list[str]) -> None:
+    options = json.loads((prefix / "options.json").read_text())
+    with (prefix / "commands.jsonl").open("a") as notes:
+        notes.write(json.dumps(arguments) + "\n")
+    sys.path[:0] = [str(ROOT)]
+    module = arguments[1] if arguments[:1] == ["-m"] else None
+    if module == "vllm.entrypoints.openai.api_server":
+        _serve(arguments[2:], options)
+    elif module == "accelerate.commands.launch":
+        _train(arguments, options)
+    elif module == "optima.training.score":
+        _score(options)
+    else:
+        os.execv(sys.executable, [sys.executable, *arguments])
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder holds tests, not packages to import
+    _main(Path(sys.argv[1]), sys.argv[2:])
+else:
+    from optima.processes.environment import Environment

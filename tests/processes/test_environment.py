@@ -1,0 +1,105 @@
+"""Finding environments and what a process of one sees."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import optima
+from optima.errors import EnvironmentNotFoundError
+from optima.processes.environment import resolve_environment
+
+
+def make_prefix(path: Path) -> Path:
+    (path / "bin").mkdir(parents=True)
+    (path / "bin" / "python").symlink_to(sys.executable)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No environment of the host, no conda, another working directory."""
+    for name in ("OPTIMA_VLLM_ENV", "OPTIMA_TRAIN_ENV"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CONDA_EXE", "/nowhere/conda")
+    monkeypatch.chdir(tmp_path)
+
+
+def fake_conda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *prefixes: Path) -> None:
+    conda = tmp_path / "conda"
+    answer = json.dumps({"envs": [str(prefix) for prefix in prefixes]})
+    conda.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    conda.chmod(0o755)
+    monkeypatch.setenv("CONDA_EXE", str(conda))
+
+
+def test_prefix_path_is_taken_and_its_interpreter_link_is_kept(tmp_path: Path) -> None:
+    prefix = make_prefix(tmp_path / "env")
+    found = resolve_environment(str(prefix), "vllm")
+    assert found.prefix == prefix
+    assert found.python == prefix / "bin" / "python"
+
+
+def test_relative_prefix_becomes_absolute(tmp_path: Path) -> None:
+    make_prefix(tmp_path / "env")
+    assert resolve_environment("./env", "vllm").prefix == tmp_path / "env"
+
+
+def test_path_to_a_python_is_taken(tmp_path: Path) -> None:
+    python = make_prefix(tmp_path / "env") / "bin" / "python"
+    found = resolve_environment(str(python), "train")
+    assert (found.prefix, found.python) == (tmp_path / "env", python)
+
+
+def test_conda_name_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix = make_prefix(tmp_path / "conda_envs" / "serve")
+    fake_conda(tmp_path, monkeypatch, prefix)
+    assert resolve_environment("serve", "vllm").prefix == prefix
+
+
+def test_variable_comes_before_the_folder_and_the_folder_before_conda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_conda = make_prefix(tmp_path / "conda_envs" / "optima-vllm")
+    fake_conda(tmp_path, monkeypatch, by_conda)
+    by_folder = make_prefix(tmp_path / ".envs" / "vllm")
+    assert resolve_environment(None, "vllm").prefix == by_folder
+    by_variable = make_prefix(tmp_path / "other")
+    monkeypatch.setenv("OPTIMA_VLLM_ENV", str(by_variable))
+    assert resolve_environment(None, "vllm").prefix == by_variable
+
+
+def test_missing_environment_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "elsewhere" / "optima" / "__init__.py"
+    monkeypatch.setattr(optima, "__file__", str(package))
+    with pytest.raises(EnvironmentNotFoundError, match=r"scripts/setup_envs\.sh"):
+        resolve_environment(None, "train")
+    with pytest.raises(EnvironmentNotFoundError, match="no conda environment of this name"):
+        resolve_environment("nonsense", "train")
+    with pytest.raises(EnvironmentNotFoundError, match="neither a folder nor a program"):
+        resolve_environment("/nowhere/env", "train")
+    with pytest.raises(EnvironmentNotFoundError, match="has no bin/python"):
+        resolve_environment(str(tmp_path), "train")
+
+
+def test_process_of_an_environment_imports_our_package_and_keeps_the_users_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/kept")
+    environment = resolve_environment(str(make_prefix(tmp_path / "env")), "train")
+    environ = environment.environ({"EXTRA": "1"})
+    root = str(Path(optima.__file__).parent.parent)
+    assert environ["PYTHONPATH"] == f"{root}{os.pathsep}/kept"
+    assert environ["PATH"].startswith(f"{tmp_path}/env/bin{os.pathsep}")
+    assert environ["EXTRA"] == "1"
+    assert "EXTRA" not in os.environ
+    code = "import optima.types; print(optima.types.__file__)"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == str(Path(root) / "optima" / "types.py")
