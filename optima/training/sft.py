@@ -97,6 +97,15 @@ class Progress(TrainerCallback):
         write_atomically(self._path, json.dumps(row))
         logger.info("step %d of %d: loss %s", state.global_step, state.max_steps, logs["loss"])
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Keep the trainer from a last checkpoint: the model itself is written next."""
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Do the same where checkpoints are saved by the epoch."""
+        self.on_step_end(args, state, control)
+
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Mark the checkpoint: everything in it has been written."""
         if state.is_world_process_zero:
@@ -179,15 +188,18 @@ def trainer_config(job: SftJob, plan: tuple[int, int], has_eval: bool) -> SFTCon
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
         "max_length": None,
+        "optim": "adamw_torch" if job.device == "cpu" else "adamw_torch_fused",
+        "prediction_loss_only": True,
         "bf16": train.dtype == "bfloat16" and train.optimizer_state_dtype == "float32",
         "gradient_checkpointing": train.gradient_checkpointing,
         "use_cpu": job.device == "cpu",
-        "logging_steps": 1,
+        "logging_steps": train.logging_steps,
+        "logging_first_step": True,
         "eval_on_start": has_eval,
         "eval_strategy": "no",
         "save_strategy": "epoch" if train.save_steps is None else "steps",
         "save_total_limit": train.save_total_limit,
-        "report_to": train_report_to(train),
+        "report_to": list(train.report_to) or "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": job.device == "cuda",
         "dataset_kwargs": {"skip_prepare_dataset": True},
@@ -208,11 +220,6 @@ def trainer_config(job: SftJob, plan: tuple[int, int], has_eval: bool) -> SFTCon
         else:
             options["group_by_length"] = True
     return SFTConfig(**options)
-
-
-def train_report_to(train: TrainSection) -> list[str]:
-    """Return the experiment trackers to report to."""
-    return list(getattr(train, "report_to", ()))
 
 
 def prepare_data(job: SftJob, rows: Rows) -> tuple[Dataset, tuple[int, int]]:

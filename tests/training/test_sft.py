@@ -1,0 +1,204 @@
+"""Real trainings of the 135M model on the CPU (e2e), and what is computed before one starts."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from optima.errors import ProcessError, RecipeError
+from optima.processes.devices import Devices
+from optima.processes.environment import Environment, resolve_environment
+from optima.recipe.schema import LoraSection, TrainSection
+from optima.training.jobs import CHECKPOINTS_DIR, SftJob, TrainResult
+from optima.training.launch import run_sft, sft_argv, training_variables
+from optima.training.parallelism import (
+    accelerate_config,
+    n_processes,
+    plan_batches,
+    resolve_parallelism,
+)
+from optima.types import Message, ModelRef, TrainingRow
+
+CITIES = ("Riga", "Turku", "Lyon", "Graz")
+
+
+def _write_rows(path: Path, n: int) -> Path:
+    rows = []
+    for k in range(n):
+        city = CITIES[k % len(CITIES)]
+        messages = (
+            Message(role="system", content=f"You are Alice. Lamp {k} is in {city}. Where is it?"),
+            Message(role="assistant", content=f"Alice: lamp {k}: {city}."),
+            Message(role="assistant", content=f"Bob: <A>{city}</A>"),
+            Message(role="assistant", content=f"Alice: <A>{city}</A>"),
+        )
+        row = TrainingRow(problem_id=f"p{k}", n=0, agent=0, messages=messages, trained=(1, 3))
+        rows.append(row.model_dump_json() + "\n")
+    path.write_text("".join(rows), encoding="utf-8")
+    return path
+
+
+def _job(model: Path, tmp_path: Path, **train: object) -> SftJob:
+    options: dict[str, object] = {
+        "learning_rate": 1e-4,
+        "epochs": 2.0,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "gradient_checkpointing": False,
+        "max_length": 128,
+        **train,
+    }
+    return SftJob(
+        model=ModelRef(path=str(model)),
+        rows_path=str(_write_rows(tmp_path / "rows.jsonl", 16)),
+        eval_rows_path=str(_write_rows(tmp_path / "eval.jsonl", 2)),
+        output_dir=str(tmp_path / "out"),
+        train=TrainSection.model_validate(options),
+        seed=5,
+        device="cpu",
+    )
+
+
+def _run(job: SftJob, tmp_path: Path) -> TrainResult:
+    return run_sft(
+        job,
+        env=resolve_environment(None, "train"),
+        devices=Devices("cpu"),
+        log_path=tmp_path / "train.log",
+    )
+
+
+def _check(result: TrainResult, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert (result.n_rows, result.n_eval_rows, result.n_dropped_rows) == (16, 2, 0)
+    assert result.n_steps == 8
+    assert result.eval_loss is not None
+    assert result.eval_loss_before is not None
+    assert result.eval_loss < 0.7 * result.eval_loss_before
+    assert 0 < result.n_loss_tokens < result.n_tokens
+    assert not (out / CHECKPOINTS_DIR).exists()
+    progress = json.loads((out / "progress.json").read_text())
+    assert progress["step"] == progress["n_steps"] == 8
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("batching", ["length_grouped", "plain"])
+def test_full_training_lowers_the_loss_and_leaves_a_servable_model(
+    smollm2: Path, tmp_path: Path, batching: str
+) -> None:
+    result = _run(_job(smollm2, tmp_path, batching=batching), tmp_path)
+    _check(result, tmp_path)
+    saved = Path(result.model.path)
+    assert (saved / "model.safetensors").stat().st_size < 300e6  # bf16 as it came
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (saved / name).read_bytes() == (smollm2 / name).read_bytes()
+    config = json.loads((saved / "config.json").read_text())
+    started = json.loads((smollm2 / "config.json").read_text())
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "architectures"):
+        assert config[name] == started[name]
+    written = (saved / "model.safetensors").stat().st_mtime_ns
+    assert _run(_job(smollm2, tmp_path, batching=batching), tmp_path) == result
+    assert (saved / "model.safetensors").stat().st_mtime_ns == written
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("serve", ["merged", "adapter"])
+def test_lora_training_lowers_the_loss(smollm2: Path, tmp_path: Path, serve: str) -> None:
+    lora = LoraSection.model_validate({"serve": serve})
+    result = _run(_job(smollm2, tmp_path, lora=lora, learning_rate=2e-3), tmp_path)
+    _check(result, tmp_path)
+    saved = tmp_path / "out" / "model"
+    assert (saved / "adapter_config.json").exists() == (serve == "adapter")
+    assert (saved / "model.safetensors").exists() == (serve == "merged")
+    expected = (str(saved), None) if serve == "merged" else (str(smollm2), str(saved))
+    assert (result.model.path, result.model.adapter) == expected
+
+
+@pytest.mark.e2e
+def test_killed_training_continues_and_takes_the_same_number_of_steps(
+    smollm2: Path, tmp_path: Path
+) -> None:
+    job = _job(smollm2, tmp_path, save_steps=2, lora=LoraSection(), learning_rate=2e-3)
+    env = resolve_environment(None, "train")
+    log = tmp_path / "train.log"
+    # The first attempt is killed by a watcher as soon as a checkpoint is complete.
+    watcher = subprocess.Popen(
+        ["bash", "-c", f"while ! ls {tmp_path}/out/checkpoints/*/COMPLETE; do sleep 0.05; done"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    out = tmp_path / "out"
+    code = (
+        "import sys, pathlib; from optima.training.launch import run_sft;"
+        "from optima.training.jobs import SftJob; from optima.processes.devices import Devices;"
+        "from optima.processes.environment import resolve_environment as resolve;"
+        "job = SftJob.model_validate_json(pathlib.Path(sys.argv[1]).read_bytes());"
+        "run_sft(job, env=resolve(None, 'train'), devices=Devices('cpu'),"
+        "        log_path=pathlib.Path(sys.argv[2]))"
+    )
+    job_path = tmp_path / "first.json"
+    job_path.write_text(job.model_dump_json())
+    first = subprocess.Popen(
+        [str(env.python), "-c", code, str(job_path), str(log)], env=env.environ()
+    )
+    watcher.wait(300)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait(30)
+    time.sleep(3)  # its guard ends the trainer
+    assert not (out / "result.json").exists()
+    result = _run(job, tmp_path)
+    assert result.n_steps == 8
+    assert "continuing from" in log.read_text()
+    _check(result, tmp_path)
+
+
+@pytest.mark.e2e
+def test_rows_that_are_too_long_are_counted_and_no_rows_are_an_error(
+    smollm2: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ProcessError, match=r"no row to train on \(16 are longer"):
+        _run(_job(smollm2, tmp_path, max_length=16), tmp_path)
+
+
+def test_command_names_the_configuration_the_port_and_the_job() -> None:
+    env = Environment(prefix=Path("/e"), python=Path("/e/bin/python"))
+    assert sft_argv(env, Path("/out"), port=4567) == (
+        *("/e/bin/python", "-m", "accelerate.commands.launch"),
+        *("--config_file", "/out/accelerate.json", "--main_process_port", "4567"),
+        *("-m", "optima.training.sft", "--job", "/out/job.json"),
+    )
+
+
+def test_training_sees_its_gpus_only() -> None:
+    devices = Devices("cuda", (1, 3), ("0", "1", "2", "7"))
+    assert training_variables(devices)["CUDA_VISIBLE_DEVICES"] == "1,7"
+    assert training_variables(Devices("cpu"))["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "n", "expected"),
+    [(32, 4, 1, (4, 8)), (32, 64, 8, (4, 1)), (12, 5, 1, (4, 3)), (16, 4, 8, (2, 1))],
+)
+def test_batch_is_split_exactly(batch: int, micro: int, n: int, expected: tuple[int, int]) -> None:
+    plan = plan_batches(batch, micro, n)
+    assert (plan.micro_batch_size, plan.n_accumulation) == expected
+    assert plan.micro_batch_size * plan.n_accumulation * n == batch
+
+
+@pytest.mark.parametrize(("batch", "n"), [(12, 8), (4, 8)])
+def test_batch_that_the_devices_do_not_divide_is_refused(batch: int, n: int) -> None:
+    with pytest.raises(RecipeError, match=r"train\.batch_size"):
+        plan_batches(batch, 4, n)
+
+
+def test_several_gpus_share_the_state_unless_told_otherwise() -> None:
+    assert resolve_parallelism(TrainSection(), 1) == "none"
+    assert resolve_parallelism(TrainSection(), 8) == "zero3"
+    assert resolve_parallelism(TrainSection(parallelism="ddp"), 8) == "ddp"
+    assert n_processes(TrainSection(parallelism="none"), 8) == 1
+    assert accelerate_config(TrainSection(), 8)["distributed_type"] == "DEEPSPEED"
+    assert accelerate_config(TrainSection(dtype="float32"), 1)["mixed_precision"] == "no"
