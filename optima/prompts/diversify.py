@@ -1,4 +1,4 @@
-"""New communication formats for the pool, proposed by a hosted model (paper section 3.1, App. C).
+"""New communication formats for the pool, proposed by a hosted model (paper section 3.1).
 
 Any server that speaks the OpenAI chat API will do. Each accepted format is one file at once, so a
 run that is cut off keeps what it has, and a second one adds to it.

@@ -4,7 +4,7 @@ The same arguments give the same bytes at generation and at training: nothing he
 iteration, the time, or the order of a dict.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +16,7 @@ TEMPLATE_DIR = Path(__file__).parent / "templates"
 MARKS: dict[AnswerStyle, str] = {"tag": "<A>answer</A>", "boxed": r"\boxed{answer}"}
 # Multiple choice marks the letter.
 CHOICE_TASKS = frozenset({"arc", "mmlu"})
-CHOICE_MARK = "<A>letter</A>"
+CHOICE_MARKS: dict[AnswerStyle, str] = {"tag": "<A>letter</A>", "boxed": r"\boxed{letter}"}
 
 
 def system_prompt(  # noqa: PLR0913  what a prompt says is exactly this
@@ -48,20 +48,29 @@ def system_prompt(  # noqa: PLR0913  what a prompt says is exactly this
         partners=_listed(partners),
         context=problem.contexts[agent] if problem.contexts else "",
         question=problem.question,
-        mark=CHOICE_MARK if is_choice else MARKS[answer_style],
+        mark=(CHOICE_MARKS if is_choice else MARKS)[answer_style],
         format_text=format_text if setting == "information_exchange" or agent == 0 else None,
-        example=_example(setting, answer_style, names) if worked_example else None,
+        example=_example(setting, is_choice, answer_style, names) if worked_example else None,
     )
     return text
 
 
-def _example(setting: Setting, answer_style: AnswerStyle, names: Sequence[str]) -> str:
-    kind = "boxed" if answer_style == "boxed" else "choice"
-    template = _template(
-        "example_exchange" if setting == "information_exchange" else f"example_{kind}"
+def _example(
+    setting: Setting, is_choice: bool, answer_style: AnswerStyle, names: Sequence[str]
+) -> str:
+    kind = "exchange" if setting == "information_exchange" else "choice" if is_choice else "sum"
+    text: str = _template(f"example_{kind}").render(
+        first=names[0],
+        second=names[1],
+        third=names[2 % len(names)],
+        mark=_marker(answer_style),
     )
-    text: str = template.render(first=names[0], second=names[1], third=names[2 % len(names)])
     return text.strip()
+
+
+def _marker(answer_style: AnswerStyle) -> Callable[[str], str]:
+    """Return the function that marks an answer."""
+    return lambda answer: MARKS[answer_style].replace("answer", answer)
 
 
 @cache
