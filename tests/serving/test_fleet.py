@@ -51,8 +51,8 @@ async def ask(client: CompletionClient, seed: int) -> Completion:
 def process_of(server: Server) -> psutil.Process:
     port = urlsplit(server.base_url).port
     for connection in psutil.net_connections("tcp"):
-        is_listening = connection.status == psutil.CONN_LISTEN and connection.laddr
-        if is_listening and connection.laddr[1] == port:
+        is_listening = connection.status == psutil.CONN_LISTEN
+        if is_listening and tuple(connection.laddr)[1:] == (port,):
             assert connection.pid is not None
             return psutil.Process(connection.pid)
     raise AssertionError(f"nobody listens on {port}")
@@ -101,7 +101,7 @@ def test_servers_want_the_key_and_listen_on_the_loopback_interface_only(tmp_path
         assert server.api_key not in repr(server)
         process = process_of(server)
         listening = [c for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-        assert {connection.laddr[0] for connection in listening} == {"127.0.0.1"}
+        assert {next(iter(connection.laddr)) for connection in listening} == {"127.0.0.1"}
         assert server.api_key not in " ".join(process.cmdline())
 
 
