@@ -9,6 +9,7 @@ killed continues from its last complete checkpoint.
 import argparse
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -33,7 +34,7 @@ from optima.recipe.schema import TrainSection
 from optima.training.jobs import CHECKPOINTS_DIR, MODEL_DIR, PROGRESS_FILE, SftJob, TrainResult
 from optima.training.masks import TokenizedRow, tokenize_rows
 from optima.training.merge import copy_companions, load_model, save_model_dir, token_ids
-from optima.training.parallelism import plan_batches
+from optima.training.parallelism import BatchPlan, plan_batches
 from optima.types import ModelRef, TrainingRow
 
 logger = logging.getLogger(__name__)
@@ -173,17 +174,29 @@ def training_dtype(train: TrainSection) -> torch.dtype:
     return torch.float32 if is_master and not is_zero else _DTYPES[train.dtype]
 
 
-def trainer_config(job: SftJob, plan: tuple[int, int], has_eval: bool) -> SFTConfig:
+def n_warmup_steps(train: TrainSection, n_rows: int, plan: BatchPlan, world: int) -> int:
+    """Return the warm-up in whole steps, rounded down.
+
+    The trainer rounds a share up, and its first warm-up step has learning rate 0: a training of
+    fewer than 1 / warmup_ratio steps would waste one of them, one of a single step all.
+    """
+    n_batches = math.ceil(n_rows / (plan.micro_batch_size * world))
+    n_steps = math.ceil(train.epochs * max(1, math.ceil(n_batches / plan.n_accumulation)))
+    return math.floor(train.warmup_ratio * n_steps)
+
+
+def trainer_config(job: SftJob, plan: BatchPlan, n_rows: int, has_eval: bool) -> SFTConfig:
     """Translate the recipe into the trainer's arguments."""
-    train, (micro, accumulation) = job.train, plan
+    train = job.train
     options: dict[str, Any] = {
         "output_dir": str(Path(job.output_dir) / CHECKPOINTS_DIR),
         "seed": job.seed % 2**31,
         "learning_rate": train.learning_rate,
         "num_train_epochs": train.epochs,
-        "per_device_train_batch_size": micro,
-        "per_device_eval_batch_size": micro,
-        "gradient_accumulation_steps": accumulation,
+        "per_device_train_batch_size": plan.micro_batch_size,
+        "per_device_eval_batch_size": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.n_accumulation,
+        "warmup_steps": n_warmup_steps(train, n_rows, plan, PartialState().num_processes),
         "lr_scheduler_type": train.scheduler,
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
@@ -209,11 +222,6 @@ def trainer_config(job: SftJob, plan: tuple[int, int], has_eval: bool) -> SFTCon
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
         options["bf16"] = train.dtype == "bfloat16"
     fields = SFTConfig.__dataclass_fields__
-    is_ratio_in_steps = "float" in str(fields["warmup_steps"].type)
-    if is_ratio_in_steps:  # below 1 it is a share of the steps
-        options["warmup_steps"] = min(train.warmup_ratio, 1 - 1e-9)
-    else:
-        options["warmup_ratio"] = train.warmup_ratio
     if train.batching == "length_grouped":
         if "train_sampling_strategy" in fields:
             options["train_sampling_strategy"] = "group_by_length"
@@ -222,8 +230,8 @@ def trainer_config(job: SftJob, plan: tuple[int, int], has_eval: bool) -> SFTCon
     return SFTConfig(**options)
 
 
-def prepare_data(job: SftJob, rows: Rows) -> tuple[Dataset, tuple[int, int]]:
-    """Return the training set, packed if asked for, and (micro batch, accumulation).
+def prepare_data(job: SftJob, rows: Rows) -> tuple[Dataset, BatchPlan]:
+    """Return the training set, packed if asked for, and how a step is split.
 
     ``batch_size`` counts conversations' rows also when rows are packed: a step then takes the
     number of packs that holds as many on average.
@@ -235,8 +243,7 @@ def prepare_data(job: SftJob, rows: Rows) -> tuple[Dataset, tuple[int, int]]:
         per_pack = len(data) / len(packed)
         batch = max(1, round(batch / per_pack / world)) * world
         micro, data = max(1, round(micro / per_pack)), packed
-    plan = plan_batches(batch, micro, world)
-    return data, (plan.micro_batch_size, plan.n_accumulation)
+    return data, plan_batches(batch, micro, world)
 
 
 def save(trainer: Any, job: SftJob, dtype: torch.dtype, ids: dict[str, Any]) -> ModelRef:
@@ -298,7 +305,7 @@ def run(job: SftJob) -> TrainResult:
     ids, saved_dtype = token_ids(config), getattr(config, "dtype", None) or torch.bfloat16
     data, plan = prepare_data(job, rows)
     # Made before the model is loaded: under ZeRO-3 it tells the loader to split the weights.
-    arguments = trainer_config(job, plan, bool(eval_rows.rows))
+    arguments = trainer_config(job, plan, len(data), bool(eval_rows.rows))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     n_tokens = round(rows.n_tokens * job.train.epochs)
     trainer = SFTTrainer(

@@ -16,6 +16,7 @@ from optima.recipe.schema import LoraSection, TrainSection
 from optima.training.jobs import CHECKPOINTS_DIR, SftJob, TrainResult
 from optima.training.launch import run_sft, sft_argv, training_variables
 from optima.training.parallelism import (
+    BatchPlan,
     accelerate_config,
     n_processes,
     plan_batches,
@@ -162,6 +163,18 @@ def test_rows_that_are_too_long_are_counted_and_no_rows_are_an_error(
 ) -> None:
     with pytest.raises(ProcessError, match=r"no row to train on \(16 are longer"):
         _run(_job(smollm2, tmp_path, max_length=16), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "n_rows", "epochs", "expected"),
+    [(0.1, 8, 1.0, 0), (0.1, 80, 1.0, 2), (0.1, 84, 1.0, 2), (0.5, 9, 2.0, 3), (1.0, 8, 1.0, 2)],
+)
+def test_warm_up_is_a_whole_number_of_steps_and_none_in_a_short_training(
+    ratio: float, n_rows: int, epochs: float, expected: int
+) -> None:
+    sft = pytest.importorskip("optima.training.sft")
+    train = TrainSection(warmup_ratio=ratio, epochs=epochs)
+    assert sft.n_warmup_steps(train, n_rows, BatchPlan(2, 2), 1) == expected
 
 
 def test_command_names_the_configuration_the_port_and_the_job() -> None:
