@@ -32,7 +32,7 @@ def system_prompt(  # noqa: PLR0913  what a prompt says is exactly this
     """Return the system prompt of ``names[agent]``.
 
     ``format_text`` comes from the pool; in debate it changes only the first agent's prompt
-    (method.md section 3). With two agents the first of a debate solves and the second criticises,
+    (paper section 3.1). With two agents the first of a debate solves and the second criticises,
     with more they are peers.
     """
     if setting == "information_exchange":

@@ -1,0 +1,142 @@
+"""Golden files of system prompts (UPDATE_GOLDEN=1 rewrites them) and what must hold for all."""
+
+import os
+from pathlib import Path
+
+import jinja2
+import pytest
+
+from optima.prompts.rendering import TEMPLATE_DIR, system_prompt
+from optima.types import AnswerStyle, Problem, Setting
+
+GOLDEN_DIR = Path(__file__).resolve().parent.parent / "golden" / "prompts"
+PAIR = ("Alice", "Bob")
+TRIO = ("Alice", "Bob", "Carol")
+FORMAT = "Write one line of key=value pairs."
+N_WORDS_MAX = 90
+
+EXCHANGE = Problem(
+    problem_id="exchange-1",
+    task="hotpot_qa",
+    question="Which mountain overlooks the village where Ottilie Brand was born?",
+    golds=("Kestrel Peak",),
+    contexts=(
+        "Ottilie Brand was a watchmaker. She was born in Hollin.",
+        "Hollin lies below Kestrel Peak.",
+        "Marrow Peak overlooks Tarnby.",
+    ),
+)
+SUM = Problem(
+    problem_id="sum-1",
+    task="gsm8k",
+    question="A baker fills 7 trays with 12 rolls each and sells 50 rolls. How many are left?",
+    golds=("34",),
+)
+CHOICE = Problem(
+    problem_id="choice-1",
+    task="arc",
+    question="Which of these melts first on a hot day?\nA. iron\nB. ice cream\nC. granite\nD. glass",
+    golds=("B",),
+)
+CASES: dict[str, tuple[Problem, Setting, AnswerStyle, tuple[str, ...]]] = {
+    "exchange": (EXCHANGE, "information_exchange", "tag", PAIR),
+    "exchange_three": (EXCHANGE, "information_exchange", "tag", TRIO),
+    "sum": (SUM, "debate", "boxed", PAIR),
+    "sum_three": (SUM, "debate", "boxed", TRIO),
+    "choice": (CHOICE, "debate", "tag", PAIR),
+    "choice_three": (CHOICE, "debate", "tag", TRIO),
+}
+EXTRAS = {"plain": (None, False), "format": (FORMAT, False), "example": (None, True)}
+
+
+def render(
+    case: str, agent: int, format_text: str | None = None, worked_example: bool = False
+) -> str:
+    problem, setting, answer_style, names = CASES[case]
+    return system_prompt(
+        problem,
+        setting=setting,
+        answer_style=answer_style,
+        names=names,
+        agent=agent,
+        format_text=format_text,
+        worked_example=worked_example,
+    )
+
+
+SPEAKERS = [(case, agent) for case, parts in CASES.items() for agent in range(len(parts[3]))]
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.parametrize("case", CASES)
+def test_prompts_are_those_of_the_golden_files(case: str, extra: str) -> None:
+    names = CASES[case][3]
+    prompts = [render(case, agent, *EXTRAS[extra]) for agent in range(len(names))]
+    text = "".join(f"=== {name}\n{prompt}\n" for name, prompt in zip(names, prompts, strict=True))
+    path = GOLDEN_DIR / f"{case}_{extra}.txt"
+    if os.environ.get("UPDATE_GOLDEN") == "1":
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def test_every_golden_file_belongs_to_a_case() -> None:
+    names = {f"{case}_{extra}.txt" for case in CASES for extra in EXTRAS}
+    assert {path.name for path in GOLDEN_DIR.iterdir()} == names
+
+
+@pytest.mark.parametrize(("case", "agent"), SPEAKERS)
+def test_prompt_says_who_speaks_what_is_asked_and_how_to_mark(case: str, agent: int) -> None:
+    problem, _, answer_style, names = CASES[case]
+    prompt = render(case, agent)
+    assert prompt.startswith(f"You are {names[agent]}.")
+    assert f'"{names[agent]}:"' in prompt
+    assert problem.question in prompt
+    assert all(name in prompt for name in names)
+    assert ("<A>" if answer_style == "tag" else "\\boxed{") in prompt
+    assert ("letter" in prompt) == (problem.task == "arc")
+    assert prompt == prompt.strip()
+
+
+@pytest.mark.parametrize(("case", "agent"), SPEAKERS)
+def test_prompt_is_short_apart_from_the_problem(case: str, agent: int) -> None:
+    problem = CASES[case][0]
+    prompt = render(case, agent).replace(problem.question, "")
+    if problem.contexts:
+        prompt = prompt.replace(problem.contexts[agent], "")
+    assert len(prompt.split()) <= N_WORDS_MAX
+
+
+@pytest.mark.parametrize("agent", range(3))
+def test_an_agent_sees_only_its_own_notes(agent: int) -> None:
+    prompt = render("exchange_three", agent)
+    seen = [context in prompt for context in EXCHANGE.contexts]
+    assert seen == [index == agent for index in range(3)]
+
+
+@pytest.mark.parametrize(("case", "agent"), SPEAKERS)
+def test_format_changes_every_prompt_of_an_exchange_and_the_first_of_a_debate(
+    case: str, agent: int
+) -> None:
+    is_changed = render(case, agent, FORMAT) != render(case, agent)
+    assert is_changed == (CASES[case][1] == "information_exchange" or agent == 0)
+
+
+def test_braces_in_problems_and_formats_are_not_read_as_template() -> None:
+    text = "Find {{ name }} in $\\frac{1}{2}$ {% if x %} & <b>"
+    prompt = system_prompt(
+        SUM.model_copy(update={"question": text}),
+        setting="debate",
+        answer_style="boxed",
+        names=PAIR,
+        agent=0,
+        format_text='{"k": {{ v }}}',
+    )
+    assert text in prompt
+    assert '{"k": {{ v }}}' in prompt
+
+
+def test_a_template_that_lacks_a_value_fails() -> None:
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
+    for path in sorted(TEMPLATE_DIR.glob("*.txt")):
+        with pytest.raises(jinja2.UndefinedError):
+            environment.from_string(path.read_text(encoding="utf-8")).render()
