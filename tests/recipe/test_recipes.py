@@ -1,0 +1,117 @@
+"""The recipes in the repository: the paper's numbers, nothing besides, and short."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from optima.recipe.loading import dump_recipe, load_recipe
+from optima.recipe.schema import ColdStartSection, LoraSection, Recipe
+from optima.tasks import TASKS
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+ALL = sorted(RECIPES.rglob("*.yaml"))
+
+# Paper Table 8, iSFT: learning rate, epochs, batch, lambda_token, lambda_loss, theta_sft.
+TABLE_8 = {
+    "hotpot_qa": (2e-5, 3, 32, 0.6, 1.0, 0.5),
+    "mwh_qa": (2e-5, 2, 32, 0.6, 1.0, 0.5),
+    "trivia_qa": (2e-5, 3, 32, 0.6, 1.0, 0.6),
+    "cbt": (2e-5, 2, 32, 0.6, 1.0, 0.5),
+    "math": (1e-6, 3, 16, 0.4, 0.9, 0.6),
+    "gsm8k": (2e-6, 3, 16, 0.4, 0.9, 0.6),
+    "arc": (1e-6, 4, 16, 0.5, 0.6, 0.6),
+    "mmlu": (1e-6, 2, 16, 0.6, 0.7, 0.6),
+}
+OPTIONAL_SECTIONS: dict[str, type[BaseModel]] = {
+    "cold_start": ColdStartSection,
+    "lora": LoraSection,
+}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(RECIPES))
+
+
+@pytest.mark.parametrize("task", TABLE_8)
+def test_sft_recipe_holds_the_numbers_of_the_papers_table_8(task: str) -> None:
+    recipe = load_recipe(RECIPES / "sft" / f"{task}.yaml")
+    found = (
+        recipe.train.learning_rate,
+        recipe.train.epochs,
+        recipe.train.batch_size,
+        recipe.reward.lambda_token,
+        recipe.reward.lambda_loss,
+        recipe.select.theta,
+    )
+    assert found == TABLE_8[task]
+    assert (recipe.method, recipe.task, recipe.iterations) == ("sft", task, 6)
+    assert recipe.model.path == "meta-llama/Meta-Llama-3-8B-Instruct"
+    assert (recipe.select.keep_from, recipe.select.keep_to) == (0.0, 0.7)
+    assert (recipe.conversation.max_turns, recipe.conversation.max_turn_tokens) == (10, 2000)
+    assert recipe.cold_start is None
+    assert not recipe.conversation.worked_example
+
+
+@pytest.mark.parametrize("task", TABLE_8)
+def test_first_iteration_uses_the_format_pool_except_for_math_and_gsm8k(task: str) -> None:
+    sampling = load_recipe(RECIPES / "sft" / f"{task}.yaml").sampling
+    without_pool = task in ("math", "gsm8k")
+    assert sampling.format_pool is not without_pool
+    assert sampling.first_temperature == (0.7 if without_pool else 0.3)
+    assert sampling.temperature == 0.7
+    assert 10 <= sampling.n_samples <= 15
+
+
+def test_every_task_has_a_recipe_and_a_small_one() -> None:
+    tasks = {name for name in TASKS if name != "two_hop"}
+    assert {path.stem for path in (RECIPES / "sft").glob("*.yaml")} == tasks | {"quickstart"}
+    assert {path.stem for path in (RECIPES / "sft/small").glob("*.yaml")} == tasks
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "sft/small").glob("*.yaml")), ids=name_of)
+def test_small_recipe_has_one_means_that_teaches_the_format(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.task == path.stem
+    has_cold_start = recipe.cold_start is not None
+    assert has_cold_start is TASKS[recipe.task].has_evidence
+    assert recipe.conversation.worked_example is not has_cold_start
+
+
+@pytest.mark.parametrize("path", ALL, ids=name_of)
+def test_recipe_is_short_and_starts_with_its_command(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 30
+    assert all(len(line) <= 100 for line in lines)
+    head = [line for line in lines if line.startswith("#")]
+    assert f"--config recipes/{name_of(path)}" in "\n".join(head)
+    assert lines[0].startswith("# ")
+
+
+@pytest.mark.parametrize("path", ALL, ids=name_of)
+def test_recipe_holds_only_what_differs_from_the_defaults(path: Path) -> None:
+    tree = yaml.safe_load(path.read_text())
+    assert list(repeated_defaults(tree, Recipe)) == []
+
+
+@pytest.mark.parametrize("path", ALL, ids=name_of)
+def test_resolved_recipe_loads_back_equal(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    copy = tmp_path / "recipe.yaml"
+    copy.write_text(dump_recipe(recipe))
+    assert load_recipe(copy) == recipe
+
+
+def repeated_defaults(tree: dict[str, Any], section: type[BaseModel]) -> Iterator[str]:
+    for key, value in tree.items():
+        default = section.model_fields[key].default
+        nested = OPTIONAL_SECTIONS.get(key) or section.model_fields[key].annotation
+        if isinstance(value, dict):
+            assert isinstance(nested, type)
+            yield from (f"{key}.{rest}" for rest in repeated_defaults(value, nested))
+        elif default is not PydanticUndefined and default == value:
+            yield key
