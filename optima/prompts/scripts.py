@@ -158,6 +158,8 @@ def _exchange(problem: Problem, n_agents: int, is_terse: bool, draw: random.Rand
         )
     facts = _Phrases(TERSE_FACTS if is_terse else WORDY_FACTS, draw)
     asks = _Phrases(TERSE_ASKS if is_terse else WORDY_ASKS, draw)
+    # 4 and 5 phrasings: their pairs repeat after 20 turns of agents who can add nothing.
+    idle_asks = _Phrases(TERSE_ASKS if is_terse else WORDY_ASKS, draw)
     nothing = _Phrases(TERSE_NOTHING if is_terse else WORDY_NOTHING, draw)
     left = list(problem.evidence)
     known = problem.question
@@ -171,8 +173,10 @@ def _exchange(problem: Problem, n_agents: int, is_terse: bool, draw: random.Rand
             known = f"{known} {own[-1]}"
         others = " ".join(text for speaker, text in said_by if speaker != agent)
         said_by += [(agent, text) for text in own]
-        text = facts.next().replace("{facts}", " ".join(own)) if own else nothing.next()
-        if left:
+        text = facts.next().replace("{facts}", " ".join(own))
+        if not own:
+            text = f"{nothing.next()} {idle_asks.next()}"
+        elif left:
             text = f"{text} {asks.next()}"
         elif is_terse:
             text = f"{text} {draw.choice(TERSE_CONCLUSIONS)}"

@@ -35,7 +35,7 @@ SUM = Problem(
 CHOICE = Problem(
     problem_id="choice-1",
     task="arc",
-    question="Which of these melts first on a hot day?\nA. iron\nB. ice cream\nC. granite\nD. glass",
+    question="Which of these melts first in the sun?\nA. iron\nB. ice cream\nC. granite\nD. glass",
     golds=("B",),
 )
 CASES: dict[str, tuple[Problem, Setting, AnswerStyle, tuple[str, ...]]] = {
