@@ -24,7 +24,24 @@ from optima.recipe.schema import ModelSection, Recipe, ServingSection
 from optima.serving.scorer import Item, LossScorer
 from optima.types import ModelRef
 
-WORDS = "the owner of a kite lives in Riga and says that lantern clock Mara Bob <A>Graz</A>".split()
+WORDS = [
+    "the",
+    "owner",
+    "of",
+    "a",
+    "kite",
+    "lives",
+    "in",
+    "Riga",
+    "and",
+    "says",
+    "that",
+    "lantern",
+    "clock",
+    "Mara",
+    "Bob",
+    "<A>Graz</A>",
+]
 
 
 def make_items(model: str, n: int, seed: int) -> list[Item]:
@@ -108,18 +125,20 @@ def main() -> None:
             vllm_losses(options.server.rstrip("/"), name, items, options.concurrency)
         )
         report("vllm prompt_logprobs", len(items), n_tokens, time.perf_counter() - started)
-    with tempfile.TemporaryDirectory() as logs:
-        with LossScorer(
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        LossScorer(
             ModelRef(path=options.model),
             recipe=recipe,
             devices=detect_devices(serving),
             env=resolve_environment(options.train_env, "train"),
             log_dir=Path(logs),
-        ) as scorer:
-            scorer.losses(items[:64])  # kernels and caches
-            started = time.perf_counter()
-            losses = scorer.losses(items)
-            report("scoring worker", len(items), n_tokens, time.perf_counter() - started)
+        ) as scorer,
+    ):
+        scorer.losses(items[:64])  # kernels and caches
+        started = time.perf_counter()
+        losses = scorer.losses(items)
+        report("scoring worker", len(items), n_tokens, time.perf_counter() - started)
     if served is not None:
         pairs = zip(served, losses, strict=True)
         worst = max(abs(a - b) for a, b in pairs if b is not None)
