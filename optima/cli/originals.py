@@ -55,9 +55,14 @@ def translate(options: argparse.Namespace) -> None:
     for name, field in TO_FIELD.items():
         value = getattr(options, f"original_{name}")
         if value is not None:
-            options.overrides.append(f"{field}={_device(value) if name == 'device' else value}")
+            options.overrides += _devices(value) if name == "device" else [f"{field}={value}"]
 
 
-def _device(value: str) -> str:
-    """Return the kind of device; the original writes ``cuda:0`` or a list of indices."""
-    return "cpu" if value == "cpu" else "cuda"
+def _devices(value: str) -> list[str]:
+    """Return the overrides for ``cpu``, ``cuda``, ``cuda:1`` or a list of indices ``0,1``."""
+    if value in ("auto", "cpu", "cuda"):
+        return [f"serving.device={value}"]
+    indices = value.removeprefix("cuda:").split(",")
+    if not all(index.strip().isdecimal() for index in indices):
+        raise UsageError(f"--device: {value!r}: must be cpu, cuda, cuda:N or N,M,...")
+    return ["serving.device=cuda", f"serving.gpus=[{','.join(indices)}]"]

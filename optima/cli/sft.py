@@ -87,9 +87,9 @@ def _run(options: argparse.Namespace) -> int:
         raise RecipeError(f"{options.config}: method: is {recipe.method}, optima-sft runs sft")
     run_dir = options.run_dir or default_run_dir(options.config, recipe)
     if options.dry_run:
-        from optima.pipelines.plan import print_plan
+        from optima.pipelines.plan import sft_plan
 
-        print_plan(recipe, run_dir, options.vllm_env, options.train_env)
+        print(sft_plan(recipe, run_dir, options.vllm_env, options.train_env))
         return 0
     from optima.pipelines.sft import run_sft_pipeline
 

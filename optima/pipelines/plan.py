@@ -1,0 +1,181 @@
+"""``--dry-run``: checks all that needs no GPU and says what a run would do.
+
+Starts no process and writes nothing. Estimates are upper bounds: every turn is counted in full.
+"""
+
+import json
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from optima.conversation.template import ChatTemplate
+from optima.errors import ModelError, UsageError
+from optima.processes.devices import Devices, detect_devices
+from optima.processes.environment import Environment, resolve_environment
+from optima.prompts.formats import load_formats
+from optima.recipe.schema import Recipe
+from optima.serving.command import gpu_groups, server_argv
+from optima.tasks import get_task
+from optima.tasks.loading import LoadedProblems, load_problems
+from optima.training.launch import free_port, sft_argv
+from optima.types import ModelRef
+
+_BYTES_PER_TOKEN = 6  # JSON Lines of generated English text, a generous figure
+_OPTIMIZER_FACTOR = 6  # float32 weights and two Adam moments over bf16 weights
+_WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
+
+
+def sft_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: str | None) -> str:
+    """Return the plan of an iSFT run as text.
+
+    Raises UsageError (or a kind of it) for the first thing that would stop the run: data,
+    environments, model, chat template, devices, format files, or too little free disk.
+    """
+    task = get_task(recipe.task)
+    n_agents = len(recipe.agents.names)
+    train, test = (
+        load_problems(task, recipe.data, split, n_agents=n_agents, seed=recipe.seed)
+        for split in ("train", "test")
+    )
+    vllm_env = resolve_environment(vllm_spec, "vllm")
+    train_env = resolve_environment(train_spec, "train")
+    devices = detect_devices(recipe.serving)
+    template = ChatTemplate.load(
+        recipe.model.path, revision=recipe.model.revision, roles=recipe.model.roles
+    )
+    window = _context_window(recipe)
+    extra = recipe.sampling.format_pool_path
+    formats = load_formats(Path(extra) if extra else None) if recipe.sampling.format_pool else ()
+    where = "CPU" if devices.kind == "cpu" else f"GPUs {list(devices.gpus)}"
+    lines = [
+        f"run        {run_dir}" + (" (exists; would go on)" if run_dir.exists() else ""),
+        f"task       {task.name}: {task.setting}, {task.metric}, {n_agents} agents",
+        f"data       train {_counts(train)}; test {_counts(test)}",
+        f"model      {recipe.model.path}, context {window or 'unknown'}, roles {template.roles}",
+        f"formats    {len(formats)}" + ("" if formats else " (no pool)"),
+        f"devices    {where}",
+        *_stages(recipe, len(train.problems), len(test.problems), task.setting),
+        *_processes(recipe, run_dir, devices, (vllm_env, train_env)),
+        *_disk(recipe, run_dir, len(train.problems), len(test.problems)),
+    ]
+    return "\n".join(lines)
+
+
+def _counts(loaded: LoadedProblems) -> str:
+    skipped = f", {len(loaded.skipped)} malformed" if loaded.skipped else ""
+    return f"{len(loaded.problems)} problems of {loaded.n_rows} rows{skipped}"
+
+
+def _taken(n: int | None, there: int) -> int:
+    return there if n is None else min(n, there)
+
+
+def _stages(recipe: Recipe, n_train: int, n_test: int, setting: str) -> Iterator[str]:
+    n_problems = _taken(recipe.data.n_train, n_train)
+    n_held_out = _taken(recipe.data.n_test, n_test)
+    n_evaluated = n_held_out * recipe.evaluation.n_samples
+    n_candidates = n_problems * recipe.sampling.n_samples
+    start = recipe.train.start
+    builds_on = start == "previous" or (start == "auto" and setting == "information_exchange")
+    initial = "cold_start" if recipe.cold_start else "base"
+    yield "stages"
+    if recipe.evaluation.base:
+        yield f"  evaluate base: {n_evaluated} conversations"
+    if recipe.cold_start:
+        n_scripts = min(recipe.cold_start.n_problems, n_train)
+        yield f"  cold_start/train from base: {n_scripts} scripted conversations"
+        yield f"  evaluate cold_start: {n_evaluated} conversations"
+    model = initial
+    for t in range(recipe.iterations):
+        name = f"iter_{t}"
+        yield (
+            f"  {name}/generate by {model}: {n_problems} problems x "
+            f"{recipe.sampling.n_samples} = {n_candidates} conversations"
+        )
+        scored = f"{name}/score, " if recipe.reward.lambda_loss else ""
+        yield f"  {scored}{name}/rank, {name}/select: at most {n_problems} conversations"
+        yield f"  {name}/train from {model if builds_on else initial}"
+        yield f"  evaluate {name}: {n_evaluated} conversations"
+        model = name
+
+
+def _processes(
+    recipe: Recipe, run_dir: Path, devices: Devices, envs: tuple[Environment, Environment]
+) -> Iterator[str]:
+    vllm_env, train_env = envs
+    yield "processes  (ports are examples; each start takes a free one)"
+    for endpoint in recipe.serving.endpoints:
+        yield f"  endpoint {endpoint} (serves the start model, not started here)"
+    for index, gpus in enumerate(gpu_groups(recipe, devices)):
+        argv = server_argv(
+            ModelRef(path=recipe.model.path),
+            recipe=recipe,
+            devices=devices,
+            env=vllm_env,
+            port=free_port(),
+        )
+        yield f"  server {index} on {_where(gpus)}: {shlex.join(argv)}"
+    argv = sft_argv(train_env, run_dir.resolve() / "iter_0/train", port=free_port())
+    yield f"  training on {_where(devices.gpus)}: {shlex.join(argv)}"
+
+
+def _where(gpus: tuple[int, ...]) -> str:
+    return f"GPU {','.join(map(str, gpus))}" if gpus else "CPU"
+
+
+def _disk(recipe: Recipe, run_dir: Path, n_train: int, n_test: int) -> Iterator[str]:
+    talks = recipe.conversation
+    most = talks.max_turns * talks.max_turn_tokens
+    n_train_talks = _taken(recipe.data.n_train, n_train) * recipe.sampling.n_samples
+    n_evaluations = recipe.iterations + recipe.evaluation.base + (recipe.cold_start is not None)
+    n_test_talks = _taken(recipe.data.n_test, n_test) * recipe.evaluation.n_samples
+    n_tokens = most * (recipe.iterations * n_train_talks + n_evaluations * n_test_talks)
+    yield f"tokens     at most {n_tokens:,} generated ({most:,} a conversation)"
+    weights = _weight_bytes(recipe)
+    if weights is None:
+        yield "disk       not estimated: the model's weights are not on this host"
+        return
+    n_models = recipe.iterations + (recipe.cold_start is not None)
+    checkpoints = recipe.train.save_total_limit * weights
+    if recipe.train.lora is None:
+        checkpoints *= _OPTIMIZER_FACTOR
+    # The bound on tokens is far above what agents say; a tenth is still several times the paper's.
+    needed = n_models * weights + checkpoints + n_tokens * _BYTES_PER_TOKEN // 10
+    place = next(p for p in (run_dir.resolve(), *run_dir.resolve().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    yield f"disk       about {needed / 2**30:.1f} GiB of {free / 2**30:.1f} GiB free in {place}"
+    if needed > free:
+        raise UsageError(
+            f"--run-dir {run_dir}: about {needed / 2**30:.1f} GiB needed, "
+            f"{free / 2**30:.1f} GiB free in {place}; free some or give another --run-dir"
+        )
+
+
+def _weight_bytes(recipe: Recipe) -> int | None:
+    """Return the size of the base model's weights where it is a directory on this host."""
+    folder = Path(recipe.model.path)
+    for pattern in _WEIGHT_PATTERNS:
+        sizes = [path.stat().st_size for path in folder.glob(pattern)] if folder.is_dir() else []
+        if sizes:
+            return sum(sizes)
+    return None
+
+
+def _context_window(recipe: Recipe) -> int | None:
+    """Return the tokens a prompt may have; ModelError when a local model has no usable config."""
+    folder = Path(recipe.model.path)
+    if not folder.is_dir():
+        return recipe.model.max_model_len
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); fetch the model again") from error
+    longest = config.get("max_position_embeddings")
+    asked = recipe.model.max_model_len
+    if isinstance(longest, int) and asked is not None and asked > longest:
+        raise ModelError(
+            f"model.max_model_len: {asked}: {folder} has {longest} positions; lower it"
+        )
+    return asked or (longest if isinstance(longest, int) else None)

@@ -1,0 +1,82 @@
+"""optima-sft up to the point where a run starts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from optima.cli import originals
+from optima.cli.sft import build_parser, default_run_dir, main
+from optima.errors import UsageError
+from optima.recipe.loading import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "recipes" / "sft" / "quickstart.yaml"
+
+
+def overrides_of(*argv: str) -> list[str]:
+    options = build_parser().parse_intermixed_args(argv)
+    originals.translate(options)
+    overrides: list[str] = options.overrides
+    return overrides
+
+
+def test_run_dir_is_named_after_recipe_and_seed() -> None:
+    recipe = load_recipe(QUICKSTART, ["seed=3"])
+    assert default_run_dir(QUICKSTART, recipe) == Path("runs/sft-quickstart-seed3")
+    assert default_run_dir(Path("mine.yaml"), recipe) == Path("runs/mine-seed3")
+
+
+def test_overrides_may_stand_before_and_behind_options() -> None:
+    argv = ("seed=1", "--config", "r.yaml", "iterations=2", "--dry-run", "data.n_test=3")
+    assert overrides_of(*argv) == ["seed=1", "iterations=2", "data.n_test=3"]
+
+
+def test_original_spellings_become_fields_and_options() -> None:
+    argv = ("--model_path", "m", "--dataset_type", "trival_qa", "--num_thread", "8",
+            "--temperature", "0.5", "--device", "cuda:1")  # fmt: skip
+    assert overrides_of(*argv) == [
+        "model.path=m", "task=trival_qa", "serving.device=cuda", "serving.gpus=[1]",
+        "serving.concurrency=8", "sampling.temperature=0.5",
+    ]  # fmt: skip
+    options = build_parser().parse_intermixed_args(
+        ["--train_config_path", "r.yaml", "--vllm_env", "v", "--alignment_env", "t",
+         "--output_root_path", "out"]
+    )  # fmt: skip
+    originals.translate(options)
+    assert (options.config, options.vllm_env) == (Path("r.yaml"), "v")
+    assert (options.train_env, options.run_dir) == ("t", Path("out"))
+
+
+@pytest.mark.parametrize("name", ["model_root_path", "tokenizer_path", "port"])
+def test_original_option_without_counterpart_is_refused_with_a_remedy(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--{name}: is no option here: .+"):
+        overrides_of(f"--{name}", "1")
+
+
+def test_unknown_device_is_refused() -> None:
+    with pytest.raises(UsageError, match="must be cpu, cuda"):
+        overrides_of("--device", "tpu")
+
+
+def test_wrong_override_ends_with_2_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", str(QUICKSTART), "reward.lamda_token=1"]) == 2
+    assert capsys.readouterr().err == (
+        "optima: override reward.lamda_token=1: reward.lamda_token: "
+        "unknown key (did you mean lambda_token?)\n"
+    )
+
+
+def test_missing_recipe_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", "nowhere.yaml"]) == 2
+    assert main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_module_can_be_run_and_explains_itself() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "optima.cli.sft", "--help"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "examples:" in done.stdout
