@@ -11,8 +11,8 @@ import argparse
 import asyncio
 import os
 import resource
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +21,7 @@ from optima.conversation.agent import Speaker
 from optima.conversation.dialogue import Dialogue, Request
 from optima.conversation.rollouts import RoutedCompletion, hold_conversations
 from optima.conversation.template import ChatTemplate
+from optima.processes.managed import ManagedProcess
 from optima.prompts.rendering import system_prompt
 from optima.recipe.schema import ConversationSection, DataSection, ServingSection
 from optima.serving.client import CompletionClient, Server
@@ -112,11 +113,13 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=512)
     options = parser.parse_args()
     port = free_port()
-    fake = subprocess.Popen(
+    fake = ManagedProcess(
         [sys.executable, "-m", "optima.serving.fake", "--port", str(port)],
+        name="fake server",
+        log_path=Path(tempfile.mkdtemp()) / "fake.log",
         env={**os.environ, "VLLM_API_KEY": "key"},
     )
-    try:
+    with fake:
         server = Server(0, f"http://127.0.0.1:{port}", "key")
         deadline = time.monotonic() + 30
         while not is_healthy(server, 1.0):
@@ -132,9 +135,6 @@ def main() -> None:
         started, used = time.perf_counter(), time.process_time()
         n_turns, n_errors = asyncio.run(hold(server, stream, options.concurrency))
         seconds, used = time.perf_counter() - started, time.process_time() - used
-    finally:
-        fake.terminate()
-        fake.wait(10)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"client alone:   {limit:8,.0f} requests/s (empty loop)")
     print(
