@@ -24,24 +24,10 @@ from optima.recipe.schema import ModelSection, Recipe, ServingSection
 from optima.serving.scorer import Item, LossScorer
 from optima.types import ModelRef
 
-WORDS = [
-    "the",
-    "owner",
-    "of",
-    "a",
-    "kite",
-    "lives",
-    "in",
-    "Riga",
-    "and",
-    "says",
-    "that",
-    "lantern",
-    "clock",
-    "Mara",
-    "Bob",
-    "<A>Graz</A>",
-]
+WORDS = (
+    *("the", "owner", "of", "a", "kite", "lives", "in", "Riga", "and", "says", "that"),
+    *("lantern", "clock", "Mara", "Bob", "<A>Graz</A>"),
+)
 
 
 def make_items(model: str, n: int, seed: int) -> list[Item]:
