@@ -37,6 +37,20 @@ def token_ids(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name, None) for name in _ID_NAMES}
 
 
+def cast_weights(
+    weights: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Return the weights in a number format; tied ones stay one tensor, so are written once."""
+    cast_by_place: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    result = {}
+    for name, weight in weights.items():
+        place = (weight.data_ptr(), weight.shape)
+        if place not in cast_by_place:
+            cast_by_place[place] = weight.to(dtype) if weight.is_floating_point() else weight
+        result[name] = cast_by_place[place]
+    return result
+
+
 def save_model_dir(
     model: Any, state_dict: Mapping[str, torch.Tensor] | None, start: str, output: Path
 ) -> None:

@@ -33,7 +33,13 @@ from optima.errors import OptimaError, StageError
 from optima.recipe.schema import TrainSection
 from optima.training.jobs import CHECKPOINTS_DIR, MODEL_DIR, PROGRESS_FILE, SftJob, TrainResult
 from optima.training.masks import TokenizedRow, tokenize_rows
-from optima.training.merge import copy_companions, load_model, save_model_dir, token_ids
+from optima.training.merge import (
+    cast_weights,
+    copy_companions,
+    load_model,
+    save_model_dir,
+    token_ids,
+)
 from optima.training.parallelism import BatchPlan, plan_batches
 from optima.types import ModelRef, TrainingRow
 
@@ -256,7 +262,7 @@ def save(trainer: Any, job: SftJob, dtype: torch.dtype, ids: dict[str, Any]) -> 
     if PartialState().is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
         if job.train.lora is None:
-            cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()}
+            cast = cast_weights(weights, dtype)
             model.config.dtype = dtype
             for name, value in ids.items():
                 setattr(model.config, name, value)
