@@ -16,7 +16,6 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from optima.errors import RecipeError, UsageError
 from optima.recipe.schema import Recipe
@@ -77,7 +76,7 @@ def build_recipe(
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise RecipeError(f"{place}: holds a value that is no text, number or list") from error
-        lines = [_explain(detail, place, origins or {}) for detail in error.errors()]
+        lines = [_explain(dict(detail), place, origins or {}) for detail in error.errors()]
         raise RecipeError("\n".join(dict.fromkeys(lines))) from error
     try:
         task = get_task(recipe.task)
@@ -97,18 +96,20 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.dump(tree, sort_keys=False, allow_unicode=True, width=100, Dumper=_FloatDumper)
 
 
-class _FloatDumper(yaml.SafeDumper):
-    """Writes 1e-06 as 1.0e-06, which YAML reads back as a number."""
-
-
-def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-    node = yaml.SafeDumper.represent_float(dumper, value)
+def _represent_float(dumper: Any, value: float) -> yaml.ScalarNode:
+    node: yaml.ScalarNode = yaml.SafeDumper.represent_float(dumper, value)
     if "e" in node.value and "." not in node.value:
         node.value = node.value.replace("e", ".0e")
     return node
 
 
-_FloatDumper.add_representer(float, _represent_float)
+class _FloatDumper(yaml.SafeDumper):
+    """Writes 1e-06 as 1.0e-06, which YAML reads back as a number."""
+
+    yaml_representers = {  # noqa: RUF012  PyYAML's own table
+        **yaml.SafeDumper.yaml_representers,
+        float: _represent_float,
+    }
 
 
 def _parse(text: str, place: str) -> Any:
@@ -145,7 +146,7 @@ def _apply(tree: dict[str, Any], override: str) -> str:
     return key
 
 
-def _explain(detail: ErrorDetails, place: str, origins: Mapping[str, str]) -> str:
+def _explain(detail: Mapping[str, Any], place: str, origins: Mapping[str, str]) -> str:
     path = [str(part) for part in detail["loc"]]
     keys, section = _resolve(path)
     key = ".".join(keys)

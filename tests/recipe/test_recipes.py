@@ -17,7 +17,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 ALL = sorted(RECIPES.rglob("*.yaml"))
 
 # Paper Table 8, iSFT: learning rate, epochs, batch, lambda_token, lambda_loss, theta_sft.
-TABLE_8 = {
+TABLE_8: dict[str, tuple[float, ...]] = {
     "hotpot_qa": (2e-5, 3, 32, 0.6, 1.0, 0.5),
     "mwh_qa": (2e-5, 2, 32, 0.6, 1.0, 0.5),
     "trivia_qa": (2e-5, 3, 32, 0.6, 1.0, 0.6),
@@ -49,7 +49,8 @@ def test_sft_recipe_holds_the_numbers_of_the_papers_table_8(task: str) -> None:
         recipe.select.theta,
     )
     assert found == TABLE_8[task]
-    assert (recipe.method, recipe.task, recipe.iterations) == ("sft", task, 6)
+    assert recipe.task == task
+    assert recipe.iterations == 6
     assert recipe.model.path == "meta-llama/Meta-Llama-3-8B-Instruct"
     assert (recipe.select.keep_from, recipe.select.keep_to) == (0.0, 0.7)
     assert (recipe.conversation.max_turns, recipe.conversation.max_turn_tokens) == (10, 2000)

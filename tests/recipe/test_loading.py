@@ -1,0 +1,112 @@
+"""What a recipe file or an override may say, and what the messages tell."""
+
+from pathlib import Path
+
+import pytest
+
+from optima.errors import RecipeError
+from optima.recipe.loading import dump_recipe, load_recipe
+from optima.recipe.schema import Recipe
+
+BASE = "method: sft\ntask: hotpot_qa\nmodel: {path: m}\n"
+
+
+def load(tmp_path: Path, text: str = "", *overrides: str, base: str = BASE) -> Recipe:
+    path = tmp_path / "r.yaml"
+    path.write_text(base + text)
+    return load_recipe(path, overrides)
+
+
+def refusal(tmp_path: Path, text: str = "", *overrides: str, base: str = BASE) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load(tmp_path, text, *overrides, base=base)
+    return str(caught.value).replace(str(tmp_path / "r.yaml"), "r.yaml")
+
+
+def test_unknown_key_names_the_nearest_one(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "reward: {lamda_token: 0.5}\n")
+    assert message == "r.yaml: reward.lamda_token: unknown key (did you mean lambda_token?)"
+
+
+def test_float_that_yaml_reads_as_text_is_explained(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "train: {learning_rate: 1e-6}\n")
+    assert "r.yaml: train.learning_rate: " in message
+    assert message.endswith("write 1.0e-6")
+
+
+def test_on_is_no_number(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "iterations: on\n")
+    assert "r.yaml: iterations: true must be a whole number" in message
+    assert "YAML reads on" in message
+
+
+def test_all_problems_are_reported_one_line_each(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "seed: x\niterations: 0\nserving: {gpu: [1]}\n")
+    assert len(message.splitlines()) == 3
+    assert all(line.startswith("r.yaml: ") for line in message.splitlines())
+
+
+def test_whole_number_does_for_a_float(tmp_path: Path) -> None:
+    assert load(tmp_path, "train: {epochs: 3}\n").train.epochs == 3.0
+
+
+def test_key_given_twice_is_refused(tmp_path: Path) -> None:
+    assert "r.yaml: line 5: seed: given twice" in refusal(tmp_path, "seed: 1\nseed: 2\n")
+
+
+def test_text_that_is_no_yaml_is_refused_with_its_line(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "seed: [1\n").startswith("r.yaml:")
+
+
+def test_python_objects_are_not_constructed(tmp_path: Path) -> None:
+    assert "no valid YAML" in refusal(tmp_path, "seed: !!python/object/apply:os.getpid []\n")
+
+
+def test_contradictory_values_are_refused(tmp_path: Path) -> None:
+    assert "keep_from must be less" in refusal(tmp_path, "select: {keep_from: 0.9}\n")
+    assert "contradicts method sft" in refusal(tmp_path, "dpo: {beta: 0.1}\n")
+    assert "does not divide" in refusal(tmp_path, "serving: {gpus: [0, 1, 2], tensor_parallel: 2}")
+
+
+def test_override_is_the_place_of_its_error(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "", "seed=x")
+    assert message.startswith("override seed=x: seed: ")
+
+
+def test_overrides_set_scalars_lists_nulls_and_absent_sections(tmp_path: Path) -> None:
+    recipe = load(
+        tmp_path, "data: {n_train: 5}\n",
+        "train.lora.rank=8", "cold_start.n_problems=8", "serving.gpus=[0, 1]", "data.n_train=null",
+        "agents.names=[Ada, Ben, Cy]",
+    )  # fmt: skip
+    assert recipe.train.lora is not None
+    assert recipe.train.lora.rank == 8
+    assert recipe.cold_start is not None
+    assert recipe.cold_start.n_problems == 8
+    assert recipe.serving.gpus == (0, 1)
+    assert recipe.data.n_train is None
+    assert recipe.agents.names == ("Ada", "Ben", "Cy")
+
+
+@pytest.mark.parametrize("override", ["seed", "=1", "a..b=1", "seed.x=1"])
+def test_malformed_override_is_refused(override: str, tmp_path: Path) -> None:
+    assert refusal(tmp_path, "seed: 1\n", override).startswith(f"override {override}: ")
+
+
+def test_task_is_checked_and_the_original_spelling_taken(tmp_path: Path) -> None:
+    assert load(tmp_path, "", "task=trival_qa").task == "trivia_qa"
+    assert "did you mean gsm8k?" in refusal(tmp_path, "", "task=gsm8")
+
+
+def test_cold_start_needs_evidence(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "", "task=arc", "cold_start.n_problems=8")
+    assert "arc has no gold evidence" in message
+
+
+def test_resolved_recipe_loads_back_equal(tmp_path: Path) -> None:
+    recipe = load(
+        tmp_path, "train: {learning_rate: 1.0e-6, lora: {}}\nreward: {fault_total: -10}\n"
+    )
+    text = dump_recipe(recipe)
+    assert "learning_rate: 1.0e-06" in text
+    assert load(tmp_path, base=text) == recipe
