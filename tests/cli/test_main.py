@@ -1,0 +1,74 @@
+"""The optima command."""
+
+from pathlib import Path
+
+import pytest
+
+from optima.cli import doctor
+from optima.cli.main import main
+from optima.recipe.loading import load_recipe
+from optima.tasks import TASKS
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = str(ROOT / "recipes" / "sft" / "quickstart.yaml")
+
+
+def test_recipes_lists_every_file_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "--dir", str(ROOT / "recipes")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(list((ROOT / "recipes").rglob("*.yaml")))
+    assert any("sft/arc.yaml" in line and "ARC-Challenge" in line for line in lines)
+
+
+def test_recipes_in_an_empty_folder_is_a_usage_error(tmp_path: Path) -> None:
+    assert main(["recipes", "--dir", str(tmp_path)]) == 2
+
+
+def test_shown_recipe_loads_back_equal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["recipes", "show", QUICKSTART, "seed=7"]) == 0
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(capsys.readouterr().out)
+    assert load_recipe(copy) == load_recipe(Path(QUICKSTART), ["seed=7"])
+
+
+def test_tasks_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert names == list(TASKS)
+
+
+def test_prompts_show_prints_one_prompt_per_agent(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["prompts", "show", "--recipe", QUICKSTART, "agents.names=[Ada, Ben, Cy]"]
+    assert main(argv) == 0
+    heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--- ")]
+    assert [head.split()[1] for head in heads] == ["Ada", "Ben", "Cy"]
+
+
+def test_prompts_show_refuses_a_problem_that_is_not_there() -> None:
+    assert main(["prompts", "show", "--recipe", QUICKSTART, "--index", "999"]) == 2
+
+
+def test_diversify_without_a_key_says_which_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    argv = ["prompts", "diversify", "--out", str(tmp_path), "--model", "m", "--base-url", "u"]
+    assert main(argv) == 2
+    assert "OPENAI_API_KEY: is not set" in capsys.readouterr().err
+
+
+def test_doctor_ends_with_1_and_names_what_is_wrong(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    argv = ["doctor", "--vllm-env", str(tmp_path), "--train-env", str(tmp_path)]
+    assert main(argv) == 1
+    out = capsys.readouterr().out
+    assert "FAIL vllm environment: " in out
+    assert str(tmp_path) in out
+
+
+def test_doctor_calls_a_missing_model_wrong(tmp_path: Path) -> None:
+    recipe = load_recipe(Path(QUICKSTART), [f"model.path={tmp_path}"])
+    findings = {found.name: found for found in doctor.examine(recipe, str(tmp_path), None)}
+    assert not findings["model"].is_ok
+    assert findings["ports"].is_ok
