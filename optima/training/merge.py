@@ -1,5 +1,6 @@
 """Model directories: low-rank adapters merged into their base, and the files that servers need."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,14 @@ def save_model_dir(
     model.generation_config = GenerationConfig.from_model_config(model.config)
     model.save_pretrained(output, state_dict=state_dict)
     copy_companions(start, output)
+
+
+def set_dtype(output: Path, dtype: torch.dtype) -> None:
+    """Say in config.json what the weights are kept in; saving wrote what they were trained in."""
+    path = output / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def copy_companions(start: str, output: Path) -> None:

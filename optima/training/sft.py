@@ -38,6 +38,7 @@ from optima.training.merge import (
     copy_companions,
     load_model,
     save_model_dir,
+    set_dtype,
     token_ids,
 )
 from optima.training.parallelism import BatchPlan, plan_batches
@@ -267,6 +268,7 @@ def save(trainer: Any, job: SftJob, dtype: torch.dtype, ids: dict[str, Any]) -> 
             for name, value in ids.items():
                 setattr(model.config, name, value)
             save_model_dir(model, cast, job.model.path, temporary)
+            set_dtype(temporary, dtype)
         else:
             # The adapter is saved by itself and, if wanted, merged into fresh, whole weights.
             model.save_pretrained(temporary, state_dict=weights)
