@@ -26,8 +26,7 @@ e2e: ## only the tests with the real model on CPU
 	./scripts/test.sh model e2e
 
 docs: ## write docs/cli.md from the commands' own help
-	$(BIN)/python -m optima.cli.docs > docs/cli.md.new
-	mv docs/cli.md.new docs/cli.md
+	$(BIN)/python -m optima.cli.reference
 
 quickstart: ## the demonstration, with SEED=n if wanted
 	./scripts/quickstart.sh $(if $(SEED),seed=$(SEED))

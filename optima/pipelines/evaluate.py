@@ -5,27 +5,12 @@ problem, capped at 1: a yardstick that stays the same while the models change, u
 maximum of training, which shrinks with the model.
 """
 
-from dataclasses import dataclass
-
 from optima.pipelines import judge
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.talk import TalkPlan, talk
+from optima.reporting.tables import EvaluationRow
 from optima.rundir import Stage
 from optima.types import Problem
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationRow:
-    """One model's figures on the held-out problems."""
-
-    label: str
-    model: str
-    score: float
-    answered: float
-    tokens: float
-    turns: float
-    reward: float
-    seconds: float
 
 
 class Evaluations:

@@ -1,12 +1,17 @@
 """The closing table of a run: every model's score, tokens and cost, and where things are."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 
-class Row(Protocol):
-    """One model's figures; see ``optima.pipelines.evaluate.EvaluationRow``."""
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """One model's figures on the held-out problems.
+
+    ``score`` and ``answered`` in [0, 1]; ``tokens`` and ``turns`` are means per conversation;
+    ``seconds`` is the wall time of the stages that made the model, 0 for the base model.
+    """
 
     label: str
     model: str
@@ -21,7 +26,7 @@ class Row(Protocol):
 COLUMNS = ("model", "score", "answered", "tokens", "turns", "reward", "made in")
 
 
-def run_table(root: Path, rows: Sequence[Row]) -> str:
+def run_table(root: Path, rows: Sequence[EvaluationRow]) -> str:
     """Return the table as text: score in per cent, tokens and turns per conversation.
 
     ``reward`` is R with the tokens of the first row's model as normaliser; ``made in`` is the

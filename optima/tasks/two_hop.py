@@ -86,11 +86,11 @@ def _problem(owner: str, item: str, items: list[str], dealing: Dealing) -> Probl
     people = [owner, *_others(generator, PEOPLE, owner)]
     things = [item, *_others(generator, items, item)]
     cities = generator.sample(CITIES, N_FACTS)
-    owns = [f"{p} owns the {thing}." for p, thing in zip(people, things, strict=True)]
+    owns = [f"The {thing} belongs to {p}." for p, thing in zip(people, things, strict=True)]
     lives = [f"{p} lives in {city}." for p, city in zip(people, cities, strict=True)]
-    generator.shuffle(order := list(range(dealing.n_agents)))
-    facts = {order[0]: owns, order[1]: lives}
-    for agent in order[2:]:  # whoever holds no hop is told about other people only
+    # The first speaker holds the first hop, so that a short talk can be a sound one.
+    facts = {0: owns, 1: lives}
+    for agent in range(2, dealing.n_agents):  # who holds no hop is told about other people only
         strangers = generator.sample([p for p in PEOPLE if p not in people], N_FACTS)
         homes = generator.sample([city for city in CITIES if city not in cities], N_FACTS)
         facts[agent] = [f"{p} lives in {c}." for p, c in zip(strangers, homes, strict=True)]
@@ -104,7 +104,7 @@ def _problem(owner: str, item: str, items: list[str], dealing: Dealing) -> Probl
         question=question,
         golds=(cities[0],),
         contexts=contexts,
-        evidence=(Fact(agent=order[0], text=owns[0]), Fact(agent=order[1], text=lives[0])),
+        evidence=(Fact(agent=0, text=owns[0]), Fact(agent=1, text=lives[0])),
     )
 
 
