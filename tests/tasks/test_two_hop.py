@@ -59,7 +59,7 @@ def test_the_answer_needs_both_hops_and_they_lie_with_different_agents(n_agents:
         assert sum(problem.golds[0] in context for context in problem.contexts) == 1
         assert len(problem.contexts) == n_agents
         assert all(context.count(".") == 4 for context in problem.contexts)
-    assert {problem.evidence[0].agent for problem in problems} == set(range(n_agents))
+    assert {tuple(f.agent for f in problem.evidence) for problem in problems} == {(0, 1)}
 
 
 def test_the_vocabulary_has_no_repeats_and_no_city_is_a_person() -> None:
