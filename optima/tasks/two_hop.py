@@ -16,7 +16,7 @@ from optima.tasks.dealing import Dealing
 from optima.tasks.task import Task
 from optima.types import Fact, Problem
 
-N_TRAIN = 2000  # problems when the recipe names no number
+N_TRAIN = 2000  # problems of a split, or more when the recipe asks for more
 N_TEST = 200
 N_FACTS = 4  # facts per agent: the one that matters and three that do not
 TEST_SHARE = 5  # one in so many pairs of owner and thing belongs to the test split
@@ -57,8 +57,8 @@ THINGS = (
 
 def generate(split: str, n_problems: int | None, dealing: Dealing) -> Iterator[Problem]:
     """Yield the problems of a split, all different; a longer split begins like a shorter one."""
-    if n_problems is None:
-        n_problems = N_TRAIN if split == "train" else N_TEST
+    # At least the default, so that iterations and a cold start draw from more than they take.
+    n_problems = max(n_problems or 0, N_TRAIN if split == "train" else N_TEST)
     if n_problems > MAX_PROBLEMS[split]:
         raise UsageError(
             f"data.n_{split}: {n_problems} is more than the {MAX_PROBLEMS[split]} problems that "

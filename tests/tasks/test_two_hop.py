@@ -13,7 +13,7 @@ def _problems(
     split: Split = "train", n: int = 500, seed: int = 0, n_agents: int = 2
 ) -> tuple[Problem, ...]:
     data = DataSection(n_train=n, n_test=n)
-    return load_problems(TASKS["two_hop"], data, split, n_agents=n_agents, seed=seed).problems
+    return load_problems(TASKS["two_hop"], data, split, n_agents=n_agents, seed=seed).problems[:n]
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,15 @@ def test_the_answer_needs_both_hops_and_they_lie_with_different_agents(n_agents:
         assert len(problem.contexts) == n_agents
         assert all(context.count(".") == 4 for context in problem.contexts)
     assert {tuple(f.agent for f in problem.evidence) for problem in problems} == {(0, 1)}
+
+
+def test_a_split_has_its_default_size_even_where_fewer_are_sampled_from_it() -> None:
+    data = DataSection(n_train=5, n_test=5)
+    sizes = [
+        len(load_problems(TASKS["two_hop"], data, split, n_agents=2, seed=0).problems)
+        for split in ("train", "test")
+    ]
+    assert sizes == [2000, 200]
 
 
 def test_the_vocabulary_has_no_repeats_and_no_city_is_a_person() -> None:
