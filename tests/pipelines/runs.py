@@ -1,0 +1,108 @@
+"""Runs of the real ``optima-sft`` command over the fake environments."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from optima.processes.environment import Environment
+from tests.templates import CHATML
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MARK = "OPTIMA_TEST_RUN"  # every process of a run inherits it
+TIMEOUT_S = 90.0
+
+RECIPE = """\
+method: sft
+task: two_hop
+iterations: 2
+model: {path: MODEL}
+data: {n_train: 8, n_test: 3}
+conversation: {max_turns: 6, max_turn_tokens: 64}
+sampling: {n_samples: 3, first_temperature: 0.7}
+select: {theta: -5.0}
+cold_start: {n_problems: 4}
+serving: {device: cpu, concurrency: 4, start_timeout_s: 20.0, max_attempts: 3}
+"""
+
+
+def write_recipe(directory: Path) -> Path:
+    model = directory / "model"
+    model.mkdir(parents=True, exist_ok=True)
+    (model / "chat_template.jinja").write_text(CHATML)
+    (model / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    (model / "config.json").write_text('{"max_position_embeddings": 4096}')
+    (model / "model.safetensors").write_bytes(b"start")
+    recipe = directory / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("MODEL", str(model)))
+    return recipe
+
+
+def start(
+    directory: Path, environment: Environment, *overrides: str, run: str = "run", mark: str = ""
+) -> subprocess.Popen[str]:
+    """Start a run in ``directory / run``; ``mark`` finds its processes."""
+    recipe = write_recipe(directory)
+    argv = [sys.executable, "-m", "optima.cli.sft", "--config", str(recipe), *overrides]
+    argv += ["--vllm-env", str(environment.prefix), "--train-env", str(environment.prefix)]
+    argv += ["--run-dir", str(directory / run)]
+    return subprocess.Popen(
+        argv, cwd=ROOT, env={**os.environ, MARK: mark}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Return (exit status, stdout, stderr)."""
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    return process.returncode, out, err
+
+
+def run(directory: Path, environment: Environment, *overrides: str, **options: str) -> str:
+    """Run to the end and return the table; the run must succeed."""
+    status, out, err = finish(start(directory, environment, *overrides, **options))
+    assert status == 0, err
+    return out
+
+
+def processes_of(mark: str) -> list[str]:
+    """Return the command lines of living processes that inherited ``mark``."""
+    needle, found = f"{MARK}={mark}".encode(), []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if needle in (path / "environ").read_bytes().split(b"\0"):
+                found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return [line for line in found if line]
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}"
+        time.sleep(0.02)
+
+
+def results(root: Path) -> dict[str, Any]:
+    """Return everything a run computed, without times and absolute paths."""
+    found: dict[str, Any] = {}
+    for path in sorted(root.rglob("*.jsonl")):
+        name = str(path.relative_to(root))
+        if path.name == "conversations.jsonl":
+            found[name] = [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+        elif path.name != "metrics.jsonl" and "logs" not in path.parts:
+            found[name] = path.read_bytes()
+    for path in sorted(root.rglob("model.safetensors")):
+        found[str(path.relative_to(root))] = path.read_bytes()
+    return found
+
+
+def _timeless(conversation: dict[str, Any]) -> dict[str, Any]:
+    for turn in conversation["turns"]:
+        del turn["seconds"]
+    return conversation

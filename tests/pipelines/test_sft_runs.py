@@ -1,0 +1,234 @@
+"""Whole iSFT runs over fakes at the process borders: results, resume, kills and failures."""
+
+import json
+import shutil
+import signal
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import commands, fake_environment
+from tests.pipelines.runs import finish, processes_of, results, run, start, wait_until
+
+STAGES = (
+    "evaluate/base/talk",
+    "cold_start/train",
+    "iter_0/generate",
+    "evaluate/cold_start/score",
+    "iter_0/score",
+    "iter_0/train",
+    "iter_1/generate",
+    "iter_1/train",
+    "evaluate/iter_1/talk",
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
+    directory = tmp_path_factory.mktemp("undisturbed")
+    table = run(directory, fake_environment(directory))
+    return results(directory / "run"), table, directory / "run"
+
+
+def test_run_ends_with_a_table_of_all_models(undisturbed: tuple[dict[str, Any], str, Path]) -> None:
+    _, table, root = undisturbed
+    labels = [line.split()[0] for line in table.splitlines()[2:6]]
+    assert labels == ["base", "cold_start", "iter_0", "iter_1"]
+    assert str(root) in table
+    stages = [json.loads(line)["stage"] for line in (root / "metrics.jsonl").open()]
+    assert set(STAGES) <= set(stages)
+    assert len(stages) == len(set(stages))
+    assert json.loads((root / "provenance.json").read_text())["attempts"][0]["argv"]
+
+
+def test_candidates_are_complete_ordered_and_pooled_in_iteration_0_only(
+    undisturbed: tuple[dict[str, Any], str, Path],
+) -> None:
+    found, _, root = undisturbed
+    for t in (0, 1):
+        held = found[f"iter_{t}/generate/conversations.jsonl"]
+        assert len(held) == 24
+        assert [c["n"] for c in held] == [0, 1, 2] * 8
+        assert all((c["format_id"] is not None) == (t == 0) for c in held)
+    pool = Path(__file__).parents[2] / "optima" / "prompts" / "formats"
+    rows = (root / "iter_0/select/rows.jsonl").read_text()
+    for path in pool.glob("*.txt"):
+        assert path.read_text().strip()[:40] not in rows
+
+
+def test_same_seed_gives_the_same_run_and_another_seed_another(
+    undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
+) -> None:
+    environment = fake_environment(tmp_path)
+    first = start(tmp_path, environment, run="first")
+    other = start(tmp_path, environment, "seed=1", run="other")  # side by side
+    assert finish(first)[0] == 0
+    assert finish(other)[0] == 0
+    # The recipe's model path differs from the undisturbed run's, so compare what is computed.
+    assert results(tmp_path / "first").keys() == undisturbed[0].keys()
+    for name in ("iter_1/generate/conversations.jsonl", "iter_1/select/rows.jsonl"):
+        assert results(tmp_path / "first")[name] == undisturbed[0][name]
+        assert results(tmp_path / "other")[name] != undisturbed[0][name]
+
+
+def test_second_run_reuses_everything_and_starts_nothing(tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path)
+    table = run(tmp_path, environment)
+    n_before = len([c for c in commands(environment) if c[:1] == ["-m"]])
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.jsonl")}
+    assert run(tmp_path, environment) == table
+    assert len([c for c in commands(environment) if c[:1] == ["-m"]]) == n_before
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.jsonl")} == before
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_kill_in_any_stage_leaves_no_process_and_the_rerun_equals_an_undisturbed_run(
+    stage: str, undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
+) -> None:
+    mark = uuid.uuid4().hex
+    environment = fake_environment(
+        tmp_path, server=("--latency-ms", "30"), train_seconds=1.0
+    )  # slow enough to be caught in the act
+    victim = start(tmp_path, environment, mark=mark)
+    path = tmp_path / "run" / stage
+    wait_until(lambda: (path / "INPUTS").exists(), f"stage {stage}")
+    if "generate" in stage:  # some conversations are there, others are not
+        wait_until(lambda: (path / "conversations.jsonl").exists(), "a conversation")
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    wait_until(lambda: not processes_of(mark), f"the end of {processes_of(mark)}", 15.0)
+    if not stage.endswith("/score"):  # a fake's losses may be there before the signal is
+        assert not (path / "DONE.json").exists()
+    shutil.rmtree(tmp_path / "fake_env")
+    run(tmp_path, fake_environment(tmp_path))
+    assert results(tmp_path / "run") == undisturbed[0]
+
+
+def test_torn_last_line_is_held_again_and_nothing_else(
+    undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
+) -> None:
+    environment = fake_environment(tmp_path)
+    run(tmp_path, environment)
+    generate = tmp_path / "run" / "iter_0" / "generate"
+    (generate / "DONE.json").unlink()
+    path = generate / "conversations.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]) + lines[-1][:50])
+    run(tmp_path, environment)
+    assert results(tmp_path / "run") == undisturbed[0]
+
+
+def test_server_killed_in_mid_generation_loses_and_doubles_nothing(
+    undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
+) -> None:
+    # Each server process exits after 40 requests and is restarted in place.
+    environment = fake_environment(tmp_path, server=("--die-after", "40"))
+    run(tmp_path, environment, "serving.max_restarts=50", "serving.max_attempts=10")
+    held = results(tmp_path / "run")["iter_0/generate/conversations.jsonl"]
+    assert Counter((c["problem_id"], c["n"]) for c in held).most_common(1)[0][1] == 1
+    assert results(tmp_path / "run") == undisturbed[0]
+
+
+def test_training_that_fails_is_one_error_with_its_log_and_the_rerun_goes_on(
+    tmp_path: Path,
+) -> None:
+    environment = fake_environment(tmp_path, train_fails=1)
+    status, _, err = finish(start(tmp_path, environment))
+    assert status == 1
+    assert "the fake trainer fails as it was told" in err
+    assert "Traceback (most recent call last):\n  File" not in err.split("optima: ")[0]
+    run(tmp_path, environment)
+
+
+def test_server_that_never_gets_ready_is_one_error_and_the_rerun_goes_on(tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path, server=("--never-ready",))
+    status, _, err = finish(start(tmp_path, environment, "serving.start_timeout_s=3.0"))
+    assert status == 1
+    assert "3 s" in err
+    shutil.rmtree(tmp_path / "fake_env")
+    run(tmp_path, fake_environment(tmp_path))  # serving.start_timeout_s may differ
+
+
+def test_empty_selection_says_how_far_the_best_was(tmp_path: Path) -> None:
+    status, _, err = finish(start(tmp_path, fake_environment(tmp_path), "select.theta=99.0"))
+    assert status == 1
+    assert "nothing to train on" in err
+    assert "select.theta is 99.0" in err
+
+
+def test_failed_conversations_above_the_limit_fail_the_stage_and_are_tried_again(
+    undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
+) -> None:
+    broken = fake_environment(tmp_path, server=("--fail-rate", "0.9"))
+    status, _, err = finish(
+        start(tmp_path, broken, "serving.max_attempts=1", "evaluation.base=true")
+    )
+    assert status == 1
+    assert "conversation.max_error_rate" in err
+    shutil.rmtree(tmp_path / "fake_env")
+    run(tmp_path, fake_environment(tmp_path))
+    assert results(tmp_path / "run") == undisturbed[0]
+
+
+def test_full_disk_is_one_error_and_the_rerun_goes_on(
+    undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
+) -> None:
+    # A limit on the size of files stands for the disk: both fail a write in the middle of a record.
+    environment = fake_environment(tmp_path)
+    victim = start(tmp_path, environment)
+    import resource
+
+    resource.prlimit(victim.pid, resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY))
+    status, _, err = finish(victim)
+    assert status == 1
+    assert "file-size limit" in err
+    assert "run again" in err
+    run(tmp_path, environment)
+    assert results(tmp_path / "run") == undisturbed[0]
+
+
+def test_second_process_in_a_run_directory_is_refused(tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path, server=("--latency-ms", "200"))
+    owner = start(tmp_path, environment)
+    wait_until(lambda: (tmp_path / "run" / "evaluate").exists(), "the first stage")
+    status, _, err = finish(start(tmp_path, environment))
+    assert status == 2
+    assert str(owner.pid) in err
+    owner.send_signal(signal.SIGTERM)
+    assert finish(owner)[0] == 143
+
+
+def test_other_recipe_in_a_run_directory_is_refused(tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path)
+    run(tmp_path, environment)
+    status, _, err = finish(start(tmp_path, environment, "reward.lambda_token=0.1"))
+    assert status == 2
+    assert "reward.lambda_token" in err
+
+
+def test_debate_starts_every_iteration_from_the_base_and_three_agents_work(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for split, n in (("train", 6), ("test", 2)):
+        rows = [
+            {
+                "id": f"{split}{i}", "question": f"Which number is {split} {i}?",
+                "choices": {"text": ["one", "two", "three"], "label": ["A", "B", "C"]},
+                "answerKey": "ABC"[i % 3],
+            }
+            for i in range(n)
+        ]  # fmt: skip
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    environment = fake_environment(tmp_path)
+    overrides = ["task=arc", f"data.path={data}", "data.n_train=6", "data.n_test=2"]
+    overrides += ["cold_start=null", "agents.names=[Ann,Ben,Cleo]", "reward.lambda_loss=0"]
+    run(tmp_path, environment, *overrides)
+    for t in (0, 1):
+        job = json.loads((tmp_path / f"run/iter_{t}/train/job.json").read_text())
+        assert job["model"]["path"] == str(tmp_path / "model")
+    assert not any("optima.training.score" in command for command in commands(environment))
+    held = results(tmp_path / "run")["iter_0/generate/conversations.jsonl"]
+    assert {turn["name"] for c in held for turn in c["turns"]} == {"Ann", "Ben", "Cleo"}
