@@ -6,6 +6,7 @@ and the system prompt inside the first user message where there is no system rol
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from optima.types import Message
 
 Roles = Literal["assistant", "alternate"]
 TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json")
+HUB_TIMEOUT_S = 5.0  # for one look at the hub; the library retries a few times
 _PROBES = ("optima-probe-one", "optima-probe-two", "optima-probe-three")
 
 
@@ -162,19 +164,39 @@ def _model_file(model: str, name: str, revision: str | None) -> Path | None:
             f"model.path={model}: no such directory and no hub id; give the directory of a model "
             "in Hugging Face format, or an id such as meta-llama/Meta-Llama-3-8B-Instruct"
         )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    return _hub_file(model, name, revision)
 
+
+def _hub_file(model: str, name: str, revision: str | None) -> Path | None:
+    """Fetch one file of a hub model, or find it in the local cache; None when it has none."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each of its retries
     try:
-        return Path(hf_hub_download(model, name, revision=revision))
-    except EntryNotFoundError as error:
-        if "cannot find" in str(error).lower() and "offline" in str(error).lower():
-            raise ModelError(
-                f"model.path={model}: not in the local cache, no hub reached"
-            ) from error
-        return None
-    except (HfHubHTTPError, OSError, ValueError) as error:
+        return Path(hf_hub_download(model, name, revision=revision, etag_timeout=HUB_TIMEOUT_S))
+    except GatedRepoError as error:
         raise ModelError(
-            f"model.path={model}: neither a directory here nor readable from the hub "
-            f"({type(error).__name__}); check the path, the network, or HF_TOKEN for gated models"
+            f"model.path={model}: access to it must be asked for on the hub; then set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"model.path={model}: the hub knows no such model; check the id, or set HF_TOKEN"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"model.path={model}: not in the local cache, and the hub cannot be reached; give the "
+            "directory of a model, or fetch it where there is a network"
+        ) from error
+    except EntryNotFoundError:
+        return None
+    except OSError as error:
+        raise ModelError(
+            f"model.path={model}: not readable from the hub ({type(error).__name__}); check the "
+            "id and the network"
         ) from error
