@@ -60,6 +60,9 @@ def server_argv(
     switches = {
         # On a CPU compilation more than doubles the start (120 s instead of 51 s, 2026-11-22).
         "enforce-eager": serving.enforce_eager or devices.kind == "cpu",
+        # A prompt prefilled in pieces makes the CPU worker rewind the generator of a seeded
+        # request, which torch cannot do on a CPU: the engine dies (vLLM 0.32, 2026-11-23).
+        "no-enable-chunked-prefill": devices.kind == "cpu",
         "trust-remote-code": recipe.model.trust_remote_code,
     }
     argv += [f"--{name}" for name, is_on in switches.items() if is_on]
