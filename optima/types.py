@@ -125,6 +125,87 @@ class TrainingRow(Record):
     trained: tuple[int, ...]
 
 
+class TreeNode(Record):
+    """One utterance in a dialogue tree; ``parent`` 0 is the root, which has no record.
+
+    Ids count up from 1 in the order in which nodes were added. ``faults`` are those of this
+    utterance alone: such a child is never the chosen one of a pair.
+    """
+
+    node_id: int
+    parent: int
+    turn: Turn
+    faults: tuple[Fault, ...] = ()
+
+
+class Rollout(Record):
+    """A conversation from the root to node ``node_id``, where it ended, and what it is worth.
+
+    ``n`` numbers the rollouts of a tree from 0. ``reward.total`` is None where the rollout failed
+    or no reward could be computed; it then counts in no value.
+    """
+
+    n: int
+    node_id: int
+    stop_reason: StopReason
+    reward: RewardParts
+
+
+class TreeRound(Record):
+    """One round of expansion (paper Alg. 4): the node chosen, what was added, what it was worth.
+
+    ``n_tokens`` counts every token generated in the round, those of merged utterances included.
+    """
+
+    schema_version: Literal[1] = 1
+    problem_id: str
+    number: int
+    expanded: int
+    nodes: tuple[TreeNode, ...]
+    rollouts: tuple[Rollout, ...]
+    n_merged: int
+    n_tokens: int
+
+
+class DialogueTree(Record):
+    """All rounds of one problem's tree; values follow from the rollouts and are not stored."""
+
+    schema_version: Literal[1] = 1
+    problem_id: str
+    rounds: tuple[TreeRound, ...]
+
+
+class PreferencePair(Record):
+    """Two utterances after the same history, siblings in a tree, and their values (paper Alg. 5).
+
+    ``parent`` is the node whose children they are; ``history`` the turns from the root to it.
+    """
+
+    schema_version: Literal[1] = 1
+    problem_id: str
+    parent: int
+    history: tuple[Turn, ...]
+    chosen: Turn
+    rejected: Turn
+    chosen_value: float
+    rejected_value: float
+
+
+class PreferenceRow(Record):
+    """A pair as the acting agent sees it, for preference training.
+
+    ``prompt`` is that agent's own view of the history; ``chosen`` and ``rejected`` are one
+    assistant message each. The three fields are the common conversational preference format.
+    """
+
+    schema_version: Literal[1] = 1
+    problem_id: str
+    agent: int
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message]
+    rejected: tuple[Message]
+
+
 class ModelRef(Record):
     """A servable model: a directory or hub id, and the LoRA adapter directory over it, if any."""
 

@@ -68,37 +68,44 @@ class Dialogue:
     async def converse(self, complete: Complete, turns: Sequence[Turn] = ()) -> Conversation:
         """Hold the conversation to its end, from ``turns`` on; ``complete`` generates one turn."""
         turns = list(turns)
-        answer = next((turn.answer for turn in reversed(turns) if turn.answer is not None), None)
-        stop: StopReason = "max_turns"
-        error = None
-        while len(turns) < self.limits.max_turns:
-            speaker = self.speakers[len(turns) % len(self.speakers)]
+        while (stop := self.ending(turns)) is None:
             try:
-                turn = await self._speak(speaker, turns, complete)
+                turns.append(await self.speak(turns, complete))
             except ContextOverflowError:
-                stop = "context_overflow"
-                break
+                return self.record(turns, "context_overflow")
             except OptimaError as failure:
-                stop, error = "error", str(failure)
-                break
-            turns.append(turn)
-            if turn.answer is not None:
-                if answer is not None and is_same_answer(turn.answer, answer, self.answer_style):
-                    stop, answer = "agreement", turn.answer
-                    break
-                answer = turn.answer
+                return self.record(turns, "error", str(failure))
+        return self.record(turns, stop)
+
+    def ending(self, turns: Sequence[Turn]) -> StopReason | None:
+        """Return why a conversation ends after ``turns``; None when it goes on."""
+        if turns and turns[-1].answer is not None:
+            before = last_answer(turns[:-1])
+            if before is not None and is_same_answer(turns[-1].answer, before, self.answer_style):
+                return "agreement"
+        return "max_turns" if len(turns) >= self.limits.max_turns else None
+
+    def record(
+        self, turns: Sequence[Turn], stop: StopReason, error: str | None = None
+    ) -> Conversation:
+        """Return the conversation that consists of ``turns``."""
         return Conversation(
             problem_id=self.problem_id,
             n=self.n,
             format_id=self.format_id,
             turns=tuple(turns),
             stop_reason=stop,
-            answer=answer,
+            answer=last_answer(turns),
             faults=find_faults(turns, stop, [speaker.name for speaker in self.speakers]),
             error=error,
         )
 
-    async def _speak(self, speaker: Speaker, turns: list[Turn], complete: Complete) -> Turn:
+    async def speak(self, turns: Sequence[Turn], complete: Complete) -> Turn:
+        """Let the agent whose turn it is say the next utterance.
+
+        Raises ContextOverflowError when its prompt leaves no room, and what ``complete`` raises.
+        """
+        speaker = self.speakers[len(turns) % len(self.speakers)]
         prompt = speaker.next_prompt(turns)
         seed = derive_seed(self.seed, self.problem_id, self.n, len(turns))
         max_tokens = self.limits.max_turn_tokens
@@ -123,6 +130,11 @@ class Dialogue:
             finish_reason=completion.finish_reason,
             seconds=round(time.monotonic() - started, 4),
         )
+
+
+def last_answer(turns: Sequence[Turn]) -> str | None:
+    """Return the last marked answer; None when none was."""
+    return next((turn.answer for turn in reversed(turns) if turn.answer is not None), None)
 
 
 def clean_utterance(text: str, name: str) -> str:

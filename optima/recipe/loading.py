@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from optima.errors import RecipeError, UsageError
-from optima.recipe.schema import Recipe
+from optima.recipe.schema import METHOD_SECTIONS, Recipe
 from optima.tasks import get_task
 
 _FLOAT_AS_TEXT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -67,12 +67,24 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return build_recipe(tree, str(path), origins)
 
 
+def _with_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the mapping with the sections that its method has and it leaves out."""
+    method = tree.get("method")
+    sections = METHOD_SECTIONS.get(method, {}) if isinstance(method, str) else {}
+    filled = dict(tree)
+    for name, defaults in sections.items():
+        given = filled.get(name)
+        if given is None or isinstance(given, Mapping):
+            filled[name] = {**defaults, **(given or {})}
+    return filled
+
+
 def build_recipe(
     tree: Mapping[str, Any], place: str, origins: Mapping[str, str] | None = None
 ) -> Recipe:
     """Validate a mapping; ``origins`` maps keys to the override that set them."""
     try:
-        recipe = Recipe.model_validate_json(json.dumps(tree, allow_nan=True))
+        recipe = Recipe.model_validate_json(json.dumps(_with_sections(tree), allow_nan=True))
     except (TypeError, ValueError) as error:
         if not isinstance(error, ValidationError):
             raise RecipeError(f"{place}: holds a value that is no text, number or list") from error

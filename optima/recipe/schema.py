@@ -9,6 +9,12 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Method = Literal["sft", "dpo", "sft_dpo"]
+# Sections that a method has beyond those of all, with what it has other than their defaults.
+METHOD_SECTIONS: dict[str, dict[str, dict[str, float]]] = {
+    "sft": {},
+    "dpo": {"search": {}, "pairs": {}, "dpo": {}},
+    "sft_dpo": {"search": {"probe_percentile": 80.0}, "pairs": {}, "dpo": {"nll_weight": 0.0}},
+}
 
 
 class Section(BaseModel):
@@ -58,6 +64,9 @@ class ModelSection(Section):
     """Context window in tokens, for serving; None takes the model's own."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format for serving."""
+    loss_path: str | None = None
+    """Directory or hub id of the model whose losses give R_loss; None takes ``path``. For runs
+    that start from a model already trained."""
     trust_remote_code: bool = False
     """Run code that the model repository ships."""
 
@@ -229,7 +238,28 @@ class SearchSection(Section):
     n_probe: int = Field(default=100, ge=1)
     """Problems of the token probe."""
     probe_percentile: float = Field(default=85.0, gt=0, le=100)
-    """Percentile of the probe's token counts that normalises R_token (80 for sft_dpo)."""
+    """Percentile of the probe's token counts, plus 1, that normalises R_token (80 for sft_dpo)."""
+    n_problems: int | None = Field(default=None, ge=1)
+    """Problems with a tree per iteration; None takes ``data.n_train``."""
+    lambda_token: float | None = Field(default=None, ge=0)
+    """Weight of the normalised token count while trees grow; None takes the reward's."""
+    lambda_loss: float | None = Field(default=None, ge=0)
+    """Weight of 1 / R_loss while trees grow; None takes the reward's."""
+    concurrency: int = Field(default=256, ge=1)
+    """Trees that grow at once per server, each with ``n_rollouts`` conversations in flight."""
+    scorer_gpus: int = Field(default=0, ge=0)
+    """GPUs that score losses and serve nothing while trees grow; 0 shares the servers' GPUs."""
+    gpu_memory_utilization: float = Field(default=0.7, gt=0, le=1)
+    """Share of GPU memory that vLLM takes while a scorer shares its GPUs."""
+
+
+class InfluenceSection(Section):
+    """Influence of pairs on a validation reward, in the spirit of DITS (arXiv 2502.00955)."""
+
+    n_groups: int = Field(default=4, ge=2)
+    """Groups of problems whose pairs are tried by one short training each."""
+    n_problems: int = Field(default=64, ge=1)
+    """Problems of the train split, none of them with a tree, that measure a trial."""
 
 
 class PairSection(Section):
@@ -241,10 +271,27 @@ class PairSection(Section):
     """Best minus worst must exceed this."""
     keep_share: float = Field(default=0.5, gt=0, le=1)
     """Share of a problem's pairs kept, by the best child's value, at least one."""
+    strategy: Literal["value", "random", "influence"] = "value"
+    """Which of the pairs above both thresholds are kept: those with the best chosen child (paper),
+    as many drawn at random, or those whose training helps most on held-out problems (DITS)."""
+    path: str | None = None
+    """JSON Lines file of further preferences (prompt, chosen, rejected as lists of messages) that
+    every iteration trains on beside its own pairs."""
+    influence: InfluenceSection | None = None
+    """How the influence is measured; for strategy ``influence`` only."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.influence is not None) and self.strategy != "influence":
+            raise ValueError(f"section influence contradicts strategy {self.strategy}")
+        return self
 
 
 class DpoSection(Section):
-    """Direct preference optimisation; with nll_weight > 0 it is RPO."""
+    """Direct preference optimisation; with nll_weight > 0 it is RPO (paper Eq. 4, Table 8).
+
+    What is not named here is as in ``train``.
+    """
 
     beta: float = Field(default=0.1, gt=0)
     """KL strength."""
@@ -252,6 +299,16 @@ class DpoSection(Section):
     """Alpha: weight of the negative log-likelihood of the chosen utterance; 0 for sft_dpo."""
     reference: Literal["precomputed", "live"] = "precomputed"
     """Reference log-probabilities ahead of training, or a second model in memory."""
+    learning_rate: float = Field(default=5e-7, gt=0)
+    """Peak learning rate."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the pairs."""
+    batch_size: int = Field(default=64, ge=1)
+    """Pairs per optimiser step, over all devices and accumulation steps."""
+    micro_batch_size: int = Field(default=2, ge=1)
+    """Pairs per forward on one device; each is two rows."""
+    max_length: int = Field(default=4096, ge=16)
+    """Tokens of a prompt with one of its utterances; longer pairs are counted and dropped."""
 
 
 class ServingSection(Section):
@@ -337,6 +394,9 @@ class Recipe(Section):
     reward: RewardSection = RewardSection()
     select: SelectSection = SelectSection()
     train: TrainSection = TrainSection()
+    initialise: bool | None = None
+    """Whether a dpo run begins with one iteration of SFT (the default); false when ``model.path``
+    is an initialised model, such as iteration 0 of a run of ``optima-sft``."""
     search: SearchSection | None = None
     pairs: PairSection | None = None
     dpo: DpoSection | None = None
@@ -346,10 +406,14 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        needs_trees = self.method != "sft"
+        needed = METHOD_SECTIONS[self.method]
         for name in ("search", "pairs", "dpo"):
-            if getattr(self, name) is not None and not needs_trees:
-                raise ValueError(f"section {name} contradicts method sft; remove one of them")
+            if getattr(self, name) is not None and name not in needed:
+                raise ValueError(f"section {name} contradicts method {self.method}; remove it")
+            if getattr(self, name) is None and name in needed:
+                raise ValueError(f"method {self.method} needs a section {name}; add it")
+        if self.initialise is not None and self.method != "dpo":
+            raise ValueError(f"initialise contradicts method {self.method}; remove it")
         gpus, group = self.serving.gpus, self.serving.tensor_parallel
         if gpus is not None and len(gpus) % group:
             raise ValueError(

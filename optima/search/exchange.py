@@ -1,0 +1,71 @@
+"""Preferences in the common conversational format: prompt, chosen and rejected.
+
+One JSON object a line, each value a list of messages with ``role`` and ``content``. Other keys of a
+line are ignored on reading. Refuses a line whose sides are not one assistant message each.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from optima.errors import DataError
+from optima.types import PreferenceRow
+
+SIDES = ("prompt", "chosen", "rejected")
+
+
+def to_conversational(row: PreferenceRow) -> dict[str, list[dict[str, str]]]:
+    """Return the row as trainers of other projects take it."""
+    tree: dict[str, Any] = row.model_dump(mode="json", include=set(SIDES))
+    return {side: tree[side] for side in SIDES}
+
+
+def export_lines(rows: Iterable[PreferenceRow]) -> Iterator[str]:
+    """Yield one line of JSON per row, with its newline."""
+    for row in rows:
+        yield json.dumps(to_conversational(row), ensure_ascii=False) + "\n"
+
+
+def read_conversational(path: Path) -> tuple[PreferenceRow, ...]:
+    """Read a file of preferences; DataError names the first line that is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check pairs.path") from error
+    return tuple(
+        _row(line, f"{path}:{number}", number)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    )
+
+
+def _row(line: str, place: str, number: int) -> PreferenceRow:
+    try:
+        tree = json.loads(line)
+        row = PreferenceRow.model_validate_json(
+            json.dumps(
+                {side: _messages(tree[side]) for side in SIDES}
+                | {"problem_id": f"imported/{number}", "agent": 0}
+            )
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
+        raise DataError(
+            f"{place}: is no preference ({reason}); write lists of messages under prompt, chosen "
+            "and rejected"
+        ) from error
+    for side in (row.chosen, row.rejected):
+        if side[0].role != "assistant":
+            raise DataError(
+                f"{place}: role {side[0].role}: a side of a preference is one assistant message"
+            )
+    if not row.prompt:
+        raise DataError(f"{place}: prompt: is empty; a preference needs at least one message")
+    return row
+
+
+def _messages(value: Any) -> list[dict[str, Any]]:
+    return [{"role": message["role"], "content": message["content"]} for message in value]

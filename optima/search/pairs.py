@@ -1,0 +1,91 @@
+"""Preference pairs from a grown tree (paper Alg. 5); pure.
+
+Of the children of a node the one of highest and the one of lowest final value are a pair when
+
+    V(best) > theta_filter   and   V(best) - V(worst) > theta_diff
+
+and of a problem's pairs the share ``keep_share`` with the best chosen child is kept, at least one.
+The chosen child's own utterance is never faulty (role leakage, cut at the token limit).
+"""
+
+import random
+from collections.abc import Sequence
+
+from optima.conversation.agent import Speaker, utterance
+from optima.recipe.schema import PairSection
+from optima.search.tree import Node, Tree
+from optima.types import Message, PreferencePair, PreferenceRow
+
+
+def sibling_pairs(tree: Tree, problem_id: str) -> list[PreferencePair]:
+    """Return the best and the worst child of every node where they differ, by ids of nodes."""
+    pairs = []
+    for parent in tree.nodes:
+        valued = [(child, child.value) for child in parent.children]
+        rated = [(child, value) for child, value in valued if value is not None]
+        sound = [(child, value) for child, value in rated if not child.faults]
+        if not sound:
+            continue
+        # max and min take the first of equals: the child added first.
+        best, high = max(sound, key=lambda pair: pair[1])
+        worst, low = min(rated, key=lambda pair: pair[1])
+        if high > low:
+            pairs.append(_pair(problem_id, parent, (best, high), (worst, low)))
+    return pairs
+
+
+def select_pairs(
+    pairs: Sequence[PreferencePair], section: PairSection, generator: random.Random
+) -> list[PreferencePair]:
+    """Return a problem's pairs that are trained on, by the strategy of the recipe.
+
+    ``value`` is the paper's. ``random`` draws as many from the pairs that pass the thresholds, so
+    that the two differ in which pairs they take and in nothing else.
+    """
+    passed = [
+        pair
+        for pair in pairs
+        if pair.chosen_value > section.theta_filter
+        and pair.chosen_value - pair.rejected_value > section.theta_diff
+    ]
+    if not passed:
+        return []
+    if section.strategy == "influence":
+        return sorted(passed, key=_by_chosen_value)  # what is kept is decided by trainings
+    n_kept = max(1, int(section.keep_share * len(passed)))
+    if section.strategy == "random":
+        return sorted(generator.sample(passed, n_kept), key=_by_chosen_value)
+    return sorted(passed, key=_by_chosen_value)[:n_kept]
+
+
+def preference_row(pair: PreferencePair, speakers: Sequence[Speaker]) -> PreferenceRow:
+    """Return the pair as its acting agent sees it: that agent's own prompt and its history."""
+    speaker = speakers[pair.chosen.agent]
+    messages, _ = speaker.view(pair.history)
+    return PreferenceRow(
+        problem_id=pair.problem_id,
+        agent=speaker.agent,
+        prompt=messages,
+        chosen=(Message(role="assistant", content=utterance(pair.chosen)),),
+        rejected=(Message(role="assistant", content=utterance(pair.rejected)),),
+    )
+
+
+def _pair(
+    problem_id: str, parent: Node, best: tuple[Node, float], worst: tuple[Node, float]
+) -> PreferencePair:
+    assert best[0].turn is not None
+    assert worst[0].turn is not None
+    return PreferencePair(
+        problem_id=problem_id,
+        parent=parent.node_id,
+        history=parent.history(),
+        chosen=best[0].turn,
+        rejected=worst[0].turn,
+        chosen_value=best[1],
+        rejected_value=worst[1],
+    )
+
+
+def _by_chosen_value(pair: PreferencePair) -> tuple[float, int]:
+    return (-pair.chosen_value, pair.parent)

@@ -1,0 +1,78 @@
+"""Preferences as files of the common conversational format."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from optima.errors import DataError
+from optima.search.exchange import export_lines, read_conversational
+from optima.types import Message, PreferenceRow
+
+ROW = PreferenceRow(
+    problem_id="p/1",
+    agent=1,
+    prompt=(Message(role="system", content="Be brief."), Message(role="user", content="Ada: né?")),
+    chosen=(Message(role="assistant", content="Bob: yes"),),
+    rejected=(Message(role="assistant", content="Bob: well, no"),),
+)
+LINE = json.loads(next(iter(export_lines([ROW]))))
+
+
+def test_exported_lines_hold_the_three_sides_and_nothing_else() -> None:
+    assert LINE == {
+        "prompt": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Ada: né?"},
+        ],
+        "chosen": [{"role": "assistant", "content": "Bob: yes"}],
+        "rejected": [{"role": "assistant", "content": "Bob: well, no"}],
+    }
+
+
+def test_what_was_exported_is_imported_equal(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join([*export_lines([ROW, ROW]), ""]), encoding="utf-8")
+    rows = read_conversational(path)
+    assert [(r.prompt, r.chosen, r.rejected) for r in rows] == [
+        (ROW.prompt, ROW.chosen, ROW.rejected)
+    ] * 2
+    assert len({r.problem_id for r in rows}) == 2
+
+
+def test_further_keys_of_other_projects_are_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    line = LINE | {"score_chosen": 9.0}
+    line["chosen"] = [{**LINE["chosen"][0], "name": "x"}]
+    path.write_text(json.dumps(line))
+    assert read_conversational(path)[0].chosen == ROW.chosen
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chosen": "yes"}, "is no preference"),
+        ({"chosen": []}, "is no preference"),
+        ({"rejected": [{"role": "user", "content": "x"}]}, "role user"),
+        ({"prompt": []}, "prompt: is empty"),
+        ({"prompt": [{"role": "pope", "content": "x"}]}, "is no preference"),
+    ],
+)
+def test_wrong_line_is_named(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(LINE) + "\n" + json.dumps(LINE | change))
+    with pytest.raises(DataError, match=f"pairs.jsonl:2: .*{message}"):
+        read_conversational(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"prompt": []}'])
+def test_line_that_is_no_such_object_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1: is no preference"):
+        read_conversational(path)
+
+
+def test_missing_file_names_the_field(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot be read .*pairs\.path"):
+        read_conversational(tmp_path / "nothing.jsonl")
