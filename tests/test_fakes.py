@@ -9,22 +9,22 @@ from optima.processes.devices import Devices
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import ModelSection, Recipe, TrainSection
 from optima.serving.scorer import LossScorer
-from optima.training.jobs import SftJob
-from optima.training.launch import run_sft
+from optima.training.jobs import TrainJob
+from optima.training.launch import run_training
 from optima.types import ModelRef
 from tests.fakes import commands, fake_environment
 
 CPU = Devices("cpu")
 
 
-def make_job(tmp_path: Path) -> SftJob:
+def make_job(tmp_path: Path) -> TrainJob:
     start = tmp_path / "start"
     start.mkdir()
     (start / "tokenizer_config.json").write_text('{"chat_template": "x"}')
     (start / "model.safetensors").write_bytes(b"weights")
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n{}\n")
-    return SftJob(
+    return TrainJob(
         model=ModelRef(path=str(start)),
         rows_path=str(rows),
         output_dir=str(tmp_path / "out"),
@@ -36,7 +36,7 @@ def make_job(tmp_path: Path) -> SftJob:
 
 def test_fake_trainer_writes_a_model_and_a_result(tmp_path: Path) -> None:
     environment = fake_environment(tmp_path)
-    result = run_sft(
+    result = run_training(
         make_job(tmp_path), env=environment, devices=CPU, log_path=tmp_path / "train.log"
     )
     assert result.n_rows == 2
@@ -51,8 +51,8 @@ def test_fake_trainer_fails_as_often_as_told(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     log = tmp_path / "train.log"
     with pytest.raises(ProcessError, match="fails as it was told"):
-        run_sft(job, env=environment, devices=CPU, log_path=log)
-    assert run_sft(job, env=environment, devices=CPU, log_path=log).n_rows == 2
+        run_training(job, env=environment, devices=CPU, log_path=log)
+    assert run_training(job, env=environment, devices=CPU, log_path=log).n_rows == 2
 
 
 def test_fake_scorer_gives_equal_texts_equal_losses(tmp_path: Path) -> None:

@@ -76,11 +76,15 @@ class LossScorer:
             for worker in self._workers:
                 worker.await_ready()
         except BaseException:
-            self.__exit__()
+            self.stop()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop the workers and wait until they are gone."""
         for worker in self._workers:
             worker.stop()
 

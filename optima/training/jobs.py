@@ -8,7 +8,9 @@ then renamed) and last ``result.json``: where that stands, the training is finis
 from pathlib import Path
 from typing import Literal
 
-from optima.recipe.schema import TrainSection
+from pydantic import Field
+
+from optima.recipe.schema import DpoSection, TrainSection
 from optima.types import ModelRef, Record
 
 JOB_FILE = "job.json"
@@ -18,23 +20,32 @@ CHECKPOINTS_DIR = "checkpoints"
 MODEL_DIR = "model"
 
 
-class SftJob(Record):
-    """One supervised training (paper section 3.1): a model, rows, and how to train.
+class TrainJob(Record):
+    """One training: a model, rows, and how to train.
 
-    ``rows_path`` and ``eval_rows_path`` are JSON Lines files of ``TrainingRow``; all paths are
+    With ``dpo`` it is a preference training (paper section 3.2) whose reference is the start model
+    and whose rows are ``PreferenceRow``; without it a supervised one (section 3.1) on
+    ``TrainingRow``. ``rows_path`` and ``eval_rows_path`` are JSON Lines files; all paths are
     absolute. ``model`` is where training starts; an adapter it names is merged first.
+    ``revision`` is the commit of a hub model.
     """
 
     schema_version: Literal[1] = 1
-    kind: Literal["sft"] = "sft"
     model: ModelRef
+    revision: str | None = None
     rows_path: str
     eval_rows_path: str | None = None
     output_dir: str
     train: TrainSection
+    dpo: DpoSection | None = None
     seed: int
     device: Literal["cpu", "cuda"]
     trust_remote_code: bool = False
+
+    @property
+    def kind(self) -> Literal["sft", "dpo"]:
+        """The training's module in ``optima.training``."""
+        return "sft" if self.dpo is None else "dpo"
 
     @property
     def result_path(self) -> Path:
@@ -47,7 +58,8 @@ class TrainResult(Record):
 
     ``n_tokens`` counts the tokens of all rows times the epochs, ``n_loss_tokens`` those of them
     that carried loss; losses are means in nats per trained token. ``eval_loss_before`` is the
-    start model's loss on the evaluation rows.
+    start model's loss on the evaluation rows. ``figures`` are those of a method of its own: of DPO
+    the implicit rewards of the last logged step.
     """
 
     schema_version: Literal[1] = 1
@@ -63,6 +75,7 @@ class TrainResult(Record):
     eval_loss_before: float | None
     seconds: float
     tokens_per_s: float
+    figures: dict[str, float] = Field(default_factory=dict)
 
 
 class TrainProgress(Record):

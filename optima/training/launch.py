@@ -26,7 +26,7 @@ from optima.training.jobs import (
     JOB_FILE,
     MODEL_DIR,
     PROGRESS_FILE,
-    SftJob,
+    TrainJob,
     TrainProgress,
     TrainResult,
 )
@@ -37,7 +37,7 @@ _DIGEST_FILE = "inputs.sha256"
 _POLL_S = 0.5
 
 
-def sft_argv(env: Environment, output_dir: Path, *, port: int) -> tuple[str, ...]:
+def training_argv(env: Environment, output_dir: Path, *, kind: str, port: int) -> tuple[str, ...]:
     """Return the command that runs the job and the accelerate configuration in ``output_dir``."""
     return (
         str(env.python),
@@ -48,13 +48,15 @@ def sft_argv(env: Environment, output_dir: Path, *, port: int) -> tuple[str, ...
         "--main_process_port",
         str(port),
         "-m",
-        "optima.training.sft",
+        f"optima.training.{kind}",
         "--job",
         str(output_dir / JOB_FILE),
     )
 
 
-def run_sft(job: SftJob, *, env: Environment, devices: Devices, log_path: Path) -> TrainResult:
+def run_training(
+    job: TrainJob, *, env: Environment, devices: Devices, log_path: Path
+) -> TrainResult:
     """Train, or return the result that is there already.
 
     Raises ProcessError, with the end of the log, when the training fails or passes its deadline.
@@ -74,7 +76,7 @@ def run_sft(job: SftJob, *, env: Environment, devices: Devices, log_path: Path) 
     (output / JOB_FILE).write_text(job.model_dump_json(indent=1) + "\n")
     digest_path.write_text(digest + "\n")
     process = ManagedProcess(
-        sft_argv(env, output, port=free_port()),
+        training_argv(env, output, kind=job.kind, port=free_port()),
         name="training",
         log_path=log_path,
         env=env.environ(training_variables(devices)),
@@ -101,7 +103,7 @@ def _n_devices(devices: Devices) -> int:
     return len(devices.gpus) if devices.kind == "cuda" else 1
 
 
-def _remove_leftovers(job: SftJob) -> None:
+def _remove_leftovers(job: TrainJob) -> None:
     """Remove what a training with other inputs left; other files of the directory stay."""
     output = Path(job.output_dir)
     job.result_path.unlink(missing_ok=True)  # first: without it nothing else counts
@@ -145,7 +147,7 @@ def _read_progress(path: Path) -> TrainProgress | None:
     return None
 
 
-def _input_digest(job: SftJob) -> str:
+def _input_digest(job: TrainJob) -> str:
     """Identify what the training computes from: rows by content, not by place."""
     fields = job.model_dump_json(exclude={"output_dir", "rows_path", "eval_rows_path"})
     digest = hashlib.sha256(fields.encode())
@@ -154,6 +156,6 @@ def _input_digest(job: SftJob) -> str:
     return digest.hexdigest()
 
 
-def _row_files(job: SftJob) -> Sequence[str]:
+def _row_files(job: TrainJob) -> Sequence[str]:
     paths = (job.rows_path, job.eval_rows_path)
     return [path for path in paths if path is not None]

@@ -13,7 +13,7 @@ from typing import Any
 
 from optima.conversation.template import ChatTemplate
 from optima.errors import ModelError
-from optima.types import TrainingRow
+from optima.types import Message, PreferenceRow, TrainingRow
 
 IGNORED = -100
 
@@ -30,6 +30,20 @@ class TokenizedRow:
         """The token ids, -100 where no loss is taken."""
         pairs = zip(self.input_ids, self.is_trained, strict=True)
         return [token if trained else IGNORED for token, trained in pairs]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPair:
+    """Token ids of a prompt and of the two utterances after it, each with its end of turn."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+    @property
+    def n_longest(self) -> int:
+        """Tokens of the prompt with the longer utterance."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +115,64 @@ def tokenize_rows(
     rows: Sequence[TrainingRow], template: ChatTemplate, tokenizer: Any
 ) -> Iterator[TokenizedRow]:
     """Yield each row's tokens, in order; ModelError where the tokenizer has no offsets."""
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(
-            f"{template.origin}: its tokenizer does not say which characters a token covers; use a "
-            "model with a tokenizer.json"
-        )
     special_ids = special_token_ids(tokenizer)
     for row in rows:
         yield tokenize_row(row, template, tokenizer, special_ids)
 
 
+def tokenize_pairs(
+    rows: Sequence[PreferenceRow], template: ChatTemplate, tokenizer: Any
+) -> Iterator[TokenizedPair]:
+    """Yield each pair's tokens, in order, by the same rules as an SFT row's.
+
+    ModelError where the prompt's tokens are not the same before both utterances.
+    """
+    special_ids = special_token_ids(tokenizer)
+    for row in rows:
+        chosen_prompt, chosen = _last_utterance(row, row.chosen, template, tokenizer, special_ids)
+        prompt, rejected = _last_utterance(row, row.rejected, template, tokenizer, special_ids)
+        if chosen_prompt != prompt:
+            raise ModelError(
+                f"{template.origin}: problem {row.problem_id}: the tokens of a prompt depend on "
+                "the utterance after it, so a pair would not share its prompt; use a model whose "
+                "chat template ends the prompt with a special token or a line break"
+            )
+        yield TokenizedPair(prompt_ids=prompt, chosen_ids=chosen, rejected_ids=rejected)
+
+
 def special_token_ids(tokenizer: Any) -> frozenset[int]:
-    """Return the ids of named special tokens and of added tokens marked as special."""
+    """Return the ids of named special tokens and of added tokens marked as special.
+
+    ModelError where the tokenizer cannot say which characters a token covers.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"{getattr(tokenizer, 'name_or_path', 'model.path')}: its tokenizer does not say which "
+            "characters a token covers; use a model with a tokenizer.json"
+        )
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(added | set(tokenizer.all_special_ids))
+
+
+def _last_utterance(
+    row: PreferenceRow,
+    utterance: Sequence[Message],
+    template: ChatTemplate,
+    tokenizer: Any,
+    special_ids: frozenset[int],
+) -> tuple[list[int], list[int]]:
+    """Return (prompt, utterance) as token ids; the utterance ends with its end of turn."""
+    whole = TrainingRow(
+        problem_id=row.problem_id,
+        n=0,
+        agent=row.agent,
+        messages=(*row.prompt, *utterance),
+        trained=(len(row.prompt),),
+    )
+    tokens = tokenize_row(whole, template, tokenizer, special_ids)
+    places = [i for i, trained in enumerate(tokens.is_trained) if trained]
+    start, stop = places[0], places[-1] + 1
+    return tokens.input_ids[:start], tokens.input_ids[start:stop]
 
 
 def _as_rendered(content: str, rest: str) -> str | None:

@@ -56,6 +56,7 @@ def test_cpu_host_gets_one_eager_server_that_sees_no_gpu(tmp_path: Path) -> None
     argv = server_argv(model, recipe=on_cpu, devices=cpu, env=ENV, port=1)
     assert "--enforce-eager" in argv
     assert "--no-enable-chunked-prefill" in argv
+    assert option(argv, "--block-size") == "32"
     assert "--gpu-memory-utilization" not in argv
     environ = server_environ(model, recipe=on_cpu, devices=cpu, gpus=(), api_key="k")
     assert environ["VLLM_CPU_KVCACHE_SPACE"] == "3"

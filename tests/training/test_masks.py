@@ -9,7 +9,7 @@ import pytest
 from optima.conversation.agent import Speaker
 from optima.conversation.template import ChatTemplate
 from optima.errors import ModelError
-from optima.types import Message, TrainingRow, Turn
+from optima.types import Message, PreferenceRow, TrainingRow, Turn
 
 transformers = pytest.importorskip("transformers")
 masks = pytest.importorskip("optima.training.masks")
@@ -194,6 +194,53 @@ def test_partner_that_names_the_speaker_is_not_trained() -> None:
     masked, tokenizer = _mask(row, "chatml")
     kept = [t for t, m in zip(masked.input_ids, masked.is_trained, strict=True) if m]
     assert tokenizer.decode(kept) == "Alice: yes<|im_end|>"
+
+
+def _pair_row(family: str, agent: int) -> PreferenceRow:
+    template = _template(family)
+    name = ("Alice", "Bob")[agent]
+    speaker = Speaker(agent, name, f"You are {name}. Name: the city.", template)
+    history = TURNS[: 1 + (agent == 0)]
+    sides = (f"{name}: <A>Århus</A>", f"{name}: Well,\n\nZoë 🙂 lives there.")
+    return PreferenceRow(
+        problem_id="p",
+        agent=agent,
+        prompt=speaker.view(history)[0],
+        chosen=(Message(role="assistant", content=sides[0]),),
+        rejected=(Message(role="assistant", content=sides[1]),),
+    )
+
+
+@pytest.mark.parametrize("agent", [0, 1])
+def test_pair_is_the_prompt_of_generation_and_two_utterances_with_their_ends(
+    family: str, agent: int
+) -> None:
+    row, tokenizer = _pair_row(family, agent), _tokenizer(family)
+    (pair,) = masks.tokenize_pairs([row], _template(family), tokenizer)
+    prompt = _template(family).render(row.prompt, add_generation_prompt=True)
+    assert tokenizer.decode(pair.prompt_ids) == prompt
+    end = FAMILIES[family][2]
+    for ids, side in ((pair.chosen_ids, row.chosen), (pair.rejected_ids, row.rejected)):
+        assert tokenizer.decode(ids) == side[0].content + end
+        # Side by side they are the tokens of the whole conversation, the template's tail aside.
+        whole = _template(family).render((*row.prompt, *side), add_generation_prompt=False)
+        tokens = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        assert tokens[: len(pair.prompt_ids) + len(ids)] == [*pair.prompt_ids, *ids]
+    assert pair.n_longest == len(pair.prompt_ids) + len(pair.rejected_ids)
+
+
+@pytest.mark.parametrize("agent", [0, 1])
+def test_pair_tokens_equal_the_golden_file(family: str, agent: int) -> None:
+    tokenizer = _tokenizer(family)
+    (pair,) = masks.tokenize_pairs([_pair_row(family, agent)], _template(family), tokenizer)
+    parts = {".": pair.prompt_ids, "+": pair.chosen_ids, "-": pair.rejected_ids}
+    lines = [
+        f"{mark} {token_id:>6} {json.dumps(piece, ensure_ascii=False)}"
+        for mark, ids in parts.items()
+        for token_id, piece in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
+    ]
+    path = GOLDEN / f"pair_{family}_{agent}.txt"
+    assert "\n".join(lines) + "\n" == path.read_text(encoding="utf-8")
 
 
 def test_template_that_rewrites_earlier_messages_is_refused() -> None:

@@ -13,8 +13,8 @@ from optima.errors import ProcessError, RecipeError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment, resolve_environment
 from optima.recipe.schema import LoraSection, TrainSection
-from optima.training.jobs import CHECKPOINTS_DIR, SftJob, TrainResult
-from optima.training.launch import run_sft, sft_argv, training_variables
+from optima.training.jobs import CHECKPOINTS_DIR, TrainJob, TrainResult
+from optima.training.launch import run_training, training_argv, training_variables
 from optima.training.parallelism import (
     BatchPlan,
     accelerate_config,
@@ -43,7 +43,7 @@ def _write_rows(path: Path, n: int) -> Path:
     return path
 
 
-def _job(model: Path, tmp_path: Path, **train: object) -> SftJob:
+def _job(model: Path, tmp_path: Path, **train: object) -> TrainJob:
     options: dict[str, object] = {
         "learning_rate": 1e-4,
         "epochs": 2.0,
@@ -53,7 +53,7 @@ def _job(model: Path, tmp_path: Path, **train: object) -> SftJob:
         "max_length": 144,  # two rows of these fit into a pack
         **train,
     }
-    return SftJob(
+    return TrainJob(
         model=ModelRef(path=str(model)),
         rows_path=str(_write_rows(tmp_path / "rows.jsonl", 16)),
         eval_rows_path=str(_write_rows(tmp_path / "eval.jsonl", 2)),
@@ -64,8 +64,8 @@ def _job(model: Path, tmp_path: Path, **train: object) -> SftJob:
     )
 
 
-def _run(job: SftJob, tmp_path: Path) -> TrainResult:
-    return run_sft(
+def _run(job: TrainJob, tmp_path: Path) -> TrainResult:
+    return run_training(
         job,
         env=resolve_environment(None, "train"),
         devices=Devices("cpu"),
@@ -134,11 +134,11 @@ def test_killed_training_continues_and_takes_the_same_number_of_steps(
     )
     out = tmp_path / "out"
     code = (
-        "import sys, pathlib; from optima.training.launch import run_sft;"
-        "from optima.training.jobs import SftJob; from optima.processes.devices import Devices;"
+        "import sys, pathlib; from optima.training.launch import run_training;"
+        "from optima.training.jobs import TrainJob; from optima.processes.devices import Devices;"
         "from optima.processes.environment import resolve_environment as resolve;"
-        "job = SftJob.model_validate_json(pathlib.Path(sys.argv[1]).read_bytes());"
-        "run_sft(job, env=resolve(None, 'train'), devices=Devices('cpu'),"
+        "job = TrainJob.model_validate_json(pathlib.Path(sys.argv[1]).read_bytes());"
+        "run_training(job, env=resolve(None, 'train'), devices=Devices('cpu'),"
         "        log_path=pathlib.Path(sys.argv[2]))"
     )
     job_path = tmp_path / "first.json"
@@ -172,14 +172,14 @@ def test_rows_that_are_too_long_are_counted_and_no_rows_are_an_error(
 def test_warm_up_is_a_whole_number_of_steps_and_none_in_a_short_training(
     ratio: float, n_rows: int, epochs: float, expected: int
 ) -> None:
-    sft = pytest.importorskip("optima.training.sft")
+    arguments = pytest.importorskip("optima.training.arguments")
     train = TrainSection(warmup_ratio=ratio, epochs=epochs)
-    assert sft.n_warmup_steps(train, n_rows, BatchPlan(2, 2), 1) == expected
+    assert arguments.n_warmup_steps(train, n_rows, BatchPlan(2, 2), 1) == expected
 
 
 def test_command_names_the_configuration_the_port_and_the_job() -> None:
     env = Environment(prefix=Path("/e"), python=Path("/e/bin/python"))
-    assert sft_argv(env, Path("/out"), port=4567) == (
+    assert training_argv(env, Path("/out"), kind="sft", port=4567) == (
         *("/e/bin/python", "-m", "accelerate.commands.launch"),
         *("--config_file", "/out/accelerate.json", "--main_process_port", "4567"),
         *("-m", "optima.training.sft", "--job", "/out/job.json"),

@@ -1,4 +1,4 @@
-"""Model directories: low-rank adapters merged into their base, and the files that servers need."""
+"""Model directories: weights as servers take them, and the files that servers need beside them."""
 
 import json
 import shutil
@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 # What a served model has beside weights and config, copied unchanged, so that every iteration
 # tokenises, renders and stops exactly as the first.
@@ -26,11 +25,12 @@ COMPANIONS = (
 _ID_NAMES = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def local_companions(model: str) -> Path:
+def local_companions(model: str, revision: str | None = None) -> Path:
     """Return a directory that holds the model's companions; a hub id's are downloaded."""
     if Path(model).is_dir():
         return Path(model)
-    return Path(snapshot_download(model, allow_patterns=["config.json", *COMPANIONS]))
+    patterns = ["config.json", *COMPANIONS]
+    return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
 
 
 def token_ids(config: Any) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def cast_weights(
 
 
 def save_model_dir(
-    model: Any, state_dict: Mapping[str, torch.Tensor] | None, start: str, output: Path
+    model: Any, state_dict: Mapping[str, torch.Tensor] | None, start: Path, output: Path
 ) -> None:
     """Write weights, config and the start model's companions into ``output`` (which is new)."""
     # Some models ship generation settings that save_pretrained refuses; the file is copied below.
@@ -70,19 +70,9 @@ def set_dtype(output: Path, dtype: torch.dtype) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def copy_companions(start: str, output: Path) -> None:
-    """Copy the start model's tokenizer, chat template and generation config."""
-    directory = local_companions(start)
+def copy_companions(start: Path, output: Path) -> None:
+    """Copy the tokenizer, chat template and generation config from the directory ``start``."""
     for pattern in COMPANIONS:
-        for path in sorted(directory.glob(pattern)):
+        for path in sorted(start.glob(pattern)):
             if path.is_file() and path.suffix != ".safetensors":
                 shutil.copy2(path, output / path.name)
-
-
-def load_model(path: str, adapter: str | None, dtype: torch.dtype, trust: bool) -> Any:
-    """Load a causal language model, with the adapter, if any, merged into its weights."""
-    options = {"trust_remote_code": trust}
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
-    if adapter is None:
-        return model
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()

@@ -1,0 +1,145 @@
+"""Preference training of one iteration, run inside the training environment (method.md 4).
+
+``accelerate launch … -m optima.training.dpo --job job.json``. The loss is DPO, with
+``dpo.nll_weight`` = alpha > 0 it is RPO (paper Eq. 4):
+
+    L = -log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected)) + alpha * NLL(chosen)
+
+whose ratios are against the model the training starts from. The negative log-likelihood is a mean
+per token. Pairs arrive as messages and leave as token ids before the trainer sees them; a pair
+with more than ``dpo.max_length`` tokens on either side is counted and dropped, never cut.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from optima.conversation.template import ChatTemplate
+from optima.errors import StageError
+from optima.training.arguments import trainer_arguments
+from optima.training.jobs import TrainJob, TrainResult
+from optima.training.masks import TokenizedPair, tokenize_pairs
+from optima.training.parallelism import BatchPlan, plan_batches
+from optima.training.policy import (
+    load_start,
+    load_tokenizer,
+    prepare_model,
+    read_format,
+    training_dtype,
+)
+from optima.training.session import Counts, conduct, run_job
+from optima.types import PreferenceRow
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Tokenised pairs that fit, and how many did not."""
+
+    pairs: tuple[TokenizedPair, ...]
+    n_dropped: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of both rows of all pairs."""
+        return sum(
+            2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+            for pair in self.pairs
+        )
+
+    @property
+    def n_loss_tokens(self) -> int:
+        """Tokens of the utterances alone."""
+        return sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in self.pairs)
+
+    def dataset(self) -> Dataset:
+        """Return the columns that the trainer takes as they are."""
+        names = ("prompt_ids", "chosen_ids", "rejected_ids")
+        return Dataset.from_dict({n: [getattr(pair, n) for pair in self.pairs] for n in names})
+
+
+class PairTrainer(DPOTrainer):
+    """The library's trainer on pairs that are token ids already."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+
+def read_pairs(path: str | None, job: TrainJob, template: ChatTemplate, tokenizer: Any) -> Pairs:
+    """Tokenise a file of preference rows and drop those that are too long."""
+    if path is None:
+        return Pairs((), 0)
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    rows = [PreferenceRow.model_validate_json(line) for line in lines if line.strip()]
+    tokenized = tuple(tokenize_pairs(rows, template, tokenizer))
+    kept = tuple(pair for pair in tokenized if pair.n_longest <= job.train.max_length)
+    return Pairs(kept, len(tokenized) - len(kept))
+
+
+def trainer_config(job: TrainJob, plan: BatchPlan, n_rows: int, has_eval: bool) -> DPOConfig:
+    """Return the trainer's configuration; pairs come prepared and are never cut."""
+    options = trainer_arguments(job, plan, n_rows, has_eval)
+    assert job.dpo is not None
+    options["beta"] = job.dpo.beta
+    options["precompute_ref_log_probs"] = job.dpo.reference == "precomputed"
+    if job.dpo.nll_weight > 0:
+        options["loss_type"] = ["sigmoid", "sft"]
+        options["loss_weights"] = [1.0, job.dpo.nll_weight]
+    return DPOConfig(**options)
+
+
+def run(job: TrainJob) -> TrainResult:
+    """Train and write the model; the result is returned, not written."""
+    tokenizer = load_tokenizer(job)
+    template = ChatTemplate.load(job.model.path, revision=job.revision)
+    pairs = read_pairs(job.rows_path, job, template, tokenizer)
+    eval_pairs = read_pairs(job.eval_rows_path, job, template, tokenizer)
+    if not pairs.pairs:
+        raise StageError(
+            f"{job.rows_path}: no pair to train on ({pairs.n_dropped} are longer than "
+            f"dpo.max_length={job.train.max_length} tokens); lower pairs.theta_diff or raise it"
+        )
+    logger.info(
+        "%d pairs (%d too long), %d evaluation pairs, %d tokens, %d of them in utterances",
+        *(len(pairs.pairs), pairs.n_dropped, len(eval_pairs.pairs)),
+        *(pairs.n_tokens, pairs.n_loss_tokens),
+    )
+    kept, dtype = read_format(job), training_dtype(job.train)
+    world = PartialState().num_processes
+    plan = plan_batches(job.train.batch_size, job.train.micro_batch_size, world)
+    # Made before the model is loaded: under ZeRO-3 it tells the loader to split the weights.
+    arguments = trainer_config(job, plan, len(pairs.pairs), bool(eval_pairs.pairs))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    # An adapter is its own reference when it is switched off; otherwise the library would load
+    # a second model by the name in the config, which for a merged adapter is another model.
+    assert job.dpo is not None
+    needs_reference = job.dpo.reference == "live" and job.train.lora is None
+    trainer = PairTrainer(
+        model=prepare_model(job, dtype),
+        ref_model=load_start(job, dtype) if needs_reference else None,
+        args=arguments,
+        train_dataset=pairs.dataset(),
+        eval_dataset=eval_pairs.dataset() if eval_pairs.pairs else None,
+        processing_class=tokenizer,
+        data_collator=DataCollatorForPreference(pad_token_id=pad),
+    )
+    counts = Counts(
+        n_rows=len(pairs.pairs),
+        n_eval_rows=len(eval_pairs.pairs),
+        n_dropped_rows=pairs.n_dropped + eval_pairs.n_dropped,
+        n_tokens=pairs.n_tokens,
+        n_loss_tokens=pairs.n_loss_tokens,
+    )
+    return conduct(trainer, job, counts, kept)
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(run))

@@ -1,0 +1,128 @@
+"""The trained model: how it is loaded for training, and how it is written for serving."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from optima.recipe.schema import TrainSection
+from optima.training.jobs import MODEL_DIR, TrainJob
+from optima.training.modeldir import (
+    cast_weights,
+    copy_companions,
+    local_companions,
+    save_model_dir,
+    set_dtype,
+    token_ids,
+)
+from optima.types import ModelRef
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def load_tokenizer(job: TrainJob) -> Any:
+    """Load the start model's tokenizer."""
+    return AutoTokenizer.from_pretrained(
+        job.model.path, revision=job.revision, trust_remote_code=job.trust_remote_code
+    )
+
+
+def load_start(job: TrainJob, dtype: torch.dtype, *, with_adapter: bool = True) -> Any:
+    """Load the start model, its adapter, if any, merged into its weights or left out."""
+    model = AutoModelForCausalLM.from_pretrained(
+        job.model.path,
+        revision=job.revision,
+        dtype=dtype,
+        trust_remote_code=job.trust_remote_code,
+    )
+    if job.model.adapter is None or not with_adapter:
+        return model
+    return PeftModel.from_pretrained(model, job.model.adapter).merge_and_unload()
+
+
+def prepare_model(job: TrainJob, dtype: torch.dtype) -> Any:
+    """Load the start model in its training format, with trainable adapters if asked for."""
+    lora = job.train.lora
+    if lora is None:
+        return load_start(job, dtype)
+    if lora.serve == "adapter" and job.model.adapter is not None:
+        # An adapter that is served over its base goes on being trained, so there is only one.
+        base = load_start(job, dtype, with_adapter=False)
+        return PeftModel.from_pretrained(base, job.model.adapter, is_trainable=True)
+    model = load_start(job, dtype)
+    is_named = isinstance(lora.target_modules, tuple)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules) if is_named else lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    # Adapters are float32 over bf16 weights unless everything is to be in one format.
+    is_float32 = job.train.optimizer_state_dtype == "float32"
+    return get_peft_model(model, config, autocast_adapter_dtype=is_float32)
+
+
+def training_dtype(train: TrainSection) -> torch.dtype:
+    """Return the format of the loaded weights: masters in float32 where they are trained."""
+    is_master = train.optimizer_state_dtype == "float32" and train.lora is None
+    is_zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"  # keeps its own
+    return torch.float32 if is_master and not is_zero else _DTYPES[train.dtype]
+
+
+def read_format(job: TrainJob) -> tuple[torch.dtype, dict[str, Any]]:
+    """Return the number format and the special token ids that the trained model is to keep."""
+    config = AutoConfig.from_pretrained(
+        job.model.path, revision=job.revision, trust_remote_code=job.trust_remote_code
+    )
+    return getattr(config, "dtype", None) or torch.bfloat16, token_ids(config)
+
+
+def save(trainer: Any, job: TrainJob, kept: tuple[torch.dtype, dict[str, Any]]) -> ModelRef:
+    """Write the trained model under a temporary name, then rename it; on all processes.
+
+    ``kept`` is what ``read_format`` said before the trainer saw the model.
+    """
+    dtype, ids = kept
+    output = Path(job.output_dir) / MODEL_DIR
+    temporary = output.with_name(f".{output.name}.tmp")
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    is_adapter = job.train.lora is not None and job.train.lora.serve == "adapter"
+    start = local_companions(job.model.path, job.revision)
+    if PartialState().is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if job.train.lora is None:
+            cast = cast_weights(weights, dtype)
+            model.config.dtype = dtype
+            for name, value in ids.items():
+                setattr(model.config, name, value)
+            save_model_dir(model, cast, start, temporary)
+            set_dtype(temporary, dtype)
+        else:
+            # The adapter is saved by itself and, if wanted, merged into fresh, whole weights.
+            # Without a name the library would also write the copy that DPO refers to.
+            model.save_pretrained(temporary, state_dict=weights, selected_adapters=["default"])
+            if not is_adapter:
+                merge_saved(job, temporary, dtype)
+            else:
+                copy_companions(start, temporary)
+        shutil.rmtree(output, ignore_errors=True)
+        temporary.rename(output)
+    PartialState().wait_for_everyone()
+    if is_adapter:
+        return ModelRef(path=job.model.path, adapter=str(output))
+    return ModelRef(path=str(output))
+
+
+def merge_saved(job: TrainJob, directory: Path, dtype: torch.dtype) -> None:
+    """Replace an adapter directory by the merged model."""
+    base = load_start(job, dtype)
+    merged = PeftModel.from_pretrained(base, str(directory)).merge_and_unload()
+    shutil.rmtree(directory)
+    save_model_dir(merged, None, local_companions(job.model.path, job.revision), directory)

@@ -1,0 +1,174 @@
+"""One training as a process: its job, its progress, its checkpoints and its result.
+
+What is left of a training that was killed is complete checkpoints; the next attempt goes on from
+the last of them.
+"""
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl.trainer.utils
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+from optima.errors import OptimaError
+from optima.training.jobs import CHECKPOINTS_DIR, PROGRESS_FILE, TrainJob, TrainResult
+from optima.training.policy import save
+
+logger = logging.getLogger(__name__)
+
+_COMPLETE = "COMPLETE"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a training trains on; tokens are those of one epoch."""
+
+    n_rows: int
+    n_eval_rows: int
+    n_dropped_rows: int
+    n_tokens: int
+    n_loss_tokens: int
+
+
+class Progress(TrainerCallback):
+    """Writes progress.json at each log and marks checkpoints that are complete."""
+
+    def __init__(self, path: Path, n_tokens: int) -> None:
+        self._path = path
+        self._n_tokens = n_tokens
+        self._first_step = 0
+        self._start = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self._first_step, self._start = state.global_step, time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Replace progress.json."""
+        if not state.is_world_process_zero or "loss" not in (logs or {}):
+            return
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        share = (state.global_step - self._first_step) / max(state.max_steps, 1)
+        row = {
+            "step": state.global_step,
+            "n_steps": state.max_steps,
+            "loss": logs["loss"],
+            "tokens_per_s": self._n_tokens * share / seconds,
+        }
+        write_atomically(self._path, json.dumps(row))
+        logger.info("step %d of %d: loss %s", state.global_step, state.max_steps, logs["loss"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Keep the trainer from a last checkpoint: the model itself is written next."""
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Do the same where checkpoints are saved by the epoch."""
+        self.on_step_end(args, state, control)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Mark the checkpoint: everything in it has been written."""
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_atomically(path / _COMPLETE, "")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def last_checkpoint(directory: Path) -> str | None:
+    """Return the newest checkpoint that was written to its end; remove the others."""
+    found = {}
+    for path in directory.glob("checkpoint-*"):
+        if (path / _COMPLETE).is_file():
+            found[int(path.name.rpartition("-")[2])] = path
+        elif PartialState().is_main_process:
+            shutil.rmtree(path)
+    PartialState().wait_for_everyone()
+    return str(found[max(found)]) if found else None
+
+
+def score_trained_positions_only() -> None:
+    """Have TRL's output layer compute trained positions only on a CPU, as it does on a GPU.
+
+    Elsewhere than on a GPU it computes all positions for the sake of fixed shapes, which a CPU
+    does not need: the same loss at 308 tokens/s instead of 172 (2026-11-23).
+    """
+    library: Any = trl.trainer.utils
+    library._use_triton = lambda _: True  # asked there for nothing else
+
+
+def conduct(
+    trainer: Any, job: TrainJob, counts: Counts, kept: tuple[torch.dtype, dict[str, Any]]
+) -> TrainResult:
+    """Train from the last checkpoint on, write the model and return the result.
+
+    ``kept`` is what ``read_format`` said before the trainer saw the model.
+    """
+    output, epochs = Path(job.output_dir), job.train.epochs
+    n_tokens = round(counts.n_tokens * epochs)
+    trainer.add_callback(Progress(output / PROGRESS_FILE, n_tokens))
+    checkpoint = last_checkpoint(output / CHECKPOINTS_DIR)
+    if checkpoint is not None:
+        logger.info("continuing from %s", checkpoint)
+        trainer.args.eval_on_start = False
+    start = time.monotonic()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.monotonic() - start
+    first = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
+    eval_loss = trainer.evaluate()["eval_loss"] if counts.n_eval_rows else None
+    history, n_steps = trainer.state.log_history, trainer.state.global_step
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    last: dict[str, float] = next((entry for entry in reversed(history) if "loss" in entry), {})
+    return TrainResult(
+        model=save(trainer, job, kept),
+        n_rows=counts.n_rows,
+        n_eval_rows=counts.n_eval_rows,
+        n_dropped_rows=counts.n_dropped_rows,
+        n_tokens=n_tokens,
+        n_loss_tokens=round(counts.n_loss_tokens * epochs),
+        n_steps=n_steps,
+        train_loss=sum(losses) / len(losses),
+        eval_loss=eval_loss,
+        eval_loss_before=next((e["eval_loss"] for e in history if "eval_loss" in e), None),
+        seconds=seconds,
+        tokens_per_s=n_tokens * (n_steps - first) / n_steps / max(seconds, 1e-9),
+        figures={key: float(last[key]) for key in sorted(last) if key.startswith("rewards/")},
+    )
+
+
+def run_job(run: Callable[[TrainJob], TrainResult], argv: Sequence[str] | None = None) -> int:
+    """Be the command line of a training: read its job, run it, write its result."""
+    parser = argparse.ArgumentParser(prog=run.__module__)
+    parser.add_argument("--job", type=Path, required=True, help="job.json")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s")
+    job = TrainJob.model_validate_json(options.job.read_text(encoding="utf-8"))
+    PartialState(cpu=job.device == "cpu")
+    if job.device == "cpu":
+        score_trained_positions_only()
+    try:
+        result = run(job)
+    except OptimaError as error:
+        sys.stdout.write(f"error: {error}\n")
+        return 1
+    if PartialState().is_main_process:
+        shutil.rmtree(Path(job.output_dir) / CHECKPOINTS_DIR, ignore_errors=True)
+        write_atomically(job.result_path, result.model_dump_json(indent=1) + "\n")
+    PartialState().wait_for_everyone()
+    return 0

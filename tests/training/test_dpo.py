@@ -1,0 +1,128 @@
+"""Real preference trainings of the 135M model on the CPU (e2e)."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from optima.errors import ProcessError
+from optima.processes.devices import Devices
+from optima.processes.environment import resolve_environment
+from optima.recipe.schema import DpoSection, LoraSection, TrainSection
+from optima.training.jobs import TrainJob, TrainResult
+from optima.training.launch import run_training
+from optima.types import Message, ModelRef, PreferenceRow
+
+CITIES = ("Riga", "Turku", "Lyon", "Graz")
+pytestmark = pytest.mark.e2e
+
+
+def _write_pairs(path: Path, n: int) -> Path:
+    """Write pairs whose chosen side is terse and whose rejected side is wordy."""
+    lines = []
+    for k in range(n):
+        city = CITIES[k % len(CITIES)]
+        wordy = f"Alice: Well, I looked at what I was told and I would say that it is {city}."
+        row = PreferenceRow(
+            problem_id=f"p{k}",
+            agent=0,
+            prompt=(
+                Message(role="system", content=f"You are Alice. Lamp {k} is in {city}."),
+                Message(role="assistant", content="Bob: Where is the lamp?"),
+            ),
+            chosen=(Message(role="assistant", content=f"Alice: <A>{city}</A>"),),
+            rejected=(Message(role="assistant", content=wordy),),
+        )
+        lines.append(row.model_dump_json() + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def _train(model: ModelRef, tmp_path: Path, dpo: DpoSection, **train: object) -> TrainResult:
+    options: dict[str, object] = {
+        "learning_rate": 2e-5,
+        "epochs": 2.0,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "gradient_checkpointing": False,
+        "max_length": 128,
+        **train,
+    }
+    job = TrainJob(
+        model=model,
+        rows_path=str(_write_pairs(tmp_path / "rows.jsonl", 12)),
+        eval_rows_path=str(_write_pairs(tmp_path / "eval.jsonl", 2)),
+        output_dir=str(tmp_path / "out"),
+        train=TrainSection.model_validate(options),
+        dpo=dpo,
+        seed=5,
+        device="cpu",
+    )
+    return run_training(
+        job,
+        env=resolve_environment(None, "train"),
+        devices=Devices("cpu"),
+        log_path=tmp_path / "train.log",
+    )
+
+
+@pytest.mark.parametrize("reference", ["precomputed", "live"])
+def test_dpo_starts_at_its_own_reference_and_learns_to_prefer(
+    smollm2: Path, tmp_path: Path, reference: str
+) -> None:
+    dpo = DpoSection.model_validate({"nll_weight": 0.0, "reference": reference, "beta": 0.5})
+    result = _train(ModelRef(path=str(smollm2)), tmp_path, dpo)
+    assert (result.n_rows, result.n_eval_rows, result.n_dropped_rows) == (12, 2, 0)
+    assert result.n_steps == 6
+    # While policy and reference are one model both ratios are 0: the loss is -log sigmoid(0).
+    assert result.eval_loss_before == pytest.approx(math.log(2), abs=0.02)
+    assert result.eval_loss is not None
+    assert result.eval_loss < 0.3
+    assert result.figures["rewards/margins"] > 1
+    saved = Path(result.model.path)
+    assert (saved / "tokenizer.json").read_bytes() == (smollm2 / "tokenizer.json").read_bytes()
+    assert (saved / "model.safetensors").stat().st_size < 300e6
+
+
+def test_negative_log_likelihood_is_added_with_its_weight(smollm2: Path, tmp_path: Path) -> None:
+    def loss_before(weight: float) -> float:
+        place = tmp_path / str(weight)
+        place.mkdir()
+        dpo = DpoSection(nll_weight=weight)
+        result = _train(
+            ModelRef(path=str(smollm2)), place, dpo, epochs=0.1, learning_rate=1e-9,
+            lora=LoraSection(),
+        )  # fmt: skip
+        assert result.eval_loss_before is not None
+        return result.eval_loss_before - math.log(2)
+
+    single, double = loss_before(1.0), loss_before(2.0)
+    assert single > 0.5  # nats per token of a text that the model never saw
+    assert double == pytest.approx(2 * single, rel=0.02)
+
+
+def test_served_adapter_goes_on_being_trained_against_a_copy_of_itself(
+    smollm2: Path, tmp_path: Path
+) -> None:
+    lora = LoraSection.model_validate({"serve": "adapter"})
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    dpo = DpoSection(nll_weight=0.0, beta=0.5)
+    start = ModelRef(path=str(smollm2))
+    first = _train(start, tmp_path / "first", dpo, lora=lora, learning_rate=1e-3)
+    assert first.model.adapter is not None
+    assert first.eval_loss is not None
+    assert first.eval_loss < 0.3
+    second = _train(first.model, tmp_path / "second", dpo, lora=lora, learning_rate=1e-3)
+    assert second.eval_loss_before == pytest.approx(math.log(2), abs=0.02)
+    assert second.model.adapter is not None
+    files = {path.name for path in Path(second.model.adapter).iterdir()}
+    assert "adapter_model.safetensors" in files
+    assert "ref" not in files  # the copy that training refers to is no part of the model
+
+
+def test_pairs_that_are_too_long_are_counted_and_no_pairs_are_an_error(
+    smollm2: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ProcessError, match=r"no pair to train on \(12 are longer"):
+        _train(ModelRef(path=str(smollm2)), tmp_path, DpoSection(), max_length=16)
