@@ -10,7 +10,15 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from optima.recipe.loading import dump_recipe, load_recipe
-from optima.recipe.schema import ColdStartSection, LoraSection, Recipe
+from optima.recipe.schema import (
+    METHOD_SECTIONS,
+    ColdStartSection,
+    DpoSection,
+    LoraSection,
+    PairSection,
+    Recipe,
+    SearchSection,
+)
 from optima.tasks import TASKS
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -27,9 +35,35 @@ TABLE_8: dict[str, tuple[float, ...]] = {
     "arc": (1e-6, 4, 16, 0.5, 0.6, 0.6),
     "mmlu": (1e-6, 2, 16, 0.6, 0.7, 0.6),
 }
+# iDPO: lambda_token, lambda_loss, beta, alpha, theta_filter, theta_diff.
+TABLE_8_DPO: dict[str, tuple[float, ...]] = {
+    "hotpot_qa": (0.6, 1.0, 0.1, 1, 0.4, 0.2),
+    "mwh_qa": (0.6, 1.0, 0.5, 1, 0.4, 0.2),
+    "trivia_qa": (0.6, 1.0, 0.5, 1, 0.4, 0.2),
+    "cbt": (0.6, 1.0, 0.1, 1, 0.4, 0.2),
+    "math": (0.5, 0.7, 0.1, 1, 0.4, 0.2),
+    "gsm8k": (0.6, 0.7, 0.2, 1, 0.4, 0.2),
+    "arc": (0.4, 0.7, 0.2, 1, 0.45, 0.2),
+    "mmlu": (0.6, 0.7, 0.1, 1, 0.4, 0.2),
+}
+# iSFT-DPO: SFT rate, epochs, batch, lambda_token, lambda_loss, beta, theta_sft, theta_filter.
+TABLE_8_SFT_DPO: dict[str, tuple[float, ...]] = {
+    "hotpot_qa": (2e-5, 2, 32, 0.6, 1.0, 0.5, 0.5, 0.4),
+    "mwh_qa": (2e-5, 1, 32, 0.6, 1.0, 0.5, 0.5, 0.4),
+    "trivia_qa": (2e-5, 1, 32, 0.6, 1.0, 0.7, 0.6, 0.4),
+    "cbt": (2e-5, 1, 32, 0.6, 1.0, 0.7, 0.5, 0.4),
+    "math": (1e-6, 4, 32, 0.4, 0.9, 0.1, 0.6, 0.4),
+    "gsm8k": (1e-6, 3, 16, 0.4, 0.9, 0.5, 0.6, 0.4),
+    "arc": (1e-6, 4, 16, 0.5, 0.6, 0.1, 0.6, 0.45),
+    "mmlu": (1e-6, 2, 16, 0.6, 0.7, 0.1, 0.6, 0.4),
+}
+METHODS = ("sft", "dpo", "sft_dpo")
 OPTIONAL_SECTIONS: dict[str, type[BaseModel]] = {
     "cold_start": ColdStartSection,
     "lora": LoraSection,
+    "search": SearchSection,
+    "pairs": PairSection,
+    "dpo": DpoSection,
 }
 
 
@@ -58,9 +92,59 @@ def test_sft_recipe_holds_the_numbers_of_the_papers_table_8(task: str) -> None:
     assert not recipe.conversation.worked_example
 
 
+@pytest.mark.parametrize("task", TABLE_8_DPO)
+def test_dpo_recipe_holds_the_numbers_of_the_papers_table_8(task: str) -> None:
+    recipe = load_recipe(RECIPES / "dpo" / f"{task}.yaml")
+    search, pairs, dpo = recipe.search, recipe.pairs, recipe.dpo
+    assert search is not None
+    assert pairs is not None
+    assert dpo is not None
+    reward = recipe.reward
+    weights = (
+        reward.lambda_token if search.lambda_token is None else search.lambda_token,
+        reward.lambda_loss if search.lambda_loss is None else search.lambda_loss,
+    )
+    found = (*weights, dpo.beta, dpo.nll_weight, pairs.theta_filter, pairs.theta_diff)
+    assert found == TABLE_8_DPO[task]
+    assert (dpo.learning_rate, dpo.epochs, dpo.batch_size) == (5e-7, 1, 64)
+    assert (search.n_rounds, search.n_rollouts, search.n_candidates) == (8, 3, 10)
+    assert (search.min_distance, search.merge_distance) == (0.25, 0.1)
+    assert (search.n_probe, search.probe_percentile) == (100, 85)
+    assert (pairs.keep_share, pairs.strategy) == (0.5, "value")
+    # It begins with one iteration of SFT, by the numbers of iSFT.
+    sft = load_recipe(RECIPES / "sft" / f"{task}.yaml")
+    assert recipe.initialise is not False
+    assert (recipe.train, recipe.reward, recipe.select) == (sft.train, sft.reward, sft.select)
+    assert recipe.iterations == 6
+
+
+@pytest.mark.parametrize("task", TABLE_8_SFT_DPO)
+def test_sft_dpo_recipe_holds_the_numbers_of_the_papers_table_8(task: str) -> None:
+    recipe = load_recipe(RECIPES / "sft_dpo" / f"{task}.yaml")
+    search, pairs, dpo, train = recipe.search, recipe.pairs, recipe.dpo, recipe.train
+    assert search is not None
+    assert pairs is not None
+    assert dpo is not None
+    found = (
+        *(train.learning_rate, train.epochs, train.batch_size),
+        *(recipe.reward.lambda_token, recipe.reward.lambda_loss, dpo.beta),
+        *(recipe.select.theta, pairs.theta_filter),
+    )
+    assert found == TABLE_8_SFT_DPO[task]
+    assert (dpo.learning_rate, dpo.epochs, dpo.batch_size) == (5e-7, 1, 64)
+    assert dpo.nll_weight == 0
+    assert pairs.theta_diff == 0.2
+    assert (search.lambda_token, search.lambda_loss) == (None, None)
+    assert search.probe_percentile == 80
+    assert 2 * recipe.iterations == 6
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("task", TABLE_8)
-def test_first_iteration_uses_the_format_pool_except_for_math_and_gsm8k(task: str) -> None:
-    sampling = load_recipe(RECIPES / "sft" / f"{task}.yaml").sampling
+def test_first_iteration_uses_the_format_pool_except_for_math_and_gsm8k(
+    task: str, method: str
+) -> None:
+    sampling = load_recipe(RECIPES / method / f"{task}.yaml").sampling
     without_pool = task in ("math", "gsm8k")
     assert sampling.format_pool is not without_pool
     assert sampling.first_temperature == (0.7 if without_pool else 0.3)
@@ -68,16 +152,19 @@ def test_first_iteration_uses_the_format_pool_except_for_math_and_gsm8k(task: st
     assert 10 <= sampling.n_samples <= 15
 
 
-def test_every_task_has_a_recipe_and_a_small_one() -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_every_task_has_a_recipe_and_a_small_one(method: str) -> None:
     tasks = {name for name in TASKS if name != "two_hop"}
-    assert {path.stem for path in (RECIPES / "sft").glob("*.yaml")} == tasks | {"quickstart"}
-    assert {path.stem for path in (RECIPES / "sft/small").glob("*.yaml")} == tasks
+    folder = RECIPES / method
+    assert {path.stem for path in folder.glob("*.yaml")} == tasks | {"quickstart"}
+    assert {path.stem for path in (folder / "small").glob("*.yaml")} == tasks
 
 
-@pytest.mark.parametrize("path", sorted((RECIPES / "sft/small").glob("*.yaml")), ids=name_of)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/small/*.yaml")), ids=name_of)
 def test_small_recipe_has_one_means_that_teaches_the_format(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.task == path.stem
+    assert recipe.method == path.parent.parent.name
     has_cold_start = recipe.cold_start is not None
     assert has_cold_start is TASKS[recipe.task].has_evidence
     assert recipe.conversation.worked_example is not has_cold_start
@@ -89,7 +176,9 @@ def test_recipe_is_short_and_starts_with_its_command(path: Path) -> None:
     assert len(lines) <= 30
     assert all(len(line) <= 100 for line in lines)
     head = [line for line in lines if line.startswith("#")]
-    assert f"--config recipes/{name_of(path)}" in "\n".join(head)
+    method = path.relative_to(RECIPES).parts[0]
+    command = f"optima-{method.replace('_', '-')} --config recipes/{name_of(path)}"
+    assert command in "\n".join(head)
     assert lines[0].startswith("# ")
 
 
@@ -97,6 +186,8 @@ def test_recipe_is_short_and_starts_with_its_command(path: Path) -> None:
 def test_recipe_holds_only_what_differs_from_the_defaults(path: Path) -> None:
     tree = yaml.safe_load(path.read_text())
     assert list(repeated_defaults(tree, Recipe)) == []
+    for name, defaults in METHOD_SECTIONS[tree["method"]].items():
+        assert not defaults.items() & (tree.get(name) or {}).items()
 
 
 @pytest.mark.parametrize("path", ALL, ids=name_of)
