@@ -174,18 +174,24 @@ class RunDir:
         if not path.exists():
             write_text(path, dump_recipe(self.recipe))
             return
-        stored, given = _flat(load_recipe(path).model_dump()), _flat(self.recipe.model_dump())
-        differing = [
-            key
-            for key in sorted(stored.keys() | given.keys())
-            if stored.get(key) != given.get(key) and key.split(".")[0] not in RESUMABLE_SECTIONS
-        ]
-        if differing:
-            raise UsageError(
-                f"--run-dir {self.root}: holds a run of another recipe (differs in "
-                f"{', '.join(differing)}); give another --run-dir, or the same recipe"
-            )
+        check_same_recipe(self.root, self.recipe)
         write_text(path, dump_recipe(self.recipe))
+
+
+def check_same_recipe(root: Path, recipe: Recipe) -> None:
+    """Raise UsageError when ``root`` holds a run of another recipe (``serving`` may differ)."""
+    stored = _flat(load_recipe(root / "recipe.yaml").model_dump())
+    given = _flat(recipe.model_dump())
+    differing = [
+        key
+        for key in sorted(stored.keys() | given.keys())
+        if stored.get(key) != given.get(key) and key.split(".")[0] not in RESUMABLE_SECTIONS
+    ]
+    if differing:
+        raise UsageError(
+            f"--run-dir {root}: holds a run of another recipe (differs in "
+            f"{', '.join(differing)}); give another --run-dir, or the same recipe"
+        )
 
 
 def read_done(stage_path: Path) -> StageDone | None:

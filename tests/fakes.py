@@ -63,10 +63,10 @@ def _train(arguments: list[str], options: dict[str, object]) -> None:
     import hashlib
     import shutil
 
-    from optima.training.jobs import MODEL_DIR, RESULT_FILE, SftJob, TrainResult
+    from optima.training.jobs import MODEL_DIR, RESULT_FILE, TrainJob, TrainResult
     from optima.types import ModelRef
 
-    job = SftJob.model_validate_json(Path(arguments[arguments.index("--job") + 1]).read_text())
+    job = TrainJob.model_validate_json(Path(arguments[arguments.index("--job") + 1]).read_text())
     failures = Path(str(options["notes"])) / "train_failures"
     n_failed = len(failures.read_text()) if failures.exists() else 0
     if n_failed < int(str(options["train_fails"])):
@@ -87,6 +87,7 @@ def _train(arguments: list[str], options: dict[str, object]) -> None:
         b"".join(path.read_bytes()[:64] for path in old)
         + rows
         + job.train.model_dump_json().encode()
+        + (job.dpo.model_dump_json().encode() if job.dpo else b"")
     )
     (model / "model.safetensors").write_bytes(hashlib.blake2b(seed, digest_size=64).digest())
     result = TrainResult(

@@ -54,12 +54,10 @@ PACKAGES = {
 }  # fmt: skip
 # They run as processes of the training environment and are imported by nobody else.
 TRAINERS = {
-    "optima.training.sft",
-    "optima.training.score",
-    "optima.training.masks",
-    "optima.training.merge",
-    "optima.training.fetch_model",
-}
+    "optima.training.arguments", "optima.training.dpo", "optima.training.fetch_model",
+    "optima.training.masks", "optima.training.modeldir", "optima.training.policy",
+    "optima.training.score", "optima.training.session", "optima.training.sft",
+}  # fmt: skip
 HEAVY = {
     "accelerate", "deepspeed", "gguf", "peft", "safetensors", "torch", "transformers", "trl",
     "vllm",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from optima.cli.console import run_command, set_up_logging
 from optima.errors import UsageError
+from optima.processes.environment import resolve_environment
 from optima.prompts.rendering import system_prompt
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.tasks import TASKS, get_task
@@ -21,6 +22,9 @@ examples:
   optima tasks                                     list the benchmarks
   optima doctor --config recipes/sft/arc.yaml      check environments, GPUs, model, disk
   optima prompts show --recipe recipes/sft/quickstart.yaml
+  optima pairs --run runs/dpo-arc-seed0 pairs.theta_diff=0.1 --out pairs.jsonl
+  optima sweep --config recipes/dpo/quickstart.yaml --over pairs.strategy=value,random \\
+    --run-dir runs/strategies
   optima prompts diversify --out formats --n 10 --model NAME --base-url URL"""
 KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -33,6 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     tasks = commands.add_parser("tasks", help="list the benchmarks", allow_abbrev=False)
     tasks.set_defaults(run=_tasks)
     _add_prompts(commands)
+    _add_pairs(commands)
+    _add_sweep(commands)
     doctor = commands.add_parser(
         "doctor", help="check environments, GPUs, model, ports and disk", allow_abbrev=False,
         description="Check what a run needs; exit status 1 if something is wrong.",
@@ -85,6 +91,7 @@ def _add_prompts(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "show", help="print every agent's prompt for one problem", allow_abbrev=False
     )
     show.add_argument("--recipe", type=Path, required=True, help="recipe file")
+    show.add_argument("--agent", metavar="NAME", help="only this agent's prompt (default: all)")
     show.add_argument("--index", type=int, default=0, help="problem of the test split (default: 0)")
     show.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
     show.set_defaults(run=_show_prompts)
@@ -98,6 +105,82 @@ def _add_prompts(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     more.add_argument("--base-url", required=True, help="server, such as https://host/v1")
     more.add_argument("--seed", type=int, default=0, help="seed of the requests (default: 0)")
     more.set_defaults(run=_diversify)
+
+
+def _add_pairs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    pairs = commands.add_parser(
+        "pairs", help="rebuild preference pairs from a run's trees, or export them",
+        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Count the preference pairs that other thresholds would take from the trees\n"
+        "of a run, without generating anything, and export them as JSON Lines in the common\n"
+        "conversational format (prompt, chosen, rejected).",
+    )  # fmt: skip
+    pairs.add_argument("--run", dest="run_dir", type=Path, required=True, help="run directory")
+    pairs.add_argument(
+        "--iteration", metavar="NAME", help="one iteration only, such as iter_0 (default: all)"
+    )
+    pairs.add_argument("--out", type=Path, metavar="FILE", help="where to export the pairs")
+    pairs.add_argument(
+        "overrides", nargs="*", metavar="key=value",
+        help="fields of pairs to change, such as pairs.theta_diff=0.1 (or select.theta_diff=0.1)",
+    )  # fmt: skip
+    pairs.set_defaults(run=_pairs)
+
+
+def _add_sweep(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    sweep = commands.add_parser(
+        "sweep", help="run a recipe at several values of one field and compare",
+        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Run a recipe of any method once per value of a field, one after the other,\n"
+        "and print one table. Runs that differ only in a field of pairs or dpo grow their first\n"
+        "trees once.\n"
+        "An interrupted sweep goes on when the same command is given again.",
+        epilog="examples:\n"
+        "  the selection strategies:   --over pairs.strategy=value,random,influence\n"
+        "  the paper's ablations:      --over reward.lambda_token=0.6,0\n"
+        "                              --over reward.lambda_loss=1.0,0",
+    )  # fmt: skip
+    sweep.add_argument("--config", metavar="RECIPE", type=Path, required=True, help="recipe file")
+    sweep.add_argument(
+        "--over", metavar="FIELD=V,V,...", required=True, help="the field and its values"
+    )
+    sweep.add_argument(
+        "--run-dir", metavar="DIR", type=Path, required=True, help="one run per value below it"
+    )
+    sweep.add_argument("--vllm-env", metavar="ENV", help="environment with vLLM")
+    sweep.add_argument("--train-env", metavar="ENV", help="environment with TRL")
+    sweep.add_argument("overrides", nargs="*", metavar="key=value", help="other fields to change")
+    sweep.set_defaults(run=_sweep)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from optima.pipelines.sweep import read_variants, run_sweep
+    from optima.reporting.tables import sweep_table
+
+    variants = read_variants(options.config, options.over, options.overrides)
+    models = run_sweep(
+        variants,
+        options.over,
+        options.run_dir,
+        vllm_env=resolve_environment(options.vllm_env, "vllm"),
+        train_env=resolve_environment(options.train_env, "train"),
+    )
+    print(sweep_table(options.over.partition("=")[0], models))
+    return 0
+
+
+def _pairs(options: argparse.Namespace) -> int:
+    from optima.pipelines.pairing import rebuild_pairs
+
+    overrides = [
+        override.replace("select.", "pairs.", 1) if override.startswith("select.") else override
+        for override in options.overrides
+    ]
+    wrong = [override for override in overrides if not override.startswith("pairs.")]
+    if wrong:
+        raise UsageError(f"{wrong[0]}: only fields of pairs can be changed here")
+    print(rebuild_pairs(options.run_dir, options.iteration, overrides, options.out))
+    return 0
 
 
 def _list_recipes(options: argparse.Namespace) -> int:
@@ -132,8 +215,12 @@ def _show_prompts(options: argparse.Namespace) -> int:
     if not 0 <= options.index < len(loaded.problems):
         last = len(loaded.problems) - 1
         raise UsageError(f"--index {options.index}: must be from 0 to {last}")
+    if options.agent not in (None, *names):
+        raise UsageError(f"--agent {options.agent}: must be one of {', '.join(names)}")
     problem = loaded.problems[options.index]
     for agent, name in enumerate(names):
+        if options.agent not in (None, name):
+            continue
         print(f"--- {name} ({problem.problem_id})")
         prompt = system_prompt(
             problem,

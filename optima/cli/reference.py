@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+from optima.cli import dpo, sft, sft_dpo, training
 from optima.cli import main as optima
-from optima.cli import sft
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 COLUMNS = "100"  # argparse asks the terminal, a file must not depend on it
@@ -16,9 +16,11 @@ COLUMNS = "100"  # argparse asks the terminal, a file must not depend on it
 
 def reference() -> str:
     """Return the whole page as Markdown."""
+    commands = (sft.COMMAND, dpo.COMMAND, sft_dpo.COMMAND)
+    roots = (*map(training.build_parser, commands), optima.build_parser())
     pages = [
         f"## {parser.prog}\n\n```text\n{help_text(parser)}```\n"
-        for root in (sft.build_parser(), optima.build_parser())
+        for root in roots
         for parser in _with_subcommands(root)
     ]
     head = (

@@ -1,16 +1,18 @@
 """What all stages of a run share, and who may use the device at a time.
 
 One GPU (or the CPU) serves models, scores losses and trains in turn: ``Device`` hands it to one
-tenant after the other and keeps a tenant as long as nobody else needs the place.
+tenant after the other and keeps a tenant as long as nobody else needs the place. Only where trees
+grow, which takes rewards while it generates, servers and scorer run side by side.
 """
 
 import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from optima.conversation.template import ChatTemplate
+from optima.errors import UsageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
@@ -33,18 +35,18 @@ class Model:
 
 
 class Device:
-    """Owns whatever runs on the device now: a fleet of servers, a loss scorer, or nothing."""
+    """Owns what runs on the device: servers of one model, a loss scorer, or nothing."""
 
     def __init__(
         self, recipe: Recipe, devices: Devices, run: RunDir, environments: tuple[Environment, ...]
     ) -> None:
         self.devices = devices
-        self._recipe = recipe
+        self._recipe = serving_recipe(recipe)
+        self._places = split_devices(recipe, devices)
         self._run = run
         self._vllm_env, self._train_env = environments
-        self._tenant: Fleet | LossScorer | None = None
-        self._model: ModelRef | None = None
-        self._stack = contextlib.ExitStack()
+        self._fleet: tuple[ModelRef, Fleet] | None = None
+        self._scorer: tuple[ModelRef, LossScorer] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -54,52 +56,100 @@ class Device:
 
     def vacate(self) -> None:
         """Stop what runs on the device and wait until it is gone."""
-        self._tenant, self._model = None, None
-        stack, self._stack = self._stack, contextlib.ExitStack()
-        stack.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._stop_scorer)
+            self._stop_fleet()
 
     def fleet(self, model: ModelRef) -> Fleet:
         """Return ready servers of ``model``, the running ones if they serve it already."""
-        if isinstance(self._tenant, Fleet) and self._model == model:
-            return self._tenant
-        self.vacate()
+        if self._fleet is not None and self._fleet[0] == model:
+            return self._fleet[1]
+        self._stop_fleet()
+        if self._recipe.search is None:
+            self._stop_scorer()
         fleet = Fleet(
             model,
             recipe=self._recipe,
-            devices=self.devices,
+            devices=self._places[0],
             env=self._vllm_env,
             log_dir=self._run.log_dir,
         )
-        self._stack.enter_context(fleet)
-        self._tenant, self._model = fleet, model
+        fleet.__enter__()
+        self._fleet = (model, fleet)
         return fleet
 
     def scorer(self, model: ModelRef) -> LossScorer:
         """Return the scorer of ``model``'s losses, the running one if it is."""
-        if isinstance(self._tenant, LossScorer) and self._model == model:
-            return self._tenant
-        self.vacate()
+        if self._scorer is not None and self._scorer[0] == model:
+            return self._scorer[1]
+        self._stop_scorer()
+        if self._recipe.search is None:
+            self._stop_fleet()
         scorer = LossScorer(
             model,
             recipe=self._recipe,
-            devices=self.devices,
+            devices=self._places[1],
             env=self._train_env,
             log_dir=self._run.log_dir,
         )
-        self._stack.enter_context(scorer)
-        self._tenant, self._model = scorer, model
+        scorer.__enter__()
+        self._scorer = (model, scorer)
         return scorer
+
+    def _stop_fleet(self) -> None:
+        running, self._fleet = self._fleet, None
+        if running is not None:
+            running[1].stop()
+
+    def _stop_scorer(self) -> None:
+        running, self._scorer = self._scorer, None
+        if running is not None:
+            running[1].stop()
+
+
+def serving_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe by which servers are started: they leave memory to a scorer beside them."""
+    search = recipe.search
+    if search is None or search.scorer_gpus or recipe.reward.lambda_loss == 0:
+        return recipe
+    share = min(search.gpu_memory_utilization, recipe.serving.gpu_memory_utilization)
+    serving = recipe.serving.model_copy(update={"gpu_memory_utilization": share})
+    return recipe.model_copy(update={"serving": serving})
+
+
+def split_devices(recipe: Recipe, devices: Devices) -> tuple[Devices, Devices]:
+    """Return what servers and what the scorer run on: the same, or the last GPUs for the scorer.
+
+    Raises UsageError when what is left to the servers does not divide into groups.
+    """
+    n_scoring = recipe.search.scorer_gpus if recipe.search else 0
+    if n_scoring == 0 or devices.kind == "cpu":
+        return devices, devices
+    n_serving, group = len(devices.gpus) - n_scoring, recipe.serving.tensor_parallel
+    if n_serving < 1 or n_serving % group:
+        raise UsageError(
+            f"search.scorer_gpus: {n_scoring}: leaves {max(0, n_serving)} of {len(devices.gpus)} "
+            f"GPUs to servers of serving.tensor_parallel={group}; lower it or take 0"
+        )
+    at = n_serving
+    return replace(devices, gpus=devices.gpus[:at]), replace(devices, gpus=devices.gpus[at:])
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """The run, its task and template, and the device."""
+    """The run, its task and template, its models, and the device.
+
+    ``loss_model`` is the one whose losses give R_loss, ``loss_header`` what its chat template
+    writes before an assistant message.
+    """
 
     recipe: Recipe
     run: RunDir
     task: Task
     template: ChatTemplate
     base: Model
+    loss_model: Model
+    loss_header: str
     device: Device
     train_env: Environment
 

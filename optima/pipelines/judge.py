@@ -31,11 +31,11 @@ def score(context: RunContext, name: str, talk: Stage) -> Stage | None:
     """
     if context.recipe.reward.lambda_loss == 0:
         return None
-    stage = context.run.stage(name, talk.output_digest, context.base.digest)
+    stage = context.run.stage(name, talk.output_digest, context.loss_model.digest)
     if stage.done:
         return stage
-    scorer = context.device.scorer(context.base.ref)
-    header = context.template.assistant_header()
+    scorer = context.device.scorer(context.loss_model.ref)
+    header = context.loss_header
     n_texts = 0
 
     def losses() -> Iterator[TurnLosses]:

@@ -11,16 +11,16 @@ from optima.pipelines.judge import REWARDS
 from optima.pipelines.talk import FILE as CONVERSATIONS
 from optima.pipelines.talk import speakers_for
 from optima.prompts.scripts import scripted_utterances
-from optima.recipe.schema import ColdStartSection, TrainSection
+from optima.recipe.schema import ColdStartSection, DpoSection, TrainSection
 from optima.rundir import Stage, read_records, write_records
 from optima.seeding import derive_seed, rng
 from optima.selection import best_of_n, select_top
 from optima.tasks.answers import last_marked_answer
 from optima.tasks.loading import sample_problems
-from optima.training.jobs import SftJob, TrainResult
-from optima.training.launch import run_sft
+from optima.training.jobs import TrainJob, TrainResult
+from optima.training.launch import run_training
 from optima.trainset import conversation_rows, is_held_out
-from optima.types import Conversation, Problem, RewardParts, TrainingRow, Turn
+from optima.types import Conversation, PreferenceRow, Problem, RewardParts, TrainingRow, Turn
 
 logger = logging.getLogger(__name__)
 ROWS = "rows.jsonl"
@@ -75,7 +75,7 @@ def select(
                 )
 
     write_records(stage.path / SELECTED, selected)
-    counts = _write_rows(context, stage.path, rows())
+    counts = write_rows(context, stage.path, rows())
     outputs = [stage.path / file for file in (SELECTED, ROWS, EVAL_ROWS)]
     total = sum(parts.total or 0.0 for parts in selected) / len(selected)
     tokens = sum(parts.n_tokens for parts in selected) / len(selected)
@@ -123,7 +123,7 @@ def script(context: RunContext, name: str, problems: Sequence[Problem]) -> Stage
         )
     )
     write_records(stage.path / SCRIPTS, scripts)
-    counts = _write_rows(context, stage.path, rows)
+    counts = write_rows(context, stage.path, rows)
     stage.finish([stage.path / file for file in (SCRIPTS, ROWS, EVAL_ROWS)], counts)
     context.run.write_metrics()
     logger.info("%s: done, %d conversations scripted from evidence", name, len(scripts))
@@ -131,26 +131,39 @@ def script(context: RunContext, name: str, problems: Sequence[Problem]) -> Stage
 
 
 def train(
-    context: RunContext, name: str, start: Model, rows: Stage, section: TrainSection, label: str
+    context: RunContext,
+    name: str,
+    start: Model,
+    rows: Stage,
+    section: TrainSection | DpoSection,
+    label: str,
 ) -> Model:
-    """Train ``start`` on the rows of a stage and return the model called ``label``."""
+    """Train ``start`` on the rows of a stage and return the model called ``label``.
+
+    A ``DpoSection`` makes it a preference training, whose rows are pairs.
+    """
     stage = context.run.stage(name, start.digest, rows.output_digest, repr(section))
     result_path = stage.path / "result.json"
     if not stage.done:
         n_eval_rows = rows.metrics["rows/eval"]
         logger.info("%s: %d rows from %s", name, int(rows.metrics["rows/train"]), start.label)
         context.device.vacate()
-        job = SftJob(
+        model = context.recipe.model
+        job = TrainJob(
             model=start.ref,
+            revision=model.revision if start.ref.path == model.path else None,
             rows_path=str((rows.path / ROWS).resolve()),
             eval_rows_path=str((rows.path / EVAL_ROWS).resolve()) if n_eval_rows else None,
             output_dir=str(stage.path.resolve()),
-            train=section,
+            train=dpo_train_section(context.recipe.train, section)
+            if isinstance(section, DpoSection)
+            else section,
+            dpo=section if isinstance(section, DpoSection) else None,
             seed=derive_seed(context.recipe.seed, name) % 2**31,
             device=context.device.devices.kind,
-            trust_remote_code=context.recipe.model.trust_remote_code,
+            trust_remote_code=model.trust_remote_code,
         )
-        result = run_sft(
+        result = run_training(
             job,
             env=context.train_env,
             devices=context.device.devices,
@@ -164,6 +177,12 @@ def train(
         )  # fmt: skip
     result = TrainResult.model_validate_json(result_path.read_bytes())
     return Model(label=label, ref=result.model, digest=stage.output_digest)
+
+
+def dpo_train_section(section: TrainSection, dpo: DpoSection) -> TrainSection:
+    """Return how preference training trains: the recipe's section, with what ``dpo`` names."""
+    names = ("learning_rate", "epochs", "batch_size", "micro_batch_size", "max_length")
+    return section.model_copy(update={name: getattr(dpo, name) for name in names})
 
 
 def cold_start_section(section: TrainSection, cold: ColdStartSection) -> TrainSection:
@@ -213,9 +232,12 @@ def _scripted_conversation(
     )
 
 
-def _write_rows(context: RunContext, path: Path, rows: Iterable[TrainingRow]) -> dict[str, float]:
+def write_rows(
+    context: RunContext, path: Path, rows: Iterable[TrainingRow | PreferenceRow]
+) -> dict[str, float]:
+    """Write rows to train on and rows for evaluation loss, split by problem; return the counts."""
     seed, share = context.recipe.seed, context.recipe.train.eval_share
-    kept: tuple[list[TrainingRow], list[TrainingRow]] = ([], [])
+    kept: tuple[list[TrainingRow | PreferenceRow], list[TrainingRow | PreferenceRow]] = ([], [])
     for row in rows:
         kept[is_held_out(row.problem_id, seed=seed, share=share)].append(row)
     train_rows, eval_rows = kept
@@ -238,6 +260,7 @@ def _train_metrics(result: TrainResult) -> dict[str, float]:
         "tokens/trained": float(result.n_tokens),
         "tokens/trained_with_loss": float(result.n_loss_tokens),
     }
+    metrics |= {f"train/{key}": value for key, value in result.figures.items()}
     if result.eval_loss is not None:
         metrics["train/eval_loss"] = result.eval_loss
     if result.eval_loss_before is not None:

@@ -7,18 +7,23 @@ import json
 import shlex
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from optima.conversation.template import ChatTemplate
 from optima.errors import ModelError, UsageError
+from optima.pipelines.context import serving_recipe, split_devices
+from optima.pipelines.run import loss_template
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, resolve_environment
 from optima.prompts.formats import load_formats
 from optima.recipe.schema import Recipe
+from optima.rundir import check_same_recipe
 from optima.serving.command import gpu_groups, server_argv
+from optima.serving.scorer import scorer_argv
 from optima.tasks import get_task
 from optima.tasks.loading import LoadedProblems, load_problems
-from optima.training.launch import free_port, sft_argv
+from optima.training.launch import free_port, training_argv
 from optima.types import ModelRef
 
 _BYTES_PER_TOKEN = 6  # JSON Lines of generated English text, a generous figure
@@ -26,8 +31,8 @@ _OPTIMIZER_FACTOR = 6  # float32 weights and two Adam moments over bf16 weights
 _WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 
 
-def sft_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: str | None) -> str:
-    """Return the plan of an iSFT run as text.
+def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: str | None) -> str:
+    """Return the plan of a run as text.
 
     Raises UsageError (or a kind of it) for the first thing that would stop the run: data,
     environments, model, chat template, devices, format files, or too little free disk.
@@ -41,9 +46,12 @@ def sft_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
     vllm_env = resolve_environment(vllm_spec, "vllm")
     train_env = resolve_environment(train_spec, "train")
     devices = detect_devices(recipe.serving)
+    places = split_devices(recipe, devices)
     template = ChatTemplate.load(
         recipe.model.path, revision=recipe.model.revision, roles=recipe.model.roles
     )
+    loss_template(recipe, template)
+    _check_run_dir(recipe, run_dir)
     window = _context_window(recipe)
     extra = recipe.sampling.format_pool_path
     formats = load_formats(Path(extra) if extra else None) if recipe.sampling.format_pool else ()
@@ -56,10 +64,17 @@ def sft_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
         f"formats    {len(formats)}" + ("" if formats else " (no pool)"),
         f"devices    {where}",
         *_stages(recipe, len(train.problems), len(test.problems), task.setting),
-        *_processes(recipe, run_dir, devices, (vllm_env, train_env)),
+        *_processes(recipe, run_dir, (devices, *places), (vllm_env, train_env)),
         *_disk(recipe, run_dir, len(train.problems), len(test.problems)),
     ]
     return "\n".join(lines)
+
+
+def _check_run_dir(recipe: Recipe, run_dir: Path) -> None:
+    """Raise UsageError when the directory holds a run of another recipe."""
+    stored = run_dir / "recipe.yaml"
+    if stored.exists():
+        check_same_recipe(run_dir, recipe)
 
 
 def _counts(loaded: LoadedProblems) -> str:
@@ -71,14 +86,43 @@ def _taken(n: int | None, there: int) -> int:
     return there if n is None else min(n, there)
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One model to come: its label, the label of its start, and by which method it is made."""
+
+    label: str
+    generator: str
+    start: str
+    is_dpo: bool
+
+
+def _steps(recipe: Recipe, setting: str) -> Iterator[_Step]:
+    """Yield the trained models of a run in order, the cold start's aside."""
+    rule = recipe.train.start
+    builds_on = rule == "previous" or (rule == "auto" and setting == "information_exchange")
+    initial = model = "cold_start" if recipe.cold_start else "base"
+    if recipe.method == "dpo" and recipe.initialise is not False:
+        yield _Step("initial", model, model, is_dpo=False)
+        model = "initial"
+    for t in range(recipe.iterations):
+        if recipe.method == "dpo":
+            yield _Step(f"iter_{t}", model, model, is_dpo=True)
+            model = f"iter_{t}"
+            continue
+        suffix = "_sft" if recipe.method == "sft_dpo" else ""
+        label = f"iter_{t}{suffix}"
+        yield _Step(label, model, model if builds_on else initial, is_dpo=False)
+        model = label
+        if recipe.method == "sft_dpo":
+            yield _Step(f"iter_{t}_dpo", model, model, is_dpo=True)
+            model = f"iter_{t}_dpo"
+
+
 def _stages(recipe: Recipe, n_train: int, n_test: int, setting: str) -> Iterator[str]:
     n_problems = _taken(recipe.data.n_train, n_train)
     n_held_out = _taken(recipe.data.n_test, n_test)
     n_evaluated = n_held_out * recipe.evaluation.n_samples
     n_candidates = n_problems * recipe.sampling.n_samples
-    start = recipe.train.start
-    builds_on = start == "previous" or (start == "auto" and setting == "information_exchange")
-    initial = "cold_start" if recipe.cold_start else "base"
     yield "stages"
     if recipe.evaluation.base:
         yield f"  evaluate base: {n_evaluated} conversations"
@@ -86,38 +130,63 @@ def _stages(recipe: Recipe, n_train: int, n_test: int, setting: str) -> Iterator
         n_scripts = min(recipe.cold_start.n_problems, n_train)
         yield f"  cold_start/train from base: {n_scripts} scripted conversations"
         yield f"  evaluate cold_start: {n_evaluated} conversations"
-    model = initial
-    for t in range(recipe.iterations):
-        name = f"iter_{t}"
-        yield (
-            f"  {name}/generate by {model}: {n_problems} problems x "
-            f"{recipe.sampling.n_samples} = {n_candidates} conversations"
-        )
-        scored = f"{name}/score, " if recipe.reward.lambda_loss else ""
-        yield f"  {scored}{name}/rank, {name}/select: at most {n_problems} conversations"
-        yield f"  {name}/train from {model if builds_on else initial}"
+    scores = recipe.reward.lambda_loss > 0
+    for step in _steps(recipe, setting):
+        name, search = step.label, recipe.search
+        if step.is_dpo and search is not None:
+            n_trees = _taken(search.n_problems or recipe.data.n_train, n_train)
+            n_talks = n_trees * search.n_rounds * search.n_rollouts
+            n_probe = min(search.n_probe, n_train)
+            yield f"  {name}/probe by {step.generator}: {n_probe} conversations"
+            yield (
+                f"  {name}/search by {step.generator}: {n_trees} trees x {search.n_rounds} rounds "
+                f"x {search.n_rollouts} = {n_talks} conversations"
+                + (", scored while they grow" if scores else "")
+            )
+            yield f"  {name}/pairs, {name}/train from {step.start}"
+        else:
+            yield (
+                f"  {name}/generate by {step.generator}: {n_problems} problems x "
+                f"{recipe.sampling.n_samples} = {n_candidates} conversations"
+            )
+            scored = f"{name}/score, " if scores else ""
+            yield f"  {scored}{name}/rank, {name}/select: at most {n_problems} conversations"
+            yield f"  {name}/train from {step.start}"
         yield f"  evaluate {name}: {n_evaluated} conversations"
-        model = name
 
 
 def _processes(
-    recipe: Recipe, run_dir: Path, devices: Devices, envs: tuple[Environment, Environment]
+    recipe: Recipe,
+    run_dir: Path,
+    devices: tuple[Devices, Devices, Devices],
+    envs: tuple[Environment, Environment],
 ) -> Iterator[str]:
+    """Yield the processes on ``devices`` = (all, the servers', the scorer's)."""
+    everywhere, serving, scoring = devices
     vllm_env, train_env = envs
+    recipe = serving_recipe(recipe)
     yield "processes  (ports are examples; each start takes a free one)"
     for endpoint in recipe.serving.endpoints:
         yield f"  endpoint {endpoint} (serves the start model, not started here)"
-    for index, gpus in enumerate(gpu_groups(recipe, devices)):
+    for index, gpus in enumerate(gpu_groups(recipe, serving)):
         argv = server_argv(
             ModelRef(path=recipe.model.path),
             recipe=recipe,
-            devices=devices,
+            devices=serving,
             env=vllm_env,
             port=free_port(),
         )
         yield f"  server {index} on {_where(gpus)}: {shlex.join(argv)}"
-    argv = sft_argv(train_env, run_dir.resolve() / "iter_0/train", port=free_port())
-    yield f"  training on {_where(devices.gpus)}: {shlex.join(argv)}"
+    if recipe.reward.lambda_loss > 0:
+        loss_ref = ModelRef(path=recipe.model.loss_path or recipe.model.path)
+        scorer = scorer_argv(loss_ref, recipe=recipe, env=train_env, device=scoring.kind)
+        beside = "beside the servers" if recipe.search else "while no server runs"
+        yield f"  scorer on {_where(scoring.gpus)}, {beside}: {shlex.join(scorer)}"
+    for kind in {"sft": ("sft",), "dpo": ("dpo",), "sft_dpo": ("sft", "dpo")}[recipe.method]:
+        suffix = f"_{kind}" if recipe.method == "sft_dpo" else ""
+        place = run_dir.resolve() / f"iter_0{suffix}/train"
+        argv = training_argv(train_env, place, kind=kind, port=free_port())
+        yield f"  training on {_where(everywhere.gpus)}: {shlex.join(argv)}"
 
 
 def _where(gpus: tuple[int, ...]) -> str:
@@ -127,16 +196,23 @@ def _where(gpus: tuple[int, ...]) -> str:
 def _disk(recipe: Recipe, run_dir: Path, n_train: int, n_test: int) -> Iterator[str]:
     talks = recipe.conversation
     most = talks.max_turns * talks.max_turn_tokens
-    n_train_talks = _taken(recipe.data.n_train, n_train) * recipe.sampling.n_samples
-    n_evaluations = recipe.iterations + recipe.evaluation.base + (recipe.cold_start is not None)
     n_test_talks = _taken(recipe.data.n_test, n_test) * recipe.evaluation.n_samples
-    n_tokens = most * (recipe.iterations * n_train_talks + n_evaluations * n_test_talks)
+    steps = list(_steps(recipe, get_task(recipe.task).setting))
+    n_models = len(steps) + (recipe.cold_start is not None)
+    n_talks = (n_models + recipe.evaluation.base) * n_test_talks
+    search = recipe.search
+    for step in steps:
+        if step.is_dpo and search is not None:
+            n_trees = _taken(search.n_problems or recipe.data.n_train, n_train)
+            n_talks += n_trees * search.n_rounds * search.n_rollouts + min(search.n_probe, n_train)
+        else:
+            n_talks += _taken(recipe.data.n_train, n_train) * recipe.sampling.n_samples
+    n_tokens = most * n_talks
     yield f"tokens     at most {n_tokens:,} generated ({most:,} a conversation)"
     weights = _weight_bytes(recipe)
     if weights is None:
         yield "disk       not estimated: the model's weights are not on this host"
         return
-    n_models = recipe.iterations + (recipe.cold_start is not None)
     checkpoints = recipe.train.save_total_limit * weights
     if recipe.train.lora is None:
         checkpoints *= _OPTIMIZER_FACTOR

@@ -13,16 +13,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Problems:
-    """The train split, the held-out problems, and how many an iteration takes (None: all)."""
+    """The train split, the held-out problems, and how many of the former an iteration takes.
+
+    ``n_train`` for SFT, ``n_trees`` for growing trees; None is all.
+    """
 
     train: tuple[Problem, ...]
     test: tuple[Problem, ...]
     n_train: int | None
+    n_trees: int | None
     seed: int
 
     def for_iteration(self, t: int) -> tuple[Problem, ...]:
         """Return the problems of iteration ``t``, a seeded sample of its own."""
         return sample_problems(self.train, self.n_train, seed=self.seed, stage=f"iter_{t}")
+
+    def for_trees(self, t: int) -> tuple[Problem, ...]:
+        """Return the problems whose trees iteration ``t`` grows, a seeded sample of its own."""
+        return sample_problems(self.train, self.n_trees, seed=self.seed, stage=f"iter_{t}/trees")
 
 
 def read_problems(context: RunContext) -> Problems:
@@ -60,6 +68,7 @@ def read_problems(context: RunContext) -> Problems:
         train=tuple(read_records(train_path, Problem)),
         test=tuple(read_records(test_path, Problem)),
         n_train=recipe.data.n_train,
+        n_trees=(recipe.search.n_problems if recipe.search else None) or recipe.data.n_train,
         seed=recipe.seed,
     )
     logger.info("problems: %d to train on, %d held out", len(problems.train), len(problems.test))

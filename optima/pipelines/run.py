@@ -58,6 +58,8 @@ def open_run(
                 task=task,
                 template=template,
                 base=base_model(recipe),
+                loss_model=loss_model(recipe),
+                loss_header=loss_template(recipe, template).assistant_header(),
                 device=device,
                 train_env=train_env,
             )
@@ -79,9 +81,26 @@ def _log_file(path: Path) -> Iterator[None]:
 
 def base_model(recipe: Recipe) -> Model:
     """Return the model the run begins with."""
-    path = Path(recipe.model.path)
-    ref = ModelRef(path=str(path.resolve()) if path.is_dir() else recipe.model.path)
-    return Model("base", ref, digest(recipe.model.path, recipe.model.revision or ""))
+    section = recipe.model
+    return Model("base", _model_ref(section.path), digest(section.path, section.revision or ""))
+
+
+def loss_model(recipe: Recipe) -> Model:
+    """Return the model whose losses give R_loss: the base model, or ``model.loss_path``."""
+    path = recipe.model.loss_path
+    if path is None:
+        return base_model(recipe)
+    return Model("loss", _model_ref(path), digest(path))
+
+
+def loss_template(recipe: Recipe, template: ChatTemplate) -> ChatTemplate:
+    """Return the chat template of the model whose losses give R_loss."""
+    path = recipe.model.loss_path
+    return template if path is None else ChatTemplate.load(path)
+
+
+def _model_ref(path: str) -> ModelRef:
+    return ModelRef(path=str(Path(path).resolve()) if Path(path).is_dir() else path)
 
 
 def write_provenance(

@@ -17,13 +17,13 @@ from optima.pipelines.talk import TalkPlan, talk
 from optima.processes.environment import Environment
 from optima.prompts.formats import load_formats
 from optima.recipe.schema import Recipe
-from optima.reporting.tables import run_table
+from optima.reporting.tables import EvaluationRow
 
 
 def run_sft_pipeline(
     recipe: Recipe, run_dir: Path, *, vllm_env: Environment, train_env: Environment
-) -> str:
-    """Run or resume a whole iSFT run in ``run_dir`` and return its closing table."""
+) -> tuple[EvaluationRow, ...]:
+    """Run or resume a whole iSFT run in ``run_dir`` and return the figures of its models."""
     with open_run(recipe, run_dir, vllm_env=vllm_env, train_env=train_env) as context:
         problems = read_problems(context)
         evaluations = Evaluations(context, problems.test)
@@ -36,21 +36,25 @@ def run_sft_pipeline(
         model = initial
         for t in range(recipe.iterations):
             start = model if starts_from_previous(context) else initial
-            model = iterate(context, problems, t, model, start, evaluations)
+            model = iterate(context, problems, t, (model, start), evaluations)
             evaluations.add(model)
-        return run_table(context.run.root, evaluations.rows())
+        return evaluations.rows()
 
 
 def iterate(
     context: RunContext,
     problems: Problems,
     t: int,
-    model: Model,
-    start: Model,
+    models: tuple[Model, Model],
     evaluations: Evaluations,
+    name: str | None = None,
 ) -> Model:
-    """Let ``model`` generate, and train ``start`` on the best of it: one iteration."""
-    name = f"iter_{t}"
+    """Let the first of ``models`` generate, and train the second on the best of it.
+
+    One iteration, whose stages and model are called ``name`` (default ``iter_<t>``).
+    """
+    model, start = models
+    name = name or f"iter_{t}"
     train_problems = problems.for_iteration(t)
     candidates = talk(context, f"{name}/generate", model, train_problems, talk_plan(context, t))
     evaluations.settle()  # while the scorer runs anyway

@@ -20,14 +20,17 @@ from tqdm import tqdm
 from optima.conversation.agent import Speaker
 from optima.conversation.dialogue import Dialogue, Request
 from optima.conversation.rollouts import RoutedCompletion, hold_conversations
+from optima.conversation.template import ChatTemplate
 from optima.errors import StageError
 from optima.pipelines.context import Model, RunContext
 from optima.prompts.formats import Format
 from optima.prompts.rendering import system_prompt
+from optima.recipe.schema import Recipe
 from optima.rundir import RecordAppender, Stage, atomic_writer, disk_errors, repair_tail
 from optima.seeding import derive_seed, rng
 from optima.serving.client import CompletionClient, Server
 from optima.serving.fleet import Fleet
+from optima.tasks.task import Task
 from optima.types import Conversation, Problem
 
 logger = logging.getLogger(__name__)
@@ -121,12 +124,12 @@ async def _hold(
                 appender.append(conversation)
                 bar.update()
 
-            with _rare_collections():
+            with rare_collections():
                 await hold_conversations(dialogues, generate, keep, concurrency=concurrency)
 
 
 @contextlib.contextmanager
-def _rare_collections() -> Iterator[None]:
+def rare_collections() -> Iterator[None]:
     """Collect garbage rarely: turns make no cycles, and looking for some took 13-25 % of the time
     per turn (2026-11-23)."""
     thresholds = gc.get_threshold()
@@ -142,8 +145,18 @@ def _rare_collections() -> Iterator[None]:
 def speakers_for(
     context: RunContext, problem: Problem, format_text: str | None = None
 ) -> tuple[Speaker, ...]:
+    """Return the speakers of a problem in a run."""
+    return speakers_of(context.recipe, context.task, context.template, problem, format_text)
+
+
+def speakers_of(
+    recipe: Recipe,
+    task: Task,
+    template: ChatTemplate,
+    problem: Problem,
+    format_text: str | None = None,
+) -> tuple[Speaker, ...]:
     """Return the speakers of a problem, each with its own prompt, in order of speaking."""
-    recipe, task = context.recipe, context.task
     return tuple(
         Speaker(
             agent=agent,
@@ -157,7 +170,7 @@ def speakers_for(
                 format_text=format_text,
                 worked_example=recipe.conversation.worked_example,
             ),
-            template=context.template,
+            template=template,
         )
         for agent, name in enumerate(recipe.agents.names)
     )

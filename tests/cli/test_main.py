@@ -44,6 +44,15 @@ def test_prompts_show_prints_one_prompt_per_agent(capsys: pytest.CaptureFixture[
     assert [head.split()[1] for head in heads] == ["Ada", "Ben", "Cy"]
 
 
+def test_prompts_show_prints_one_agents_prompt_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["prompts", "show", "--recipe", QUICKSTART, "--agent", "Bob"]
+    assert main(argv) == 0
+    heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--- ")]
+    assert [head.split()[1] for head in heads] == ["Bob"]
+    assert main([*argv[:-1], "Eve"]) == 2
+    assert "--agent Eve: must be one of Alice, Bob" in capsys.readouterr().err
+
+
 def test_prompts_show_refuses_a_problem_that_is_not_there() -> None:
     assert main(["prompts", "show", "--recipe", QUICKSTART, "--index", "999"]) == 2
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from optima.cli import originals
-from optima.cli.sft import build_parser, default_run_dir, main
+from optima.cli.sft import COMMAND, main
+from optima.cli.training import build_parser, default_run_dir
 from optima.errors import UsageError
 from optima.recipe.loading import load_recipe
 
@@ -16,7 +17,7 @@ QUICKSTART = ROOT / "recipes" / "sft" / "quickstart.yaml"
 
 
 def overrides_of(*argv: str) -> list[str]:
-    options = build_parser().parse_intermixed_args(argv)
+    options = build_parser(COMMAND).parse_intermixed_args(argv)
     originals.translate(options)
     overrides: list[str] = options.overrides
     return overrides
@@ -40,7 +41,7 @@ def test_original_spellings_become_fields_and_options() -> None:
         "model.path=m", "task=trival_qa", "serving.device=cuda", "serving.gpus=[1]",
         "serving.concurrency=8", "sampling.temperature=0.5",
     ]  # fmt: skip
-    options = build_parser().parse_intermixed_args(
+    options = build_parser(COMMAND).parse_intermixed_args(
         ["--train_config_path", "r.yaml", "--vllm_env", "v", "--alignment_env", "t",
          "--output_root_path", "out"]
     )  # fmt: skip

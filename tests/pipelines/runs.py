@@ -1,4 +1,4 @@
-"""Runs of the real ``optima-sft`` command over the fake environments."""
+"""Runs of the real training commands over the fake environments."""
 
 import json
 import os
@@ -17,7 +17,7 @@ MARK = "OPTIMA_TEST_RUN"  # every process of a run inherits it
 TIMEOUT_S = 90.0
 
 RECIPE = """\
-method: sft
+method: METHOD
 task: two_hop
 iterations: 2
 model: {path: MODEL}
@@ -28,9 +28,13 @@ select: {theta: -5.0}
 cold_start: {n_problems: 4}
 serving: {device: cpu, concurrency: 4, start_timeout_s: 20.0, max_attempts: 3}
 """
+TREES = """\
+search: {n_problems: 6, n_rounds: 3, n_probe: 4, concurrency: 3}
+pairs: {theta_filter: -5.0, theta_diff: 0.01}
+"""
 
 
-def write_recipe(directory: Path) -> Path:
+def write_recipe(directory: Path, method: str) -> Path:
     model = directory / "model"
     model.mkdir(parents=True, exist_ok=True)
     (model / "chat_template.jinja").write_text(CHATML)
@@ -38,16 +42,22 @@ def write_recipe(directory: Path) -> Path:
     (model / "config.json").write_text('{"max_position_embeddings": 4096}')
     (model / "model.safetensors").write_bytes(b"start")
     recipe = directory / "recipe.yaml"
-    recipe.write_text(RECIPE.replace("MODEL", str(model)))
+    text = RECIPE.replace("METHOD", method).replace("MODEL", str(model))
+    recipe.write_text(text + (TREES if method != "sft" else ""))
     return recipe
 
 
 def start(
-    directory: Path, environment: Environment, *overrides: str, run: str = "run", mark: str = ""
+    directory: Path,
+    environment: Environment,
+    *overrides: str,
+    run: str = "run",
+    mark: str = "",
+    method: str = "sft",
 ) -> subprocess.Popen[str]:
     """Start a run in ``directory / run``; ``mark`` finds its processes."""
-    recipe = write_recipe(directory)
-    argv = [sys.executable, "-m", "optima.cli.sft", "--config", str(recipe), *overrides]
+    recipe = write_recipe(directory, method)
+    argv = [sys.executable, "-m", f"optima.cli.{method}", "--config", str(recipe), *overrides]
     argv += ["--vllm-env", str(environment.prefix), "--train-env", str(environment.prefix)]
     argv += ["--run-dir", str(directory / run)]
     return subprocess.Popen(
@@ -93,16 +103,19 @@ def results(root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(root.rglob("*.jsonl")):
         name = str(path.relative_to(root))
-        if path.name == "conversations.jsonl":
+        if path.name in ("conversations.jsonl", "trees.jsonl", "pairs.jsonl"):
             found[name] = [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
-        elif path.name != "metrics.jsonl" and "logs" not in path.parts:
+        elif path.name not in ("metrics.jsonl", "rounds.jsonl") and "logs" not in path.parts:
             found[name] = path.read_bytes()
     for path in sorted(root.rglob("model.safetensors")):
         found[str(path.relative_to(root))] = path.read_bytes()
     return found
 
 
-def _timeless(conversation: dict[str, Any]) -> dict[str, Any]:
-    for turn in conversation["turns"]:
-        del turn["seconds"]
-    return conversation
+def _timeless(record: Any) -> Any:
+    """Return the record without the seconds that its turns took."""
+    if isinstance(record, list):
+        return [_timeless(item) for item in record]
+    if isinstance(record, dict):
+        return {key: _timeless(value) for key, value in record.items() if key != "seconds"}
+    return record

@@ -1,0 +1,127 @@
+"""What ``optima-sft``, ``optima-dpo`` and ``optima-sft-dpo`` share: everything but the method."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optima.cli import originals
+from optima.cli.console import run_command, set_up_logging
+from optima.errors import RecipeError, UsageError
+from optima.processes.environment import resolve_environment
+from optima.recipe.loading import load_recipe
+from optima.recipe.schema import Method, Recipe
+
+DESCRIPTION = """\
+{summary}
+
+Starts vLLM servers in one Python environment and training in another, stores everything in a run
+directory, and ends with a table of every model on held-out problems. An interrupted run goes on
+where it stopped when the same command is given again."""
+EPILOG = """\
+examples:
+  {prog} --config {quickstart}
+  {prog} --config {quickstart} seed=1 iterations=3
+  {prog} --config {folder}/arc.yaml --dry-run
+  {prog} --config {folder}/hotpot_qa.yaml data.path=/data/hotpot_qa --run-dir runs/hotpot
+
+exit status: 0 done, 1 the run failed (and can be resumed), 2 wrong input, 130 interrupted.
+The spellings of the original project (--train_config_path, --vllm_env, --alignment_env,
+--model_path, --dataset_type, --device, --num_thread, --temperature, --output_path, ...) are
+accepted too."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCommand:
+    """A command that runs recipes of one method."""
+
+    prog: str
+    method: Method
+    summary: str
+
+
+def build_parser(command: TrainingCommand) -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    folder = f"recipes/{command.method}"
+    quickstart = f"{folder}/quickstart.yaml"
+    parser = argparse.ArgumentParser(
+        prog=command.prog,
+        description=DESCRIPTION.format(summary=command.summary),
+        epilog=EPILOG.format(prog=command.prog, folder=folder, quickstart=quickstart),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="RECIPE", type=Path, help="recipe file (YAML)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value",
+        help="fields of the recipe to change, such as train.learning_rate=1.0e-5",
+    )  # fmt: skip
+    parser.add_argument(
+        "--run-dir", metavar="DIR", type=Path,
+        help="where the run is stored (default: runs/<recipe>-seed<seed>)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--vllm-env", metavar="ENV",
+        help="environment with vLLM: prefix path, python, or conda name (default: .envs/vllm)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--train-env", metavar="ENV",
+        help="environment with TRL: prefix path, python, or conda name (default: .envs/train)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="check all that can be checked without a GPU, print the plan, and stop",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with what the run directory holds (default)"
+    )
+    level = parser.add_mutually_exclusive_group()
+    level.add_argument("--verbose", action="store_true", help="log details")
+    level.add_argument("--quiet", action="store_true", help="log warnings only")
+    originals.add_options(parser)
+    return parser
+
+
+def run(command: TrainingCommand, argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    options = build_parser(command).parse_intermixed_args(argv)
+    set_up_logging(is_verbose=options.verbose, is_quiet=options.quiet)
+    return run_command(lambda: _run(command, options))
+
+
+def _run(command: TrainingCommand, options: argparse.Namespace) -> int:
+    originals.translate(options)
+    if options.config is None:
+        raise UsageError("--config: is missing; name a recipe (`optima recipes` lists them)")
+    recipe = load_recipe(options.config, options.overrides)
+    if recipe.method != command.method:
+        right = f"optima-{recipe.method.replace('_', '-')}"
+        raise RecipeError(
+            f"{options.config}: method: is {recipe.method}, {command.prog} runs {command.method}; "
+            f"use {right}"
+        )
+    run_dir = options.run_dir or default_run_dir(options.config, recipe)
+    if options.dry_run:
+        from optima.pipelines.plan import run_plan
+
+        print(run_plan(recipe, run_dir, options.vllm_env, options.train_env))
+        return 0
+    # Imported here: what runs pipelines is slow to import, and --help needs none of it.
+    from optima.pipelines.methods import run_method
+    from optima.reporting.tables import run_table
+
+    rows = run_method(
+        recipe,
+        run_dir,
+        vllm_env=resolve_environment(options.vllm_env, "vllm"),
+        train_env=resolve_environment(options.train_env, "train"),
+    )
+    print(run_table(run_dir, rows))
+    return 0
+
+
+def default_run_dir(config: Path, recipe: Recipe) -> Path:
+    """Return ``runs/<folders below recipes/>-<file stem>-seed<seed>``."""
+    parts = config.with_suffix("").parts
+    below = parts[parts.index("recipes") + 1 :] if "recipes" in parts else parts[-1:]
+    return Path("runs") / f"{'-'.join(below)}-seed{recipe.seed}"

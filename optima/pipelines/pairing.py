@@ -1,0 +1,75 @@
+"""Pairs of a finished run rebuilt with other thresholds, without generating again."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from optima.conversation.template import ChatTemplate
+from optima.errors import UsageError
+from optima.pipelines.search import TREES, pairs_of_trees
+from optima.pipelines.talk import speakers_of
+from optima.recipe.loading import load_recipe
+from optima.recipe.schema import Recipe
+from optima.reporting.tables import text_table
+from optima.rundir import atomic_writer, disk_errors, read_records
+from optima.search.exchange import export_lines
+from optima.search.pairs import preference_row
+from optima.tasks import get_task
+from optima.types import DialogueTree, PreferencePair, PreferenceRow, Problem
+
+HEAD = ("iteration", "trees", "pairs", "kept", "problems", "chosen", "rejected")
+
+
+def rebuild_pairs(
+    run_dir: Path, iteration: str | None, overrides: Sequence[str], out: Path | None
+) -> str:
+    """Return a table of the pairs of every iteration; with ``out`` export them in their order.
+
+    Raises UsageError when the directory holds no such run or iteration.
+    """
+    stored = run_dir / "recipe.yaml"
+    if not stored.exists():
+        raise UsageError(f"--run {run_dir}: is no run directory (it has no recipe.yaml)")
+    recipe = load_recipe(stored, overrides)
+    if recipe.search is None or recipe.pairs is None:
+        raise UsageError(f"--run {run_dir}: is a run of method {recipe.method}, which has no trees")
+    paths = sorted(run_dir.glob(f"*/search/{TREES}"), key=lambda path: path.stat().st_mtime)
+    paths = [path for path in paths if iteration in (None, path.parent.parent.name)]
+    if not paths:
+        what = f"--iteration {iteration}" if iteration else f"--run {run_dir}"
+        raise UsageError(f"{what}: has no finished trees ({run_dir}/*/search/{TREES})")
+    rows: list[tuple[str, ...]] = []
+    kept: list[PreferencePair] = []
+    for path in paths:
+        trees = list(read_records(path, DialogueTree))
+        found, chosen = pairs_of_trees(iter(trees), recipe.search, recipe.pairs, seed=recipe.seed)
+        kept += chosen
+        rows.append(_figures(path.parent.parent.name, len(trees), found, chosen))
+    if out is not None:
+        with disk_errors(out), atomic_writer(out) as file:
+            file.writelines(export_lines(_training_rows(run_dir, recipe, kept)))
+    return text_table(HEAD, rows)
+
+
+def _figures(
+    name: str, n_trees: int, found: Sequence[PreferencePair], chosen: Sequence[PreferencePair]
+) -> tuple[str, ...]:
+    n = max(1, len(chosen))
+    return (
+        name, str(n_trees), str(len(found)), str(len(chosen)),
+        str(len({pair.problem_id for pair in chosen})),
+        f"{sum(pair.chosen_value for pair in chosen) / n:.3f}" if chosen else "-",
+        f"{sum(pair.rejected_value for pair in chosen) / n:.3f}" if chosen else "-",
+    )  # fmt: skip
+
+
+def _training_rows(
+    run_dir: Path, recipe: Recipe, pairs: Sequence[PreferencePair]
+) -> Iterator[PreferenceRow]:
+    template = ChatTemplate.load(
+        recipe.model.path, revision=recipe.model.revision, roles=recipe.model.roles
+    )
+    problems = read_records(run_dir / "problems" / "train.jsonl", Problem)
+    problem_by_id = {problem.problem_id: problem for problem in problems}
+    for pair in pairs:
+        problem = problem_by_id[pair.problem_id]
+        yield preference_row(pair, speakers_of(recipe, get_task(recipe.task), template, problem))

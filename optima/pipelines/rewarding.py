@@ -1,0 +1,134 @@
+"""Rewards while conversations are still being generated (paper Alg. 4).
+
+Growing trees ask for a few rewards at a time, thousands of them at once. The desk gathers what is
+asked while the scorer or the judge is busy into the next batch, so that neither the event loop nor
+a tree ever waits for more than two batches.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from optima.pipelines.context import RunContext
+from optima.recipe.schema import RewardSection
+from optima.reward import compute_reward
+from optima.tasks.judging import Judge, JudgeError, Judgement
+from optima.types import Conversation, Problem, RewardParts
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+Losses = dict[str, float | None]
+
+
+class Batcher(Generic[Q, A]):
+    """Answers questions in batches, one batch at a time, by a function that runs in a thread."""
+
+    def __init__(self, answer: Callable[[list[Q]], Sequence[A]]) -> None:
+        self._answer = answer
+        self._waiting: list[tuple[Q, asyncio.Future[A]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def ask(self, questions: Sequence[Q]) -> list[A]:
+        """Return the answers in order; raises what the function raised."""
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[A]] = [loop.create_future() for _ in questions]
+        self._waiting += zip(questions, futures, strict=True)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._work())
+        return list(await asyncio.gather(*futures))
+
+    async def _work(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                answers = await asyncio.to_thread(self._answer, [question for question, _ in batch])
+            except Exception as error:  # noqa: BLE001  rises where the answer is awaited
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.done():
+                    future.set_result(answer)
+
+
+class RewardDesk:
+    """Rewards conversations about ``problems`` by the recipe; an async context manager.
+
+    ``normaliser_tokens`` is what R_token divides by. Judge and scorer are there inside it only.
+    """
+
+    def __init__(
+        self, context: RunContext, problems: Sequence[Problem], normaliser_tokens: int
+    ) -> None:
+        self._context = context
+        self._golds = {problem.problem_id: problem.golds for problem in problems}
+        self._normaliser_tokens = normaliser_tokens
+        self._section = search_reward(context)
+        self._judge = Judge()
+        self._judging = Batcher(self._judge_all)
+        self._scoring: Batcher[str, float | None] | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._section.lambda_loss > 0:
+            context = self._context
+            scorer = await asyncio.to_thread(context.device.scorer, context.loss_model.ref)
+            header = context.loss_header
+            self._scoring = Batcher(lambda texts: scorer.losses([(header, t) for t in texts]))
+        self._judge.__enter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._judge.__exit__(kind, error, trace)
+
+    def rewards_for(self) -> Callable[[Sequence[Conversation]], Awaitable[list[RewardParts]]]:
+        """Return a function that rewards conversations of one tree.
+
+        It remembers the losses of the tree's utterances, which many of its rollouts share.
+        """
+        known: Losses = {}
+
+        async def rewards(conversations: Sequence[Conversation]) -> list[RewardParts]:
+            scores, _ = await asyncio.gather(
+                self._judging.ask([(c.answer, self._golds[c.problem_id]) for c in conversations]),
+                self._learn_losses(conversations, known),
+            )
+            return [
+                compute_reward(
+                    conversation,
+                    task_score=str(score) if isinstance(score, JudgeError) else score,
+                    normaliser_tokens=self._normaliser_tokens,
+                    turn_losses=[known[turn.text.strip()] for turn in conversation.turns]
+                    if self._scoring
+                    else None,
+                    section=self._section,
+                )
+                for conversation, score in zip(conversations, scores, strict=True)
+            ]
+
+        return rewards
+
+    async def _learn_losses(self, conversations: Sequence[Conversation], known: Losses) -> None:
+        if self._scoring is None:
+            return
+        texts = [turn.text.strip() for c in conversations for turn in c.turns]
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known |= zip(new, await self._scoring.ask(new), strict=True)
+
+    def _judge_all(self, judgements: list[Judgement]) -> list[float | JudgeError]:
+        return self._judge.score_many(self._context.task.metric, judgements)
+
+
+def search_reward(context: RunContext) -> RewardSection:
+    """Return the reward while trees grow: the recipe's, with the weights of ``search``."""
+    reward, search = context.recipe.reward, context.recipe.search
+    assert search is not None
+    weights = {"lambda_token": search.lambda_token, "lambda_loss": search.lambda_loss}
+    given = {name: value for name, value in weights.items() if value is not None}
+    return reward.model_copy(update=given)

@@ -1,0 +1,82 @@
+"""The same recipe with one field at several values: a run each, and one table of their models."""
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from optima.errors import UsageError
+from optima.pipelines.methods import run_method
+from optima.processes.environment import Environment
+from optima.recipe.loading import load_recipe
+from optima.recipe.schema import Recipe
+from optima.reporting.tables import EvaluationRow
+from optima.rundir import read_done
+
+logger = logging.getLogger(__name__)
+
+# Fields below these are first read when pairs are selected: what comes before is the same run.
+_LATE_SECTIONS = ("pairs", "dpo")
+_FIRST_LATE_STAGES = ("pairs", "influence", "train")
+
+
+def read_variants(config: Path, over: str, overrides: Sequence[str]) -> dict[str, Recipe]:
+    """Return a recipe per value of ``over`` (``section.key=value,value,...``), by the value.
+
+    Raises UsageError for fewer than two values, RecipeError for one the recipe does not take.
+    """
+    key, separator, text = over.partition("=")
+    values = [value.strip() for value in text.split(",")]
+    if not separator or len(set(values)) < 2 or not all(values):
+        raise UsageError(
+            f"--over {over}: must be a field and at least two values of it, such as "
+            "pairs.strategy=value,random"
+        )
+    return {value: load_recipe(config, [*overrides, f"{key}={value}"]) for value in values}
+
+
+def run_sweep(
+    variants: dict[str, Recipe], over: str, root: Path, *, vllm_env: Environment,
+    train_env: Environment,
+) -> dict[str, tuple[EvaluationRow, ...]]:  # fmt: skip
+    """Run or resume ``root / value`` for every variant; return the models of each.
+
+    Variants that differ only in how pairs are selected or trained on share what the first of them
+    did before its first selection (as links to the same files), so they select from the same trees.
+    """
+    is_late = over.split(".")[0] in _LATE_SECTIONS
+    found: dict[str, tuple[EvaluationRow, ...]] = {}
+    first: Path | None = None
+    for value, recipe in variants.items():
+        run_dir = root / value
+        if first is None:
+            first = run_dir
+        elif is_late and not run_dir.exists():
+            share_beginning(first, run_dir)
+        logger.info("%s=%s: in %s", over.partition("=")[0], value, run_dir)
+        found[value] = run_method(recipe, run_dir, vllm_env=vllm_env, train_env=train_env)
+    return found
+
+
+def share_beginning(source: Path, target: Path) -> None:
+    """Link the stages that ``source`` finished before its first selection of pairs to ``target``.
+
+    The directory appears whole or not at all.
+    """
+    done = [(path.parent, read_done(path.parent)) for path in source.rglob("DONE.json")]
+    stages = sorted(
+        ((path, stage) for path, stage in done if stage is not None),
+        key=lambda pair: pair[1].started_unix_s,
+    )
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    has_trees = False
+    for path, stage in stages:
+        name = stage.stage.split("/")[-1]
+        if has_trees and name in _FIRST_LATE_STAGES:
+            break
+        has_trees = has_trees or name == "search"
+        shutil.copytree(path, temporary / path.relative_to(source), copy_function=os.link)
+    temporary.rename(target)
