@@ -19,6 +19,7 @@ from optima.processes.environment import Environment, resolve_environment
 from optima.prompts.formats import load_formats
 from optima.recipe.schema import Recipe
 from optima.rundir import check_same_recipe
+from optima.search.exchange import read_conversational
 from optima.serving.command import gpu_groups, server_argv
 from optima.serving.scorer import scorer_argv
 from optima.tasks import get_task
@@ -54,6 +55,8 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
     _check_run_dir(recipe, run_dir)
     window = _context_window(recipe)
     extra = recipe.sampling.format_pool_path
+    if recipe.pairs is not None and recipe.pairs.path is not None:
+        read_conversational(Path(recipe.pairs.path))
     formats = load_formats(Path(extra) if extra else None) if recipe.sampling.format_pool else ()
     where = "CPU" if devices.kind == "cpu" else f"GPUs {list(devices.gpus)}"
     lines = [
