@@ -72,7 +72,7 @@ def test_plan_of_isft_dpo_takes_turns_from_the_model_of_the_last(
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     trainings = [line for line in lines if "/train from" in line]
     assert trainings == [
-        "cold_start/train from base: 48 scripted conversations",
+        "cold_start/train from base: 44 scripted conversations",
         "iter_0_sft/train from cold_start",
         "iter_0_dpo/pairs, iter_0_dpo/train from iter_0_sft",
         "iter_1_sft/train from iter_0_dpo",
