@@ -79,6 +79,8 @@ class CompletionClient:
             # sock_read has no limit of its own: a completion sends nothing until it is done
             timeout=aiohttp.ClientTimeout(total=self._serving.request_timeout_s, sock_connect=30),
             headers={"Content-Type": "application/json"},
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
         )
         return self
 
