@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
 from optima.reporting.tables import EvaluationRow
 from optima.rundir import read_done
+from optima.seeding import digest
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ def run_sweep(
     variants: dict[str, Recipe], over: str, root: Path, *, vllm_env: Environment,
     train_env: Environment,
 ) -> dict[str, tuple[EvaluationRow, ...]]:  # fmt: skip
-    """Run or resume ``root / value`` for every variant; return the models of each.
+    """Run or resume every variant in a folder of ``root`` named after its value; return its models.
 
     Variants that differ only in how pairs are selected or trained on share what the first of them
     did before its first selection (as links to the same files), so they select from the same trees.
@@ -49,7 +51,7 @@ def run_sweep(
     found: dict[str, tuple[EvaluationRow, ...]] = {}
     first: Path | None = None
     for value, recipe in variants.items():
-        run_dir = root / value
+        run_dir = root / folder_of(value)
         if first is None:
             first = run_dir
         elif is_late and not run_dir.exists():
@@ -57,6 +59,12 @@ def run_sweep(
         logger.info("%s=%s: in %s", over.partition("=")[0], value, run_dir)
         found[value] = run_method(recipe, run_dir, vllm_env=vllm_env, train_env=train_env)
     return found
+
+
+def folder_of(value: str) -> str:
+    """Return the name of a value's folder: itself, or, if it is a path, one that is none."""
+    plain = re.sub(r"[^\w.=+-]+", "_", value).strip("._")
+    return plain if plain == value else f"{plain}-{digest(value, length=6)}"
 
 
 def share_beginning(source: Path, target: Path) -> None:

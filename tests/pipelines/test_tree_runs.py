@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from optima.pipelines.sweep import folder_of
 from tests.fakes import commands, fake_environment
 from tests.pipelines.runs import (
     ROOT,
@@ -364,6 +365,14 @@ def test_sweep_over_strategies_selects_from_the_same_trees(
     assert _optima(*argv)[:2] == (0, table)  # run again: nothing is done twice
     started = [c for c in commands(environment)[n_commands:] if "-c" not in c]
     assert started == []
+
+
+def test_folder_of_a_sweep_is_inside_it_whatever_the_value() -> None:
+    assert folder_of("random") == "random"
+    assert folder_of("0.5") == "0.5"
+    paths = [folder_of(value) for value in ("/models/a", "models/a", "..", "../b")]
+    assert len(set(paths)) == 4
+    assert not any("/" in path or path.startswith(".") for path in paths)
 
 
 @pytest.mark.parametrize("over", ["pairs.strategy", "pairs.strategy=value", "pairs.strategy=a,,b"])
