@@ -18,7 +18,7 @@ pytestmark = pytest.mark.e2e
 OVERRIDES = (
     "data.n_train=4", "data.n_test=2", "sampling.n_samples=2", "iterations=1",
     "evaluation.base=false", "conversation.max_turns=4", "select.theta=-10.0",
-    "reward.exclude_faults=false", "cold_start.n_problems=24", "train.epochs=1.0",
+    "reward.exclude_faults=false", "cold_start.n_problems=12", "train.epochs=1.0",
     "search.n_problems=3", "search.n_probe=2", "search.n_rounds=2", "pairs.theta_filter=-10.0",
     "pairs.theta_diff=0.0", "pairs.keep_share=1.0", "train.eval_share=0.0", "serving.device=cpu",
 )  # fmt: skip
