@@ -1,0 +1,1 @@
+"""What tables and curves of an evaluation are computed from; pure."""

@@ -1,0 +1,63 @@
+"""Votes and coverage."""
+
+import pytest
+
+from optima.evaluation.consistency import (
+    Sample,
+    group_answers,
+    is_same_by_text,
+    scaling_curve,
+    votes,
+)
+
+
+def test_answers_of_one_meaning_form_a_group() -> None:
+    same = is_same_by_text("exact_match")
+    assert group_answers(["B", "(b)", None, "C", "", "B."], same) == [0, 0, None, 1, None, 0]
+    assert group_answers(["1,000", "1000.0", "$1000", "999"], same) == [0, 0, 0, 1]
+
+
+def test_texts_are_grouped_by_pairwise_f1_above_nine_tenths() -> None:
+    same = is_same_by_text("f1")
+    long = "one two three four five six seven eight nine ten"
+    # 10 of 11 words: F1 = 2 * (10/11) * 1 / (10/11 + 1) = 0.952; 10 of 13: 0.870
+    answers = [long, f"{long} eleven", f"{long} eleven twelve thirteen", "The Paris", "paris"]
+    assert group_answers(answers, same) == [0, 0, 1, 2, 2]
+
+
+def test_a_group_holds_only_what_all_its_members_are_like() -> None:
+    def near(a: str, b: str) -> bool:
+        return abs(int(a) - int(b)) <= 1
+
+    assert group_answers(["1", "2", "3"], near) == [0, 0, 1]  # 3 is near 2 and not 1
+
+
+def test_vote_is_the_mean_score_of_the_largest_group() -> None:
+    samples = [Sample(0, 0.2, 1), Sample(1, 0.9, 1), Sample(1, 1.0, 1), Sample(None, 0.0, 1)]
+    assert list(votes(samples)) == pytest.approx([0.2, 0.2, 0.95, 0.95])
+
+
+def test_of_equal_groups_the_first_begun_wins_and_no_answer_never() -> None:
+    assert list(votes([Sample(3, 0.0, 1), Sample(1, 1.0, 1)])) == [0.0, 0.0]
+    assert list(votes([Sample(None, 0.0, 1)] * 2 + [Sample(0, 1.0, 1)])) == [0.0, 0.0, 1.0]
+
+
+def test_curve_of_one_right_in_three() -> None:
+    samples = {"p": [Sample(0, 1.0, 10), Sample(1, 0.0, 20), Sample(1, 0.0, 30)]}
+    points = scaling_curve(samples, seed=0, n_orders=600)
+    assert [point.k for point in points] == [1, 2, 3]
+    assert points[0].score.mean == pytest.approx(1 / 3, abs=0.05)
+    assert points[0].coverage == points[0].score
+    assert points[1].coverage.mean == pytest.approx(2 / 3, abs=0.05)
+    assert points[2].coverage.mean == 1.0
+    assert points[2].score.mean == 0.0  # two wrong ones agree
+    assert points[0].n_tokens == pytest.approx(20, abs=1)
+    assert points[2].n_tokens == 60.0
+    assert points == scaling_curve(samples, seed=0, n_orders=600)
+
+
+def test_curve_ends_with_the_problem_of_fewest_samples() -> None:
+    right = Sample(0, 1.0, 1)
+    points = scaling_curve({"a": [right] * 3, "b": [right] * 2}, seed=0)
+    assert [point.k for point in points] == [1, 2]
+    assert [point.score.mean for point in points] == [1.0, 1.0]
