@@ -1,7 +1,8 @@
-"""One conversation of N >= 2 agents: the turn loop, its stop reasons and its faults.
+"""One conversation of N agents: the turn loop, its stop reasons and its faults.
 
 Ends when an answer is marked that equals the last one marked before it, or after ``max_turns``
-(paper section 3). A conversation that cannot go on is a record with a stop reason, not a crash.
+(paper section 3); an agent alone speaks once. A conversation that cannot go on is a record with a
+stop reason, not a crash.
 """
 
 import re
@@ -83,6 +84,8 @@ class Dialogue:
             before = last_answer(turns[:-1])
             if before is not None and is_same_answer(turns[-1].answer, before, self.answer_style):
                 return "agreement"
+        if turns and len(self.speakers) == 1:
+            return "alone"
         return "max_turns" if len(turns) >= self.limits.max_turns else None
 
     def record(

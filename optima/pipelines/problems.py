@@ -33,6 +33,28 @@ class Problems:
         return sample_problems(self.train, self.n_trees, seed=self.seed, stage=f"iter_{t}/trees")
 
 
+def read_test_problems(context: RunContext) -> tuple[Problem, ...]:
+    """Read the test split alone, or the seeded sample of it that ``data.n_test`` asks for."""
+    recipe = context.recipe
+    stage = context.run.stage("problems", recipe.task, repr(recipe.data), repr(recipe.seed))
+    path = stage.path / "test.jsonl"
+    if not stage.done:
+        n_agents = len(recipe.agents.names)
+        test = load_problems(context.task, recipe.data, "test", n_agents=n_agents, seed=recipe.seed)
+        chosen = sample_problems(
+            test.problems, recipe.data.n_test, seed=recipe.seed, stage="evaluate"
+        )
+        write_records(path, chosen)
+        counts = {
+            "problems/test": float(len(chosen)),
+            "problems/test_skipped": float(len(test.skipped)),
+        }
+        stage.finish([path], counts)
+    problems = tuple(read_records(path, Problem))
+    logger.info("problems: %d of the test split", len(problems))
+    return problems
+
+
 def read_problems(context: RunContext) -> Problems:
     """Read both splits, or what an earlier attempt stored of them."""
     recipe = context.recipe

@@ -33,9 +33,11 @@ def system_prompt(  # noqa: PLR0913  what a prompt says is exactly this
 
     ``format_text`` comes from the pool; in debate it changes only the first agent's prompt
     (paper section 3.1). With two agents the first of a debate solves and the second criticises,
-    with more they are peers.
+    with more they are peers. One agent alone is asked to think step by step.
     """
-    if setting == "information_exchange":
+    if len(names) == 1:
+        template = "alone"
+    elif setting == "information_exchange":
         template = "information_exchange"
     elif len(names) > 2:
         template = "debater"
@@ -59,9 +61,10 @@ def _example(
     setting: Setting, is_choice: bool, answer_style: AnswerStyle, names: Sequence[str]
 ) -> str:
     kind = "exchange" if setting == "information_exchange" else "choice" if is_choice else "sum"
-    text: str = _template(f"example_{kind}").render(
+    text: str = _template(f"example_{kind}" if len(names) > 1 else "example_alone").render(
+        kind=kind,
         first=names[0],
-        second=names[1],
+        second=names[1 % len(names)],
         third=names[2 % len(names)],
         mark=_marker(answer_style),
     )
@@ -84,4 +87,4 @@ def _template(name: str) -> jinja2.Template:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)

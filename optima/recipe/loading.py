@@ -51,6 +51,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises RecipeError that lists everything wrong, one line each.
     """
+    return change_recipe(load_tree(path), str(path), overrides)
+
+
+def load_tree(path: Path) -> dict[str, Any]:
+    """Read a recipe file as it is written; RecipeError when it is no mapping."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -60,11 +65,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     tree = _parse(text, str(path))
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: must be a mapping of sections, such as `task: arc`")
+    return tree
+
+
+def change_recipe(tree: dict[str, Any], place: str, overrides: Sequence[str]) -> Recipe:
+    """Apply ``key.sub=value`` overrides to a mapping, in place, and validate it as a recipe."""
     origins: dict[str, str] = {}
     for override in overrides:
         key = _apply(tree, override)
         origins[key] = f"override {override}"
-    return build_recipe(tree, str(path), origins)
+    return build_recipe(tree, place, origins)
 
 
 def _with_sections(tree: Mapping[str, Any]) -> dict[str, Any]:

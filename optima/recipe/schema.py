@@ -75,12 +75,13 @@ class AgentsSection(Section):
     """Who talks, in order of speaking."""
 
     names: tuple[str, ...] = ("Alice", "Bob")
-    """Names of the agents; their number is the number of agents."""
+    """Names of the agents; their number is the number of agents. One alone is told everything and
+    speaks once, step by step: the control for what talking adds."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if len(self.names) < 2:
-            raise ValueError("a conversation needs at least two names")
+        if not self.names:
+            raise ValueError("names is empty; somebody must speak")
         if len(set(self.names)) != len(self.names):
             raise ValueError("names must differ from each other")
         for name in self.names:
@@ -414,6 +415,11 @@ class Recipe(Section):
                 raise ValueError(f"method {self.method} needs a section {name}; add it")
         if self.initialise is not None and self.method != "dpo":
             raise ValueError(f"initialise contradicts method {self.method}; remove it")
+        if len(self.agents.names) == 1 and (self.method != "sft" or self.cold_start is not None):
+            raise ValueError(
+                "agents.names has one agent, which makes no dialogue: method must be sft and "
+                "cold_start absent; name two"
+            )
         gpus, group = self.serving.gpus, self.serving.tensor_parallel
         if gpus is not None and len(gpus) % group:
             raise ValueError(

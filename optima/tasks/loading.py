@@ -8,7 +8,7 @@ left out and counted apart. Draws are seeded and do not depend on the order of r
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from optima.errors import DataError
@@ -52,7 +52,11 @@ def load_problems(
 
     The built-in task makes ``data.n_train`` or ``data.n_test`` of them. Raises ``DataError`` when
     files are missing or unreadable, when too many rows are malformed, or when no problem is left.
+    An agent alone is told what two would be told together, so its problems are the same ones.
     """
+    if n_agents == 1:
+        dealt = load_problems(task, data, split, n_agents=2, seed=seed)
+        return replace(dealt, problems=tuple(map(told_to_one, dealt.problems)))
     dealing = Dealing(
         n_agents=n_agents,
         seed=seed,
@@ -119,6 +123,13 @@ def sample_problems(
     ranks = {p.problem_id: derive_seed(seed, stage, "sample", p.problem_id) for p in problems}
     drawn = set(sorted(ranks, key=lambda problem_id: (ranks[problem_id], problem_id))[:n])
     return tuple(problem for problem in problems if problem.problem_id in drawn)
+
+
+def told_to_one(problem: Problem) -> Problem:
+    """Return the problem as an agent alone gets it: all contexts in one, in the agents' order."""
+    evidence = tuple(fact.model_copy(update={"agent": 0}) for fact in problem.evidence)
+    contexts = ("\n".join(problem.contexts),) if problem.contexts else ()
+    return problem.model_copy(update={"contexts": contexts, "evidence": evidence})
 
 
 def _check(task: Task, data: DataSection, split: Split, loaded: LoadedProblems) -> None:

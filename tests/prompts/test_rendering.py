@@ -7,9 +7,11 @@ import jinja2
 import pytest
 
 from optima.prompts.rendering import TEMPLATE_DIR, system_prompt
+from optima.tasks.loading import told_to_one
 from optima.types import AnswerStyle, Problem, Setting
 
 GOLDEN_DIR = Path(__file__).resolve().parent.parent / "golden" / "prompts"
+ALONE = ("Solver",)
 PAIR = ("Alice", "Bob")
 TRIO = ("Alice", "Bob", "Carol")
 FORMAT = "Write one line of key=value pairs."
@@ -40,10 +42,13 @@ CHOICE = Problem(
 )
 CASES: dict[str, tuple[Problem, Setting, AnswerStyle, tuple[str, ...]]] = {
     "exchange": (EXCHANGE, "information_exchange", "tag", PAIR),
+    "exchange_alone": (told_to_one(EXCHANGE), "information_exchange", "tag", ALONE),
     "exchange_three": (EXCHANGE, "information_exchange", "tag", TRIO),
     "sum": (SUM, "debate", "boxed", PAIR),
+    "sum_alone": (SUM, "debate", "boxed", ALONE),
     "sum_three": (SUM, "debate", "boxed", TRIO),
     "choice": (CHOICE, "debate", "tag", PAIR),
+    "choice_alone": (CHOICE, "debate", "tag", ALONE),
     "choice_three": (CHOICE, "debate", "tag", TRIO),
 }
 EXTRAS = {"plain": (None, False), "format": (FORMAT, False), "example": (None, True)}
