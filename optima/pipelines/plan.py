@@ -7,12 +7,12 @@ import json
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from optima.conversation.template import ChatTemplate
 from optima.errors import ModelError, UsageError
 from optima.pipelines.context import serving_recipe, split_devices
+from optima.pipelines.outline import steps
 from optima.pipelines.run import loss_template
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, resolve_environment
@@ -66,7 +66,7 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
         f"model      {recipe.model.path}, context {window or 'unknown'}, roles {template.roles}",
         f"formats    {len(formats)}" + ("" if formats else " (no pool)"),
         f"devices    {where}",
-        *_stages(recipe, len(train.problems), len(test.problems), task.setting),
+        *_stages(recipe, len(train.problems), len(test.problems)),
         *_processes(recipe, run_dir, (devices, *places), (vllm_env, train_env)),
         *_disk(recipe, run_dir, len(train.problems), len(test.problems)),
     ]
@@ -89,39 +89,7 @@ def _taken(n: int | None, there: int) -> int:
     return there if n is None else min(n, there)
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """One model to come: its label, the label of its start, and by which method it is made."""
-
-    label: str
-    generator: str
-    start: str
-    is_dpo: bool
-
-
-def _steps(recipe: Recipe, setting: str) -> Iterator[_Step]:
-    """Yield the trained models of a run in order, the cold start's aside."""
-    rule = recipe.train.start
-    builds_on = rule == "previous" or (rule == "auto" and setting == "information_exchange")
-    initial = model = "cold_start" if recipe.cold_start else "base"
-    if recipe.method == "dpo" and recipe.initialise is not False:
-        yield _Step("initial", model, model, is_dpo=False)
-        model = "initial"
-    for t in range(recipe.iterations):
-        if recipe.method == "dpo":
-            yield _Step(f"iter_{t}", model, model, is_dpo=True)
-            model = f"iter_{t}"
-            continue
-        suffix = "_sft" if recipe.method == "sft_dpo" else ""
-        label = f"iter_{t}{suffix}"
-        yield _Step(label, model, model if builds_on else initial, is_dpo=False)
-        model = label
-        if recipe.method == "sft_dpo":
-            yield _Step(f"iter_{t}_dpo", model, model, is_dpo=True)
-            model = f"iter_{t}_dpo"
-
-
-def _stages(recipe: Recipe, n_train: int, n_test: int, setting: str) -> Iterator[str]:
+def _stages(recipe: Recipe, n_train: int, n_test: int) -> Iterator[str]:
     n_problems = _taken(recipe.data.n_train, n_train)
     n_held_out = _taken(recipe.data.n_test, n_test)
     n_evaluated = n_held_out * recipe.evaluation.n_samples
@@ -134,7 +102,7 @@ def _stages(recipe: Recipe, n_train: int, n_test: int, setting: str) -> Iterator
         yield f"  cold_start/train from base: {n_scripts} scripted conversations"
         yield f"  evaluate cold_start: {n_evaluated} conversations"
     scores = recipe.reward.lambda_loss > 0
-    for step in _steps(recipe, setting):
+    for step in steps(recipe):
         name, search = step.label, recipe.search
         if step.is_dpo and search is not None:
             n_trees = _taken(search.n_problems or recipe.data.n_train, n_train)
@@ -200,11 +168,11 @@ def _disk(recipe: Recipe, run_dir: Path, n_train: int, n_test: int) -> Iterator[
     talks = recipe.conversation
     most = talks.max_turns * talks.max_turn_tokens
     n_test_talks = _taken(recipe.data.n_test, n_test) * recipe.evaluation.n_samples
-    steps = list(_steps(recipe, get_task(recipe.task).setting))
-    n_models = len(steps) + (recipe.cold_start is not None)
+    made = list(steps(recipe))
+    n_models = len(made) + (recipe.cold_start is not None)
     n_talks = (n_models + recipe.evaluation.base) * n_test_talks
     search = recipe.search
-    for step in steps:
+    for step in made:
         if step.is_dpo and search is not None:
             n_trees = _taken(search.n_problems or recipe.data.n_train, n_train)
             n_talks += n_trees * search.n_rounds * search.n_rollouts + min(search.n_probe, n_train)

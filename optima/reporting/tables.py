@@ -1,8 +1,12 @@
 """The closing table of a run: every model's score, tokens and cost, and where things are."""
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from optima.evaluation.statistics import Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ def run_table(root: Path, rows: Sequence[EvaluationRow]) -> str:
     paths = [f"  {row.label}: {row.model}" for row in rows]
     return "\n".join(
         [
-            text_table(COLUMNS, [_cells(row) for row in rows]),
+            Table(COLUMNS, tuple(_cells(row) for row in rows)).text(),
             *("", "Models:", *paths, f"Run: {root}", f"Metrics: {root / 'metrics.jsonl'}"),
         ]
     )
@@ -51,20 +55,50 @@ def sweep_table(key: str, models: Mapping[str, Sequence[EvaluationRow]]) -> str:
     for value, rows in models.items():
         lines += [(value, *_cells(row)) for row in rows if row not in seen]
         seen.update(rows)
-    return text_table((key, *COLUMNS), lines, n_left=2)
+    return Table((key, *COLUMNS), tuple(lines), n_left=2).text()
 
 
-def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], n_left: int = 1) -> str:
-    """Return aligned columns below a ruled head; the first ``n_left`` columns are words."""
-    widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < n_left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in (head, *rows)
-    ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A head and rows of words and figures; the first ``n_left`` columns are words."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    n_left: int = 1
+
+    def text(self) -> str:
+        """Return aligned columns below a ruled head."""
+        widths = [max(len(line[i]) for line in (self.head, *self.rows)) for i in self._columns]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i < self.n_left else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in (self.head, *self.rows)
+        ]
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+    def markdown(self) -> str:
+        """Return a table of GitHub's Markdown, with its last newline."""
+        rule = ["---" if i < self.n_left else "---:" for i in self._columns]
+        lines = (self.head, rule, *self.rows)
+        cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+        return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+    def csv(self) -> str:
+        """Return comma-separated values with a head (RFC 4180)."""
+        out = io.StringIO()
+        csv.writer(out).writerows((self.head, *self.rows))
+        return out.getvalue()
+
+    @property
+    def _columns(self) -> range:
+        return range(len(self.head))
+
+
+def interval(estimate: Estimate, factor: float = 1.0) -> str:
+    """Return both ends of an interval times ``factor``."""
+    return f"{factor * estimate.low:.1f}-{factor * estimate.high:.1f}"
 
 
 def _cells(row: EvaluationRow) -> tuple[str, ...]:
