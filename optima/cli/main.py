@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from optima.cli import evaluations
 from optima.cli.console import run_command, set_up_logging
 from optima.errors import UsageError
 from optima.processes.environment import resolve_environment
@@ -39,6 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prompts(commands)
     _add_pairs(commands)
     _add_sweep(commands)
+    evaluations.add_baselines(commands)
+    evaluations.add_transfer(commands)
+    evaluations.add_compare(commands)
+    evaluations.add_status(commands)
     doctor = commands.add_parser(
         "doctor", help="check environments, GPUs, model, ports and disk", allow_abbrev=False,
         description="Check what a run needs; exit status 1 if something is wrong.",

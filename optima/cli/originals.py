@@ -4,6 +4,7 @@ Options that have a counterpart are translated to it; the others are refused wit
 """
 
 import argparse
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from optima.errors import UsageError
@@ -24,6 +25,20 @@ TO_FIELD = {
     "num_thread": "serving.concurrency",
     "temperature": "sampling.temperature",
 }
+# The same for inference.
+TO_INFERENCE_OPTION = {
+    "model_root_path": "model_root",
+    "model_path": "model",
+    "dataset_type": "task",
+    "vllm_env": "vllm_env",
+    "output_path": "output",
+    "output_root_path": "output",
+}
+TO_INFERENCE_FIELD = {
+    "device": "serving.device",
+    "num_thread": "serving.concurrency",
+    "temperature": "evaluation.temperature",
+}
 # original option -> what to do instead
 REFUSED = {
     "model_root_path": "it belongs to inference; for training give --model_path or model.path=DIR",
@@ -32,28 +47,54 @@ REFUSED = {
     "already in serving.endpoints=[URL]",
 }
 
+REFUSED_BY_INFERENCE = {name: REFUSED[name] for name in ("tokenizer_path", "port")}
+PATHS = ("config", "run_dir", "model_root", "output")  # options that hold a path
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the original spellings, hidden from --help."""
-    for name in (*TO_OPTION, *TO_FIELD, *REFUSED):
-        parser.add_argument(f"--{name}", dest=f"original_{name}", help=argparse.SUPPRESS)
+    """Add the original spellings for training, hidden from --help."""
+    _add(parser, (*TO_OPTION, *TO_FIELD, *REFUSED))
+
+
+def add_inference_options(parser: argparse.ArgumentParser, but: Iterable[str] = ()) -> None:
+    """Do the same for inference, ``but`` for spellings that an option of the parser has."""
+    names = (*TO_INFERENCE_OPTION, *TO_INFERENCE_FIELD, *REFUSED_BY_INFERENCE)
+    _add(parser, (name for name in names if name not in but))
 
 
 def translate(options: argparse.Namespace) -> None:
     """Move the original spellings to their counterparts; UsageError for those without one."""
-    for name, remedy in REFUSED.items():
+    _translate(options, REFUSED, TO_OPTION, TO_FIELD)
+
+
+def translate_inference(options: argparse.Namespace) -> None:
+    """Do the same for the spellings of inference."""
+    _translate(options, REFUSED_BY_INFERENCE, TO_INFERENCE_OPTION, TO_INFERENCE_FIELD)
+
+
+def _add(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    for name in names:
+        parser.add_argument(f"--{name}", dest=f"original_{name}", help=argparse.SUPPRESS)
+
+
+def _translate(
+    options: argparse.Namespace,
+    refused: Mapping[str, str],
+    to_option: Mapping[str, str],
+    to_field: Mapping[str, str],
+) -> None:
+    for name, remedy in refused.items():
         if getattr(options, f"original_{name}") is not None:
             raise UsageError(f"--{name}: is no option here: {remedy}")
-    for name, target in TO_OPTION.items():
+    for name, target in to_option.items():
         value = getattr(options, f"original_{name}")
         if value is None:
             continue
         if getattr(options, target) is not None:
             raise UsageError(f"--{name}: says the same as --{target.replace('_', '-')}; give one")
-        is_path = target in ("config", "run_dir")
-        setattr(options, target, Path(value) if is_path else value)
-    for name, field in TO_FIELD.items():
-        value = getattr(options, f"original_{name}")
+        setattr(options, target, Path(value) if target in PATHS else value)
+    for name, field in to_field.items():
+        value = getattr(options, f"original_{name}", None)
         if value is not None:
             options.overrides += _devices(value) if name == "device" else [f"{field}={value}"]
 

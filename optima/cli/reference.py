@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from optima.cli import dpo, sft, sft_dpo, training
+from optima.cli import dpo, infer, multi_sc, sft, sft_dpo, training
 from optima.cli import main as optima
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
@@ -17,7 +17,12 @@ COLUMNS = "100"  # argparse asks the terminal, a file must not depend on it
 def reference() -> str:
     """Return the whole page as Markdown."""
     commands = (sft.COMMAND, dpo.COMMAND, sft_dpo.COMMAND)
-    roots = (*map(training.build_parser, commands), optima.build_parser())
+    roots = (
+        *map(training.build_parser, commands),
+        infer.build_parser(),
+        multi_sc.build_parser(),
+        optima.build_parser(),
+    )
     pages = [
         f"## {parser.prog}\n\n```text\n{help_text(parser)}```\n"
         for root in roots

@@ -9,7 +9,7 @@ from optima.pipelines.search import TREES, pairs_of_trees
 from optima.pipelines.talk import speakers_of
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
-from optima.reporting.tables import text_table
+from optima.reporting.tables import Table
 from optima.rundir import atomic_writer, disk_errors, read_records
 from optima.search.exchange import export_lines
 from optima.search.pairs import preference_row
@@ -47,7 +47,7 @@ def rebuild_pairs(
     if out is not None:
         with disk_errors(out), atomic_writer(out) as file:
             file.writelines(export_lines(_training_rows(run_dir, recipe, kept)))
-    return text_table(HEAD, rows)
+    return Table(HEAD, tuple(rows)).text()
 
 
 def _figures(

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from optima.conversation.dialogue import Dialogue, Request
 from optima.errors import StageError
+from optima.evaluation.statistics import percentile
 from optima.pipelines import learn
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.rewarding import RewardDesk
@@ -58,15 +59,6 @@ def probe(context: RunContext, name: str, model: Model, problems: Sequence[Probl
     held = talk(context, name, model, chosen, plan)
     counts = [c.n_tokens for c in read_records(held.path / CONVERSATIONS, Conversation)]
     return int(percentile(counts, section.probe_percentile)) + 1
-
-
-def percentile(values: Sequence[int], share: float) -> float:
-    """Return the ``share`` percentile (0 to 100) of values, interpolated between neighbours."""
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * share / 100
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 def grow(

@@ -1,0 +1,99 @@
+"""The models below a directory, in the order in which they were made."""
+
+import json
+import re
+from pathlib import Path
+
+from optima.errors import ModelError, UsageError
+from optima.pipelines.context import Model
+from optima.rundir import read_done
+from optima.seeding import digest
+from optima.types import ModelRef
+
+_WEIGHTS = ("*.safetensors", "*.bin")
+_CONFIGURATIONS = ("config.json", "adapter_config.json")
+_NUMBER = re.compile(r"(\d+)")
+
+
+def find_models(root: Path) -> tuple[Model, ...]:
+    """Return the models in ``root`` and below it: whole models and LoRA adapters.
+
+    In a run directory they are called as in its table and come in the order of training; elsewhere
+    they are called by their paths and sorted by them, numbers as numbers. What a training left
+    behind for itself (hidden directories, checkpoints) is none.
+
+    Raises UsageError when there is no such directory or no model in it, ModelError for one without
+    its weights.
+    """
+    if not root.is_dir():
+        raise UsageError(f"--model-root {root}: is no directory; give a run or a folder of models")
+    found = [
+        path.parent
+        for name in _CONFIGURATIONS
+        for path in root.rglob(name)
+        if not _is_private(path.relative_to(root))
+    ]
+    if not found:
+        raise UsageError(
+            f"--model-root {root}: holds no model (no {' or '.join(_CONFIGURATIONS)} below it)"
+        )
+    folders = sorted(set(found), key=lambda path: _order(root, path))
+    return tuple(read_model(path, _label(root, path)) for path in folders)
+
+
+def name_model(spec: str, label: str) -> Model:
+    """Return a model given by directory or hub id.
+
+    Raises ModelError for a directory without a model, and for what can be no hub id.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        if not any((path / name).is_file() for name in _CONFIGURATIONS):
+            raise ModelError(f"{spec}: holds no model (no {' or '.join(_CONFIGURATIONS)})")
+        return read_model(path, label)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
+        raise ModelError(f"{spec}: is neither a directory nor a hub id such as org/name")
+    return Model(label, ModelRef(path=spec), digest(spec))
+
+
+def read_model(path: Path, label: str) -> Model:
+    """Return the model in a directory; ModelError when its weights or its base are missing."""
+    weights = sorted(file for pattern in _WEIGHTS for file in path.glob(pattern))
+    if not weights:
+        raise ModelError(
+            f"{path}: has a configuration and no weights ({' or '.join(_WEIGHTS)}); it was not "
+            "written to its end: remove it, or resume the run that was writing it"
+        )
+    sizes = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in weights]
+    made = digest(str(path.resolve()), *sizes)
+    adapter = path / "adapter_config.json"
+    if not adapter.is_file():
+        return Model(label, ModelRef(path=str(path.resolve())), made)
+    try:
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError) as error:
+        raise ModelError(f"{adapter}: names no base model; it is no LoRA adapter") from error
+    return Model(label, ModelRef(path=str(base), adapter=str(path.resolve())), made)
+
+
+def _is_private(path: Path) -> bool:
+    return any(
+        part.startswith((".", "checkpoint-")) or part == "checkpoints" for part in path.parts[:-1]
+    )
+
+
+def _label(root: Path, path: Path) -> str:
+    """Return ``iter_0`` for ``iter_0/train/model``, else the path below the root."""
+    parts = path.relative_to(root).parts
+    if parts[1:] == ("train", "model"):
+        return parts[0]
+    return "/".join(parts) or path.resolve().name
+
+
+def _order(root: Path, path: Path) -> tuple[float, list[int | str]]:
+    done = read_done(path.parent) if path != root else None
+    words = _NUMBER.split(str(path.relative_to(root)))
+    return (
+        done.started_unix_s if done else 0.0,
+        [int(word) if word.isdigit() else word for word in words],
+    )

@@ -1,0 +1,113 @@
+"""Models of several runs side by side, with paired differences over the same problems.
+
+A run is what a training or an inference left: its evaluated models are the directories that hold a
+finished ``talk`` and ``rank``. Nothing is served or computed again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optima.errors import UsageError
+from optima.evaluation.statistics import Estimate, estimate_difference
+from optima.evaluation.summary import Summary, summarise
+from optima.pipelines.judge import REWARDS
+from optima.pipelines.talk import FILE as CONVERSATIONS
+from optima.rundir import read_done, read_records
+from optima.types import Conversation, RewardParts
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """One model as a run evaluated it."""
+
+    run: Path
+    label: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonRow:
+    """One model beside the first: its figures, and the differences on the problems both have.
+
+    ``score`` and ``tokens`` are None in the first row, which everything is compared with.
+    """
+
+    model: Evaluated
+    summary: Summary
+    n_common: int
+    score: Estimate | None
+    tokens: Estimate | None
+
+
+def compare(specs: Sequence[str], *, seed: int = 0) -> tuple[ComparisonRow, ...]:
+    """Compare models named ``RUN`` (its last) or ``RUN:MODEL`` with the first of them.
+
+    Raises UsageError for what is no run, names no model of it, or has no problem in common.
+    """
+    models = [find_evaluated(spec) for spec in specs]
+    summaries = [_summary(model, seed) for model in models]
+    first = summaries[0]
+    rows = []
+    for i, (model, summary) in enumerate(zip(models, summaries, strict=True)):
+        common = [key for key in first.score_by_problem if key in summary.score_by_problem]
+        if not common:
+            raise UsageError(
+                f"{specs[i]}: has no problem in common with {specs[0]}; compare runs of one task "
+                "with the same data and seed"
+            )
+
+        def difference(
+            ours: dict[str, float], theirs: dict[str, float], keys: list[str] = common
+        ) -> Estimate:
+            pairs = [(ours[key], theirs[key]) for key in keys]
+            return estimate_difference([a for a, _ in pairs], [b for _, b in pairs], seed=seed)
+
+        score = difference(summary.score_by_problem, first.score_by_problem)
+        tokens = difference(summary.tokens_by_problem, first.tokens_by_problem)
+        rows.append(
+            ComparisonRow(
+                model=model,
+                summary=summary,
+                n_common=len(common),
+                score=score if i else None,
+                tokens=tokens if i else None,
+            )
+        )
+    return tuple(rows)
+
+
+def find_evaluated(spec: str) -> Evaluated:
+    """Return the model that ``RUN`` or ``RUN:MODEL`` names."""
+    root, separator, label = spec.partition(":")
+    found = evaluated_models(Path(root))
+    if not found:
+        raise UsageError(f"{root}: holds no evaluated model; give a run or an inference's output")
+    if not separator:
+        return found[-1]
+    for model in found:
+        if model.label == label:
+            return model
+    known = ", ".join(model.label for model in found)
+    raise UsageError(f"{spec}: {root} has evaluated no {label}; it has {known}")
+
+
+def evaluated_models(run: Path) -> tuple[Evaluated, ...]:
+    """Return the models that a run or an inference has talked with and judged, in that order."""
+    found = []
+    for path in run.glob("**/talk/DONE.json"):
+        folder = path.parent.parent
+        talked, ranked = read_done(folder / "talk"), read_done(folder / "rank")
+        if talked is not None and ranked is not None:
+            label = "/".join(folder.relative_to(run).parts).removeprefix("evaluate/")
+            found.append((talked.started_unix_s, Evaluated(run, label, folder)))
+    return tuple(model for _, model in sorted(found, key=lambda pair: pair[0]))
+
+
+def _summary(model: Evaluated, seed: int) -> Summary:
+    judged = zip(
+        read_records(model.path / "talk" / CONVERSATIONS, Conversation),
+        read_records(model.path / "rank" / REWARDS, RewardParts),
+        strict=True,
+    )
+    return summarise(judged, seed=seed)

@@ -1,0 +1,109 @@
+"""Inference (paper section 4): every model on the test problems, one conversation each.
+
+Models are served in turn and may be of any origin; what they are asked is said by the recipe, of
+which everything about training is ignored. Conversations, task scores and figures of each model are
+stages of the output directory, so an interrupted inference goes on where it stopped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optima.errors import UsageError
+from optima.evaluation.summary import Summary, summarise
+from optima.pipelines import judge
+from optima.pipelines.context import Model, RunContext
+from optima.pipelines.problems import read_test_problems
+from optima.pipelines.run import open_run
+from optima.pipelines.talk import FILE as CONVERSATIONS
+from optima.pipelines.talk import TalkPlan, talk
+from optima.processes.environment import Environment
+from optima.prompts.formats import Format
+from optima.recipe.loading import change_recipe
+from optima.recipe.schema import Recipe
+from optima.rundir import Stage, read_records
+from optima.tasks import get_task
+from optima.types import Conversation, Problem, RewardParts
+
+_TRAINING = (
+    *("method", "iterations", "initialise", "select", "train", "search", "pairs", "dpo"),
+    "cold_start",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRow:
+    """One model's figures; ``seconds`` is the wall time of its conversations, server start in."""
+
+    label: str
+    model: str
+    summary: Summary
+    seconds: float
+
+
+def run_inference(
+    recipe: Recipe, models: Sequence[Model], output: Path, *, vllm_env: Environment
+) -> tuple[InferenceRow, ...]:
+    """Evaluate ``models`` by ``recipe`` into ``output``; return their figures in the same order."""
+    check_labels(models)
+    rows = []
+    # No stage needs the training environment: nothing is trained and no loss is computed.
+    with open_run(recipe, output, vllm_env=vllm_env, train_env=vllm_env) as context:
+        problems = read_test_problems(context)
+        for model in models:
+            rows.append(row_of(context, model, hold(context, model, problems)))
+    return tuple(rows)
+
+
+def hold(
+    context: RunContext, model: Model, problems: Sequence[Problem], formats: tuple[Format, ...] = ()
+) -> tuple[Stage, Stage]:
+    """Let ``model`` talk about ``problems`` as the recipe's evaluation says; return (talk, rank).
+
+    With ``formats`` each conversation is held in one of them.
+    """
+    section = context.recipe.evaluation
+    plan = TalkPlan(section.n_samples, section.temperature, formats=formats)
+    talked = talk(context, f"{model.label}/talk", model, problems, plan)
+    return talked, judge.rank(context, f"{model.label}/rank", problems, (talked, None))
+
+
+def row_of(context: RunContext, model: Model, held: tuple[Stage, Stage]) -> InferenceRow:
+    """Return the figures of conversations held by ``model``."""
+    talked, ranked = held
+    judged = zip(
+        read_records(talked.path / CONVERSATIONS, Conversation),
+        read_records(ranked.path / judge.REWARDS, RewardParts),
+        strict=True,
+    )
+    return InferenceRow(
+        label=model.label,
+        model=model.ref.adapter or model.ref.path,
+        summary=summarise(judged, seed=context.recipe.seed),
+        seconds=talked.done.seconds if talked.done else 0.0,
+    )
+
+
+def check_labels(models: Sequence[Model]) -> None:
+    """Raise UsageError when two models have the same name."""
+    labels = [model.label for model in models]
+    if len(set(labels)) < len(labels):
+        raise UsageError(f"models have the same name: {', '.join(sorted(labels))}; rename a folder")
+
+
+def inference_recipe(
+    tree: dict[str, Any], place: str, *, task: str | None, overrides: Sequence[str]
+) -> Recipe:
+    """Return the recipe in a mapping without its training, for another task if one is given.
+
+    Another task leaves the data of the recipe's own behind. Raises RecipeError.
+    """
+    kept = {key: value for key, value in tree.items() if key not in _TRAINING}
+    kept |= {"method": "sft", "reward": {**(kept.get("reward") or {}), "lambda_loss": 0.0}}
+    if task is not None:
+        name = get_task(task).name
+        if name != kept.get("task"):
+            kept.pop("data", None)
+        kept["task"] = name
+    return change_recipe(kept, place, overrides)

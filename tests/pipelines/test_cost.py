@@ -1,0 +1,60 @@
+"""What models cost, over stages written here."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from optima.pipelines.cost import ModelCost, read_costs, repaid_after
+from optima.reporting.cost import cost_text
+from optima.rundir import StageDone, write_text
+
+
+def _finish(root: Path, name: str, started: float, seconds: float, **metrics: float) -> None:
+    done = StageDone(
+        stage=name, inputs="", outputs={}, started_unix_s=started, seconds=seconds,
+        metrics={key.replace("_", "/", 1): value for key, value in metrics.items()},
+    )  # fmt: skip
+    (root / name).mkdir(parents=True)
+    write_text(root / name / "DONE.json", done.model_dump_json())
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    _finish(tmp_path, "problems", 0, 9)
+    _finish(tmp_path, "iter_0/generate", 10, 40, tokens_generated=700)
+    _finish(tmp_path, "evaluate/base/talk", 11, 5, tokens_generated=5000)
+    _finish(tmp_path, "iter_0/score", 50, 10)
+    _finish(tmp_path, "iter_0/select", 60, 1)
+    _finish(tmp_path, "iter_0/train", 61, 20, tokens_trained=300)
+    _finish(tmp_path, "evaluate/iter_0/talk", 81, 5, tokens_generated=5000)
+    _finish(tmp_path, "iter_1/search", 90, 30, tokens_generated=1000)
+    _finish(tmp_path, "iter_1/train", 120, 10, tokens_trained=500)
+    _finish(tmp_path, "iter_2/search", 130, 30, tokens_generated=1000)  # not yet trained on
+    return tmp_path
+
+
+def test_a_model_costs_what_was_spent_until_it_was_trained_on_all_gpus(root: Path) -> None:
+    attempt = {"devices": {"kind": "cuda", "gpus": [0, 1]}}
+    write_text(root / "provenance.json", json.dumps({"attempts": [attempt]}))
+    assert read_costs(root) == (
+        ModelCost("iter_0", 700, 300, {"generate": 80, "score": 20, "train": 40, "other": 2}),
+        ModelCost("iter_1", 1700, 800, {"generate": 140, "score": 20, "train": 60, "other": 2}),
+    )
+
+
+def test_tokens_saved_repay_those_spent(root: Path) -> None:
+    first = read_costs(root)[0]
+    # 700 generated + 300 trained, repaid by 100 - 70 = 30 a conversation: 34 * 30 = 1020 >= 1000
+    assert repaid_after(first, 100.0, 70.0) == 34
+    assert repaid_after(first, 100.0, 100.0) is None
+    text = cost_text(read_costs(root), {"base": 100.0, "iter_0": 70.0, "iter_1": 120.0})
+    assert [line.split()[-1] for line in text.splitlines() if line.startswith("iter_")] == [
+        "34", "never"
+    ]  # fmt: skip
+    assert "saved against base" in text
+
+
+def test_a_directory_in_which_nothing_was_trained_has_no_costs(tmp_path: Path) -> None:
+    assert read_costs(tmp_path) == ()
+    assert cost_text((), {"base": 1.0}) == ""

@@ -1,0 +1,195 @@
+"""optima-infer and optima-multi-sc over fakes at the process borders: order, resume, errors."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from optima.processes.environment import Environment
+from tests.fakes import commands, fake_environment
+from tests.pipelines.runs import ROOT, TIMEOUT_S, run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a finished run of two iterations."""
+    directory = tmp_path_factory.mktemp("trained")
+    run(directory, fake_environment(directory))
+    return directory / "run"
+
+
+def _command(name: str, environment: Environment, *argv: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", f"optima.cli.{name}", *argv, "--vllm-env", str(environment.prefix)],
+        cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def infer(environment: Environment, *argv: str) -> tuple[int, str, str]:
+    return _command("infer", environment, *argv)
+
+
+def _served(environment: Environment) -> list[str]:
+    return [c[c.index("--model") + 1] for c in commands(environment) if "--model" in c]
+
+
+def test_models_of_a_run_are_evaluated_in_the_order_of_training(
+    finished: Path, tmp_path: Path
+) -> None:
+    environment = fake_environment(tmp_path)
+    output = tmp_path / "out"
+    base = finished.parent / "model"
+    argv = ("--model-root", str(finished), "--base", str(base), "--output", str(output))
+    status, table, err = infer(environment, *argv, "--limit", "5")
+    assert status == 0, err
+    lines = [line.split()[0] for line in table.splitlines()[2:6]]
+    assert lines == ["base", "cold_start", "iter_0", "iter_1"]
+    assert "two_hop, 5 problems" in table
+    results = json.loads((output / "results.json").read_text())
+    assert [model["label"] for model in results["models"]] == lines
+    for model in results["models"]:
+        summary = model["summary"]
+        assert summary["n_problems"] == summary["n_conversations"] == 5
+        mean = sum(summary["score_by_problem"].values()) / 5
+        assert summary["score"]["mean"] == pytest.approx(mean)
+        held = (output / model["label"] / "talk/conversations.jsonl").read_text().splitlines()
+        tokens = [sum(t["n_tokens"] for t in json.loads(line)["turns"]) for line in held]
+        assert summary["n_tokens"] == sum(tokens)
+    assert (output / "table.md").read_text().startswith("| model | score |")
+    assert len((output / "table.csv").read_text().splitlines()) == 5
+    assert _served(environment)[0] == str(base)
+    assert len(_served(environment)) == 4
+    again = infer(environment, *argv, "--limit", "5")
+    assert again[:2] == (0, table)
+    assert len(_served(environment)) == 4
+
+
+def test_interrupted_inference_holds_only_what_is_missing(finished: Path, tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path)
+    output = tmp_path / "out"
+    argv = ("--model", str(finished / "iter_1/train/model"), "--config",
+            str(finished / "recipe.yaml"), "--output", str(output))  # fmt: skip
+    status, table, err = infer(environment, *argv)
+    assert status == 0, err
+    talk = output / "model/talk"
+    (talk / "DONE.json").unlink()
+    shutil.rmtree(output / "model/rank")
+    path = talk / "conversations.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]) + lines[-1][:40])  # a torn last line
+    status, again, err = infer(environment, *argv)
+    assert status == 0, err
+    assert "held before" in err
+    assert again.splitlines()[2].split()[:8] == table.splitlines()[2].split()[:8]
+    assert len(path.read_bytes().splitlines()) == len(lines)
+
+
+def test_another_task_leaves_the_data_of_the_runs_own_behind(
+    finished: Path, tmp_path: Path
+) -> None:
+    environment = fake_environment(tmp_path)
+    rows = tmp_path / "gsm8k"
+    rows.mkdir()
+    row = {"question": "What is 1 + 1?", "answer": "One and one.\n#### 2"}
+    for split in ("train", "test"):
+        (rows / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    argv = ("--model-root", str(finished), "--task", "gsm8k", "--output", str(tmp_path / "out"))
+    status, table, err = infer(environment, *argv, f"data.path={rows}")
+    assert status == 0, err
+    assert "gsm8k, 1 problems" in table
+
+
+def test_original_spellings_are_understood(finished: Path, tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path)
+    argv = ("--model_root_path", str(finished), "--dataset_type", "two_hop", "--num_thread", "2",
+            "--temperature", "0.0", "--output_path", str(tmp_path / "out"), "--limit", "2",
+            "--device", "cpu")  # fmt: skip
+    status, table, err = infer(environment, *argv)
+    assert status == 0, err
+    assert "2 problems" in table
+
+
+def _half_written(directory: Path) -> Path:
+    root = directory / "half/iter_0/train/model"
+    root.mkdir(parents=True)
+    (root / "config.json").write_text("{}")
+    return directory / "half"
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("nothing", "--model-root or --model: is missing"),
+        ("missing", "is no directory"),
+        ("empty", "holds no model"),
+        ("half", "has a configuration and no weights"),
+        ("no_hub_id", "is neither a directory nor a hub id"),
+        ("no_output", "--output: is missing"),
+        ("no_task", "--task: is missing"),
+        ("wrong_task", "arcc"),
+        ("unknown_key", "unknown key"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(
+    case: str, message: str, finished: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    model = str(finished / "iter_1/train/model")
+    out = ("--output", str(tmp_path / "out"))
+    argv = {
+        "nothing": out,
+        "missing": ("--model-root", str(tmp_path / "none"), *out),
+        "empty": ("--model-root", str(tmp_path / "empty"), *out),
+        "half": ("--model-root", str(_half_written(tmp_path)), "--task", "two_hop", *out),
+        "no_hub_id": ("--model", "nowhere", "--task", "two_hop", *out),
+        "no_output": ("--model", model, "--task", "two_hop"),
+        "no_task": ("--model", model, *out),
+        "wrong_task": ("--model", model, "--task", "arcc", *out),
+        "unknown_key": ("--model-root", str(finished), *out, "evaluation.temperatur=1.0"),
+    }[case]
+    status, _, err = infer(fake_environment(tmp_path), *argv)
+    assert status == 2, err
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def consistency(environment: Environment, *argv: str) -> tuple[int, str, str]:
+    return _command("multi_sc", environment, *argv)
+
+
+def test_votes_are_computed_for_every_k_from_one_sampling(finished: Path, tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path)
+    output = tmp_path / "out"
+    argv = ("--model", str(finished / "iter_1/train/model"), "--config",
+            str(finished / "recipe.yaml"), "--n-samples", "5", "--temperature", "0.8",
+            "--output", str(output))  # fmt: skip
+    status, table, err = consistency(environment, *argv)
+    assert status == 0, err
+    assert [line.split()[1] for line in table.splitlines()[2:6]] == ["1", "2", "4", "5"]
+    points = json.loads((output / "results.json").read_text())["models"][0]["points"]
+    assert [point["k"] for point in points] == [1, 2, 3, 4, 5]
+    coverage = [point["coverage"]["mean"] for point in points]
+    assert coverage == sorted(coverage)
+    assert all(p["score"]["mean"] <= p["coverage"]["mean"] + 1e-9 for p in points)
+    held = [json.loads(line) for line in (output / "model/talk/conversations.jsonl").open()]
+    n_problems = len({record["problem_id"] for record in held})
+    assert len(held) == 5 * n_problems
+    tokens = sum(turn["n_tokens"] for record in held for turn in record["turns"])
+    assert points[-1]["n_tokens"] == pytest.approx(tokens / n_problems)
+    assert points[0]["n_tokens"] == pytest.approx(tokens / n_problems / 5, rel=0.2)
+    assert len((output / "table.csv").read_text().splitlines()) == 6
+    assert consistency(environment, *argv)[:2] == (0, table)
+    assert len(_served(environment)) == 1
+
+
+def test_equal_samples_are_refused(finished: Path, tmp_path: Path) -> None:
+    status, _, err = consistency(
+        fake_environment(tmp_path), "--model-root", str(finished), "--temperature", "0",
+        "--output", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert status == 2
+    assert "--temperature 0: makes all samples equal" in err
