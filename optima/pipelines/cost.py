@@ -13,8 +13,8 @@ from optima.rundir import read_done
 
 # The last part of a stage's name -> what its seconds are spent on.
 KINDS = {
-    "generate": "generate", "probe": "generate", "search": "generate", "score": "score",
-    "train": "train",
+    "generate": "generate", "probe": "generate", "search": "generate", "talk": "generate",
+    "score": "score", "train": "train",
 }  # fmt: skip
 OTHER = "other"  # selecting, ranking, scripting, judging
 _NOT_MAKING = ("evaluate", "problems")
@@ -45,20 +45,20 @@ def read_costs(root: Path) -> tuple[ModelCost, ...]:
 
     Empty when nothing was trained there.
     """
-    found = (read_done(path.parent) for path in root.glob("*/*/DONE.json"))
+    found = (read_done(path.parent) for path in root.glob("**/DONE.json"))
     stages = sorted((done for done in found if done is not None), key=lambda d: d.started_unix_s)
     n_devices = _n_devices(root)
     costs = []
     generated = trained = 0.0
     seconds = dict.fromkeys((*dict.fromkeys(KINDS.values()), OTHER), 0.0)
     for done in stages:
-        label, _, kind = done.stage.partition("/")
+        label, _, part = done.stage.partition("/")
         if label in _NOT_MAKING:
             continue
         generated += done.metrics.get("tokens/generated", 0.0)
         trained += done.metrics.get("tokens/trained", 0.0)
-        seconds[KINDS.get(kind, OTHER)] += n_devices * done.seconds
-        if kind == "train":
+        seconds[KINDS.get(part.split("/")[-1], OTHER)] += n_devices * done.seconds
+        if part == "train":
             costs.append(ModelCost(label, round(generated), round(trained), dict(seconds)))
     return tuple(costs)
 

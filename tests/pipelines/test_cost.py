@@ -29,6 +29,7 @@ def root(tmp_path: Path) -> Path:
     _finish(tmp_path, "iter_0/train", 61, 20, tokens_trained=300)
     _finish(tmp_path, "evaluate/iter_0/talk", 81, 5, tokens_generated=5000)
     _finish(tmp_path, "iter_1/search", 90, 30, tokens_generated=1000)
+    _finish(tmp_path, "iter_1/influence/group_0/train", 110, 5, tokens_trained=50)
     _finish(tmp_path, "iter_1/train", 120, 10, tokens_trained=500)
     _finish(tmp_path, "iter_2/search", 130, 30, tokens_generated=1000)  # not yet trained on
     return tmp_path
@@ -39,7 +40,7 @@ def test_a_model_costs_what_was_spent_until_it_was_trained_on_all_gpus(root: Pat
     write_text(root / "provenance.json", json.dumps({"attempts": [attempt]}))
     assert read_costs(root) == (
         ModelCost("iter_0", 700, 300, {"generate": 80, "score": 20, "train": 40, "other": 2}),
-        ModelCost("iter_1", 1700, 800, {"generate": 140, "score": 20, "train": 60, "other": 2}),
+        ModelCost("iter_1", 1700, 850, {"generate": 140, "score": 20, "train": 70, "other": 2}),
     )
 
 
