@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 N_RESAMPLES = 10_000
 LEVEL = 0.95
-_CHUNK = 4_000_000  # drawn indices held at once
+_CHUNK = 400_000  # drawn indices held at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,32 +37,48 @@ def estimate_mean(
     level: float = LEVEL,
 ) -> Estimate:
     """Return the mean of one value per problem with its interval; ValueError without values."""
-    values = np.asarray(values_P, dtype=np.float64)
-    if values.size == 0:
+    return estimate_means([values_P], seed=seed, n_resamples=n_resamples, level=level)[0]
+
+
+def estimate_means(
+    values_MP: Sequence[Sequence[float] | NDArray[np.float64]], *, seed: int,
+    n_resamples: int = N_RESAMPLES, level: float = LEVEL,
+) -> list[Estimate]:  # fmt: skip
+    """Return the mean with its interval of each of M rows, as ``estimate_mean`` of it alone.
+
+    Rows of equal length share their draws. ValueError for a row without values.
+    """
+    rows = [np.asarray(values_P, dtype=np.float64) for values_P in values_MP]
+    if any(values.size == 0 for values in rows):
         raise ValueError("a mean needs at least one value")
+    tail = 100 * (1 - level) / 2
+    found: dict[int, Estimate] = {}
+    for size in dict.fromkeys(values.size for values in rows):
+        places = [m for m, values in enumerate(rows) if values.size == size]
+        means_MR = _resampled_means(np.stack([rows[m] for m in places]), seed, n_resamples)
+        for m, means in zip(places, means_MR, strict=True):
+            low, high = np.percentile(means, [tail, 100 - tail])
+            found[m] = Estimate(float(rows[m].mean()), float(low), float(high))
+    return [found[m] for m in range(len(rows))]
+
+
+def _resampled_means(
+    values_MP: NDArray[np.float64], seed: int, n_resamples: int
+) -> NDArray[np.float64]:
+    """Return the means of ``n_resamples`` draws with replacement, the same draws for each row."""
+    n_rows, size = values_MP.shape
     generator = np.random.default_rng(seed)
-    means = np.empty(n_resamples)
-    step = max(1, _CHUNK // values.size)
+    means_MR = np.empty((n_rows, n_resamples))
+    step = max(1, _CHUNK // size)
     for start in range(0, n_resamples, step):
         n = min(step, n_resamples - start)
-        drawn = generator.integers(0, values.size, size=(n, values.size))
-        means[start : start + n] = values[drawn].mean(axis=1)
-    tail = 100 * (1 - level) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return Estimate(float(values.mean()), float(low), float(high))
+        drawn = generator.integers(0, size, size=(n, size))
+        for r, places in enumerate(drawn, start=start):
+            # How often each value was drawn: several rows share the count, and it stays in cache.
+            means_MR[:, r] = values_MP @ np.bincount(places, minlength=size)
+    return means_MR / size
 
 
 def percentile(values: Sequence[float], share: float) -> float:
     """Return the ``share`` percentile (0 to 100) of values, interpolated between neighbours."""
     return float(np.percentile(values, share))
-
-
-def estimate_difference(
-    values_P: Sequence[float], others_P: Sequence[float], *, seed: int,
-    n_resamples: int = N_RESAMPLES, level: float = LEVEL,
-) -> Estimate:  # fmt: skip
-    """Return the mean of value - other over the same problems, with its interval."""
-    pairs = zip(values_P, others_P, strict=True)
-    return estimate_mean(
-        [value - other for value, other in pairs], seed=seed, n_resamples=n_resamples, level=level
-    )

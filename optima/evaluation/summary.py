@@ -1,11 +1,39 @@
 """What is said of one model on one task: score with its interval, tokens, turns, failures."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from optima.evaluation.statistics import Estimate, estimate_mean, percentile
+from optima.evaluation.statistics import Estimate, estimate_means, percentile
 from optima.types import Conversation, RewardParts
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a summary takes of one conversation: its task score in [0, 1], tokens and turns."""
+
+    problem_id: str
+    score: float
+    n_tokens: int
+    n_turns: int
+    is_answered: bool
+    has_failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What was counted of one model's conversations, problem by problem, before any interval.
+
+    ``counts`` are the tokens of each conversation; shares in [0, 1]; problems are in the order in
+    which they first came.
+    """
+
+    counts: tuple[int, ...]
+    turns: float
+    answered: float
+    failed: float
+    score_by_problem: dict[str, float]
+    tokens_by_problem: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +61,73 @@ class Summary:
 
 def summarise(judged: Iterable[tuple[Conversation, RewardParts]], *, seed: int) -> Summary:
     """Summarise conversations with their rewards; ValueError when there are none."""
+    counted = tally(
+        Judged(
+            problem_id=conversation.problem_id,
+            score=parts.task,
+            n_tokens=conversation.n_tokens,
+            n_turns=len(conversation.turns),
+            is_answered=conversation.answer is not None,
+            has_failed=conversation.error is not None or parts.error is not None,
+        )
+        for conversation, parts in judged
+    )
+    return summarise_together([counted], seed=seed)[0]
+
+
+def tally(judged: Iterable[Judged]) -> Tally:
+    """Count conversations problem by problem."""
     scores: dict[str, list[float]] = defaultdict(list)
     tokens: dict[str, list[int]] = defaultdict(list)
     n_turns = n_answered = n_failed = 0
-    for conversation, parts in judged:
-        scores[conversation.problem_id].append(parts.task)
-        tokens[conversation.problem_id].append(conversation.n_tokens)
-        n_turns += len(conversation.turns)
-        n_answered += conversation.answer is not None
-        n_failed += conversation.error is not None or parts.error is not None
-    score_by_problem = {key: sum(of_one) / len(of_one) for key, of_one in scores.items()}
-    tokens_by_problem = {key: sum(of_one) / len(of_one) for key, of_one in tokens.items()}
-    counts = [n for of_one in tokens.values() for n in of_one]
+    for one in judged:
+        scores[one.problem_id].append(one.score)
+        tokens[one.problem_id].append(one.n_tokens)
+        n_turns += one.n_turns
+        n_answered += one.is_answered
+        n_failed += one.has_failed
+    counts = tuple(n for of_one in tokens.values() for n in of_one)
     n = max(1, len(counts))
-    return Summary(
-        n_problems=len(scores),
-        n_conversations=len(counts),
-        score=estimate_mean(list(score_by_problem.values()), seed=seed),
-        tokens=estimate_mean(list(tokens_by_problem.values()), seed=seed),
-        tokens_median=percentile(counts, 50),
-        tokens_p95=percentile(counts, 95),
+    return Tally(
+        counts=counts,
         turns=n_turns / n,
         answered=n_answered / n,
         failed=n_failed / n,
-        n_tokens=sum(counts),
-        score_by_problem=score_by_problem,
-        tokens_by_problem=tokens_by_problem,
+        score_by_problem={key: sum(of_one) / len(of_one) for key, of_one in scores.items()},
+        tokens_by_problem={key: sum(of_one) / len(of_one) for key, of_one in tokens.items()},
+    )
+
+
+def summarise_together(tallies: Sequence[Tally], *, seed: int) -> list[Summary]:
+    """Summarise several models; ValueError when one of them has no conversation.
+
+    Intervals are those of each model alone. Models with as many problems share the draws, which
+    take most of the time where there are thousands.
+    """
+    values_M = [
+        values
+        for counted in tallies
+        for values in (
+            list(counted.score_by_problem.values()),
+            list(counted.tokens_by_problem.values()),
+        )
+    ]
+    estimates = iter(estimate_means(values_M, seed=seed))
+    return [_summary(counted, next(estimates), next(estimates)) for counted in tallies]
+
+
+def _summary(counted: Tally, score: Estimate, tokens: Estimate) -> Summary:
+    return Summary(
+        n_problems=len(counted.score_by_problem),
+        n_conversations=len(counted.counts),
+        score=score,
+        tokens=tokens,
+        tokens_median=percentile(counted.counts, 50),
+        tokens_p95=percentile(counted.counts, 95),
+        turns=counted.turns,
+        answered=counted.answered,
+        failed=counted.failed,
+        n_tokens=sum(counted.counts),
+        score_by_problem=counted.score_by_problem,
+        tokens_by_problem=counted.tokens_by_problem,
     )

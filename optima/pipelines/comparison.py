@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optima.errors import UsageError
-from optima.evaluation.statistics import Estimate, estimate_difference
+from optima.evaluation.statistics import Estimate, estimate_means
 from optima.evaluation.summary import Summary, summarise
 from optima.pipelines.judge import REWARDS
 from optima.pipelines.talk import FILE as CONVERSATIONS
@@ -46,32 +46,47 @@ def compare(specs: Sequence[str], *, seed: int = 0) -> tuple[ComparisonRow, ...]
     Raises UsageError for what is no run, names no model of it, or has no problem in common.
     """
     models = [find_evaluated(spec) for spec in specs]
-    summaries = [_summary(model, seed) for model in models]
-    first = summaries[0]
-    rows = []
-    for i, (model, summary) in enumerate(zip(models, summaries, strict=True)):
-        common = [key for key in first.score_by_problem if key in summary.score_by_problem]
-        if not common:
+    rows = differences([(model, _summary(model, seed)) for model in models], seed=seed)
+    for spec, row in zip(specs, rows, strict=True):
+        if not row.n_common:
             raise UsageError(
-                f"{specs[i]}: has no problem in common with {specs[0]}; compare runs of one task "
+                f"{spec}: has no problem in common with {specs[0]}; compare runs of one task "
                 "with the same data and seed"
             )
+    return rows
 
-        def difference(
-            ours: dict[str, float], theirs: dict[str, float], keys: list[str] = common
-        ) -> Estimate:
-            pairs = [(ours[key], theirs[key]) for key in keys]
-            return estimate_difference([a for a, _ in pairs], [b for _, b in pairs], seed=seed)
 
-        score = difference(summary.score_by_problem, first.score_by_problem)
-        tokens = difference(summary.tokens_by_problem, first.tokens_by_problem)
+def differences(
+    models: Sequence[tuple[Evaluated, Summary]], *, seed: int
+) -> tuple[ComparisonRow, ...]:
+    """Return each model's differences to the first, problem by problem.
+
+    One without a problem in common with it has ``n_common`` 0 and no difference.
+    """
+    first = models[0][1]
+    common_M = [
+        [key for key in first.score_by_problem if key in summary.score_by_problem]
+        for _, summary in models
+    ]
+    values_M = [
+        [ours[key] - theirs[key] for key in common]
+        for (_, summary), common in zip(models[1:], common_M[1:], strict=True)
+        for ours, theirs in (
+            (summary.score_by_problem, first.score_by_problem),
+            (summary.tokens_by_problem, first.tokens_by_problem),
+        )
+    ]
+    estimates = iter(estimate_means([values for values in values_M if values], seed=seed))
+    rows = []
+    for m, ((model, summary), common) in enumerate(zip(models, common_M, strict=True)):
+        has_difference = m > 0 and bool(common)
         rows.append(
             ComparisonRow(
                 model=model,
                 summary=summary,
                 n_common=len(common),
-                score=score if i else None,
-                tokens=tokens if i else None,
+                score=next(estimates) if has_difference else None,
+                tokens=next(estimates) if has_difference else None,
             )
         )
     return tuple(rows)
@@ -93,15 +108,30 @@ def find_evaluated(spec: str) -> Evaluated:
 
 
 def evaluated_models(run: Path) -> tuple[Evaluated, ...]:
-    """Return the models that a run or an inference has talked with and judged, in that order."""
+    """Return the models that a run or an inference has talked with and judged, in that order.
+
+    What trials of pairs were measured by (``influence``) is no evaluation.
+    """
     found = []
     for path in run.glob("**/talk/DONE.json"):
         folder = path.parent.parent
+        parts = folder.relative_to(run).parts
         talked, ranked = read_done(folder / "talk"), read_done(folder / "rank")
-        if talked is not None and ranked is not None:
-            label = "/".join(folder.relative_to(run).parts).removeprefix("evaluate/")
+        if talked is not None and ranked is not None and not _is_trial(parts):
+            label = "/".join(parts).removeprefix("evaluate/")
             found.append((talked.started_unix_s, Evaluated(run, label, folder)))
     return tuple(model for _, model in sorted(found, key=lambda pair: pair[0]))
+
+
+def is_evaluation(run: Path) -> bool:
+    """Tell whether ``run`` was written by an inference, baselines or such, not by a training."""
+    talks = (path.parent.relative_to(run).parts for path in run.glob("**/talk"))
+    return any(parts[:1] != ("evaluate",) and not _is_trial(parts) for parts in talks)
+
+
+def _is_trial(parts: Sequence[str]) -> bool:
+    """Tell whether a folder is ``<iteration>/influence/<trial>``."""
+    return len(parts) == 3 and parts[1] == "influence"
 
 
 def _summary(model: Evaluated, seed: int) -> Summary:

@@ -304,9 +304,11 @@ def _gather(directory: Path, problems: Sequence[Problem]) -> dict[str, float]:
                     totals[f"stop/{rollout.stop_reason}"] += 1
                     sums["tokens"] += rollout.reward.n_tokens
                     sums["task"] += rollout.reward.task
+                    sums["token"] += rollout.reward.token
                     if rollout.reward.total is not None:
                         totals["rewarded"] += 1
                         sums["total"] += rollout.reward.total
+                        sums["loss_term"] += rollout.reward.loss_term
             yield DialogueTree(problem_id=problem.problem_id, rounds=tuple(of_tree))
 
     n_trees = write_records(directory / TREES, trees())
@@ -322,6 +324,8 @@ def _gather(directory: Path, problems: Sequence[Problem]) -> dict[str, float]:
         "tokens/conversation": sums["tokens"] / n,
         "reward/total": sums["total"] / max(1, totals["rewarded"]),
         "reward/task": sums["task"] / n,
+        "reward/token": sums["token"] / n,
+        "reward/loss_term": sums["loss_term"] / max(1, totals["rewarded"]),
         **shares,
     }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from optima.errors import UsageError
+from optima.pipelines.comparison import is_evaluation
 from optima.pipelines.outline import stage_names
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
@@ -38,16 +39,15 @@ def read_status(root: Path) -> Status:
     if not stored.exists():
         raise UsageError(f"{root}: is no run directory (it has no recipe.yaml)")
     recipe = load_recipe(stored)
-    talks = (path.relative_to(root) for path in root.glob("**/talk"))
-    is_evaluation = any(path.parts[0] != "evaluate" for path in talks)
-    names = _begun(root) if is_evaluation else stage_names(recipe)
+    has_no_plan = is_evaluation(root)
+    names = _begun(root) if has_no_plan else stage_names(recipe)
     done = {name: found for name in names if (found := read_done(root / name)) is not None}
     is_owned = _is_owned(root)
     missing = [name for name in names if name not in done]
     begun = [name for name in missing if (root / name / "INPUTS").exists()]
     current = begun[0] if begun and is_owned else None
-    is_done = (root / "results.json").exists() if is_evaluation else not missing
-    is_ended = is_done and not (is_evaluation and is_owned)
+    is_done = (root / "results.json").exists() if has_no_plan else not missing
+    is_ended = is_done and not (has_no_plan and is_owned)
     state = "done" if is_ended else "running" if is_owned else "stopped"
     share = _share(root, current, recipe) if current else None
     return Status(
@@ -57,7 +57,7 @@ def read_status(root: Path) -> Status:
         n_done=len(done),
         n_stages=len(names),
         seconds=sum(stage.seconds for stage in done.values()),
-        seconds_left=None if is_evaluation else _seconds_left(missing, done, root, current),
+        seconds_left=None if has_no_plan else _seconds_left(missing, done, root, current),
     )
 
 

@@ -1,0 +1,62 @@
+"""Evaluated conversations read lightly: the few fields that figures and tables need.
+
+A run holds some 100,000 conversations; checking every field of every turn takes most of the time
+of reading them, so here lines are only parsed. What a stage writes is checked when it is written.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from optima.errors import StageError
+from optima.evaluation.consistency import Sample
+from optima.evaluation.summary import Judged
+from optima.pipelines.consistency import GROUPS
+from optima.pipelines.judge import REWARDS
+from optima.pipelines.talk import FILE as CONVERSATIONS
+
+
+def read_judged(folder: Path) -> Iterator[Judged]:
+    """Yield the conversations of an evaluated model with their task scores, in their order.
+
+    Raises StageError for a line that is no record.
+    """
+    conversations = _rows(folder / "talk" / CONVERSATIONS)
+    rewards = _rows(folder / "rank" / REWARDS)
+    for conversation, parts in zip(conversations, rewards, strict=True):
+        turns = conversation["turns"]
+        yield Judged(
+            problem_id=conversation["problem_id"],
+            score=parts["task"],
+            n_tokens=sum(turn["n_tokens"] for turn in turns),
+            n_turns=len(turns),
+            is_answered=conversation["answer"] is not None,
+            has_failed=conversation["error"] is not None or parts["error"] is not None,
+        )
+
+
+def read_samples(folder: Path) -> dict[str, list[Sample]]:
+    """Return every problem's samples, by id, as votes see them.
+
+    Raises StageError for a line that is no record.
+    """
+    samples: dict[str, list[Sample]] = defaultdict(list)
+    numbers = (n for row in _rows(folder / "groups" / GROUPS) for n in row["groups"])
+    for judged, number in zip(read_judged(folder), numbers, strict=True):
+        samples[judged.problem_id].append(Sample(number, judged.score, judged.n_tokens))
+    return dict(samples)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise StageError(
+                    f"{path}:{number}: no JSON record ({error}); remove the stage's directory, "
+                    "then run again"
+                ) from error

@@ -1,0 +1,303 @@
+"""Figures with one line per model or iteration: stop reasons, lengths, costs; and the transfer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from optima.pipelines.cost import ModelCost
+from optima.reporting.drawing import (
+    COLOURS,
+    HATCHES,
+    INK,
+    Figure,
+    Words,
+    add_grid,
+    add_legend,
+    render,
+    shorten,
+)
+from optima.reporting.history import EvaluatedModel, History
+
+_STOPS = ("agreement", "alone", "max_turns", "context_overflow", "error")
+_FAULTS = ("role_leakage", "overflow")
+_LINE_IN = 0.24
+_MIN_NAMED_SHARE = 0.09  # a part of a bar below this has no room for its number
+_WORDS_FOR = {"max_turns": "max turns", "context_overflow": "context overflow",
+              "role_leakage": "role leakage"}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a figure: its name and numbers by what they are of."""
+
+    name: str
+    values: Mapping[str, float]
+
+
+def stop_figures(histories: Sequence[History]) -> list[Figure]:
+    """Draw how conversations ended and their faults, of models and of candidates."""
+    is_several = len(histories) > 1
+    said = (
+        "Share of conversations by the reason why they ended; right: share with a fault, which is "
+        "never selected. Of {what}."
+    )
+    of_models = [
+        Line(_name(history, model.label, is_several), model.metrics)
+        for history in histories
+        for model in history.models
+    ]
+    of_candidates = [
+        Line(_name(history, candidates.label, is_several), candidates.metrics)
+        for history in histories
+        for candidates in history.candidates
+    ]
+    found = []
+    for name, title, what, lines in (
+        ("stop-reasons", "How conversations ended", "the evaluated models", of_models),
+        ("stop-reasons-of-candidates", "How candidates ended",
+         "the candidates that an iteration draws from the model before it", of_candidates),
+    ):  # fmt: skip
+        if lines:
+            words = Words(name, title, said.format(what=what))
+            found.append(_stop_figure(words, lines))
+    return found
+
+
+def length_figure(histories: Sequence[History]) -> Figure | None:
+    """Draw the distribution of tokens per conversation by model; None without models."""
+    shown = [(h, model) for h in histories for model in h.models]
+    if not shown:
+        return None
+    words = Words(
+        "length-distribution", "Tokens of a conversation",
+        "Tokens that the agents generated in a conversation. Box: middle half, with the median as "
+        "its line; whiskers: 5th to 95th percentile; dot: mean. A vote counts all its samples.",
+    )  # fmt: skip
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.add_subplot()
+        is_several = len(histories) > 1
+        for y, (history, model) in enumerate(shown):
+            colour = COLOURS[histories.index(history) % len(COLOURS)]
+            _draw_box(axes, y, model, colour)
+        _name_lines(axes, [_name(history, m.label, is_several) for history, m in shown])
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.set_xlabel("tokens per conversation")
+        add_grid(axes, "x")
+
+    return render(words, draw, height_in=_height(len(shown)))
+
+
+def cost_figure(histories: Sequence[History]) -> Figure | None:
+    """Draw what each model took beyond the one before it; None where nothing was trained."""
+    is_several = len([history for history in histories if history.costs]) > 1
+    seconds, tokens = [], []
+    for history in histories:
+        for before, cost in zip((None, *history.costs), history.costs, strict=False):
+            name = _name(history, cost.label, is_several)
+            spent = _spent(cost, before)
+            seconds.append(Line(name, spent.device_seconds))
+            generated_and_trained = {"generated": spent.n_generated, "trained": spent.n_trained}
+            tokens.append(Line(name, generated_and_trained))
+    if not seconds:
+        return None
+    words = Words(
+        "cost-by-stage", "Cost by stage",
+        "What was spent on each model beyond the one before it. Left: device-seconds, wall time "
+        "times GPUs (times 1 on a CPU), by what they were spent on; right: tokens that agents "
+        "generated and that training went over. Evaluations are not counted.",
+    )  # fmt: skip
+
+    def draw(canvas: Canvas) -> None:
+        left, right = canvas.subplots(1, 2, sharey=True)
+        kinds = list(seconds[0].values)
+        bars = _stack(left, seconds, {kind: k for k, kind in enumerate(kinds)})
+        n = len(kinds)
+        bars |= _stack(right, tokens, {"generated": n, "trained": n + 1})
+        _name_lines(left, [line.name for line in seconds])
+        right.tick_params(axis="y", length=0)
+        left.set_xlabel("device-seconds")
+        right.set_xlabel("tokens")
+        for axes in (left, right):
+            add_grid(axes, "x")
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.xaxis.set_major_formatter(FuncFormatter(_short_number))
+        names = [f"tokens {kind}" if kind in tokens[0].values else kind for kind in bars]
+        add_legend(canvas, list(bars.values()), names)
+
+    return render(words, draw, height_in=_height(len(seconds)) + 0.3)
+
+
+def transfer_figures(histories: Sequence[History]) -> list[Figure]:
+    """Draw a matrix for every transfer: models by tasks, score in per cent and tokens."""
+    groups = transfers(histories)
+    found = []
+    for i, group in enumerate(groups):
+        suffix = "" if len(groups) == 1 else f"-{i + 1}"
+        words = Words(
+            f"transfer{suffix}", "Transfer",
+            "Each model (row) on each task (column): score in per cent, and below it the mean "
+            "tokens per conversation. The darker the better.",
+        )  # fmt: skip
+        labels = list(dict.fromkeys(model.label for one in group for model in one.models))
+        found.append(_transfer_figure(words, group, labels))
+    return found
+
+
+def transfers(histories: Sequence[History]) -> list[list[History]]:
+    """Return the inferences of each transfer, a task each, without those that have no model yet."""
+    groups: dict[object, list[History]] = {}
+    for history in histories:
+        if history.kind == "transfer" and history.models:
+            groups.setdefault(history.folder, []).append(history)
+    return list(groups.values())
+
+
+def _stop_figure(words: Words, lines: Sequence[Line]) -> Figure:
+    stops = [key for key in _STOPS if any(f"stop/{key}" in line.values for line in lines)]
+    faults = [key for key in _FAULTS if any(f"fault/{key}" in line.values for line in lines)]
+    shares = [
+        Line(line.name, {key: line.values.get(f"stop/{key}", 0.0) for key in stops})
+        for line in lines
+    ]
+
+    def draw(canvas: Canvas) -> None:
+        if faults:
+            left, right = canvas.subplots(1, 2, sharey=True, width_ratios=(2.6, 1))
+            height = 0.8 / len(faults)
+            for k, key in enumerate(faults):
+                right.barh(
+                    [y - 0.4 + height * (k + 0.5) for y in range(len(lines))],
+                    [100 * line.values.get(f"fault/{key}", 0.0) for line in lines],
+                    height, color=COLOURS[-1 - k], hatch=HATCHES[k], edgecolor=INK, linewidth=0.4,
+                )  # fmt: skip
+            right.set_xlabel("with a fault, %")
+            add_grid(right, "x")
+            right.xaxis.set_major_locator(MaxNLocator(3))
+            right.tick_params(axis="y", length=0)
+        else:
+            left = canvas.add_subplot()
+        looks = {key: _STOPS.index(key) for key in stops}
+        bars = _stack(left, shares, looks, factor=100.0, has_numbers=True)
+        _name_lines(left, [line.name for line in lines])
+        left.set_xlim(0, 100)
+        left.set_xlabel("conversations, %")
+        handles: list[Artist] = list(bars.values())
+        handles += [
+            Patch(facecolor=COLOURS[-1 - k], hatch=HATCHES[k], edgecolor=INK, linewidth=0.4)
+            for k in range(len(faults))
+        ]
+        names = [_WORDS_FOR.get(key, key) for key in stops]
+        names += [f"fault: {_WORDS_FOR.get(key, key)}" for key in faults]
+        add_legend(canvas, handles, names)
+
+    return render(words, draw, height_in=_height(len(lines)) + 0.3)
+
+
+def _stack(
+    axes: Axes, lines: Sequence[Line], looks: Mapping[str, int], *, factor: float = 1.0,
+    has_numbers: bool = False,
+) -> dict[str, Patch]:  # fmt: skip
+    """Draw one stacked bar per line, its parts with the looks numbered in ``looks``."""
+    starts = np.zeros(len(lines))
+    bars: dict[str, Patch] = {}
+    for key, k in looks.items():
+        widths = np.array([factor * line.values.get(key, 0.0) for line in lines])
+        drawn = axes.barh(
+            range(len(lines)), widths, 0.72, left=starts, color=COLOURS[k % len(COLOURS)],
+            hatch=HATCHES[k % len(HATCHES)], edgecolor=INK, linewidth=0.4,
+        )  # fmt: skip
+        bars[key] = drawn.patches[0]
+        for y, (start, width) in enumerate(zip(starts, widths, strict=True)):
+            if has_numbers and width >= factor * _MIN_NAMED_SHARE:
+                axes.text(
+                    start + width / 2, y, f"{width:.0f}", ha="center", va="center", fontsize=8,
+                    color="white", fontweight="bold",
+                    bbox={"facecolor": COLOURS[k % len(COLOURS)], "edgecolor": "none", "pad": 1.2},
+                )  # fmt: skip
+        starts = starts + widths
+    return bars
+
+
+def _draw_box(axes: Axes, y: int, model: EvaluatedModel, colour: str) -> None:
+    low, left, middle, right, high = np.percentile(model.tokens_N, [5, 25, 50, 75, 95])
+    axes.hlines(y, low, high, color=colour, linewidth=1.2)
+    axes.vlines([low, high], y - 0.18, y + 0.18, color=colour, linewidth=1.2)
+    axes.barh(
+        y, right - left, 0.56, left=left, color=colour, alpha=0.35, edgecolor=colour, linewidth=1.2
+    )
+    axes.vlines(middle, y - 0.28, y + 0.28, color=INK, linewidth=2.0)
+    axes.plot(model.tokens_N.mean(), y, marker="o", markersize=4, color=INK)
+
+
+def _transfer_figure(words: Words, group: Sequence[History], labels: Sequence[str]) -> Figure:
+    shades = colormaps["Blues"]
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.add_subplot()
+        for x, history in enumerate(group):
+            for model in history.models:
+                y = labels.index(model.label)
+                score, tokens = model.summary.score.mean, model.summary.tokens.mean
+                axes.add_patch(_cell(x, y, shades(0.12 + 0.88 * score)))
+                ink = "white" if score > 0.45 else "black"
+                axes.text(x, y, f"{100 * score:.1f}", ha="center", va="bottom", color=ink,
+                          fontweight="bold")  # fmt: skip
+                axes.text(x, y, f"{tokens:,.0f} tok.", ha="center", va="top", color=ink, fontsize=8)
+        axes.set_xlim(-0.5, len(group) - 0.5)
+        axes.set_xticks(range(len(group)), [shorten(history.task, 20) for history in group])
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        _name_lines(axes, labels)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+
+    return render(words, draw, height_in=0.7 + 0.5 * len(labels))
+
+
+def _cell(x: int, y: int, colour: tuple[float, float, float, float]) -> Patch:
+    return Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=colour, edgecolor="none")
+
+
+def _spent(cost: ModelCost, before: ModelCost | None) -> ModelCost:
+    if before is None:
+        return cost
+    return ModelCost(
+        label=cost.label,
+        n_generated=cost.n_generated - before.n_generated,
+        n_trained=cost.n_trained - before.n_trained,
+        device_seconds={
+            kind: seconds - before.device_seconds.get(kind, 0.0)
+            for kind, seconds in cost.device_seconds.items()
+        },
+    )
+
+
+def _name(history: History, label: str, is_several: bool) -> str:
+    return f"{history.name}: {label}" if is_several else label
+
+
+def _name_lines(axes: Axes, names: Sequence[str]) -> None:
+    """Name the lines 0, 1, ..., the first at the top."""
+    axes.set_yticks(range(len(names)), [shorten(name, 30) for name in names])
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _height(n_lines: int) -> float:
+    return 0.9 + _LINE_IN * max(2, n_lines)
+
+
+def _short_number(value: float, _: object) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"

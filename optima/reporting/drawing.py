@@ -1,0 +1,185 @@
+"""How figures look: one style, colours that read on white and on near-black, SVG and PNG.
+
+The SVG is for a page, light or dark: no background, ink in the page's own text colour, text kept as
+text, identifiers that start with the figure's name, nothing fetched and nothing that runs. The PNG
+is for a document: white, with its title. The same input gives the same bytes.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+from matplotlib.transforms import Bbox
+
+INK = "#17191d"
+# Contrast of at least 3 : 1 on white and on #15171a; told apart by people with any colour vision,
+# in this order, and by their markers and dashes besides.
+COLOURS = ("#0072b2", "#d55e00", "#00916a", "#b5619a", "#8a6b00", "#7a6fd0", "#808080")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
+    "-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 2)),
+)  # fmt: skip
+HATCHES = ("", "////", "\\\\\\\\", "----", "||||", "xxxx", "++++")
+WIDTH_IN, HEIGHT_IN = 5.5, 3.4
+_TITLE_IN = 0.27
+
+_STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "axes.labelsize": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.fontsize": 9.0,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5.5,
+    "hatch.linewidth": 0.5,
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "optima",
+}
+_FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', Arial, sans-serif"
+_SVG = "http://www.w3.org/2000/svg"
+_HREF = "{http://www.w3.org/1999/xlink}href"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One drawing: ``svg`` for a page, ``png`` (white, 192 dots an inch) for a document.
+
+    ``name`` is a file's stem; ``caption`` says what is shown, its unit and how it is computed.
+    """
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+    png: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What is said of a figure: see ``Figure``."""
+
+    name: str
+    title: str
+    caption: str
+
+
+def render(words: Words, draw: Callable[[Canvas], None], *, height_in: float = HEIGHT_IN) -> Figure:
+    """Return what ``draw`` draws on an empty canvas, with what is said of it."""
+    # Identifiers and text are made while saving, so the style has to last until then.
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        canvas = Canvas(figsize=(WIDTH_IN, height_in), layout="constrained")
+        FigureCanvasAgg(canvas)
+        draw(canvas)
+        canvas.draw_without_rendering()
+        canvas.set_layout_engine("none")
+        drawn = _extent_in(canvas).padded(0.06)
+        svg, png = io.StringIO(), io.BytesIO()
+        canvas.savefig(
+            svg, format="svg", bbox_inches=drawn, metadata={"Date": None, "Creator": None}
+        )
+        canvas.text(
+            drawn.x0 / WIDTH_IN + 0.01, drawn.y1 / height_in, words.title, ha="left", va="bottom",
+            fontsize=10.5, fontweight="bold",
+        )  # fmt: skip
+        titled = Bbox.from_extents(drawn.x0, drawn.y0, drawn.x1, drawn.y1 + _TITLE_IN)
+        canvas.savefig(
+            png, format="png", dpi=192, facecolor="white", bbox_inches=titled,
+            metadata={"Software": None},
+        )  # fmt: skip
+    return Figure(
+        name=words.name,
+        title=words.title,
+        caption=words.caption,
+        svg=_for_page(svg.getvalue(), words),
+        png=png.getvalue(),
+    )
+
+
+def _extent_in(canvas: Canvas) -> Bbox:
+    """Return the inches that are drawn on, legends beyond the canvas included."""
+    to_inches = canvas.dpi_scale_trans.inverted()
+    legends = [legend.get_window_extent().transformed(to_inches) for legend in canvas.legends]
+    return Bbox.union([canvas.get_tightbbox(), *legends])
+
+
+def _for_page(text: str, words: Words) -> str:
+    """Return a drawing as an ``<svg>`` element that can stand in a page among others."""
+    ElementTree.register_namespace("", _SVG)
+    root = ElementTree.fromstring(text)  # noqa: S314  what the lines above have drawn
+    for metadata in root.findall(f"{{{_SVG}}}metadata"):
+        root.remove(metadata)
+    for definitions in root.findall(f"{{{_SVG}}}defs"):
+        for style in definitions.findall(f"{{{_SVG}}}style"):
+            definitions.remove(style)  # its one rule would hold for the whole page
+    root.set("style", "stroke-linejoin: round; stroke-linecap: butt")
+    used = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", text))
+    for element in root.iter():
+        own = element.attrib.pop("id", None)
+        if own in used:
+            element.set("id", f"{words.name}-{own}")
+        target = element.attrib.pop(_HREF, None)
+        if target is not None:
+            element.set("href", f"#{words.name}-{target[1:]}")
+        for key, value in element.attrib.items():
+            changed = value.replace("url(#", f"url(#{words.name}-").replace(INK, "currentColor")
+            element.set(key, re.sub(r"'DejaVu Sans'(, [\w' -]+)*", _FONTS, changed))
+    for key in ("width", "height"):
+        root.attrib.pop(key, None)
+    root.set("role", "img")
+    root.set("aria-label", words.title)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def shorten(name: str, n_most: int) -> str:
+    """Return a name, or its beginning and its longer end where it has more characters."""
+    if len(name) <= n_most:
+        return name
+    n_first = (n_most - 1) // 3
+    return f"{name[:n_first]}…{name[n_first + 1 - n_most :]}"
+
+
+def add_grid(axes: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
+    """Draw faint lines at the ticks."""
+    axes.grid(axis=axis, color=INK, alpha=0.16, linewidth=0.6)
+
+
+def add_legend(canvas: Canvas, handles: Sequence[Artist], names: Sequence[str]) -> None:
+    """Put a legend above the axes, in as many columns as fit; none for a single name."""
+    if len(names) < 2:
+        return
+    short = [shorten(name, 60) for name in names]
+    n_columns = max(1, min(len(names), 78 // (max(map(len, short)) + 8)))
+    legend = canvas.legend(
+        handles, short, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=n_columns,
+        borderaxespad=0.2,
+    )  # fmt: skip
+    legend.set_in_layout(False)  # it makes the figure taller, not the axes smaller

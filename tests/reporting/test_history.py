@@ -1,0 +1,143 @@
+"""Runs of every kind read for a report, over directories written here."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from optima.errors import StageError, UsageError
+from optima.pipelines.comparison import evaluated_models, is_evaluation
+from optima.pipelines.status import read_status
+from optima.reporting.history import read_histories
+from tests.reporting import made
+
+
+def test_training_has_models_candidates_and_costs_in_order(tmp_path: Path) -> None:
+    (history,) = read_histories([made.training(tmp_path / "run")])
+    assert (history.kind, history.method, history.name) == ("training", "sft", "run")
+    assert [model.label for model in history.models] == ["base", "iter_0", "iter_1"]
+    assert [candidates.label for candidates in history.candidates] == ["iter_0", "iter_1"]
+    base, first = history.models[:2]
+    assert base.summary.score.mean == 1 / 4
+    assert base.summary.tokens.mean == (100 + 200 + 300 + 400) / 4
+    assert list(first.tokens_N) == [50, 100, 150, 200]
+    assert first.made_in_s == 40 + 10 + 10 + 20  # generate, score, rank, train
+    assert (base.reward, base.made_in_s) == (0.1, 0)
+    assert history.candidates[0].metrics["reward/total"] == 0.4
+    assert history.candidates[0].metrics["stop/max_turns"] == 0.3
+    assert [cost.n_generated for cost in history.costs] == [1000, 1900]
+
+
+def test_baseline_that_votes_counts_all_its_samples(tmp_path: Path) -> None:
+    (history,) = read_histories([made.baselines(tmp_path / "out")])
+    assert history.kind == "baselines"
+    vote = history.models[1]
+    assert (vote.label, vote.n_samples) == ("sc", 3)
+    assert vote.summary.score.mean == 1  # two of three agree on what is right
+    assert list(vote.tokens_N) == [10 + 20 + 30] * 4
+    assert vote.reward is None
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_self_consistency_has_the_same_curve_before_and_after_its_results_are_written(
+    is_finished: bool, tmp_path: Path
+) -> None:
+    root = made.consistency(tmp_path / "out", is_finished=is_finished)
+    (history,) = read_histories([root])
+    assert history.kind == "consistency"
+    (scaling,) = history.scalings
+    assert [point.k for point in scaling.points] == [1, 2, 3, 4]
+    assert scaling.points[3].coverage.mean == 1
+    # The first problem is a tie that order decides; the second goes to the wrong answer.
+    assert 0 <= scaling.points[3].score.mean <= 1 / 2
+    assert scaling.points[3].n_tokens == 40
+
+
+def test_folder_of_inferences_called_as_their_tasks_is_a_transfer(tmp_path: Path) -> None:
+    root = made.transfer(tmp_path / "out")
+    histories = read_histories([root])
+    assert [(one.kind, one.task) for one in histories] == [
+        ("transfer", "hotpot_qa"), ("transfer", "gsm8k")
+    ]  # fmt: skip
+    assert [one.kind for one in read_histories([root / "gsm8k"])] == ["inference"]
+
+
+def test_folder_of_runs_is_read_as_its_runs(tmp_path: Path) -> None:
+    made.training(tmp_path / "sweep/value")
+    made.training(tmp_path / "sweep/random", n_iterations=1)
+    histories = read_histories([tmp_path / "sweep"])
+    assert [(one.name, one.kind) for one in histories] == [
+        ("random", "training"), ("value", "training")
+    ]  # fmt: skip
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    roots = [made.training(tmp_path / name / "run", n_iterations=0) for name in ("a", "b")]
+    assert [one.name for one in read_histories(roots)] == ["a/run", "b/run"]
+
+
+def test_run_that_has_only_begun_has_nothing(tmp_path: Path) -> None:
+    made.Maker(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/problems")
+    (history,) = read_histories([tmp_path / "run"])
+    assert (history.models, history.candidates, history.costs) == ((), (), ())
+
+
+def test_unfinished_stages_are_left_out(tmp_path: Path) -> None:
+    root = made.training(tmp_path / "run")
+    (root / "iter_1/rank/DONE.json").unlink()
+    (root / "evaluate/iter_1/rank/DONE.json").unlink()
+    (root / "evaluate/iter_1/rank/rewards.jsonl").write_text('{"torn')
+    (history,) = read_histories([root])
+    assert [model.label for model in history.models] == ["base", "iter_0"]
+    assert "reward/total" not in history.candidates[1].metrics
+    assert "tokens/conversation" in history.candidates[1].metrics
+
+
+def test_reading_changes_nothing(tmp_path: Path) -> None:
+    root = made.training(tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in sorted(root.rglob("*"))}
+    read_histories([root])
+    assert {path: path.stat().st_mtime_ns for path in sorted(root.rglob("*"))} == before
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no run directory"):
+        read_histories([tmp_path])
+    with pytest.raises(UsageError, match="nowhere: is no run directory"):
+        read_histories([tmp_path / "nowhere"])
+
+
+def test_broken_record_is_named_by_file_and_line(tmp_path: Path) -> None:
+    root = made.training(tmp_path / "run")
+    path = root / "evaluate/base/talk/conversations.jsonl"
+    path.write_text(path.read_text().replace("{", "(", 1))
+    with pytest.raises(StageError, match=r"conversations\.jsonl:1: no JSON record"):
+        read_histories([root])
+
+
+def test_trials_of_influence_are_no_evaluated_models_and_make_no_inference_of_a_run(
+    tmp_path: Path,
+) -> None:
+    run = made.Maker(tmp_path / "run", method="dpo")
+    run.model("evaluate/base", [1.0], [10])
+    run.model("iter_0/influence/before", [1.0], [10])
+    run.model("iter_0/influence/group_0", [1.0], [10])
+    assert [model.label for model in evaluated_models(run.root)] == ["base"]
+    assert not is_evaluation(run.root)
+    assert read_status(run.root).n_stages > 6  # as its recipe says, not what has begun
+    assert read_histories([run.root])[0].kind == "training"
+
+
+def test_costs_that_an_inference_noted_are_read(tmp_path: Path) -> None:
+    run = made.Maker(tmp_path / "out")
+    run.model("iter_0", [1.0, 0.0], [10, 20])
+    cost = {"label": "iter_0", "n_generated": 5, "n_trained": 6, "device_seconds": {"train": 2.0}}
+    run.results(models=[], costs=[cost])
+    (history,) = read_histories([run.root])
+    assert history.kind == "inference"
+    assert [one.n_tokens for one in history.costs] == [11]
+    (run.root / "results.json").write_text(json.dumps({})[:-1])
+    with pytest.raises(StageError, match=r"results\.json: no JSON"):
+        read_histories([run.root])
