@@ -68,15 +68,16 @@ def _resampled_means(
     """Return the means of ``n_resamples`` draws with replacement, the same draws for each row."""
     n_rows, size = values_MP.shape
     generator = np.random.default_rng(seed)
-    means_MR = np.empty((n_rows, n_resamples))
+    sums_MR = np.empty((n_rows, n_resamples))
     step = max(1, _CHUNK // size)
     for start in range(0, n_resamples, step):
         n = min(step, n_resamples - start)
         drawn = generator.integers(0, size, size=(n, size))
         for r, places in enumerate(drawn, start=start):
             # How often each value was drawn: several rows share the count, and it stays in cache.
-            means_MR[:, r] = values_MP @ np.bincount(places, minlength=size)
-    return means_MR / size
+            sums_MR[:, r] = values_MP @ np.bincount(places, minlength=size)
+    means_MR: NDArray[np.float64] = sums_MR / size
+    return means_MR
 
 
 def percentile(values: Sequence[float], share: float) -> float:

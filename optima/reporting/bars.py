@@ -25,8 +25,9 @@ from optima.reporting.drawing import (
 )
 from optima.reporting.history import EvaluatedModel, History
 
-_STOPS = ("agreement", "alone", "max_turns", "context_overflow", "error")
-_FAULTS = ("role_leakage", "overflow")
+# Numbers of their looks, the same in every figure.
+_STOPS = {"agreement": 0, "alone": 2, "max_turns": 1, "context_overflow": 3, "error": 4}
+_FAULTS = {"role_leakage": 5, "overflow": 6}
 _LINE_IN = 0.24
 _MIN_NAMED_SHARE = 0.09  # a part of a bar below this has no room for its number
 _WORDS_FOR = {"max_turns": "max turns", "context_overflow": "context overflow",
@@ -88,7 +89,8 @@ def length_figure(histories: Sequence[History]) -> Figure | None:
             colour = COLOURS[histories.index(history) % len(COLOURS)]
             _draw_box(axes, y, model, colour)
         _name_lines(axes, [_name(history, m.label, is_several) for history, m in shown])
-        axes.set_xlim(left=0)
+        most = max(float(np.percentile(model.tokens_N, 95)) for _, model in shown)
+        axes.set_xlim(0, 1.05 * max(1.0, most, *(model.tokens_N.mean() for _, model in shown)))
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.set_xlabel("tokens per conversation")
         add_grid(axes, "x")
@@ -162,8 +164,8 @@ def transfers(histories: Sequence[History]) -> list[list[History]]:
 
 
 def _stop_figure(words: Words, lines: Sequence[Line]) -> Figure:
-    stops = [key for key in _STOPS if any(f"stop/{key}" in line.values for line in lines)]
-    faults = [key for key in _FAULTS if any(f"fault/{key}" in line.values for line in lines)]
+    stops = {k: n for k, n in _STOPS.items() if any(f"stop/{k}" in line.values for line in lines)}
+    faults = {k: n for k, n in _FAULTS.items() if any(f"fault/{k}" in x.values for x in lines)}
     shares = [
         Line(line.name, {key: line.values.get(f"stop/{key}", 0.0) for key in stops})
         for line in lines
@@ -172,34 +174,36 @@ def _stop_figure(words: Words, lines: Sequence[Line]) -> Figure:
     def draw(canvas: Canvas) -> None:
         if faults:
             left, right = canvas.subplots(1, 2, sharey=True, width_ratios=(2.6, 1))
-            height = 0.8 / len(faults)
-            for k, key in enumerate(faults):
-                right.barh(
-                    [y - 0.4 + height * (k + 0.5) for y in range(len(lines))],
-                    [100 * line.values.get(f"fault/{key}", 0.0) for line in lines],
-                    height, color=COLOURS[-1 - k], hatch=HATCHES[k], edgecolor=INK, linewidth=0.4,
-                )  # fmt: skip
-            right.set_xlabel("with a fault, %")
-            add_grid(right, "x")
-            right.xaxis.set_major_locator(MaxNLocator(3))
-            right.tick_params(axis="y", length=0)
+            handles = _draw_faults(right, lines, faults)
         else:
-            left = canvas.add_subplot()
-        looks = {key: _STOPS.index(key) for key in stops}
-        bars = _stack(left, shares, looks, factor=100.0, has_numbers=True)
+            left, handles = canvas.add_subplot(), []
+        bars = _stack(left, shares, stops, factor=100.0, has_numbers=True)
         _name_lines(left, [line.name for line in lines])
         left.set_xlim(0, 100)
         left.set_xlabel("conversations, %")
-        handles: list[Artist] = list(bars.values())
-        handles += [
-            Patch(facecolor=COLOURS[-1 - k], hatch=HATCHES[k], edgecolor=INK, linewidth=0.4)
-            for k in range(len(faults))
-        ]
         names = [_WORDS_FOR.get(key, key) for key in stops]
         names += [f"fault: {_WORDS_FOR.get(key, key)}" for key in faults]
-        add_legend(canvas, handles, names)
+        add_legend(canvas, [*bars.values(), *handles], names)
 
     return render(words, draw, height_in=_height(len(lines)) + 0.3)
+
+
+def _draw_faults(axes: Axes, lines: Sequence[Line], faults: Mapping[str, int]) -> list[Artist]:
+    """Draw a bar for each kind of fault below each other: a conversation may have several."""
+    height = 0.8 / len(faults)
+    handles: list[Artist] = []
+    for place, (key, k) in enumerate(faults.items()):
+        drawn = axes.barh(
+            [y - 0.4 + height * (place + 0.5) for y in range(len(lines))],
+            [100 * line.values.get(f"fault/{key}", 0.0) for line in lines],
+            height, color=COLOURS[k], hatch=HATCHES[k - 5], edgecolor=INK, linewidth=0.4,
+        )  # fmt: skip
+        handles.append(drawn.patches[0])
+    axes.set_xlabel("with a fault, %")
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.tick_params(axis="y", length=0)
+    add_grid(axes, "x")
+    return handles
 
 
 def _stack(
@@ -293,7 +297,7 @@ def _name_lines(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _height(n_lines: int) -> float:
-    return 0.9 + _LINE_IN * max(2, n_lines)
+    return 0.9 + _LINE_IN * n_lines
 
 
 def _short_number(value: float, _: object) -> str:

@@ -107,10 +107,10 @@ def tradeoff_figure(histories: Sequence[History]) -> Figure | None:
 
 
 def reward_figure(histories: Sequence[History]) -> Figure | None:
-    """Draw the parts of the candidates' reward by iteration; None without candidates."""
+    """Draw the parts of the candidates' reward by iteration; None without two of them."""
     shown = [history for history in histories if history.candidates]
     parts = [part for part in _PARTS if any(part in c.metrics for h in shown for c in h.candidates)]
-    if not parts:
+    if not parts or sum(len(history.candidates) for history in shown) < 2:
         return None
     words = Words(
         "reward-by-iteration", "Reward of the candidates",

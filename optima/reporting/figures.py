@@ -15,6 +15,8 @@ from optima.reporting.drawing import Figure
 from optima.reporting.history import History, read_histories
 from optima.rundir import disk_errors, write_text
 
+__all__ = ["Figure", "figures_of", "report_figures", "write_figures"]
+
 
 def report_figures(runs: Sequence[Path]) -> tuple[Figure, ...]:
     """Return the figures of runs, or folders of runs; several runs are drawn over each other.

@@ -102,7 +102,8 @@ def test_run_that_has_only_begun_has_no_figure(tmp_path: Path) -> None:
 
 def test_candidates_without_reward_are_left_out_of_the_reward(tmp_path: Path) -> None:
     run = made.Maker(tmp_path / "run", method="dpo")
-    run.stage("iter_0/search", reward__total=0.5, reward__task=0.25, stop__agreement=1.0)
+    for label in ("iter_0", "iter_1"):
+        run.stage(f"{label}/search", reward__total=0.5, reward__task=0.25, stop__agreement=1.0)
     names = {figure.name for figure in report_figures([run.root])}
     assert names == {"reward-by-iteration", "stop-reasons-of-candidates"}
 
