@@ -232,11 +232,12 @@ check_imports() { # role log
 }
 
 install_pins() { # role log
-  local role=$1 log=$2 python=$envs/$1/bin/python list with_dev=0
+  local role=$1 log=$2 python=$envs/$1/bin/python list stamp with_dev=0
   wants_dev "$role" && with_dev=1
   # An environment with the tools keeps them when its file changes.
   [[ $role == train && -f $envs/$role/.optima-pins ]] && grep -q '^dev 1' "$envs/$role/.optima-pins" && with_dev=1
   list=$envs/logs/requirements-$role.txt
+  stamp=$(pins_stamp "$role" "$with_dev") # now: the file may change while pip works
   if ((with_dev)); then
     "$python" "$root/scripts/read_pins.py" "$root/environment-$role.yml" --device "$device" --dev >"$list"
   else
@@ -257,7 +258,7 @@ install_pins() { # role log
       explain "$role: pip failed" "$log"
   fi
   check_imports "$role" "$log" || explain "$role: the installed packages cannot be imported" "$log"
-  pins_stamp "$role" "$with_dev" >"$envs/$role/.optima-pins"
+  printf '%s\n' "$stamp" >"$envs/$role/.optima-pins"
   rm -f -- "$envs/$role/.optima-unfinished"
 }
 
