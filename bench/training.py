@@ -1,0 +1,140 @@
+"""One SFT and one DPO by every way to share GPUs, on the same rows: do they agree, how fast?
+
+    python bench/training.py --model models/smollm2-135m-instruct
+    python bench/training.py --model M --ways none --rows 8 --device cpu     # a rehearsal
+
+Rows are scripted conversations of the built-in task; DPO prefers each of them to another problem's.
+The losses of all ways must agree, for they train on the same rows in the same order of magnitude of
+batches. Prints a Markdown table; starting and loading are in ``wall`` and not in ``tokens/s``.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from optima.conversation.template import ChatTemplate
+from optima.pipelines.talk import speakers_of
+from optima.processes.devices import Devices, detect_devices
+from optima.processes.environment import resolve_environment
+from optima.prompts.scripts import scripted_utterances
+from optima.recipe.schema import (
+    DataSection,
+    DpoSection,
+    ModelSection,
+    Recipe,
+    ServingSection,
+    TrainSection,
+)
+from optima.rundir import write_records
+from optima.tasks import get_task
+from optima.tasks.loading import load_problems
+from optima.training.jobs import TrainJob, TrainResult
+from optima.training.launch import run_training
+from optima.trainset import conversation_rows
+from optima.types import Message, ModelRef, PreferenceRow, TrainingRow, Turn
+
+NAMES = ("Alice", "Bob")
+WAYS = ("none", "ddp", "zero3", "fsdp")
+
+
+def make_rows(model: str, n: int) -> tuple[list[TrainingRow], list[PreferenceRow]]:
+    """Return n SFT rows, and a preference for the last utterance of each over another row's."""
+    template, task = ChatTemplate.load(model), get_task("two_hop")
+    recipe = Recipe(method="sft", task=task.name, model=ModelSection(path=model))
+    problems = load_problems(task, DataSection(n_train=n), "train", n_agents=2, seed=0).problems
+    rows: list[TrainingRow] = []
+    for problem in problems[:n]:
+        texts = scripted_utterances(
+            problem, answer_style=task.answer_style, setting=task.setting, names=NAMES,
+            is_terse=False, seed=0,
+        )  # fmt: skip
+        turns = tuple(
+            Turn(
+                agent=i % 2, name=NAMES[i % 2], text=text, answer=None, n_prompt_tokens=0,
+                n_tokens=0, finish_reason="stop", seconds=0.0,
+            )
+            for i, text in enumerate(texts)
+        )  # fmt: skip
+        speakers = speakers_of(recipe, task, template, problem)
+        rows += conversation_rows(problem.problem_id, 0, turns, speakers)
+    rows = rows[:n]
+    preferences = []
+    for row, other in zip(rows, rows[1:] + rows[:1], strict=True):
+        chosen, rejected = (
+            Message(role="assistant", content=r.messages[r.trained[-1]].content)
+            for r in (row, other)
+        )
+        preferences.append(
+            PreferenceRow(
+                problem_id=row.problem_id,
+                agent=row.agent,
+                prompt=row.messages[: row.trained[-1]],
+                chosen=(chosen,),
+                rejected=(rejected,),
+            )
+        )
+    return rows, preferences
+
+
+def train(
+    kind: str, way: str, options: argparse.Namespace, folder: Path, devices: Devices
+) -> tuple[TrainResult, float]:
+    section = TrainSection(
+        learning_rate=1e-5, epochs=1.0, batch_size=options.batch_size, micro_batch_size=4,
+        parallelism=way, gradient_checkpointing=False, batching="plain", max_length=1024,
+    )  # fmt: skip
+    dpo = DpoSection(
+        learning_rate=1e-5, batch_size=options.batch_size, micro_batch_size=4, max_length=1024
+    )
+    used = devices if way != "none" or devices.kind == "cpu" else Devices("cuda", devices.gpus[:1])
+    job = TrainJob(
+        model=ModelRef(path=str(Path(options.model).resolve())),
+        rows_path=str(folder / f"{kind}.jsonl"),
+        output_dir=str(folder / f"{kind}_{way}"),
+        train=section,
+        dpo=dpo if kind == "dpo" else None,
+        seed=0,
+        device=used.kind,
+    )
+    started = time.perf_counter()
+    result = run_training(
+        job,
+        env=resolve_environment(options.train_env, "train"),
+        devices=used,
+        log_path=folder / f"{kind}_{way}.log",
+    )
+    return result, time.perf_counter() - started
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--kinds", default="sft,dpo")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--train-env")
+    options = parser.parse_args(argv)
+    devices = detect_devices(ServingSection(device=options.device))
+    sft_rows, dpo_rows = make_rows(options.model, options.rows)
+    print("| training | GPUs shared by | steps | loss | tokens/s | wall |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_records(folder / "sft.jsonl", sft_rows)
+        write_records(folder / "dpo.jsonl", dpo_rows)
+        for kind in options.kinds.split(","):
+            for way in options.ways.split(","):
+                result, wall = train(kind, way, options, folder, devices)
+                print(
+                    f"| {kind} | {way} | {result.n_steps} | {result.train_loss:.4f} "
+                    f"| {result.tokens_per_s:,.0f} | {wall:.0f} s |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
