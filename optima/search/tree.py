@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from rapidfuzz.distance import Levenshtein
 
@@ -31,6 +32,7 @@ class Node:
     children: list["Node"] = field(default_factory=list)
     n_rollouts: int = 0
     reward_sum: float = 0.0
+    n_unlike: int = 0  # of the expanded nodes, in their order, those that it is known to be unlike
 
     @property
     def value(self) -> float | None:
@@ -95,8 +97,9 @@ class Tree:
         That is the first sibling within ``merge_distance`` (edit distance / longer length), from
         whose text the rollout then continues, or a new node.
         """
+        limit = self._section.merge_distance
         for sibling in parent.children:
-            if text_distance(sibling.text, turn.text) < self._section.merge_distance:
+            if text_distance(sibling.text, turn.text, limit) < limit:
                 return sibling
         return self._add(parent, turn, faults)
 
@@ -110,22 +113,33 @@ class Tree:
 
     def choose(self, generator: random.Random) -> Node:
         """Return the node to expand next: a softmax draw among the best eligible ones."""
-        best = sorted(self.eligible(), key=_by_value)[: self._section.n_candidates]
+        best = list(islice(self.eligible(), self._section.n_candidates))
         values = [node.value or 0.0 for node in best]
         highest = max(values)
         weights = [math.exp(value - highest) for value in values]
         return generator.choices(best, weights)[0]
 
-    def eligible(self) -> list[Node]:
-        """Return the nodes that may be expanded, in order of their ids; the root always may."""
-        return [self.root, *(node for node in self.nodes[1:] if self._is_eligible(node))]
+    def eligible(self) -> Iterator[Node]:
+        """Yield the nodes that may be expanded, best first; the root always may.
 
-    def _is_eligible(self, node: Node) -> bool:
-        if node.value is None or all(child.is_leaf for child in node.children):
-            return False  # a leaf, or a parent of leaves only
+        Texts are compared as far as the caller reads on, for that is what takes time.
+        """
+        for node in sorted(self.nodes, key=_by_value):
+            if node is self.root or (_has_room(node) and self._is_new(node)):
+                yield node
+
+    def _is_new(self, node: Node) -> bool:
+        """Tell whether the node says something unlike every expanded one.
+
+        Expanded nodes are only ever added, so each is compared with ``node`` once.
+        """
         least = self._section.min_distance
-        others = (other for other in self.expanded if other is not self.root)
-        return all(text_distance(node.text, other.text) >= least for other in others)
+        while node.n_unlike < len(self.expanded):
+            other = self.expanded[node.n_unlike]
+            if other is not self.root and text_distance(node.text, other.text, least) < least:
+                return False
+            node.n_unlike += 1
+        return True
 
     def _add(self, parent: Node, turn: Turn, faults: tuple[Fault, ...]) -> Node:
         node = Node(len(self.nodes), parent, turn, faults)
@@ -134,9 +148,12 @@ class Tree:
         return node
 
 
-def text_distance(one: str, other: str) -> float:
-    """Return the edit distance over the longer length, in [0, 1]; 0 for two empty texts."""
-    return Levenshtein.normalized_distance(one, other)
+def text_distance(one: str, other: str, at_most: float = 1.0) -> float:
+    """Return the edit distance over the longer length, in [0, 1]; 0 for two empty texts.
+
+    A distance above ``at_most`` may be returned as 1, which is found much faster.
+    """
+    return Levenshtein.normalized_distance(one, other, score_cutoff=at_most)
 
 
 def node_records(nodes: Sequence[Node]) -> Iterator[TreeNode]:
@@ -147,6 +164,11 @@ def node_records(nodes: Sequence[Node]) -> Iterator[TreeNode]:
         yield TreeNode(
             node_id=node.node_id, parent=node.parent.node_id, turn=node.turn, faults=node.faults
         )
+
+
+def _has_room(node: Node) -> bool:
+    """Tell whether a rollout passed the node and went on by more than one utterance."""
+    return node.value is not None and not all(child.is_leaf for child in node.children)
 
 
 def _by_value(node: Node) -> tuple[float, int]:

@@ -146,3 +146,14 @@ def test_merged_rollouts_go_on_from_the_same_text() -> None:
     assert rounds[0].n_merged == 2 * 6
     assert rounds[0].n_tokens == 3 * 6 * 4  # merged utterances were generated and cost tokens
     assert sibling_pairs(tree, "p") == []
+
+
+def test_fault_of_an_utterance_is_stored_with_its_node() -> None:
+    async def leak(request: Request) -> Completion:
+        reply = await complete(request)
+        return Reply(f"{reply.text}\nBob: me too") if request.agent == 0 else reply
+
+    tree, rounds = grow(complete=leak)
+    for node in (node for r in rounds for node in r.nodes):
+        assert node.faults == (("role_leakage",) if node.turn.agent == 0 else ())
+    assert {pair.chosen.agent for pair in sibling_pairs(tree, "p")} == {1}

@@ -24,6 +24,10 @@ def _chain(tree: Tree, *texts: str) -> Node:
     return node
 
 
+def _eligible(tree: Tree) -> list[Node]:
+    return sorted(tree.eligible(), key=lambda node: node.node_id)
+
+
 def test_distance_is_edits_over_the_longer_length() -> None:
     assert text_distance("abcd", "abxd") == 1 / 4
     assert text_distance("ab", "abcdefgh") == 6 / 8
@@ -83,6 +87,12 @@ def test_child_within_the_merge_distance_joins_its_sibling_and_keeps_its_text() 
     assert len(tree.root.children) == 2
 
 
+def test_child_at_the_merge_distance_is_a_node_of_its_own() -> None:
+    tree = _tree()
+    first = tree.insert(tree.root, turn("0123456789"))
+    assert tree.insert(tree.root, turn("012345678x")) is not first  # 1 / 10 is not below 0.1
+
+
 def test_same_text_elsewhere_in_the_tree_is_no_sibling() -> None:
     tree = _tree()
     above = tree.insert(tree.root, turn("hello"))
@@ -91,15 +101,15 @@ def test_same_text_elsewhere_in_the_tree_is_no_sibling() -> None:
 
 def test_root_is_always_eligible_leaves_and_parents_of_leaves_never() -> None:
     tree = _tree()
-    assert tree.eligible() == [tree.root]
+    assert _eligible(tree) == [tree.root]
     end = _chain(tree, "first", "second utterance", "the third one")
     tree.reward(end, 1.0)
     top = tree.root.children[0]
-    assert tree.eligible() == [tree.root, top]  # "second" has leaves only, "third" is one
+    assert _eligible(tree) == [tree.root, top]  # "second" has leaves only, "third" is one
     _chain(tree, "first", "second utterance", "and another end")
-    assert tree.eligible() == [tree.root, top]
+    assert _eligible(tree) == [tree.root, top]
     tree.expanded.append(tree.root)
-    assert tree.eligible() == [tree.root, top]
+    assert _eligible(tree) == [tree.root, top]
 
 
 def test_node_like_one_expanded_before_is_not_eligible() -> None:
@@ -110,13 +120,36 @@ def test_node_like_one_expanded_before_is_not_eligible() -> None:
     near, far, twin = tree.root.children
     assert text_distance(near.text, twin.text) == 2 / 16
     tree.expanded = [tree.root, near]
-    assert [node for node in tree.eligible() if node.parent is tree.root] == [far]
+    assert [node for node in _eligible(tree) if node.parent is tree.root] == [far]
+
+
+def test_node_is_compared_with_every_node_expanded_before_and_not_the_last_alone() -> None:
+    tree = _tree()
+    for word in ("aaaaaaaa", "bbbbbbbb", "aaaaaaab", "bbbbbbba"):
+        tree.reward(_chain(tree, word * 2, f"{word} and on", f"{word} to the end"), 0.5)
+    a, b, like_a, like_b = tree.root.children
+    tree.expanded.append(a)
+    assert [node for node in _eligible(tree) if node.parent is tree.root] == [b, like_b]
+    tree.expanded.append(b)
+    assert [node for node in _eligible(tree) if node.parent is tree.root] == []
+    tree.expanded.append(tree.root)
+    assert like_a not in _eligible(tree)
+
+
+def test_node_at_the_least_distance_is_eligible() -> None:
+    tree = _tree()
+    for word in ("abcdefgh", "abcdefxy", "abcdefgz"):
+        tree.reward(_chain(tree, word, f"{word} and on", f"{word} to the end"), 0.5)
+    first, at_distance, _ = tree.root.children
+    assert text_distance("abcdefgh", "abcdefxy") == 0.25
+    tree.expanded.append(first)
+    assert [node for node in _eligible(tree) if node.parent is tree.root] == [at_distance]
 
 
 def test_node_that_no_rewarded_rollout_passed_is_not_eligible() -> None:
     tree = _tree()
     _chain(tree, "first", "second", "third")  # a rollout that failed on the way
-    assert tree.eligible() == [tree.root]
+    assert _eligible(tree) == [tree.root]
 
 
 def test_choice_is_a_softmax_among_the_best() -> None:
