@@ -5,14 +5,14 @@ from pathlib import Path
 
 from optima.conversation.template import ChatTemplate
 from optima.errors import UsageError
-from optima.pipelines.search import TREES, pairs_of_trees
+from optima.pipelines.search import TREES
 from optima.pipelines.talk import speakers_of
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
 from optima.reporting.tables import Table
 from optima.rundir import atomic_writer, disk_errors, read_records
 from optima.search.exchange import export_lines
-from optima.search.pairs import preference_row
+from optima.search.pairs import Harvest, harvest_pairs, preference_row
 from optima.tasks import get_task
 from optima.types import DialogueTree, PreferencePair, PreferenceRow, Problem
 
@@ -40,22 +40,22 @@ def rebuild_pairs(
     rows: list[tuple[str, ...]] = []
     kept: list[PreferencePair] = []
     for path in paths:
-        trees = list(read_records(path, DialogueTree))
-        found, chosen = pairs_of_trees(iter(trees), recipe.search, recipe.pairs, seed=recipe.seed)
-        kept += chosen
-        rows.append(_figures(path.parent.parent.name, len(trees), found, chosen))
+        harvest = harvest_pairs(
+            read_records(path, DialogueTree), recipe.search, recipe.pairs, seed=recipe.seed
+        )
+        kept += harvest.chosen
+        rows.append(_figures(path.parent.parent.name, harvest))
     if out is not None:
         with disk_errors(out), atomic_writer(out) as file:
             file.writelines(export_lines(_training_rows(run_dir, recipe, kept)))
     return Table(HEAD, tuple(rows)).text()
 
 
-def _figures(
-    name: str, n_trees: int, found: Sequence[PreferencePair], chosen: Sequence[PreferencePair]
-) -> tuple[str, ...]:
+def _figures(name: str, harvest: Harvest) -> tuple[str, ...]:
+    chosen = harvest.chosen
     n = max(1, len(chosen))
     return (
-        name, str(n_trees), str(len(found)), str(len(chosen)),
+        name, str(harvest.n_trees), str(harvest.n_found), str(len(chosen)),
         str(len({pair.problem_id for pair in chosen})),
         f"{sum(pair.chosen_value for pair in chosen) / n:.3f}" if chosen else "-",
         f"{sum(pair.rejected_value for pair in chosen) / n:.3f}" if chosen else "-",

@@ -7,14 +7,15 @@ a tree ever waits for more than two batches.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from optima.pipelines.context import RunContext
-from optima.recipe.schema import RewardSection
+from optima.recipe.schema import Recipe, RewardSection
 from optima.reward import compute_reward
 from optima.tasks.judging import Judge, JudgeError, Judgement
-from optima.types import Conversation, Problem, RewardParts
+from optima.types import Conversation, Metric, Problem, RewardParts
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -53,33 +54,35 @@ class Batcher(Generic[Q, A]):
                     future.set_result(answer)
 
 
-class RewardDesk:
-    """Rewards conversations about ``problems`` by the recipe; an async context manager.
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """What a conversation is rewarded by.
 
-    ``normaliser_tokens`` is what R_token divides by. Judge and scorer are there inside it only.
+    ``normaliser_tokens`` is what R_token divides by. ``losses`` gives the base model's losses of
+    texts, and blocks while it does; None where lambda_loss is 0.
     """
 
-    def __init__(
-        self, context: RunContext, problems: Sequence[Problem], normaliser_tokens: int
-    ) -> None:
-        self._context = context
+    metric: Metric
+    section: RewardSection
+    normaliser_tokens: int
+    losses: Callable[[list[str]], Sequence[float | None]] | None
+
+
+class RewardDesk:
+    """Rewards conversations about ``problems``; a context manager that owns the judge."""
+
+    def __init__(self, problems: Sequence[Problem], yardstick: Yardstick) -> None:
         self._golds = {problem.problem_id: problem.golds for problem in problems}
-        self._normaliser_tokens = normaliser_tokens
-        self._section = search_reward(context)
+        self._yardstick = yardstick
         self._judge = Judge()
         self._judging = Batcher(self._judge_all)
-        self._scoring: Batcher[str, float | None] | None = None
+        self._scoring = Batcher(yardstick.losses) if yardstick.losses else None
 
-    async def __aenter__(self) -> Self:
-        if self._section.lambda_loss > 0:
-            context = self._context
-            scorer = await asyncio.to_thread(context.device.scorer, context.loss_model.ref)
-            header = context.loss_header
-            self._scoring = Batcher(lambda texts: scorer.losses([(header, t) for t in texts]))
+    def __enter__(self) -> Self:
         self._judge.__enter__()
         return self
 
-    async def __aexit__(
+    def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
@@ -103,11 +106,11 @@ class RewardDesk:
                 compute_reward(
                     conversation,
                     task_score=str(score) if isinstance(score, JudgeError) else score,
-                    normaliser_tokens=self._normaliser_tokens,
+                    normaliser_tokens=self._yardstick.normaliser_tokens,
                     turn_losses=[known[turn.text.strip()] for turn in conversation.turns]
                     if self._scoring
                     else None,
-                    section=self._section,
+                    section=self._yardstick.section,
                 )
                 for conversation, score in zip(conversations, scores, strict=True)
             ]
@@ -122,13 +125,28 @@ class RewardDesk:
         known |= zip(new, await self._scoring.ask(new), strict=True)
 
     def _judge_all(self, judgements: list[Judgement]) -> list[float | JudgeError]:
-        return self._judge.score_many(self._context.task.metric, judgements)
+        return self._judge.score_many(self._yardstick.metric, judgements)
 
 
-def search_reward(context: RunContext) -> RewardSection:
+def search_yardstick(context: RunContext, normaliser_tokens: int) -> Yardstick:
+    """Return what rewards conversations while trees grow; starts the scorer where losses count."""
+    section = search_reward(context.recipe)
+    if section.lambda_loss == 0:
+        return Yardstick(context.task.metric, section, normaliser_tokens, None)
+    scorer, header = context.device.scorer(context.loss_model.ref), context.loss_header
+
+    def losses(texts: list[str]) -> Sequence[float | None]:
+        return scorer.losses([(header, text) for text in texts])
+
+    return Yardstick(context.task.metric, section, normaliser_tokens, losses)
+
+
+def search_reward(recipe: Recipe) -> RewardSection:
     """Return the reward while trees grow: the recipe's, with the weights of ``search``."""
-    reward, search = context.recipe.reward, context.recipe.search
-    assert search is not None
-    weights = {"lambda_token": search.lambda_token, "lambda_loss": search.lambda_loss}
+    assert recipe.search is not None
+    weights = {
+        "lambda_token": recipe.search.lambda_token,
+        "lambda_loss": recipe.search.lambda_loss,
+    }
     given = {name: value for name, value in weights.items() if value is not None}
-    return reward.model_copy(update=given)
+    return recipe.reward.model_copy(update=given)

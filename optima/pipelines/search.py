@@ -9,41 +9,45 @@ import asyncio
 import logging
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
 
 from optima.conversation.dialogue import Dialogue, Request
+from optima.conversation.rollouts import RoutedCompletion
 from optima.errors import StageError
 from optima.evaluation.statistics import percentile
 from optima.pipelines import learn
 from optima.pipelines.context import Model, RunContext
-from optima.pipelines.rewarding import RewardDesk
+from optima.pipelines.rewarding import RewardDesk, search_yardstick
+from optima.pipelines.rounds import FILE as ROUNDS
+from optima.pipelines.rounds import StoredRounds, keep_sound_rounds
 from optima.pipelines.talk import FILE as CONVERSATIONS
 from optima.pipelines.talk import TalkPlan, rare_collections, speakers_for, talk
 from optima.recipe.schema import PairSection, SearchSection
 from optima.rundir import (
     RecordAppender,
     Stage,
-    atomic_writer,
-    disk_errors,
     read_records,
-    repair_tail,
     write_records,
 )
 from optima.search.exchange import read_conversational
-from optima.search.expand import TreeGrower
-from optima.search.pairs import preference_row, select_pairs, sibling_pairs
-from optima.search.tree import Tree
-from optima.seeding import derive_seed, rng
-from optima.serving.client import Completion, CompletionClient, Server
+from optima.search.forest import Forest
+from optima.search.pairs import harvest_pairs, preference_row
+from optima.seeding import derive_seed
+from optima.serving.client import CompletionClient, Server
 from optima.tasks.loading import sample_problems
-from optima.types import Conversation, DialogueTree, PreferencePair, Problem, TreeRound
+from optima.types import (
+    Conversation,
+    DialogueTree,
+    PreferenceRow,
+    Problem,
+    TreeRound,
+)
 
 logger = logging.getLogger(__name__)
-ROUNDS = "rounds.jsonl"
 TREES = "trees.jsonl"
 PAIRS = "pairs.jsonl"
 
@@ -55,7 +59,8 @@ def probe(context: RunContext, name: str, model: Model, problems: Sequence[Probl
     """
     section = search_section(context)
     chosen = sample_problems(problems, section.n_probe, seed=context.recipe.seed, stage=name)
-    plan = TalkPlan(n_samples=1, temperature=context.recipe.sampling.temperature)
+    sampling = context.recipe.sampling
+    plan = TalkPlan(n_samples=1, temperature=sampling.temperature, top_p=sampling.top_p)
     held = talk(context, name, model, chosen, plan)
     counts = [c.n_tokens for c in read_records(held.path / CONVERSATIONS, Conversation)]
     return int(percentile(counts, section.probe_percentile)) + 1
@@ -80,17 +85,19 @@ def grow(
     if stage.done:
         return stage
     path = stage.path / ROUNDS
-    rounds = _keep_good_rounds(path)
-    n_held = sum(map(len, rounds.values()))
+    stored = keep_sound_rounds(path)
+    missing = [p for p in problems if stored.n_rounds(p.problem_id) < section.n_rounds]
+    n_held = sum(stored.n_rounds(problem.problem_id) for problem in problems)
     n_total = len(problems) * section.n_rounds
     logger.info(
         "%s: %d trees of %d x %d conversations with %s%s",
         name, len(problems), section.n_rounds, section.n_rollouts, model.label,
         f", {n_held} of {n_total} rounds grown before" if n_held else "",
     )  # fmt: skip
-    if n_held < n_total:
-        asyncio.run(_grow_all(context, stage, model, problems, normaliser_tokens, rounds))
+    if missing:
+        asyncio.run(_grow_all(context, stage, model, missing, normaliser_tokens, stored))
     statistics = _gather(stage.path, problems)
+    statistics["tokens/normaliser"] = float(normaliser_tokens)
     n_failed = statistics["conversations/errors"]
     n_rollouts = statistics["conversations"]
     if n_failed > context.recipe.conversation.max_error_rate * n_rollouts:
@@ -116,22 +123,20 @@ def pair(
 
     Raises StageError when there is none, and says how far the best one was.
     """
-    imported = read_conversational(Path(section.path)) if section.path else ()
+    imported = read_imported(section)
     stage = context.run.stage(name, grown.output_digest, repr(section), repr(imported))
     if stage.done:
         return stage
-    all_pairs, chosen = read_pairs(context, grown, section)
+    harvest = harvest_pairs(
+        read_records(grown.path / TREES, DialogueTree),
+        search_section(context),
+        section,
+        seed=context.recipe.seed,
+    )
+    chosen = harvest.chosen
     if not chosen and not imported:
-        best = max((p.chosen_value for p in all_pairs), default=None)
-        gap = max((p.chosen_value - p.rejected_value for p in all_pairs), default=None)
-        reason = (
-            f"of {len(all_pairs)} the highest chosen value is {best:.3f} and the widest gap "
-            f"{gap:.3f}"
-            if best is not None and gap is not None
-            else "no siblings differ in value"
-        )
         raise StageError(
-            f"stage {name}: no pair to train on: {reason}, pairs.theta_filter is "
+            f"stage {name}: no pair to train on: {harvest.best()}, pairs.theta_filter is "
             f"{section.theta_filter} and pairs.theta_diff {section.theta_diff}; lower them, or "
             "raise search.n_rounds"
         )
@@ -144,7 +149,7 @@ def pair(
     metrics = {
         "pairs": float(len(chosen)),
         "pairs/imported": float(len(imported)),
-        "pairs/candidates": float(len(all_pairs)),
+        "pairs/candidates": float(harvest.n_found),
         "pairs/problems": float(len({p.problem_id for p in chosen})),
         "pairs/chosen_value": sum(p.chosen_value for p in chosen) / n,
         "pairs/rejected_value": sum(p.rejected_value for p in chosen) / n,
@@ -154,35 +159,15 @@ def pair(
     context.run.write_metrics()
     logger.info(
         "%s: done, %d of %d pairs kept, values %.3f against %.3f",
-        name, len(chosen), len(all_pairs),
+        name, len(chosen), harvest.n_found,
         metrics["pairs/chosen_value"], metrics["pairs/rejected_value"],
     )  # fmt: skip
     return stage
 
 
-def read_pairs(
-    context: RunContext, grown: Stage, section: PairSection
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Return (all pairs, selected pairs) of the trees of a stage, problem by problem."""
-    return pairs_of_trees(
-        read_records(grown.path / TREES, DialogueTree),
-        search_section(context),
-        section,
-        seed=context.recipe.seed,
-    )
-
-
-def pairs_of_trees(
-    trees: Iterator[DialogueTree], search: SearchSection, section: PairSection, *, seed: int
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Return (all pairs, selected pairs) of trees, in their order."""
-    found: list[PreferencePair] = []
-    chosen: list[PreferencePair] = []
-    for record in trees:
-        pairs = sibling_pairs(Tree(search, record.rounds), record.problem_id)
-        found += pairs
-        chosen += select_pairs(pairs, section, rng(seed, "pairs", record.problem_id))
-    return found, chosen
+def read_imported(section: PairSection) -> tuple[PreferenceRow, ...]:
+    """Return the preferences of ``pairs.path``; DataError names the first line that is none."""
+    return read_conversational(Path(section.path)) if section.path else ()
 
 
 def search_section(context: RunContext) -> SearchSection:
@@ -197,119 +182,72 @@ async def _grow_all(
     model: Model,
     problems: Sequence[Problem],
     normaliser_tokens: int,
-    rounds: Mapping[str, Sequence[TreeRound]],
+    stored: StoredRounds,
 ) -> None:
+    """Grow the trees of ``problems``, none of which is whole, on from their stored rounds."""
     recipe, section = context.recipe, search_section(context)
-    fleet = context.device.fleet(model.ref)
     sampling = recipe.sampling
-    n_held = sum(map(len, rounds.values()))
-    waiting = iter(problems)
-    async with (
-        CompletionClient(fleet.servers, fleet.model_name, recipe.serving) as client,
-        RewardDesk(context, problems, normaliser_tokens) as desk,
-    ):
-        with (
-            RecordAppender(stage.path / ROUNDS) as appender,
-            tqdm(
-                total=len(problems) * section.n_rounds, initial=n_held, desc=stage.path.name,
-                unit="round", disable=not sys.stderr.isatty(),
-            ) as bar,
-            rare_collections(),
-        ):  # fmt: skip
+    fleet = context.device.fleet(model.ref)
+    yardstick = search_yardstick(context, normaliser_tokens)
+    n_at_once = min(section.concurrency * len(fleet.servers), len(problems))
+    n_held = sum(stored.n_rounds(problem.problem_id) for problem in problems)
+    with (
+        RewardDesk(problems, yardstick) as desk,
+        RecordAppender(stage.path / ROUNDS) as appender,
+        tqdm(
+            total=len(problems) * section.n_rounds, initial=n_held, desc=stage.path.name,
+            unit="round", disable=not sys.stderr.isatty(),
+        ) as bar,
+        rare_collections(),
+    ):  # fmt: skip
+        async with CompletionClient(
+            fleet.servers, fleet.model_name, recipe.serving, n_at_once * section.n_rollouts
+        ) as client:
+
+            async def generate(request: Request, preferred: object) -> RoutedCompletion:
+                return await client.complete(
+                    request.prompt,
+                    max_tokens=request.max_tokens,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    seed=request.seed,
+                    prefer=preferred if isinstance(preferred, Server) else None,
+                )
 
             def keep(finished: TreeRound) -> None:
                 appender.append(finished)
                 bar.update()
 
-            async def work() -> None:
-                for problem in waiting:  # shared by all workers: each problem is taken once
-                    server: Server | None = None  # a tree stays where its prefixes are cached
-
-                    async def complete(request: Request) -> Completion:
-                        nonlocal server
-                        completion = await client.complete(
-                            request.prompt,
-                            max_tokens=request.max_tokens,
-                            temperature=sampling.temperature,
-                            top_p=sampling.top_p,
-                            seed=request.seed,
-                            prefer=server,
-                        )
-                        server = completion.server
-                        return completion
-
-                    dialogue = Dialogue(
-                        problem_id=problem.problem_id,
-                        n=0,
-                        speakers=speakers_for(context, problem),
-                        answer_style=context.task.answer_style,
-                        limits=recipe.conversation,
-                        seed=derive_seed(recipe.seed, stage.name),
-                    )
-                    grower = TreeGrower(dialogue, section, complete, desk.rewards_for())
-                    await grower.grow(rounds.get(problem.problem_id, ()), keep)
-
-            n_workers = min(section.concurrency * len(fleet.servers), len(problems))
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(n_workers):
-                        group.create_task(work())
-            except ExceptionGroup as failures:
-                raise failures.exceptions[0] from failures
+            forest = Forest(section, generate, desk.rewards_for, keep, n_at_once)
+            await forest.grow(_dialogues(context, stage, problems), stored)
 
 
-def _keep_good_rounds(path: Path) -> dict[str, list[TreeRound]]:
-    """Return the rounds that stand: of each tree those before the first failed or missing one.
-
-    All others leave the file.
-    """
-    repair_tail(path)
-    if not path.exists():
-        return {}
-    by_number: dict[str, dict[int, TreeRound]] = defaultdict(dict)
-    for finished in read_records(path, TreeRound):
-        by_number[finished.problem_id].setdefault(finished.number, finished)
-    kept: dict[str, list[TreeRound]] = {}
-    for problem_id, numbered in by_number.items():
-        rounds = kept[problem_id] = []
-        while len(rounds) in numbered:
-            candidate = numbered[len(rounds)]
-            if any(rollout.stop_reason == "error" for rollout in candidate.rollouts):
-                break
-            rounds.append(candidate)
-    with disk_errors(path), atomic_writer(path) as new:
-        for rounds in kept.values():
-            new.writelines(finished.model_dump_json() + "\n" for finished in rounds)
-    return kept
+def _dialogues(
+    context: RunContext, stage: Stage, problems: Sequence[Problem]
+) -> Iterator[Dialogue]:
+    for problem in problems:
+        yield Dialogue(
+            problem_id=problem.problem_id,
+            n=0,
+            speakers=speakers_for(context, problem),
+            answer_style=context.task.answer_style,
+            limits=context.recipe.conversation,
+            seed=derive_seed(context.recipe.seed, stage.name),
+        )
 
 
 def _gather(directory: Path, problems: Sequence[Problem]) -> dict[str, float]:
     """Write one record per tree, in the order of the problems, and return their statistics."""
-    rounds: dict[str, list[TreeRound]] = defaultdict(list)
-    for finished in read_records(directory / ROUNDS, TreeRound):
-        rounds[finished.problem_id].append(finished)
+    stored = StoredRounds(directory / ROUNDS)
     totals: Counter[str] = Counter()
     sums: dict[str, float] = defaultdict(float)
 
     def trees() -> Iterator[DialogueTree]:
         for problem in problems:
-            of_tree = sorted(rounds.pop(problem.problem_id), key=lambda r: r.number)
-            for finished in of_tree:
-                totals["nodes"] += len(finished.nodes)
-                totals["merged"] += finished.n_merged
-                totals["tokens"] += finished.n_tokens
-                for rollout in finished.rollouts:
-                    totals["rollouts"] += 1
-                    totals["errors"] += rollout.stop_reason == "error"
-                    totals[f"stop/{rollout.stop_reason}"] += 1
-                    sums["tokens"] += rollout.reward.n_tokens
-                    sums["task"] += rollout.reward.task
-                    sums["token"] += rollout.reward.token
-                    if rollout.reward.total is not None:
-                        totals["rewarded"] += 1
-                        sums["total"] += rollout.reward.total
-                        sums["loss_term"] += rollout.reward.loss_term
-            yield DialogueTree(problem_id=problem.problem_id, rounds=tuple(of_tree))
+            rounds = stored[problem.problem_id]
+            for finished in rounds:
+                _count(finished, totals, sums)
+            yield DialogueTree(problem_id=problem.problem_id, rounds=rounds)
 
     n_trees = write_records(directory / TREES, trees())
     n = max(1, totals["rollouts"])
@@ -326,8 +264,26 @@ def _gather(directory: Path, problems: Sequence[Problem]) -> dict[str, float]:
         "reward/task": sums["task"] / n,
         "reward/token": sums["token"] / n,
         "reward/loss_term": sums["loss_term"] / max(1, totals["rewarded"]),
+        "reward/errors": float(totals["rollouts"] - totals["rewarded"]),
         **shares,
     }
+
+
+def _count(finished: TreeRound, totals: Counter[str], sums: dict[str, float]) -> None:
+    totals["nodes"] += len(finished.nodes)
+    totals["merged"] += finished.n_merged
+    totals["tokens"] += finished.n_tokens
+    for rollout in finished.rollouts:
+        totals["rollouts"] += 1
+        totals["errors"] += rollout.stop_reason == "error"
+        totals[f"stop/{rollout.stop_reason}"] += 1
+        sums["tokens"] += rollout.reward.n_tokens
+        sums["task"] += rollout.reward.task
+        sums["token"] += rollout.reward.token
+        if rollout.reward.total is not None:
+            totals["rewarded"] += 1
+            sums["total"] += rollout.reward.total
+            sums["loss_term"] += rollout.reward.loss_term
 
 
 def _first_error(path: Path) -> str:

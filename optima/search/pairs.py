@@ -8,13 +8,36 @@ and of a problem's pairs the share ``keep_share`` with the best chosen child is 
 The chosen child's own utterance is never faulty (role leakage, cut at the token limit).
 """
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from optima.conversation.agent import Speaker, utterance
-from optima.recipe.schema import PairSection
+from optima.recipe.schema import PairSection, SearchSection
 from optima.search.tree import Node, Tree
-from optima.types import Message, PreferencePair, PreferenceRow
+from optima.seeding import rng
+from optima.types import DialogueTree, Message, PreferencePair, PreferenceRow
+
+
+@dataclass(slots=True)
+class Harvest:
+    """The pairs selected from trees, and how many there were to select from and how good."""
+
+    chosen: list[PreferencePair] = field(default_factory=list)
+    n_trees: int = 0
+    n_found: int = 0
+    highest: float = -math.inf
+    widest: float = -math.inf
+
+    def best(self) -> str:
+        """Say how far the best of all pairs was."""
+        if not self.n_found:
+            return "no siblings differ in value"
+        return (
+            f"of {self.n_found} the highest chosen value is {self.highest:.3f} and the widest gap "
+            f"{self.widest:.3f}"
+        )
 
 
 def sibling_pairs(tree: Tree, problem_id: str) -> list[PreferencePair]:
@@ -56,6 +79,22 @@ def select_pairs(
     if section.strategy == "random":
         return sorted(generator.sample(passed, n_kept), key=_by_chosen_value)
     return sorted(passed, key=_by_chosen_value)[:n_kept]
+
+
+def harvest_pairs(
+    trees: Iterable[DialogueTree], search: SearchSection, section: PairSection, *, seed: int
+) -> Harvest:
+    """Return the selected pairs of trees, in their order."""
+    harvest = Harvest()
+    for record in trees:
+        pairs = sibling_pairs(Tree(search, record.rounds), record.problem_id)
+        harvest.chosen += select_pairs(pairs, section, rng(seed, "pairs", record.problem_id))
+        harvest.n_trees += 1
+        harvest.n_found += len(pairs)
+        for pair in pairs:
+            harvest.highest = max(harvest.highest, pair.chosen_value)
+            harvest.widest = max(harvest.widest, pair.chosen_value - pair.rejected_value)
+    return harvest
 
 
 def preference_row(pair: PreferencePair, speakers: Sequence[Speaker]) -> PreferenceRow:

@@ -63,16 +63,28 @@ class _RetryableError(Exception):
 
 
 class CompletionClient:
-    """Asks ``servers`` for completions of ``model_name``; an async context manager."""
+    """Asks ``servers`` for completions of ``model_name``; an async context manager.
 
-    def __init__(self, servers: Sequence[Server], model_name: str, serving: ServingSection) -> None:
+    ``n_at_once`` is how many calls there will be at a time, for which connections are kept; None
+    takes ``serving.concurrency`` per server. More calls wait, and their waiting is part of
+    ``serving.request_timeout_s``.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        model_name: str,
+        serving: ServingSection,
+        n_at_once: int | None = None,
+    ) -> None:
         self._servers = tuple(servers)
+        self._n_at_once = n_at_once or serving.concurrency * len(servers)
         self._model_name = model_name
         self._serving = serving
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        n_connections = _allow_connections(self._serving.concurrency * len(self._servers))
+        n_connections = _allow_connections(self._n_at_once)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=n_connections, keepalive_timeout=_KEEPALIVE_S),
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -1,0 +1,129 @@
+"""How many turns the orchestrator carries while trees grow, against an instant fake server.
+
+``taskset -c 0,1 python -m bench.trees --model models/smollm2-135m-instruct --n 2000``
+
+The server is a process of its own, losses are instant numbers: what is measured is everything else,
+prompts, tree, merging, eligibility, judging, rewards and records. Printed: turns and rounds per
+second, CPU per turn, nodes per tree, and the peak resident memory of the orchestrator.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from bench.rollouts import dialogues
+from optima.conversation.dialogue import Dialogue, Request
+from optima.conversation.rollouts import RoutedCompletion
+from optima.pipelines.rewarding import RewardDesk, Yardstick
+from optima.pipelines.talk import rare_collections
+from optima.processes.managed import ManagedProcess
+from optima.recipe.schema import DataSection, RewardSection, SearchSection, ServingSection
+from optima.search.forest import Forest
+from optima.serving.client import CompletionClient, Server
+from optima.serving.probe import is_healthy
+from optima.serving.worker import free_port
+from optima.tasks import get_task
+from optima.tasks.loading import load_problems
+from optima.types import TreeRound
+
+NORMALISER_TOKENS = 200
+WORDS = ("so", "the", "lamp", "Ada", "gave", "is", "in", "Riga", "or", "Lyon", "we", "both", "know")
+
+
+def losses(texts: list[str]) -> list[float | None]:
+    """Return a number per text, as a scorer would."""
+    return [1.0 + len(text) % 7 / 3 if text else None for text in texts]
+
+
+def one_per_problem(model: Path, n: int) -> Iterator[Dialogue]:
+    """Yield one dialogue about each of ``n`` problems."""
+    seen = ""
+    for dialogue in dialogues(model, 10 * n):
+        if dialogue.problem_id != seen:
+            seen = dialogue.problem_id
+            yield replace(dialogue, n=0)
+
+
+async def grow(server: Server, model: Path, n: int, concurrency: int, n_words: int) -> Counter[str]:
+    """Return the counts of what grew."""
+    problems = load_problems(
+        get_task("two_hop"), DataSection(n_train=n), "train", n_agents=2, seed=0
+    ).problems
+    section = SearchSection(concurrency=concurrency)
+    counts: Counter[str] = Counter()
+
+    def keep(finished: TreeRound) -> None:
+        finished.model_dump_json()
+        counts["rounds"] += 1
+        counts["nodes"] += len(finished.nodes)
+        counts["turns"] += len(finished.nodes) + finished.n_merged
+        counts["errors"] += sum(rollout.reward.total is None for rollout in finished.rollouts)
+
+    yardstick = Yardstick("f1", RewardSection(), NORMALISER_TOKENS, losses)
+    with RewardDesk(problems, yardstick) as desk, rare_collections():
+        async with CompletionClient(
+            [server], "policy", ServingSection(), concurrency * section.n_rollouts
+        ) as client:
+
+            async def generate(request: Request, _: object) -> RoutedCompletion:
+                completion = await client.complete(
+                    request.prompt, max_tokens=99, temperature=0.7, top_p=1.0, seed=request.seed
+                )
+                if not n_words:
+                    return completion
+                more = random.Random(request.seed).choices(WORDS, k=n_words)
+                return replace(completion, text=f"{' '.join(more)} {completion.text}")
+
+            forest = Forest(section, generate, desk.rewards_for, keep, concurrency)
+            await forest.grow(one_per_problem(model, n), {})
+    return counts
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=Path("models/smollm2-135m-instruct"))
+    parser.add_argument("--n", type=int, default=2000, help="trees")
+    parser.add_argument("--concurrency", type=int, default=2000, help="trees at once")
+    parser.add_argument("--words", type=int, default=0, help="random words added to an utterance")
+    options = parser.parse_args()
+    port = free_port()
+    fake = ManagedProcess(
+        [sys.executable, "-m", "optima.serving.fake", "--port", str(port)],
+        name="fake server",
+        log_path=Path(tempfile.mkdtemp()) / "fake.log",
+        env={**os.environ, "VLLM_API_KEY": "key"},
+    )
+    with fake:
+        server = Server(0, f"http://127.0.0.1:{port}", "key")
+        deadline = time.monotonic() + 30
+        while not is_healthy(server, 1.0):
+            assert time.monotonic() < deadline, "the fake server does not start"
+            time.sleep(0.1)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        started, used = time.perf_counter(), time.process_time()
+        counts = asyncio.run(
+            grow(server, options.model, options.n, options.concurrency, options.words)
+        )
+        seconds, used = time.perf_counter() - started, time.process_time() - used
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    n_turns = counts["turns"]
+    print(f"turns:         {n_turns / seconds:8,.0f} a second, {n_turns:,} in {seconds:,.0f} s")
+    print(f"rounds:        {counts['rounds'] / seconds:8,.0f} a second, {counts['rounds']:,}")
+    print(f"orchestrator:  {1e6 * used / n_turns:8,.0f} us of CPU a turn")
+    print(f"trees:         {options.n:8,}, {counts['nodes'] / options.n:.1f} nodes each")
+    print(f"unrewarded:    {counts['errors']:8,}")
+    print(f"peak memory:   {peak:8,.0f} MiB ({before:,.0f} MiB before)")
+
+
+if __name__ == "__main__":
+    main()
