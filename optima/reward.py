@@ -9,7 +9,7 @@ The reference's further rules are fields of ``RewardSection``, off or on as meth
 
 from collections.abc import Sequence
 
-from optima.recipe.schema import RewardSection
+from optima.recipe.schema import Recipe, RewardSection
 from optima.types import Conversation, RewardParts
 
 
@@ -60,6 +60,21 @@ def compute_reward(
         is_eligible=error is None and not (section.exclude_faults and conversation.faults),
         error=error,
     )
+
+
+def search_reward(recipe: Recipe) -> RewardSection:
+    """Return the reward while trees grow: the recipe's, with the weights of ``search``."""
+    search = recipe.search
+    if search is None:
+        return recipe.reward
+    weights = {"lambda_token": search.lambda_token, "lambda_loss": search.lambda_loss}
+    given = {name: value for name, value in weights.items() if value is not None}
+    return recipe.reward.model_copy(update=given)
+
+
+def needs_losses(recipe: Recipe) -> bool:
+    """Tell whether a run ever takes losses of the base model: for its rewards or its trees'."""
+    return max(recipe.reward.lambda_loss, search_reward(recipe).lambda_loss) > 0
 
 
 def token_score(n_tokens: int, normaliser_tokens: int, section: RewardSection) -> float:

@@ -16,6 +16,7 @@ from optima.errors import UsageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
+from optima.reward import needs_losses
 from optima.rundir import RunDir
 from optima.serving.fleet import Fleet
 from optima.serving.scorer import LossScorer
@@ -110,7 +111,7 @@ class Device:
 def serving_recipe(recipe: Recipe) -> Recipe:
     """Return the recipe by which servers are started: they leave memory to a scorer beside them."""
     search = recipe.search
-    if search is None or search.scorer_gpus or recipe.reward.lambda_loss == 0:
+    if search is None or search.scorer_gpus or not needs_losses(recipe):
         return recipe
     share = min(search.gpu_memory_utilization, recipe.serving.gpu_memory_utilization)
     serving = recipe.serving.model_copy(update={"gpu_memory_utilization": share})

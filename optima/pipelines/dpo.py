@@ -27,6 +27,7 @@ def run_dpo_pipeline(
     """Run or resume a whole iDPO run in ``run_dir`` and return the figures of its models."""
     with open_run(recipe, run_dir, vllm_env=vllm_env, train_env=train_env) as context:
         problems = read_problems(context)
+        check_pairs(context, problems)
         evaluations = Evaluations(context, problems.test)
         if recipe.evaluation.base:
             evaluations.add(context.base)
@@ -41,6 +42,15 @@ def run_dpo_pipeline(
             model = iterate_pairs(context, problems, t, model, evaluations, f"iter_{t}")
             evaluations.add(model)
         return evaluations.rows()
+
+
+def check_pairs(context: RunContext, problems: Problems) -> None:
+    """Raise what would stop the first selection of pairs, before hours of growing trees."""
+    recipe = context.recipe
+    assert recipe.pairs is not None
+    search.read_imported(recipe.pairs)
+    if recipe.pairs.strategy == "influence":
+        influence.validation_problems(context, problems, 0)
 
 
 def iterate_pairs(
@@ -61,5 +71,6 @@ def iterate_pairs(
     evaluations.settle()  # while the scorer runs anyway
     pairs = search.pair(context, f"{name}/pairs", chosen, grown, recipe.pairs)
     if recipe.pairs.strategy == "influence":
-        pairs = influence.select(context, name, model, pairs, problems)
+        validation = influence.validation_problems(context, problems, t)
+        pairs = influence.select(context, name, model, pairs, validation)
     return learn.train(context, f"{name}/train", model, pairs, recipe.dpo, name)

@@ -49,13 +49,26 @@ def stage_names(recipe: Recipe) -> list[str]:
         names += ["cold_start/script", "cold_start/train", *_evaluation(recipe, "cold_start")]
     for step in steps(recipe):
         if step.is_dpo:
-            parts = ["probe", "search", "pairs", "train"]
+            parts = ["probe", "search", "pairs", *_influence(recipe), "train"]
         else:
             scored = ["score"] if recipe.reward.lambda_loss > 0 else []
             parts = ["generate", *scored, "rank", "select", "train"]
         names += [f"{step.label}/{part}" for part in parts]
         names += _evaluation(recipe, step.label)
     return names
+
+
+def _influence(recipe: Recipe) -> list[str]:
+    """Return the stages of selection by influence; of few problems it makes fewer groups."""
+    assert recipe.pairs is not None
+    if recipe.pairs.strategy != "influence":
+        return []
+    talked = [part.split("/")[-1] for part in _evaluation(recipe, "")]
+    trial = ["rows", "train", *talked]
+    groups = range(recipe.pairs.influence.n_groups)
+    names = [f"before/{part}" for part in talked]
+    names += [f"group_{g}/{part}" for g in groups for part in trial]
+    return [f"influence/{name}" for name in (*names, "selected")]
 
 
 def _evaluation(recipe: Recipe, label: str) -> list[str]:

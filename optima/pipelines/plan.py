@@ -18,6 +18,7 @@ from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, resolve_environment
 from optima.prompts.formats import load_formats
 from optima.recipe.schema import Recipe
+from optima.reward import needs_losses, search_reward
 from optima.rundir import check_same_recipe
 from optima.search.exchange import read_conversational
 from optima.serving.command import gpu_groups, server_argv
@@ -102,6 +103,7 @@ def _stages(recipe: Recipe, n_train: int, n_test: int) -> Iterator[str]:
         yield f"  cold_start/train from base: {n_scripts} scripted conversations"
         yield f"  evaluate cold_start: {n_evaluated} conversations"
     scores = recipe.reward.lambda_loss > 0
+    scores_trees = search_reward(recipe).lambda_loss > 0
     for step in steps(recipe):
         name, search = step.label, recipe.search
         if step.is_dpo and search is not None:
@@ -112,8 +114,10 @@ def _stages(recipe: Recipe, n_train: int, n_test: int) -> Iterator[str]:
             yield (
                 f"  {name}/search by {step.generator}: {n_trees} trees x {search.n_rounds} rounds "
                 f"x {search.n_rollouts} = {n_talks} conversations"
-                + (", scored while they grow" if scores else "")
+                + (", scored while they grow" if scores_trees else "")
             )
+            if trials := n_trial_talks(recipe, n_train):
+                yield f"  {name}/influence: {trials} conversations by trials of groups of pairs"
             yield f"  {name}/pairs, {name}/train from {step.start}"
         else:
             yield (
@@ -124,6 +128,24 @@ def _stages(recipe: Recipe, n_train: int, n_test: int) -> Iterator[str]:
             yield f"  {scored}{name}/rank, {name}/select: at most {n_problems} conversations"
             yield f"  {name}/train from {step.start}"
         yield f"  evaluate {name}: {n_evaluated} conversations"
+
+
+def n_trial_talks(recipe: Recipe, n_train: int) -> int:
+    """Return the conversations of one selection by influence; 0 with another strategy.
+
+    Raises UsageError when no problem is left to hold them about.
+    """
+    pairs, search = recipe.pairs, recipe.search
+    if pairs is None or search is None or pairs.strategy != "influence":
+        return 0
+    n_left = n_train - _taken(search.n_problems or recipe.data.n_train, n_train)
+    if n_left < 1:
+        raise UsageError(
+            f"pairs.strategy: influence: all {n_train} problems of the train split get a tree, so "
+            "none is left to measure influence on; lower search.n_problems"
+        )
+    n_problems = min(n_left, pairs.influence.n_problems)
+    return (1 + pairs.influence.n_groups) * n_problems * recipe.evaluation.n_samples
 
 
 def _processes(
@@ -148,7 +170,7 @@ def _processes(
             port=free_port(),
         )
         yield f"  server {index} on {_where(gpus)}: {shlex.join(argv)}"
-    if recipe.reward.lambda_loss > 0:
+    if needs_losses(recipe):
         loss_ref = ModelRef(path=recipe.model.loss_path or recipe.model.path)
         scorer = scorer_argv(loss_ref, recipe=recipe, env=train_env, device=scoring.kind)
         beside = "beside the servers" if recipe.search else "while no server runs"
@@ -176,6 +198,7 @@ def _disk(recipe: Recipe, run_dir: Path, n_train: int, n_test: int) -> Iterator[
         if step.is_dpo and search is not None:
             n_trees = _taken(search.n_problems or recipe.data.n_train, n_train)
             n_talks += n_trees * search.n_rounds * search.n_rollouts + min(search.n_probe, n_train)
+            n_talks += n_trial_talks(recipe, n_train)
         else:
             n_talks += _taken(recipe.data.n_train, n_train) * recipe.sampling.n_samples
     n_tokens = most * n_talks

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from optima.pipelines.context import RunContext
-from optima.recipe.schema import Recipe, RewardSection
-from optima.reward import compute_reward
+from optima.recipe.schema import RewardSection
+from optima.reward import compute_reward, search_reward
 from optima.tasks.judging import Judge, JudgeError, Judgement
 from optima.types import Conversation, Metric, Problem, RewardParts
 
@@ -139,14 +139,3 @@ def search_yardstick(context: RunContext, normaliser_tokens: int) -> Yardstick:
         return scorer.losses([(header, text) for text in texts])
 
     return Yardstick(context.task.metric, section, normaliser_tokens, losses)
-
-
-def search_reward(recipe: Recipe) -> RewardSection:
-    """Return the reward while trees grow: the recipe's, with the weights of ``search``."""
-    assert recipe.search is not None
-    weights = {
-        "lambda_token": recipe.search.lambda_token,
-        "lambda_loss": recipe.search.lambda_loss,
-    }
-    given = {name: value for name, value in weights.items() if value is not None}
-    return recipe.reward.model_copy(update=given)

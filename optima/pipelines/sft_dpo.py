@@ -6,7 +6,7 @@ for t = 0, 1, ...:  S_t   = SFT of M_t (information exchange) or M_0 (debate), a
 
 from pathlib import Path
 
-from optima.pipelines.dpo import iterate_pairs
+from optima.pipelines.dpo import check_pairs, iterate_pairs
 from optima.pipelines.evaluate import Evaluations
 from optima.pipelines.problems import read_problems
 from optima.pipelines.run import open_run
@@ -22,6 +22,7 @@ def run_sft_dpo_pipeline(
     """Run or resume a whole iSFT-DPO run in ``run_dir`` and return the figures of its models."""
     with open_run(recipe, run_dir, vllm_env=vllm_env, train_env=train_env) as context:
         problems = read_problems(context)
+        check_pairs(context, problems)
         evaluations = Evaluations(context, problems.test)
         if recipe.evaluation.base:
             evaluations.add(context.base)

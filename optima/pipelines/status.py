@@ -41,6 +41,7 @@ def read_status(root: Path) -> Status:
     recipe = load_recipe(stored)
     has_no_plan = is_evaluation(root)
     names = _begun(root) if has_no_plan else stage_names(recipe)
+    names = [name for name in names if not _is_left_out(root, name)]
     done = {name: found for name in names if (found := read_done(root / name)) is not None}
     is_owned = _is_owned(root)
     missing = [name for name in names if name not in done]
@@ -59,6 +60,13 @@ def read_status(root: Path) -> Status:
         seconds=sum(stage.seconds for stage in done.values()),
         seconds_left=None if has_no_plan else _seconds_left(missing, done, root, current),
     )
+
+
+def _is_left_out(root: Path, name: str) -> bool:
+    """Tell whether there was no such group of pairs to try, for lack of problems."""
+    before, _, group = name.partition("/influence/")
+    is_over = read_done(root / before / "influence" / "selected") is not None
+    return group.startswith("group_") and is_over and not (root / name).exists()
 
 
 def _begun(root: Path) -> list[str]:
@@ -98,6 +106,10 @@ def _n_lines_expected(root: Path, name: str, recipe: Recipe) -> int | None:
         return None
     n_train, n_test = (int(counts.metrics[f"problems/{split}"]) for split in ("train", "test"))
     n_taken = min(recipe.data.n_train or n_train, n_train)
+    if recipe.pairs is not None and "/influence/" in name and kind == "talk":
+        n_trees = min((recipe.search and recipe.search.n_problems) or n_taken, n_train)
+        n_validation = min(recipe.pairs.influence.n_problems, n_train - n_trees)
+        return n_validation * recipe.evaluation.n_samples
     if kind == "talk":
         return n_test * recipe.evaluation.n_samples
     if kind == "generate":

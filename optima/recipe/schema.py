@@ -260,7 +260,8 @@ class InfluenceSection(Section):
     n_groups: int = Field(default=4, ge=2)
     """Groups of problems whose pairs are tried by one short training each."""
     n_problems: int = Field(default=64, ge=1)
-    """Problems of the train split, none of them with a tree, that measure a trial."""
+    """Problems of the train split, none of them with a tree in this iteration, that measure a
+    trial; fewer where there are not so many."""
 
 
 class PairSection(Section):
@@ -278,14 +279,8 @@ class PairSection(Section):
     path: str | None = None
     """JSON Lines file of further preferences (prompt, chosen, rejected as lists of messages) that
     every iteration trains on beside its own pairs."""
-    influence: InfluenceSection | None = None
-    """How the influence is measured; for strategy ``influence`` only."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.influence is not None) and self.strategy != "influence":
-            raise ValueError(f"section influence contradicts strategy {self.strategy}")
-        return self
+    influence: InfluenceSection = InfluenceSection()
+    """How the influence is measured; the other strategies do not look at it."""
 
 
 class DpoSection(Section):

@@ -32,7 +32,7 @@ def export_lines(rows: Iterable[PreferenceRow]) -> Iterator[str]:
 def read_conversational(path: Path) -> tuple[PreferenceRow, ...]:
     """Read a file of preferences; DataError names the first line that is none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().split(b"\n")  # texts may hold other ends of lines, as U+2028
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check pairs.path") from error
     return tuple(
@@ -42,7 +42,7 @@ def read_conversational(path: Path) -> tuple[PreferenceRow, ...]:
     )
 
 
-def _row(line: str, place: str, number: int) -> PreferenceRow:
+def _row(line: bytes, place: str, number: int) -> PreferenceRow:
     try:
         tree = json.loads(line)
         row = PreferenceRow.model_validate_json(

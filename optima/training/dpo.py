@@ -13,7 +13,6 @@ with more than ``dpo.max_length`` tokens on either side is counted and dropped, 
 import logging
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -24,7 +23,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from optima.conversation.template import ChatTemplate
 from optima.errors import StageError
 from optima.training.arguments import trainer_arguments
-from optima.training.jobs import TrainJob, TrainResult
+from optima.training.jobs import TrainJob, TrainResult, read_lines
 from optima.training.masks import TokenizedPair, tokenize_pairs
 from optima.training.parallelism import BatchPlan, plan_batches
 from optima.training.policy import (
@@ -77,8 +76,7 @@ def read_pairs(path: str | None, job: TrainJob, template: ChatTemplate, tokenize
     """Tokenise a file of preference rows and drop those that are too long."""
     if path is None:
         return Pairs((), 0)
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    rows = [PreferenceRow.model_validate_json(line) for line in lines if line.strip()]
+    rows = read_lines(path, PreferenceRow)
     tokenized = tuple(tokenize_pairs(rows, template, tokenizer))
     kept = tuple(pair for pair in tokenized if pair.n_longest <= job.train.max_length)
     return Pairs(kept, len(tokenized) - len(kept))

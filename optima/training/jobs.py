@@ -6,7 +6,7 @@ then renamed) and last ``result.json``: where that stands, the training is finis
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ RESULT_FILE = "result.json"
 PROGRESS_FILE = "progress.json"
 CHECKPOINTS_DIR = "checkpoints"
 MODEL_DIR = "model"
+R = TypeVar("R", bound=Record)
 
 
 class TrainJob(Record):
@@ -85,3 +86,13 @@ class TrainProgress(Record):
     n_steps: int
     loss: float | None
     tokens_per_s: float
+
+
+def read_lines(path: str, kind: type[R]) -> list[R]:
+    """Return the records of a JSON Lines file.
+
+    A line ends at a line feed and nowhere else: texts may hold other characters that Python takes
+    for ends of lines, such as U+2028 and U+0085.
+    """
+    with Path(path).open("rb") as file:
+        return [kind.model_validate_json(line) for line in file if line.strip()]

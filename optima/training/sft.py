@@ -9,7 +9,6 @@ killed continues from its last complete checkpoint.
 import logging
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -21,7 +20,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from optima.conversation.template import ChatTemplate
 from optima.errors import StageError
 from optima.training.arguments import trainer_arguments
-from optima.training.jobs import TrainJob, TrainResult
+from optima.training.jobs import TrainJob, TrainResult, read_lines
 from optima.training.masks import TokenizedRow, tokenize_rows
 from optima.training.parallelism import BatchPlan, plan_batches
 from optima.training.policy import load_tokenizer, prepare_model, read_format, training_dtype
@@ -62,8 +61,7 @@ def read_rows(path: str | None, job: TrainJob, template: ChatTemplate, tokenizer
     """Tokenise a file of training rows and drop those that are too long."""
     if path is None:
         return Rows((), 0)
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    rows = [TrainingRow.model_validate_json(line) for line in lines if line.strip()]
+    rows = read_lines(path, TrainingRow)
     tokenized = tuple(tokenize_rows(rows, template, tokenizer))
     kept = tuple(row for row in tokenized if len(row.input_ids) <= job.train.max_length)
     return Rows(kept, len(tokenized) - len(kept))

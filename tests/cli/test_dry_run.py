@@ -49,6 +49,27 @@ def test_dry_run_refuses_missing_data(tmp_path: Path) -> None:
     assert main(arguments(tmp_path, *missing)) == 2
 
 
+def test_plan_of_influence_counts_its_trials_and_needs_problems_without_a_tree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = ("pairs.strategy=influence", "pairs.influence={n_groups: 3, n_problems: 8}")
+    assert dpo.main(arguments(tmp_path, *some, "search.n_problems=5", method="dpo")) == 0
+    # 8 problems before and after each of 3 trainings
+    assert "iter_0/influence: 32 conversations by trials" in capsys.readouterr().out
+    assert dpo.main(arguments(tmp_path, *some, "search.n_problems=9999", method="dpo")) == 2
+    assert "none is left to measure influence on" in capsys.readouterr().err
+
+
+def test_servers_leave_room_for_a_scorer_that_only_trees_need(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = ("reward.lambda_loss=0", "search.lambda_loss=1.0")
+    assert dpo.main(arguments(tmp_path, *weights, method="dpo")) == 0
+    out = capsys.readouterr().out
+    assert "scorer on CPU, beside the servers" in out
+    assert "conversations, scored while they grow" in out
+
+
 def test_plan_of_idpo_begins_with_sft_and_counts_every_rollout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,6 +47,25 @@ def write_recipe(directory: Path, method: str) -> Path:
     return recipe
 
 
+def debate_data(directory: Path) -> list[str]:
+    """Write a few rows of ARC below ``directory``; return the overrides that make it the task."""
+    data = directory / "data"
+    data.mkdir()
+    for split, n in (("train", 6), ("test", 2)):
+        rows = [
+            {
+                "id": f"{split}{i}", "question": f"Which number is {split} {i}?",
+                "choices": {"text": ["one", "two", "three"], "label": ["A", "B", "C"]},
+                "answerKey": "ABC"[i % 3],
+            }
+            for i in range(n)
+        ]  # fmt: skip
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        "task=arc", f"data.path={data}", "data.n_train=6", "data.n_test=2", "cold_start=null"
+    ]  # fmt: skip
+
+
 def start(
     directory: Path,
     environment: Environment,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fakes import commands, fake_environment
-from tests.pipelines.runs import finish, processes_of, results, run, start, wait_until
+from tests.pipelines.runs import debate_data, finish, processes_of, results, run, start, wait_until
 
 STAGES = (
     "evaluate/base/talk",
@@ -210,21 +210,8 @@ def test_other_recipe_in_a_run_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_debate_starts_every_iteration_from_the_base_and_three_agents_work(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    for split, n in (("train", 6), ("test", 2)):
-        rows = [
-            {
-                "id": f"{split}{i}", "question": f"Which number is {split} {i}?",
-                "choices": {"text": ["one", "two", "three"], "label": ["A", "B", "C"]},
-                "answerKey": "ABC"[i % 3],
-            }
-            for i in range(n)
-        ]  # fmt: skip
-        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     environment = fake_environment(tmp_path)
-    overrides = ["task=arc", f"data.path={data}", "data.n_train=6", "data.n_test=2"]
-    overrides += ["cold_start=null", "agents.names=[Ann,Ben,Cleo]", "reward.lambda_loss=0"]
+    overrides = [*debate_data(tmp_path), "agents.names=[Ann,Ben,Cleo]", "reward.lambda_loss=0"]
     run(tmp_path, environment, *overrides)
     for t in (0, 1):
         job = json.loads((tmp_path / f"run/iter_{t}/train/job.json").read_text())

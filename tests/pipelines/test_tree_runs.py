@@ -10,9 +10,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from optima.pipelines.sweep import folder_of
+from optima.pipelines.sweep import folder_of, read_variants
 from tests.fakes import commands, fake_environment
 from tests.pipelines.runs import (
     ROOT,
@@ -55,6 +56,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str
 
 def _trees(root: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (root / name / "search/trees.jsonl").open()]
+
+
+def _rollouts(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    return [rollout for r in tree["rounds"] for rollout in r["rollouts"]]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -104,8 +109,7 @@ def test_every_tree_is_whole_and_in_the_order_of_the_problems(
         assert [r["number"] for r in tree["rounds"]] == [0, 1, 2]
         ids = [node["node_id"] for r in tree["rounds"] for node in r["nodes"]]
         assert ids == list(range(1, len(ids) + 1))
-        numbers = [rollout["n"] for r in tree["rounds"] for rollout in r["rollouts"]]
-        assert numbers == list(range(9))
+        assert [rollout["n"] for rollout in _rollouts(tree)] == list(range(9))
     metrics = {m["stage"]: m for m in map(json.loads, (root / "metrics.jsonl").open())}
     assert metrics["iter_0/search"]["conversations"] == 6 * 3 * 3
     assert metrics["iter_0/search"]["tokens/generated"] > 0
@@ -139,19 +143,33 @@ def test_every_node_is_spoken_and_trained_with_its_own_speakers_prompt(
             assert row[side][0]["content"].startswith(f"{names[row['agent']]}:")
 
 
+def test_normaliser_is_the_percentile_of_the_probe_plus_one(
+    undisturbed: dict[str, tuple[str, Path]],
+) -> None:
+    for method, name, share in (("dpo", "iter_1", 85), ("sft_dpo", "iter_0_dpo", 80)):
+        root = undisturbed[method][1]
+        held = [json.loads(line) for line in (root / name / "probe/conversations.jsonl").open()]
+        counts = [sum(turn["n_tokens"] for turn in c["turns"]) for c in held]
+        normaliser = int(np.percentile(counts, share)) + 1
+        metrics = {m["stage"]: m for m in map(json.loads, (root / "metrics.jsonl").open())}
+        assert metrics[f"{name}/search"]["tokens/normaliser"] == normaliser
+        rewards = [r["reward"] for tree in _trees(root, name) for r in _rollouts(tree)]
+        assert {r["token"] for r in rewards} == {
+            min(1.0, r["n_tokens"] / normaliser) for r in rewards
+        }
+
+
 @pytest.mark.parametrize("reward", ["reward.lambda_loss=0", "search.lambda_loss=0.0"])
 def test_no_scorer_runs_beside_the_servers_where_losses_do_not_count(
     reward: str, tmp_path: Path
 ) -> None:
     environment = fake_environment(tmp_path)
-    run(tmp_path, environment, reward, "iterations=1", "initialise=false", method="dpo")
-    losses = [
-        rollout["reward"]["loss"]
-        for tree in _trees(tmp_path / "run", "iter_0")
-        for r in tree["rounds"]
-        for rollout in r["rollouts"]
-    ]
-    assert set(losses) == {None}
+    overrides = (reward, "search.lambda_token=0.25", "iterations=1", "initialise=false")
+    run(tmp_path, environment, *overrides, method="dpo")
+    rewards = [r["reward"] for t in _trees(tmp_path / "run", "iter_0") for r in _rollouts(t)]
+    assert {r["loss"] for r in rewards} == {None}
+    for r in rewards:
+        assert r["total"] == pytest.approx(r["task"] - 0.25 * r["token"])
     scored = any("optima.training.score" in command for command in commands(environment))
     assert scored == (reward != "reward.lambda_loss=0")  # evaluation still takes its own weights
 
@@ -209,15 +227,34 @@ def test_server_killed_while_trees_grow_loses_and_doubles_nothing(
     assert results(tmp_path / "run") == results(undisturbed["dpo"][1])
 
 
+def test_scorer_that_dies_for_good_while_trees_grow_fails_the_stage_and_loses_nothing(
+    undisturbed: dict[str, tuple[str, Path]], tmp_path: Path
+) -> None:
+    _stop_in_search(tmp_path)
+    mark = uuid.uuid4().hex
+    broken = fake_environment(tmp_path, score_dies_after=1)
+    status, _, err = finish(start(tmp_path, broken, method="dpo", mark=mark))
+    assert status == 1
+    assert "scorer 0: died again after its restart" in err
+    assert "Traceback" not in err
+    wait_until(lambda: not processes_of(mark), f"the end of {processes_of(mark)}", 15.0)
+    shutil.rmtree(tmp_path / "fake_env")
+    run(tmp_path, fake_environment(tmp_path), method="dpo")
+    assert results(tmp_path / "run") == results(undisturbed["dpo"][1])
+
+
+def _stop_in_search(directory: Path) -> None:
+    victim = start(directory, fake_environment(directory), method="dpo")
+    wait_until(lambda: (directory / "run/iter_0/search/INPUTS").exists(), "the search")
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    shutil.rmtree(directory / "fake_env")
+
+
 def test_failed_rollouts_above_the_limit_fail_the_stage_and_are_grown_again(
     undisturbed: dict[str, tuple[str, Path]], tmp_path: Path
 ) -> None:
-    sound = fake_environment(tmp_path)
-    victim = start(tmp_path, sound, method="dpo")
-    wait_until(lambda: (tmp_path / "run/iter_0/search/INPUTS").exists(), "the search")
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate()
-    shutil.rmtree(tmp_path / "fake_env")
+    _stop_in_search(tmp_path)
     broken = fake_environment(tmp_path, server=("--fail-rate", "0.9"))
     status, _, err = finish(start(tmp_path, broken, "serving.max_attempts=1", method="dpo"))
     assert status == 1
@@ -234,32 +271,6 @@ def test_no_pair_says_how_far_the_best_was(tmp_path: Path) -> None:
     assert status == 1
     assert "no pair to train on" in err
     assert "pairs.theta_filter is 99.0" in err
-
-
-def test_influence_trains_every_group_once_and_keeps_the_best(tmp_path: Path) -> None:
-    overrides = (
-        "iterations=1", "initialise=false", "pairs.strategy=influence",
-        "pairs.influence={n_groups: 3, n_problems: 2}", "train.eval_share=0.0",
-    )  # fmt: skip
-    run(tmp_path, fake_environment(tmp_path), *overrides, method="dpo")
-    root = tmp_path / "run/iter_0"
-    assert len(list(root.glob("influence/group_*/train/model"))) == 3
-    groups = [
-        {row["problem_id"] for row in map(json.loads, path.open())}
-        for path in sorted(root.glob("influence/group_*/rows/rows.jsonl"))
-    ]
-    selected = {
-        row["problem_id"]
-        for row in map(json.loads, (root / "influence/selected/rows.jsonl").open())
-    }
-    assert selected in groups  # half of three groups is one
-    validation = {
-        c["problem_id"]
-        for c in map(json.loads, (root / "influence/before/talk/conversations.jsonl").open())
-    }
-    assert not validation & set().union(*groups)
-    job = json.loads((root / "train/job.json").read_text())
-    assert job["rows_path"] == str(root / "influence/selected/rows.jsonl")
 
 
 def _optima(*argv: str) -> tuple[int, str, str]:
@@ -373,6 +384,13 @@ def test_folder_of_a_sweep_is_inside_it_whatever_the_value() -> None:
     paths = [folder_of(value) for value in ("/models/a", "models/a", "..", "../b")]
     assert len(set(paths)) == 4
     assert not any("/" in path or path.startswith(".") for path in paths)
+
+
+def test_sweep_over_strategies_may_say_how_influence_is_measured(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "dpo")
+    over = "pairs.strategy=value,random,influence"
+    variants = read_variants(recipe, over, ["pairs.influence.n_groups=2"])
+    assert [r.pairs and r.pairs.influence.n_groups for r in variants.values()] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("over", ["pairs.strategy", "pairs.strategy=value", "pairs.strategy=a,,b"])

@@ -40,6 +40,21 @@ def test_what_was_exported_is_imported_equal(tmp_path: Path) -> None:
     assert len({r.problem_id for r in rows}) == 2
 
 
+def test_other_ends_of_lines_in_texts_are_no_ends_of_rows(tmp_path: Path) -> None:
+    text = "Bob: one\u2028two\u0085three\x0bfour\rfive"
+    row = ROW.model_copy(update={"chosen": (Message(role="assistant", content=text),)})
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes("".join(export_lines([row, ROW])).encode())
+    assert [r.chosen[0].content for r in read_conversational(path)] == [text, "Bob: yes"]
+
+
+def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(json.dumps(LINE).encode() + b"\n\xff\xfe{}\n")
+    with pytest.raises(DataError, match=r"pairs\.jsonl:2: is no preference"):
+        read_conversational(path)
+
+
 def test_further_keys_of_other_projects_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     line = LINE | {"score_chosen": 9.0}
