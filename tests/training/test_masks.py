@@ -243,6 +243,21 @@ def test_pair_tokens_equal_the_golden_file(family: str, agent: int) -> None:
     assert "\n".join(lines) + "\n" == path.read_text(encoding="utf-8")
 
 
+def test_pair_whose_prompt_is_tokenised_with_its_utterance_is_refused() -> None:
+    source = "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}<|im_end|>"
+    source += "{% endif %}{% endfor %}"
+    template = ChatTemplate(source, {"bos_token": "", "eos_token": "<|im_end|>"}, origin="bare")
+    row = PreferenceRow(
+        problem_id="p",
+        agent=0,
+        prompt=(Message(role="user", content="two lamp"),),
+        chosen=(Message(role="assistant", content="s are here"),),  # "lamps" is one token
+        rejected=(Message(role="assistant", content=" is here"),),
+    )
+    with pytest.raises(ModelError, match="would not share its prompt"):
+        list(masks.tokenize_pairs([row], template, _tokenizer("chatml")))
+
+
 def test_template_that_rewrites_earlier_messages_is_refused() -> None:
     source = (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"

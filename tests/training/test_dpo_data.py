@@ -1,0 +1,85 @@
+"""What the trainer of preferences is given: loss, lengths and masks; no model is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optima.recipe.schema import DpoSection, TrainSection
+from optima.training.jobs import TrainJob
+from optima.types import Message, ModelRef, PreferenceRow
+
+dpo = pytest.importorskip("optima.training.dpo")
+parallelism = pytest.importorskip("optima.training.parallelism")
+policy = pytest.importorskip("optima.training.policy")
+template = pytest.importorskip("optima.conversation.template")
+
+
+def _row(n_words: int) -> PreferenceRow:
+    return PreferenceRow(
+        problem_id=f"p{n_words}",
+        agent=0,
+        prompt=(Message(role="system", content="You are Alice."),),
+        chosen=(Message(role="assistant", content="Alice: yes"),),
+        rejected=(Message(role="assistant", content="Alice: no" + " no" * n_words),),
+    )
+
+
+def _job(smollm2: Path, tmp_path: Path, section: DpoSection, max_length: int = 64) -> TrainJob:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(_row(n).model_dump_json() + "\n" for n in (1, 20, 200)))
+    return TrainJob(
+        model=ModelRef(path=str(smollm2)), rows_path=str(path), output_dir=str(tmp_path),
+        train=TrainSection(max_length=max_length, optimizer_state_dtype="model"), dpo=section,
+        seed=1, device="cpu",
+    )  # fmt: skip
+
+
+def _pairs(job: TrainJob) -> Any:
+    tokenizer = policy.load_tokenizer(job)
+    return dpo.read_pairs(job.rows_path, job, template.ChatTemplate.load(job.model.path), tokenizer)
+
+
+def test_pairs_that_fit_are_whole_and_the_others_are_counted(smollm2: Path, tmp_path: Path) -> None:
+    everything = _pairs(_job(smollm2, tmp_path, DpoSection(), max_length=4096))
+    fitting = _pairs(_job(smollm2, tmp_path, DpoSection()))
+    assert (len(everything.pairs), everything.n_dropped) == (3, 0)
+    assert fitting.n_dropped == 1
+    assert fitting.pairs == everything.pairs[:2]  # none is cut
+    assert fitting.n_tokens == sum(
+        2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in fitting.pairs
+    )
+
+
+def test_batch_carries_loss_on_the_utterances_alone(smollm2: Path, tmp_path: Path) -> None:
+    pairs = _pairs(_job(smollm2, tmp_path, DpoSection()))
+    collator = dpo.DataCollatorForPreference(pad_token_id=2)  # the stop token of this model
+    batch = collator(list(pairs.dataset()))
+    ids, mask = batch["input_ids"].tolist(), batch["completion_mask"].tolist()
+    n = len(pairs.pairs)
+    for i, pair in enumerate(pairs.pairs):
+        for row, utterance in ((i, pair.chosen_ids), (n + i, pair.rejected_ids)):
+            trained = [t for t, m in zip(ids[row], mask[row], strict=True) if m]
+            assert trained == utterance  # the stop token at its end is no padding
+            n_prompt = len(pair.prompt_ids)
+            assert ids[row][:n_prompt] == pair.prompt_ids
+            assert not any(mask[row][:n_prompt])
+
+
+@pytest.mark.parametrize(
+    ("alpha", "losses", "weights"),
+    [(0.0, ["sigmoid"], None), (1.0, ["sigmoid", "sft"], [1.0, 1.0]),
+     (0.5, ["sigmoid", "sft"], [1.0, 0.5])],
+)  # fmt: skip
+def test_loss_is_dpo_with_alpha_times_the_likelihood_of_the_chosen(
+    alpha: float, losses: list[str], weights: list[float] | None, smollm2: Path, tmp_path: Path
+) -> None:
+    job = _job(smollm2, tmp_path, DpoSection(nll_weight=alpha, beta=0.3))
+    plan = parallelism.plan_batches(4, 2, 1)
+    config = dpo.trainer_config(job, plan, 3, False)
+    assert config.loss_type == losses
+    assert config.loss_weights == weights
+    assert config.beta == 0.3
+    assert config.max_length is None  # the library cuts nothing
+    assert config.precompute_ref_log_probs
+    assert config.optim == "adamw_torch"
