@@ -3,8 +3,9 @@
 ``taskset -c 0,1 python -m bench.trees --model models/smollm2-135m-instruct --n 2000``
 
 The server is a process of its own, losses are instant numbers: what is measured is everything else,
-prompts, tree, merging, eligibility, judging, rewards and records. Printed: turns and rounds per
-second, CPU per turn, nodes per tree, and the peak resident memory of the orchestrator.
+prompts, tree, merging, eligibility, judging, rewards and records. Printed: requests per second of
+the client alone in an empty loop, turns and rounds per second of growing trees, CPU per turn, nodes
+per tree, and the peak resident memory of the orchestrator.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from bench.rollouts import dialogues
+from bench.rollouts import ask_only, dialogues
 from optima.conversation.dialogue import Dialogue, Request
 from optima.conversation.rollouts import RoutedCompletion
 from optima.pipelines.rewarding import RewardDesk, Yardstick
@@ -36,6 +37,7 @@ from optima.tasks.loading import load_problems
 from optima.types import TreeRound
 
 NORMALISER_TOKENS = 200
+N_ASKED = 20_000
 WORDS = ("so", "the", "lamp", "Ada", "gave", "is", "in", "Riga", "or", "Lyon", "we", "both", "know")
 
 
@@ -109,6 +111,10 @@ def main() -> None:
         while not is_healthy(server, 1.0):
             assert time.monotonic() < deadline, "the fake server does not start"
             time.sleep(0.1)
+        prompt = next(dialogues(options.model, 1)).speakers[0].next_prompt([])
+        started = time.perf_counter()
+        asyncio.run(ask_only(server, prompt, N_ASKED, 512))
+        limit = N_ASKED / (time.perf_counter() - started)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         started, used = time.perf_counter(), time.process_time()
         counts = asyncio.run(
@@ -117,7 +123,9 @@ def main() -> None:
         seconds, used = time.perf_counter() - started, time.process_time() - used
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     n_turns = counts["turns"]
-    print(f"turns:         {n_turns / seconds:8,.0f} a second, {n_turns:,} in {seconds:,.0f} s")
+    rate = n_turns / seconds
+    print(f"client alone:  {limit:8,.0f} requests/s (empty loop)")
+    print(f"turns:         {rate:8,.0f} a second = {rate / limit:.2f} of it, {n_turns:,}")
     print(f"rounds:        {counts['rounds'] / seconds:8,.0f} a second, {counts['rounds']:,}")
     print(f"orchestrator:  {1e6 * used / n_turns:8,.0f} us of CPU a turn")
     print(f"trees:         {options.n:8,}, {counts['nodes'] / options.n:.1f} nodes each")

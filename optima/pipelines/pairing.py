@@ -5,6 +5,7 @@ from pathlib import Path
 
 from optima.conversation.template import ChatTemplate
 from optima.errors import UsageError
+from optima.pipelines.outline import steps
 from optima.pipelines.search import TREES
 from optima.pipelines.talk import speakers_of
 from optima.recipe.loading import load_recipe
@@ -24,7 +25,10 @@ def rebuild_pairs(
 ) -> str:
     """Return a table of the pairs of every iteration; with ``out`` export them in their order.
 
-    Raises UsageError when the directory holds no such run or iteration.
+    What trainings decide is left out: with strategy ``influence`` all pairs above the thresholds
+    count as kept.
+
+    Raises UsageError when the directory holds no such run or iteration, or ``out`` has no folder.
     """
     stored = run_dir / "recipe.yaml"
     if not stored.exists():
@@ -32,11 +36,15 @@ def rebuild_pairs(
     recipe = load_recipe(stored, overrides)
     if recipe.search is None or recipe.pairs is None:
         raise UsageError(f"--run {run_dir}: is a run of method {recipe.method}, which has no trees")
-    paths = sorted(run_dir.glob(f"*/search/{TREES}"), key=lambda path: path.stat().st_mtime)
-    paths = [path for path in paths if iteration in (None, path.parent.parent.name)]
+    grown = [run_dir / step.label / "search" / TREES for step in steps(recipe) if step.is_dpo]
+    paths = [
+        path for path in grown if path.exists() and iteration in (None, path.parent.parent.name)
+    ]
     if not paths:
         what = f"--iteration {iteration}" if iteration else f"--run {run_dir}"
         raise UsageError(f"{what}: has no finished trees ({run_dir}/*/search/{TREES})")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: its folder does not exist; make it first")
     rows: list[tuple[str, ...]] = []
     kept: list[PreferencePair] = []
     for path in paths:

@@ -197,6 +197,24 @@ def test_kill_in_any_stage_leaves_no_process_and_the_rerun_equals_an_undisturbed
     assert results(tmp_path / "run") == results(undisturbed[method][1])
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_while_trees_grow_ends_the_run_and_all_its_processes(
+    number: signal.Signals, status: int, tmp_path: Path
+) -> None:
+    mark = uuid.uuid4().hex
+    environment = fake_environment(tmp_path, server=("--latency-ms", "100"))
+    quick = ("initialise=false", "cold_start=null", "evaluation.base=false")
+    victim = start(tmp_path, environment, *quick, mark=mark, method="dpo")
+    path = tmp_path / "run/iter_0/search/rounds.jsonl"
+    wait_until(lambda: path.exists() and path.stat().st_size > 0, "the first round")
+    victim.send_signal(number)
+    ended, _, err = finish(victim)
+    assert ended == status
+    assert "the same command goes on from here" in err
+    assert "Traceback" not in err
+    wait_until(lambda: not processes_of(mark), f"the end of {processes_of(mark)}", 15.0)
+
+
 def test_trees_grow_on_from_their_finished_rounds_and_never_double(
     undisturbed: dict[str, tuple[str, Path]], tmp_path: Path
 ) -> None:
@@ -318,6 +336,7 @@ def test_pairs_are_rebuilt_with_other_thresholds_and_exported(
     ("argv", "message"),
     [
         (("--iteration", "iter_9"), "--iteration iter_9: has no finished trees"),
+        (("--out", "nowhere/pairs.jsonl"), "--out nowhere/pairs.jsonl: its folder does not exist"),
         (("reward.lambda_token=0",), "only fields of pairs"),
         (("pairs.theta_dif=0.1",), "unknown key (did you mean theta_diff?)"),
     ],
