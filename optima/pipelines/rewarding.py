@@ -1,12 +1,14 @@
 """Rewards while conversations are still being generated (paper Alg. 4).
 
-Growing trees ask for a few rewards at a time, thousands of them at once. The desk gathers what is
-asked while the scorer or the judge is busy into the next batch, so that neither the event loop nor
-a tree ever waits for more than two batches.
+Growing trees ask for a few rewards at a time, thousands of them at once. The desk gathers the texts
+that come while the scorer is busy into its next batch, so no tree waits for more than two batches.
+Text answers are judged in place. Mathematical ones are judged one by one in other processes: an
+expression that hangs delays its own tree and leaves the other processes to all others.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -14,7 +16,7 @@ from typing import Generic, Self, TypeVar
 from optima.pipelines.context import RunContext
 from optima.recipe.schema import RewardSection
 from optima.reward import compute_reward, search_reward
-from optima.tasks.judging import Judge, JudgeError, Judgement
+from optima.tasks.judging import N_WORKERS, Judge, JudgeError, Judgement
 from optima.types import Conversation, Metric, Problem, RewardParts
 
 Q = TypeVar("Q")
@@ -71,11 +73,13 @@ class Yardstick:
 class RewardDesk:
     """Rewards conversations about ``problems``; a context manager that owns the judge."""
 
-    def __init__(self, problems: Sequence[Problem], yardstick: Yardstick) -> None:
+    def __init__(
+        self, problems: Sequence[Problem], yardstick: Yardstick, judge: Judge | None = None
+    ) -> None:
         self._golds = {problem.problem_id: problem.golds for problem in problems}
         self._yardstick = yardstick
-        self._judge = Judge()
-        self._judging = Batcher(self._judge_all)
+        self._judge = judge or Judge()
+        self._judging = ThreadPoolExecutor(N_WORKERS, "judge")
         self._scoring = Batcher(yardstick.losses) if yardstick.losses else None
 
     def __enter__(self) -> Self:
@@ -88,6 +92,7 @@ class RewardDesk:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._judging.shutdown(wait=False, cancel_futures=True)
         self._judge.__exit__(kind, error, trace)
 
     def rewards_for(self) -> Callable[[Sequence[Conversation]], Awaitable[list[RewardParts]]]:
@@ -99,7 +104,7 @@ class RewardDesk:
 
         async def rewards(conversations: Sequence[Conversation]) -> list[RewardParts]:
             scores, _ = await asyncio.gather(
-                self._judging.ask([(c.answer, self._golds[c.problem_id]) for c in conversations]),
+                self._score([(c.answer, self._golds[c.problem_id]) for c in conversations]),
                 self._learn_losses(conversations, known),
             )
             return [
@@ -124,8 +129,20 @@ class RewardDesk:
         new = [text for text in dict.fromkeys(texts) if text not in known]
         known |= zip(new, await self._scoring.ask(new), strict=True)
 
-    def _judge_all(self, judgements: list[Judgement]) -> list[float | JudgeError]:
-        return self._judge.score_many(self._yardstick.metric, judgements)
+    async def _score(self, judgements: list[Judgement]) -> list[float | JudgeError]:
+        metric = self._yardstick.metric
+        if metric != "math":
+            return self._judge.score_many(metric, judgements)
+        loop = asyncio.get_running_loop()
+        return await asyncio.gather(
+            *(loop.run_in_executor(self._judging, self._score_one, item) for item in judgements)
+        )
+
+    def _score_one(self, judgement: Judgement) -> float | JudgeError:
+        try:
+            return self._judge.score(self._yardstick.metric, *judgement)
+        except JudgeError as error:
+            return error
 
 
 def search_yardstick(context: RunContext, normaliser_tokens: int) -> Yardstick:
