@@ -13,6 +13,7 @@ from optima.types import ModelRef
 _WEIGHTS = ("*.safetensors", "*.bin")
 _CONFIGURATIONS = ("config.json", "adapter_config.json")
 _NUMBER = re.compile(r"(\d+)")
+_TRIAL = re.compile(r"/influence/group_\d+/train/model/")
 
 
 def find_models(root: Path) -> tuple[Model, ...]:
@@ -20,7 +21,8 @@ def find_models(root: Path) -> tuple[Model, ...]:
 
     In a run directory they are called as in its table and come in the order of training; elsewhere
     they are called by their paths and sorted by them, numbers as numbers. What a training left
-    behind for itself (hidden directories, checkpoints) is none.
+    behind for itself (hidden directories, checkpoints) is none, nor is a trial of a selection by
+    influence that was interrupted.
 
     Raises UsageError when there is no such directory or no model in it, ModelError for one without
     its weights.
@@ -79,7 +81,7 @@ def read_model(path: Path, label: str) -> Model:
 def _is_private(path: Path) -> bool:
     return any(
         part.startswith((".", "checkpoint-")) or part == "checkpoints" for part in path.parts[:-1]
-    )
+    ) or bool(_TRIAL.search(path.as_posix()))
 
 
 def _label(root: Path, path: Path) -> str:

@@ -221,7 +221,9 @@ def test_trees_grow_on_from_their_finished_rounds_and_never_double(
     environment = fake_environment(tmp_path)
     run(tmp_path, environment, method="dpo")
     search = tmp_path / "run/iter_0/search"
-    (search / "DONE.json").unlink()
+    for stage in (search, search.with_name("pairs")):
+        (stage / "DONE.json").unlink()
+    (search.with_name("pairs") / "rows.jsonl").unlink()
     path = search / "rounds.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if json.loads(line)["number"] < 2]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from optima.pipelines.checkpoints import find_models
 from optima.pipelines.influence import best_groups, deal_groups
 from optima.pipelines.status import read_status
 from tests.fakes import commands, fake_environment
@@ -104,6 +105,14 @@ def test_models_of_trials_do_not_stay_and_the_run_is_done(influenced: Path) -> N
     assert (influenced / "iter_0/train/model").is_dir()
     status = read_status(influenced)
     assert (status.state, status.n_done) == ("done", status.n_stages)
+
+
+def test_model_of_an_interrupted_trial_is_no_model_of_the_run(tmp_path: Path) -> None:
+    for place in ("iter_0/train/model", "iter_0/influence/group_0/train/model"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "config.json").write_text("{}")
+        (tmp_path / place / "model.safetensors").write_bytes(b"x")
+    assert [model.label for model in find_models(tmp_path)] == ["iter_0"]
 
 
 def test_kill_in_a_trial_of_influence_and_the_rerun_equals_an_undisturbed_run(

@@ -110,6 +110,7 @@ def test_dpo_recipe_holds_the_numbers_of_the_papers_table_8(task: str) -> None:
     assert (search.n_rounds, search.n_rollouts, search.n_candidates) == (8, 3, 10)
     assert (search.min_distance, search.merge_distance) == (0.25, 0.1)
     assert (search.n_probe, search.probe_percentile) == (100, 85)
+    assert search.n_problems is None  # as many trees as problems
     assert (pairs.keep_share, pairs.strategy) == (0.5, "value")
     # It begins with one iteration of SFT, by the numbers of iSFT.
     sft = load_recipe(RECIPES / "sft" / f"{task}.yaml")
@@ -135,8 +136,24 @@ def test_sft_dpo_recipe_holds_the_numbers_of_the_papers_table_8(task: str) -> No
     assert dpo.nll_weight == 0
     assert pairs.theta_diff == 0.2
     assert (search.lambda_token, search.lambda_loss) == (None, None)
+    assert (search.n_rounds, search.n_rollouts, search.n_candidates) == (8, 3, 10)
+    assert (search.min_distance, search.merge_distance) == (0.25, 0.1)
+    assert (pairs.keep_share, pairs.strategy) == (0.5, "value")
     assert search.probe_percentile == 80
     assert 2 * recipe.iterations == 6
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TABLE_8)
+def test_trainings_have_the_lengths_and_schedule_of_the_reference(task: str, method: str) -> None:
+    recipe = load_recipe(RECIPES / method / f"{task}.yaml")
+    train = recipe.train
+    assert (train.max_length, recipe.dpo and recipe.dpo.max_length) == (
+        2048, None if method == "sft" else 4096
+    )  # fmt: skip
+    assert (train.warmup_ratio, train.scheduler, train.weight_decay) == (0.1, "cosine", 0.0)
+    assert (train.dtype, train.gradient_checkpointing, train.lora) == ("bfloat16", True, None)
+    assert train.start == "auto"
 
 
 @pytest.mark.parametrize("method", METHODS)

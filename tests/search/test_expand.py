@@ -2,6 +2,7 @@ import asyncio
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,22 @@ def test_merged_rollouts_go_on_from_the_same_text() -> None:
     assert rounds[0].n_merged == 2 * 6
     assert rounds[0].n_tokens == 3 * 6 * 4  # merged utterances were generated and cost tokens
     assert sibling_pairs(tree, "p") == []
+
+
+def test_answer_is_never_read_from_the_prompt() -> None:
+    async def chat(request: Request) -> Completion:
+        assert "<A>Paris</A>" in request.prompt
+        return Reply(f" {request.seed} is all that I know")
+
+    plain = dialogue(names=("Alice", "Bob"))
+    speakers = tuple(
+        replace(speaker, system_prompt="Mark it, as in <A>Paris</A>.") for speaker in plain.speakers
+    )
+    kept: list[TreeRound] = []
+    grower = TreeGrower(replace(plain, speakers=speakers), SECTION, chat, reward)
+    asyncio.run(grower.grow((), kept.append))
+    assert {node.turn.answer for r in kept for node in r.nodes} == {None}
+    assert {rollout.stop_reason for r in kept for rollout in r.rollouts} == {"max_turns"}
 
 
 def test_fault_of_an_utterance_is_stored_with_its_node() -> None:
