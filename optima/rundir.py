@@ -222,14 +222,19 @@ def read_records(path: Path, kind: type[R]) -> Iterator[R]:
     """Yield the records of a JSON Lines file one by one; StageError names a line that is none."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            try:
-                yield kind.model_validate_json(line)
-            except ValidationError as error:
-                reason = error.errors()[0]["msg"]
-                raise StageError(
-                    f"{path}:{number}: no {kind.__name__} record ({reason}); remove the line or "
-                    "the stage's directory, then run again"
-                ) from error
+            yield parse_record(line, kind, f"{path}:{number}")
+
+
+def parse_record(line: bytes, kind: type[R], place: str) -> R:
+    """Return the record of a line; StageError names its ``place`` when it is none."""
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise StageError(
+            f"{place}: no {kind.__name__} record ({reason}); remove the line or "
+            "the stage's directory, then run again"
+        ) from error
 
 
 class RecordAppender:

@@ -4,12 +4,11 @@ Rounds of thousands of trees lie in one file in the order in which they ended. I
 their places in it, so neither growing on nor gathering holds more than one tree.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from optima.rundir import atomic_writer, disk_errors, repair_tail
+from optima.rundir import atomic_writer, disk_errors, parse_record, repair_tail
 from optima.types import TreeRound
 
 FILE = "rounds.jsonl"
@@ -18,7 +17,8 @@ FILE = "rounds.jsonl"
 class StoredRounds(Mapping[str, tuple[TreeRound, ...]]):
     """The rounds of each tree in their order, by problem id; read from ``path`` when asked for.
 
-    A round that is there twice counts once, the first time.
+    A round that is there twice counts once, the first time. Raises StageError for a line that is
+    no round.
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,9 +26,9 @@ class StoredRounds(Mapping[str, tuple[TreeRound, ...]]):
         self._places: dict[str, dict[int, int]] = defaultdict(dict)
         place = 0
         with path.open("rb") as file:
-            for line in file:
-                row = json.loads(line)
-                self._places[row["problem_id"]].setdefault(row["number"], place)
+            for n, line in enumerate(file, start=1):
+                finished = parse_record(line, TreeRound, f"{path}:{n}")
+                self._places[finished.problem_id].setdefault(finished.number, place)
                 place += len(line)
 
     def __getitem__(self, problem_id: str) -> tuple[TreeRound, ...]:

@@ -6,7 +6,7 @@ holds only what differs. Paths of artifacts are no fields: they derive from the 
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Method = Literal["sft", "dpo", "sft_dpo"]
 # Sections that a method has beyond those of all, with what it has other than their defaults.
@@ -280,7 +280,12 @@ class PairSection(Section):
     """JSON Lines file of further preferences (prompt, chosen, rejected as lists of messages) that
     every iteration trains on beside its own pairs."""
     influence: InfluenceSection = InfluenceSection()
-    """How the influence is measured; the other strategies do not look at it."""
+    """How the influence is measured; other strategies do not look at it. Null is the default."""
+
+    @field_validator("influence", mode="before")
+    @classmethod
+    def _fill(cls, given: object) -> object:
+        return {} if given is None else given
 
 
 class DpoSection(Section):

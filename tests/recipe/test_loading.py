@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from optima.errors import RecipeError
-from optima.recipe.loading import dump_recipe, load_recipe
+from optima.recipe.loading import build_recipe, dump_recipe, load_recipe
 from optima.recipe.schema import Recipe
 
 BASE = "method: sft\ntask: hotpot_qa\nmodel: {path: m}\n"
@@ -110,3 +110,10 @@ def test_resolved_recipe_loads_back_equal(tmp_path: Path) -> None:
     text = dump_recipe(recipe)
     assert "learning_rate: 1.0e-06" in text
     assert load(tmp_path, base=text) == recipe
+
+
+def test_section_of_influence_may_be_null_as_earlier_runs_stored_it() -> None:
+    tree = {"method": "dpo", "task": "arc", "model": {"path": "m"}, "pairs": {"influence": None}}
+    recipe = build_recipe(tree, "recipe.yaml")
+    assert recipe.pairs is not None
+    assert recipe.pairs.influence.n_groups == 4
