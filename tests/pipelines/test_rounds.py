@@ -32,7 +32,8 @@ def _write(path: Path, *rounds: TreeRound, tail: str = "") -> Path:
 
 
 def test_rounds_of_a_tree_are_read_in_their_order_whatever_lies_between(tmp_path: Path) -> None:
-    path = _write(tmp_path / "r", _round("a", 1), _round("b", 0), _round("a", 0), _round("a", 1))
+    again = _round("a", 1).model_copy(update={"n_tokens": 99})
+    path = _write(tmp_path / "r", _round("a", 1), _round("b", 0), _round("a", 0), again)
     stored = StoredRounds(path)
     assert stored["a"] == (_round("a", 0), _round("a", 1))
     assert (stored.n_rounds("a"), stored.n_rounds("b"), stored.n_rounds("c")) == (2, 1, 0)
