@@ -37,7 +37,7 @@ from optima.tasks.loading import load_problems
 from optima.types import TreeRound
 
 NORMALISER_TOKENS = 200
-N_ASKED = 20_000
+N_ASKED = 5_000
 WORDS = ("so", "the", "lamp", "Ada", "gave", "is", "in", "Riga", "or", "Lyon", "we", "both", "know")
 
 
