@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from optima.cli import evaluations
+from optima.cli import evaluations, reports
 from optima.cli.console import run_command, set_up_logging
 from optima.errors import UsageError
 from optima.processes.environment import resolve_environment
@@ -26,6 +26,7 @@ examples:
   optima pairs --run runs/dpo-arc-seed0 pairs.theta_diff=0.1 --out pairs.jsonl
   optima sweep --config recipes/dpo/quickstart.yaml --over pairs.strategy=value,random \\
     --run-dir runs/strategies
+  optima report runs/sft-quickstart-seed0          a page with figures, tables, conversations
   optima prompts diversify --out formats --n 10 --model NAME --base-url URL"""
 KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -44,6 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluations.add_transfer(commands)
     evaluations.add_compare(commands)
     evaluations.add_status(commands)
+    reports.add_report(commands)
+    reports.add_view(commands)
     doctor = commands.add_parser(
         "doctor", help="check environments, GPUs, model, ports and disk", allow_abbrev=False,
         description="Check what a run needs; exit status 1 if something is wrong.",

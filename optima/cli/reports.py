@@ -1,0 +1,89 @@
+"""``optima report`` and ``optima view``: what runs have come to, to read in a browser."""
+
+import argparse
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from optima.errors import UsageError
+
+if TYPE_CHECKING:
+    Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_report(commands: "Commands") -> None:
+    """Add ``optima report``."""
+    parser = commands.add_parser(
+        "report", help="write runs as a page to read, with tables and figures", allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Write one self-contained page of HTML about trainings, inferences, sweeps or\n"
+        "transfers: figures, tables, every conversation and dialogue tree. It opens from disk and\n"
+        "loads nothing. The tables are also written as Markdown and CSV, the figures as PNG and\n"
+        "SVG. Runs are only read, and may be going on.",
+        epilog="examples:\n"
+        "  optima report runs/sft-quickstart-seed0\n"
+        "  optima report runs/sft-arc-seed0 runs/dpo-arc-seed0 results/arc --output reports/arc",
+    )  # fmt: skip
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", type=Path, help="directory of a run, or of several"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, help="where to write it (default: RUN/report)"
+    )
+    parser.add_argument(
+        "--max-conversations", metavar="N", type=int, default=100_000,
+        help="conversations in the page; of larger runs a seeded sample of the problems "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-trees", metavar="N", type=int, default=200,
+        help="trees of each search in the page (default: %(default)s)",
+    )  # fmt: skip
+    parser.set_defaults(run=_report)
+
+
+def add_view(commands: "Commands") -> None:
+    """Add ``optima view``."""
+    parser = commands.add_parser(
+        "view", help="serve the report of runs live, on this machine only", allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Serve the same page at 127.0.0.1 while runs are going on, with the progress\n"
+        "of the current stage. The address holds a random key. Ends with Ctrl-C; the runs go on.",
+        epilog="examples:\n  optima view runs/sft-quickstart-seed0\n"
+        "from a GPU node, forward the port: ssh -L 8700:127.0.0.1:8700 NODE, and here --port 8700",
+    )  # fmt: skip
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="directory of a run")
+    parser.add_argument(
+        "--port", metavar="N", type=int, default=0, help="port to listen at (default: a free one)"
+    )
+    parser.set_defaults(run=_view)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from optima.reporting.report import Limits, write_report
+
+    for name in ("max_conversations", "max_trees"):
+        if getattr(options, name) < 1:
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} {getattr(options, name)}: must be at least 1")
+    output = options.output or options.runs[0] / "report"
+    print(write_report(options.runs, output, Limits(options.max_conversations, options.max_trees)))
+    return 0
+
+
+def _view(options: argparse.Namespace) -> int:
+    from optima.reporting.live import serve
+
+    if not 0 <= options.port <= 65535:
+        raise UsageError(f"--port {options.port}: must be from 0 to 65535")
+
+    def announce(address: str) -> None:
+        print(f"{address}\nCtrl-C ends it; the runs go on.", flush=True)
+
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(serve(options.runs, options.port, announce))
+    except OSError as error:
+        raise UsageError(f"--port {options.port}: {error.strerror}; take another one") from error
+    return 0

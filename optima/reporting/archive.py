@@ -1,0 +1,313 @@
+"""Every conversation of some runs, indexed for a reader who picks a few out of 100,000.
+
+One pass over the record files of each run gives a row per conversation: a few numbers to filter and
+sort by. The conversations themselves stay on disk until a chunk of them is asked for; a chunk holds
+all that was said about some problems, in every stage, so that one chunk shows a problem across
+iterations. Runs are only read, and may be going on: what is not there yet is left out.
+"""
+
+import base64
+import gzip
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from optima.pipelines.judge import LOSSES, REWARDS
+from optima.pipelines.learn import SCRIPTS, SELECTED
+from optima.pipelines.talk import FILE as CONVERSATIONS
+from optima.rundir import read_done
+from optima.seeding import rng
+from optima.types import StopReason
+
+Kind = Literal["evaluation", "candidates", "probe", "script"]
+STOPS: tuple[StopReason, ...] = get_args(StopReason)
+CHUNK_BYTES = 400_000  # of JSON; about 10 ms to unpack and parse
+TITLE_CHARS = 120
+# Bits of the column ``flags``.
+ANSWERED, CHOSEN, FAULTY, FAILED, JUDGED = 1, 2, 4, 8, 16
+_KINDS: dict[str, Kind] = {"talk": "evaluation", "generate": "candidates", "probe": "probe"}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One stage in which agents conversed; ``run`` is the index of its run."""
+
+    run: int
+    name: str
+    label: str
+    kind: Kind
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a conversation, its reward and its losses stand; -1 where there is none."""
+
+    source: int
+    n: int
+    conversation: int
+    reward: int
+    losses: int
+
+
+class StaleError(Exception):
+    """A record file was written anew since it was indexed; index the runs again."""
+
+
+class Archive:
+    """Rows, columns and chunks of the conversations of ``runs``.
+
+    Rows are in the order of problems, then of sources, then of samples. ``columns`` has one value
+    per row: ``problem`` (index into ``titles``), ``source``, ``n``, ``stop`` (index into STOPS),
+    ``flags``, ``turns``, ``tokens``, and ``task`` and ``reward``, which are NaN where nothing was
+    judged. With ``n_most``, problems are drawn at random (seeded) until that many conversations
+    are there; ``n_left_out`` counts the others.
+    """
+
+    def __init__(self, runs: Sequence[Path], *, n_most: int | None = None) -> None:
+        self.runs = tuple(runs)
+        self.sources = tuple(source for i, run in enumerate(runs) for source in _sources(i, run))
+        self._inodes = [source.path.stat().st_ino for source in self.sources]
+        self._problems = _Problems(runs)
+        self.n_left_out = 0
+        found: dict[int, list[tuple[_Place, tuple[float, ...]]]] = defaultdict(list)
+        for index, source in enumerate(self.sources):
+            for problem_id, place, values in _scan(index, source):
+                found[self._problems.index(problem_id)].append((place, values))
+        kept = self._sample(found, n_most)
+        self._places: list[_Place] = []
+        rows: list[tuple[float, ...]] = []
+        self.chunk_starts: list[int] = []
+        self._chunk_problems: list[list[tuple[int, int]]] = []
+        size = CHUNK_BYTES
+        for problem in kept:
+            if size >= CHUNK_BYTES:
+                self.chunk_starts.append(len(rows))
+                self._chunk_problems.append([])
+                size = 0
+            ordered = sorted(found.pop(problem), key=lambda pair: (pair[0].source, pair[0].n))
+            self._chunk_problems[-1].append((problem, len(ordered)))
+            for place, values in ordered:
+                self._places.append(place)
+                rows.append((problem, place.source, place.n, *values[1:]))
+                size += int(values[0])
+            size += self._problems.size(problem)
+        self.columns = _columns(rows)
+        self.titles = self._problems.titles
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def n_chunks(self) -> int:
+        """How many chunks ``chunk`` gives."""
+        return len(self.chunk_starts)
+
+    def chunk(self, number: int) -> bytes:
+        """Return a chunk as JSON: its problems by index, and a row per conversation.
+
+        A row holds the stored records as they are: ``c`` the conversation, ``r`` its reward and
+        ``l`` its losses (null where there are none). Raises StaleError.
+        """
+        start = self.chunk_starts[number]
+        n_rows = sum(n for _, n in self._chunk_problems[number])
+        with ExitStack() as stack:
+            files: dict[Path, IO[bytes]] = {}
+
+            def line(path: Path, offset: int) -> bytes:
+                if offset < 0:
+                    return b"null"
+                if path not in files:
+                    files[path] = stack.enter_context(path.open("rb"))
+                files[path].seek(offset)
+                return files[path].readline().strip()
+
+            rows = []
+            for place in self._places[start : start + n_rows]:
+                source = self.sources[place.source]
+                if source.path.stat().st_ino != self._inodes[place.source]:
+                    raise StaleError(str(source.path))
+                folder = source.path.parent.parent
+                conversation = line(source.path, place.conversation)
+                reward = line(folder / "rank" / REWARDS, place.reward)
+                losses = line(folder / "score" / LOSSES, place.losses)
+                rows.append(b'{"c":%b,"r":%b,"l":%b}' % (conversation, reward, losses))
+            problems = {str(p): self._problems.read(p) for p, _ in self._chunk_problems[number]}
+        return b'{"problems":%b,"rows":[%b]}' % (orjson.dumps(problems), b",".join(rows))
+
+    def problem_index(self, problem_id: str) -> int | None:
+        """Return the index of a problem; None when the runs do not hold it."""
+        return self._problems.index_by_id.get(problem_id)
+
+    def problem(self, index: int) -> Mapping[str, Any]:
+        """Return a problem: question, golds, and what each agent is told in each run."""
+        return self._problems.read(index)
+
+    def header(self) -> dict[str, Any]:
+        """Return what a page needs before any conversation is asked for, JSON types only."""
+        titles = orjson.dumps(self.titles)
+        return {
+            "sources": [
+                {"run": s.run, "name": s.name, "label": s.label, "kind": s.kind}
+                for s in self.sources
+            ],
+            "stops": STOPS,
+            "n": len(self),
+            "n_left_out": self.n_left_out,
+            "columns": {
+                name: [values.dtype.str[1:], packed(values.tobytes())]
+                for name, values in self.columns.items()
+            },
+            "titles": packed(titles),
+            "chunks": self.chunk_starts,
+        }
+
+    def _sample(self, found: Mapping[int, Sequence[object]], n_most: int | None) -> list[int]:
+        """Return the problems that are kept, in order."""
+        n_all = sum(map(len, found.values()))
+        if n_most is None or n_all <= n_most:
+            return sorted(found)
+        drawn = sorted(found)
+        rng(0, "archive").shuffle(drawn)
+        kept, n = [], 0
+        for problem in drawn:
+            if n + len(found[problem]) <= n_most:
+                kept.append(problem)
+                n += len(found[problem])
+        self.n_left_out = n_all - n
+        return sorted(kept)
+
+
+class _Problems:
+    """The problems of several runs by index; a problem may be dealt differently in each run."""
+
+    def __init__(self, runs: Sequence[Path]) -> None:
+        self.index_by_id: dict[str, int] = {}
+        self.titles: list[str] = []
+        self._places: list[dict[int, tuple[Path, int, int]]] = []
+        for run, root in enumerate(runs):
+            for split in ("train", "test"):
+                path = root / "problems" / f"{split}.jsonl"
+                for offset, raw in _lines(path):
+                    record = orjson.loads(raw)
+                    index = self.index(record["problem_id"], record["question"])
+                    self._places[index][run] = (path, offset, len(raw))
+
+    def index(self, problem_id: str, question: str = "") -> int:
+        """Return the index of a problem, which is added if it is new."""
+        index = self.index_by_id.setdefault(problem_id, len(self.titles))
+        if index == len(self.titles):
+            self.titles.append(" ".join(question.split())[:TITLE_CHARS])
+            self._places.append({})
+        return index
+
+    def size(self, index: int) -> int:
+        return sum(size for _, _, size in self._places[index].values())
+
+    def read(self, index: int) -> dict[str, Any]:
+        versions: list[dict[str, Any]] = []
+        version_by_run: dict[str, int] = {}
+        whole: dict[str, Any] = {"question": self.titles[index], "golds": [], "task": ""}
+        for run, (path, offset, _) in self._places[index].items():
+            with path.open("rb") as file:
+                file.seek(offset)
+                record = orjson.loads(file.readline())
+            whole = {key: record[key] for key in ("question", "golds", "task")}
+            version = {"contexts": record["contexts"], "evidence": record["evidence"]}
+            if version not in versions:
+                versions.append(version)
+            version_by_run[str(run)] = versions.index(version)
+        return {**whole, "versions": versions, "version_by_run": version_by_run}
+
+
+def packed(content: bytes) -> str:
+    """Return bytes as base64 of gzip, the same for the same bytes."""
+    return base64.b64encode(gzip.compress(content, compresslevel=6, mtime=0)).decode()
+
+
+def _sources(run: int, root: Path) -> list[Source]:
+    found = []
+    paths = [*root.glob(f"**/{CONVERSATIONS}"), *root.glob(f"**/{SCRIPTS}")]
+    for path in paths:
+        stage = path.parent
+        name = stage.relative_to(root).as_posix()
+        kind = "script" if path.name == SCRIPTS else _KINDS.get(stage.name)
+        if kind is None:
+            continue
+        done = read_done(stage)
+        began = done.started_unix_s if done else path.stat().st_mtime
+        label = name.removeprefix("evaluate/").removesuffix("/talk")
+        label = label.replace("/generate", " candidates").replace("/script", " script")
+        found.append((began, Source(run, name, label.replace("/probe", " probe"), kind, path)))
+    return [source for _, source in sorted(found, key=lambda pair: (pair[0], pair[1].name))]
+
+
+def _scan(index: int, source: Source) -> Iterator[tuple[str, _Place, tuple[float, ...]]]:
+    """Yield (problem id, place, (bytes, *columns from ``stop`` on)) of each record."""
+    folder = source.path.parent.parent
+    rewards = list(_lines(folder / "rank" / REWARDS))
+    losses = list(_lines(folder / "score" / LOSSES))
+    selected = (orjson.loads(raw) for _, raw in _lines(folder / "select" / SELECTED))
+    chosen = {(record["problem_id"], record["n"]) for record in selected}
+    for row, (offset, raw) in enumerate(_lines(source.path)):
+        record = orjson.loads(raw)
+        key = (record["problem_id"], record["n"])
+        reward_at, reward = _beside(rewards, row, key)
+        losses_at, _ = _beside(losses, row, key)
+        total = reward.get("total")
+        flags = (
+            ANSWERED * (record["answer"] is not None)
+            + CHOSEN * (key in chosen)
+            + FAULTY * bool(record["faults"])
+            + FAILED * (record["error"] is not None)
+            + JUDGED * bool(reward)
+        )
+        values = (
+            len(raw),
+            STOPS.index(record["stop_reason"]),
+            flags,
+            len(record["turns"]),
+            sum(turn["n_tokens"] for turn in record["turns"]),
+            reward.get("task", np.nan),
+            np.nan if total is None else total,
+        )
+        yield key[0], _Place(index, key[1], offset, reward_at, losses_at), values
+
+
+def _beside(
+    lines: Sequence[tuple[int, bytes]], row: int, key: tuple[str, int]
+) -> tuple[int, dict[str, Any]]:
+    """Return (offset, record) that stands in ``row`` if it is about ``key``, else (-1, {})."""
+    if row < len(lines):
+        record = orjson.loads(lines[row][1])
+        if (record["problem_id"], record["n"]) == key:
+            return lines[row][0], record
+    return -1, {}
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, line) of a record file; a torn last line, being written, is left out."""
+    if not path.is_file():
+        return
+    offset = 0
+    with path.open("rb") as file:
+        for raw in file:
+            if raw.endswith(b"\n"):
+                yield offset, raw
+            offset += len(raw)
+
+
+def _columns(rows: Sequence[tuple[float, ...]]) -> dict[str, NDArray[Any]]:
+    kinds = {
+        "problem": "<u4", "source": "<u2", "n": "<u2", "stop": "<u1", "flags": "<u1",
+        "turns": "<u2", "tokens": "<u4", "task": "<f4", "reward": "<f4",
+    }  # fmt: skip
+    values = np.array(rows, dtype=np.float64).reshape(len(rows), len(kinds))
+    return {name: values[:, i].astype(kind) for i, (name, kind) in enumerate(kinds.items())}

@@ -1,0 +1,160 @@
+"""The report of runs that may be going on, served on loopback: ``optima view``.
+
+The address holds a random key, and requests under another host name are refused, so neither other
+users of this machine nor pages of other sites can read it. Each page is made from what the runs
+hold when it is asked for; a page asks how far the current stage is and offers what is new.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from aiohttp import web
+
+from optima.pipelines.status import Status, read_status
+from optima.reporting.archive import Archive, StaleError
+from optima.reporting.figures import figures_of
+from optima.reporting.history import read_histories
+from optima.reporting.page import Content, page_parts
+from optima.reporting.run_tables import tables_of
+from optima.reporting.status import status_text
+from optima.reporting.trees import Trees
+from optima.seeding import digest
+
+HOST = "127.0.0.1"
+KEPT_VERSIONS = 4  # pages of older versions go on reading from theirs
+_WATCHED = ("conversations.jsonl", "rounds.jsonl", "DONE.json")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class LiveReport:
+    """The pages of some runs, made anew when the runs have grown."""
+
+    def __init__(self, runs: Sequence[Path]) -> None:
+        self._runs = tuple(history.root for history in read_histories(runs))
+        self._made: dict[str, Content] = {}
+        self._making = asyncio.Lock()
+
+    def version(self) -> str:
+        """Identify what the runs hold now."""
+        files = [p for run in self._runs for name in _WATCHED for p in run.glob(f"**/{name}")]
+        return digest(*(f"{p}:{p.stat().st_size}" for p in sorted(files)))
+
+    async def content(self) -> Content:
+        """Return the newest content, at most made once at a time."""
+        async with self._making:
+            version = self.version()
+            if version not in self._made:
+                self._made[version] = await asyncio.to_thread(self._make, version)
+                for old in list(self._made)[:-KEPT_VERSIONS]:
+                    del self._made[old]
+            return self._made[version]
+
+    async def page(self, request: web.Request) -> web.StreamResponse:
+        """Answer with the page."""
+        content = await self.content()
+        text = await asyncio.to_thread(lambda: "".join(page_parts(content)))
+        return web.Response(text=text, content_type="text/html")
+
+    async def chunk(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a chunk of conversations of the version that the page was made from."""
+        archive = self._content(request).archive
+        return await self._answer(request, archive.n_chunks, archive.chunk)
+
+    async def tree(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a tree of the version that the page was made from."""
+        trees = self._content(request).trees
+        return await self._answer(request, len(trees), trees.tree)
+
+    async def status(self, request: web.Request) -> web.StreamResponse:
+        """Answer with where the runs stand; ``share`` is that of the first stage under way."""
+        states = [(run, read_status(run)) for run in self._runs]
+        shares = [state.share for _, state in states if state.share is not None]
+        lines = [line for run, state in states for line in _lines(run, state)]
+        return web.json_response(
+            {
+                "text": " · ".join(lines),
+                "share": next(iter(shares), None),
+                "version": self.version(),
+            }
+        )
+
+    def _content(self, request: web.Request) -> Content:
+        try:
+            return self._made[request.query["v"]]
+        except KeyError as error:
+            raise web.HTTPGone(text="the runs have gone on; reload the page") from error
+
+    async def _answer(
+        self, request: web.Request, n: int, read: Callable[[int], bytes]
+    ) -> web.StreamResponse:
+        number = int(request.match_info["number"])
+        if number >= n:
+            raise web.HTTPNotFound
+        try:
+            body = await asyncio.to_thread(read, number)
+        except StaleError as error:
+            raise web.HTTPGone(text="the runs have gone on; reload the page") from error
+        return web.Response(body=body, content_type="application/json")
+
+    def _make(self, version: str) -> Content:
+        histories = read_histories(self._runs)
+        archive = Archive([history.root for history in histories])
+        return Content(
+            histories=histories,
+            archive=archive,
+            trees=Trees(archive),
+            tables=tables_of(histories),
+            figures=figures_of(histories),
+            live=True,
+            version=version,
+        )
+
+
+def _lines(run: Path, state: Status) -> list[str]:
+    return status_text(Path(run.resolve().name), state).splitlines()
+
+
+async def serve(runs: Sequence[Path], port: int, announce: Callable[[str], None]) -> None:
+    """Serve the report of ``runs`` until cancelled; ``announce`` is given the address.
+
+    ``port`` 0 takes a free one. Raises OSError when the port is taken.
+    """
+    key = secrets.token_urlsafe(16)
+    runner = web.AppRunner(_application(LiveReport(runs), key), access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, HOST, port)
+        await site.start()
+        host, bound = runner.addresses[0][:2]
+        announce(f"http://{host}:{bound}/{key}/")
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
+
+
+def _application(report: LiveReport, key: str) -> web.Application:
+    application = web.Application(middlewares=[_only_here])
+    application.add_routes(
+        [
+            web.get(f"/{key}/", report.page),
+            web.get(f"/{key}/status", report.status),
+            web.get(f"/{key}/chunk/{{number:\\d+}}", report.chunk),
+            web.get(f"/{key}/tree/{{number:\\d+}}", report.tree),
+        ]
+    )
+    return application
+
+
+@web.middleware
+async def _only_here(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse other host names, by which a page elsewhere could reach this server."""
+    if request.host.rpartition(":")[0] not in (HOST, "localhost"):
+        raise web.HTTPForbidden
+    response = await handler(request)
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response

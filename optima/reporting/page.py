@@ -1,0 +1,229 @@
+"""The report as one page of HTML: figures, tables, and every conversation and tree to read.
+
+Self-contained: style, script and data stand in the page, which loads nothing and works from disk.
+Conversations are text from models. They reach the document as text nodes only, and the page's
+policy runs no script but its own, whose digest it names.
+"""
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from optima.recipe.loading import load_recipe
+from optima.reporting.archive import Archive, packed
+from optima.reporting.drawing import Figure
+from optima.reporting.history import History
+from optima.reporting.run_tables import ReportTable
+from optima.reporting.trees import Trees
+from optima.rundir import read_done
+
+SCRIPTS = ("data.js", "conversations.js", "trees.js", "main.js")
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a page shows. A ``live`` page asks its server for conversations and trees, and for
+    what is new since ``version``; any other holds everything."""
+
+    histories: Sequence[History]
+    archive: Archive
+    trees: Trees
+    tables: Sequence[ReportTable]
+    figures: Sequence[Figure]
+    live: bool = False
+    version: str = ""
+
+
+def page_parts(content: Content) -> Iterator[str]:
+    """Yield the page piece by piece: a large run does not fit into one string twice."""
+    archive, trees = content.archive, content.trees
+    style = _asset("style.css")
+    script = '"use strict";\n' + "\n".join(map(_asset, SCRIPTS))
+    values = {
+        "policy": _policy(style, script, is_live=content.live),
+        "title": html.escape(", ".join(history.name for history in content.histories)),
+        "style": style,
+        "script": script,
+        "conversations_link": _link("conversations", "Conversations", len(archive)),
+        "trees_link": _link("trees", "Trees", len(trees) + trees.n_left_out),
+        "live_hidden": "" if content.live else "hidden",
+        "overview": "".join(_overview(content)),
+        "setup": "".join(_setup(content.histories)),
+        "trees_left": f"{trees.n_left_out:,}",
+        "trees_left_hidden": "" if trees.n_left_out else "hidden",
+        "payload": _script_json(_payload(content)),
+    }
+    before, after = _asset("page.html").split("{{blobs}}")
+    yield _fill(before, values)
+    if not content.live:
+        for number in range(archive.n_chunks):
+            yield _blob(f"chunk-{number}", archive.chunk(number))
+        for number in range(len(trees)):
+            yield _blob(f"tree-{number}", trees.tree(number))
+    yield after
+
+
+def _payload(content: Content) -> dict[str, Any]:
+    archive, trees = content.archive, content.trees
+    return {
+        **archive.header(),
+        "live": content.live,
+        "version": content.version,
+        "runs": [_run_line(history) for history in content.histories],
+        "trees": trees.lines(),
+    }
+
+
+def _run_line(history: History) -> dict[str, Any]:
+    recipe = load_recipe(history.root / "recipe.yaml")
+    return {
+        "name": history.name,
+        "agents": recipe.agents.names,
+        "lambda_token": recipe.reward.lambda_token,
+    }
+
+
+def _overview(content: Content) -> Iterator[str]:
+    cards = "".join(map(_card, content.histories))
+    yield f'<div class="cards">{cards}</div>' if cards else ""
+    yield from map(_table, content.tables[:1])
+    if content.figures:
+        figures = "".join(map(_figure, content.figures))
+        yield f'<h2>Figures</h2><div class="figures">{figures}</div>'
+    yield from map(_table, content.tables[1:])
+    if not content.tables and not content.figures:
+        yield '<p class="note">No model has been evaluated yet.</p>'
+
+
+def _card(history: History) -> str:
+    """Return what became of a run in a glance: its first model against its last."""
+    name, task = html.escape(history.name), html.escape(f"{history.kind}, {history.task}")
+    lines = [f"<h3>{name}</h3><p class=note>{task}</p>"]
+    if history.models:
+        first, last = history.models[0], history.models[-1]
+        scores = [f"{100 * model.summary.score.mean:.1f}" for model in (first, last)]
+        tokens = [f"{model.summary.tokens.mean:.1f}" for model in (first, last)]
+        n = last.summary.n_problems
+        if first is last:
+            lines.append(f"<p>score <span class=big>{scores[0]}</span></p>")
+            lines.append(f"<p>tokens <span class=big>{tokens[0]}</span></p>")
+            about = f"{last.label}, {n:,} problems"
+        else:
+            lines.append(f"<p>score <span class=big>{' → '.join(scores)}</span></p>")
+            lines.append(f"<p>tokens <span class=big>{' → '.join(tokens)}</span></p>")
+            about = f"{first.label} → {last.label}, {n:,} problems"
+        lines.append(f"<p class=note>{html.escape(about)}</p>")
+    else:
+        lines.append("<p class=note>no model evaluated yet</p>")
+    return f'<div class="card">{"".join(lines)}</div>'
+
+
+def _figure(figure: Figure) -> str:
+    return (
+        f'<figure id="figure-{figure.name}"><h3>{html.escape(figure.title)}</h3>{figure.svg}'
+        f"<figcaption>{html.escape(figure.caption)}</figcaption></figure>"
+    )
+
+
+def _table(shown: ReportTable) -> str:
+    table = shown.table
+
+    def cells(line: Sequence[str], tag: str) -> str:
+        kinds = (' class="word"' if i < table.n_left else "" for i in range(len(line)))
+        texts = (html.escape(cell) for cell in line)
+        return "".join(f"<{tag}{k}>{t}</{tag}>" for k, t in zip(kinds, texts, strict=True))
+
+    body = "".join(f"<tr>{cells(line, 'td')}</tr>" for line in table.rows)
+    return (
+        f'<h2>{html.escape(shown.title)}</h2><p class="note">{html.escape(shown.caption)}</p>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(shown.title)}">'
+        f'<table id="table-{shown.name}"><thead><tr>{cells(table.head, "th")}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _setup(histories: Sequence[History]) -> Iterator[str]:
+    for history in histories:
+        run, name = history.root, history.name
+        recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
+        provenance = run / "provenance.json"
+        yield f'<h2>{html.escape(name)}</h2><p class="note">{html.escape(str(run.resolve()))}</p>'
+        yield f"<h3>Recipe, as resolved</h3><pre>{html.escape(recipe)}</pre>"
+        if provenance.is_file():
+            text = provenance.read_text(encoding="utf-8")
+            yield f"<h3>Provenance</h3><pre>{html.escape(text)}</pre>"
+        yield _stages(run)
+
+
+def _stages(run: Path) -> str:
+    """Return the finished stages with their seconds and all that was measured in them."""
+    found = [read_done(path.parent) for path in run.glob("**/DONE.json")]
+    stages = sorted((done for done in found if done), key=lambda done: done.started_unix_s)
+    lines = "".join(
+        f"<tr><td class=word>{html.escape(done.stage)}</td><td>{done.seconds:.1f} s</td>"
+        f"<td class=word>{html.escape(_metrics(done.metrics))}</td></tr>"
+        for done in stages
+    )
+    return (
+        '<h3>Stages</h3><div class="scroll" tabindex="0" role="region" aria-label="stages"><table>'
+        "<thead><tr><th class=word>stage</th><th>time</th><th class=word>measured</th></tr></thead>"
+        f"<tbody>{lines}</tbody></table></div>"
+    )
+
+
+def _metrics(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+
+
+def _link(section: str, text: str, n: int) -> str:
+    return f'<a href="#{section}">{text} <small>{n:,}</small></a>' if n else ""
+
+
+def _policy(style: str, script: str, *, is_live: bool) -> str:
+    """Return the content security policy: our own style and script, and nothing from elsewhere.
+
+    Style attributes are allowed for the figures, which are ours.
+    """
+    rules = [
+        "default-src 'none'",
+        f"script-src 'sha256-{_sha256(script)}'",
+        f"style-src 'sha256-{_sha256(style)}'",
+        "style-src-attr 'unsafe-inline'",
+        "connect-src 'self'" if is_live else "connect-src 'none'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    return "; ".join(rules)
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _asset(name: str) -> str:
+    return resources.files("optima.reporting").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _fill(template: str, values: dict[str, str]) -> str:
+    """Put each value in its place once: what a value says is no template."""
+    pieces = template.split("{{")
+    filled = [pieces[0]]
+    for piece in pieces[1:]:
+        name, _, rest = piece.partition("}}")
+        filled += [values[name], rest]
+    return "".join(filled)
+
+
+def _blob(identifier: str, content: bytes) -> str:
+    return f'<script type="application/octet-stream" id="{identifier}">{packed(content)}</script>\n'
+
+
+def _script_json(value: object) -> str:
+    """Return JSON that cannot end the script element it stands in."""
+    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")

@@ -1,0 +1,194 @@
+"""The dialogue trees of some runs as a page draws them: nodes with values, rollouts, pairs.
+
+A growing search is read from its finished rounds. Values are computed from the rollouts, as
+everywhere. Which pairs were trained on is what the run stored, not computed again.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from optima.pipelines.rounds import FILE as ROUNDS
+from optima.pipelines.search import PAIRS, TREES
+from optima.recipe.loading import load_recipe
+from optima.recipe.schema import SearchSection
+from optima.reporting.archive import Archive
+from optima.rundir import read_done, read_records
+from optima.search.pairs import sibling_pairs
+from optima.search.tree import Tree
+from optima.types import PreferencePair, TreeRound
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """One stage in which trees grew."""
+
+    run: int
+    label: str
+    path: Path
+    section: SearchSection
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A tree's search and problem, and where its record or those of its rounds begin."""
+
+    search: int
+    problem_id: str
+    offsets: tuple[int, ...]
+
+
+class Trees:
+    """The trees of the runs of ``archive``; with ``n_most``, the first so many of each search."""
+
+    def __init__(self, archive: Archive, *, n_most: int | None = None) -> None:
+        self._archive = archive
+        self._searches = [s for i, run in enumerate(archive.runs) for s in _searches(i, run)]
+        self._places: list[_Place] = []
+        self.n_left_out = 0
+        for index, search in enumerate(self._searches):
+            offsets = _offsets(search.path)
+            kept = list(offsets.items())[:n_most]
+            self.n_left_out += len(offsets) - len(kept)
+            self._places += [_Place(index, key, tuple(at)) for key, at in kept]
+        self._pairs: dict[int, dict[str, list[PreferencePair]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return a line per tree: where it grew, its problem, how many nodes and pairs it has."""
+        return [self._line(i) for i in range(len(self))]
+
+    def tree(self, number: int) -> bytes:
+        """Return a tree as JSON: its problem, nodes with values, rollouts, and pairs."""
+        place = self._places[number]
+        search = self._searches[place.search]
+        rounds = [
+            TreeRound.model_validate_json(orjson.dumps(stored))
+            for stored in self._stored_rounds(place)
+        ]
+        tree = Tree(search.section, rounds)
+        expanded = defaultdict(list)
+        for finished in rounds:
+            expanded[finished.expanded].append(finished.number)
+        nodes = [
+            {
+                "id": node.node_id,
+                "parent": node.parent.node_id if node.parent else None,
+                "name": node.turn.name if node.turn else "",
+                "agent": node.turn.agent if node.turn else -1,
+                "text": node.text,
+                "answer": node.turn.answer if node.turn else None,
+                "n_tokens": node.turn.n_tokens if node.turn else 0,
+                "value": node.value,
+                "n_rollouts": node.n_rollouts,
+                "faults": node.faults,
+                "rounds": expanded[node.node_id],
+            }
+            for node in tree.nodes
+        ]
+        rollouts = [
+            {
+                "n": rollout.n,
+                "node": rollout.node_id,
+                "stop_reason": rollout.stop_reason,
+                "task": rollout.reward.task,
+                "total": rollout.reward.total,
+            }
+            for finished in rounds
+            for rollout in finished.rollouts
+        ]
+        index = self._archive.problem_index(place.problem_id)
+        problem = self._archive.problem(index) if index is not None else None
+        return orjson.dumps(
+            {
+                "run": search.run,
+                "problem": problem,
+                "nodes": nodes,
+                "rollouts": rollouts,
+                "pairs": list(self._pair_lines(place, tree)),
+            }
+        )
+
+    def _line(self, number: int) -> dict[str, Any]:
+        place = self._places[number]
+        search = self._searches[place.search]
+        index = self._archive.problem_index(place.problem_id)
+        rounds = self._stored_rounds(place)
+        totals = [rollout["reward"]["total"] for r in rounds for rollout in r["rollouts"]]
+        return {
+            "run": search.run,
+            "label": search.label,
+            "problem": index,
+            "title": self._archive.titles[index] if index is not None else place.problem_id,
+            "rounds": len(rounds),
+            "nodes": sum(len(finished["nodes"]) for finished in rounds),
+            "best": max((total for total in totals if total is not None), default=None),
+            "pairs": len(self._trained_on(place)),
+        }
+
+    def _stored_rounds(self, place: _Place) -> list[dict[str, Any]]:
+        """Return the rounds of a tree in order, up to the first that is missing."""
+        path = self._searches[place.search].path
+        lines = []
+        with path.open("rb") as file:
+            for offset in place.offsets:
+                file.seek(offset)
+                lines.append(orjson.loads(file.readline()))
+        rounds = lines[0]["rounds"] if path.name == TREES else lines
+        by_number = {stored["number"]: stored for stored in rounds}
+        complete = takewhile(by_number.__contains__, count())
+        return [by_number[number] for number in complete]
+
+    def _pair_lines(self, place: _Place, tree: Tree) -> Iterator[dict[str, Any]]:
+        """Yield every best and worst sibling, and whether the run trained on them."""
+        trained = {(pair.parent, pair.chosen.text) for pair in self._trained_on(place)}
+        for pair in sibling_pairs(tree, place.problem_id):
+            id_by_text = {child.text: child.node_id for child in tree.nodes[pair.parent].children}
+            yield {
+                "parent": pair.parent,
+                "chosen": id_by_text[pair.chosen.text],
+                "rejected": id_by_text[pair.rejected.text],
+                "is_trained": (pair.parent, pair.chosen.text) in trained,
+            }
+
+    def _trained_on(self, place: _Place) -> Sequence[PreferencePair]:
+        if place.search not in self._pairs:
+            found: dict[str, list[PreferencePair]] = defaultdict(list)
+            stage = self._searches[place.search].path.parent.parent / "pairs"
+            if read_done(stage) is not None:
+                for pair in read_records(stage / PAIRS, PreferencePair):
+                    found[pair.problem_id].append(pair)
+            self._pairs[place.search] = found
+        return self._pairs[place.search].get(place.problem_id, ())
+
+
+def _searches(run: int, root: Path) -> list[_Search]:
+    section = load_recipe(root / "recipe.yaml").search or SearchSection()
+    found = []
+    for stage in root.glob("**/search"):
+        path = stage / TREES if (stage / TREES).is_file() else stage / ROUNDS
+        if path.is_file():
+            done = read_done(stage)
+            began = done.started_unix_s if done else path.stat().st_mtime
+            label = stage.parent.relative_to(root).as_posix()
+            found.append((began, _Search(run, label, path, section)))
+    return [search for _, search in sorted(found, key=lambda pair: (pair[0], pair[1].label))]
+
+
+def _offsets(path: Path) -> dict[str, list[int]]:
+    """Return where the lines about each problem begin; a torn last line is left out."""
+    found: dict[str, list[int]] = defaultdict(list)
+    offset = 0
+    with path.open("rb") as file:
+        for raw in file:
+            if raw.endswith(b"\n"):
+                found[orjson.loads(raw)["problem_id"]].append(offset)
+            offset += len(raw)
+    return found
