@@ -11,8 +11,10 @@ with more than ``dpo.max_length`` tokens on either side is counted and dropped, 
 """
 
 import logging
+import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -23,7 +25,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from optima.conversation.template import ChatTemplate
 from optima.errors import StageError
 from optima.training.arguments import trainer_arguments
-from optima.training.jobs import TrainJob, TrainResult, read_lines
+from optima.training.jobs import CHECKPOINTS_DIR, TrainJob, TrainResult, read_lines
 from optima.training.masks import TokenizedPair, tokenize_pairs
 from optima.training.parallelism import BatchPlan, plan_batches
 from optima.training.policy import (
@@ -82,6 +84,18 @@ def read_pairs(path: str | None, job: TrainJob, template: ChatTemplate, tokenize
     return Pairs(kept, len(tokenized) - len(kept))
 
 
+def share(dataset: Dataset, directory: Path) -> Dataset:
+    """Return the dataset as a file that all processes read.
+
+    The library keeps the reference's log-probabilities in a file beside it, which the first process
+    writes and the others read; of a dataset in memory each looks for it in a folder of its own.
+    """
+    if PartialState().is_main_process:
+        dataset.save_to_disk(str(directory))
+    PartialState().wait_for_everyone()
+    return Dataset.load_from_disk(str(directory))
+
+
 def trainer_config(job: TrainJob, plan: BatchPlan, n_rows: int, has_eval: bool) -> DPOConfig:
     """Return the trainer's configuration; pairs come prepared and are never cut."""
     options = trainer_arguments(job, plan, n_rows, has_eval)
@@ -117,15 +131,20 @@ def run(job: TrainJob) -> TrainResult:
     arguments = trainer_config(job, plan, len(pairs.pairs), bool(eval_pairs.pairs))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     # An adapter is its own reference when it is switched off; otherwise the library would load
-    # a second model by the name in the config, which for a merged adapter is another model.
+    # a second model by the name in the config, which for a merged adapter is another model. Under
+    # FSDP it takes one for the precomputed log-probabilities too.
     assert job.dpo is not None
-    needs_reference = job.dpo.reference == "live" and job.train.lora is None
+    is_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
+    needs_reference = job.train.lora is None and (job.dpo.reference == "live" or is_fsdp)
+    place = Path(job.output_dir) / CHECKPOINTS_DIR
     trainer = PairTrainer(
         model=prepare_model(job, dtype),
         ref_model=load_start(job, dtype) if needs_reference else None,
         args=arguments,
-        train_dataset=pairs.dataset(),
-        eval_dataset=eval_pairs.dataset() if eval_pairs.pairs else None,
+        train_dataset=share(pairs.dataset(), place / "pairs"),
+        eval_dataset=share(eval_pairs.dataset(), place / "eval_pairs")
+        if eval_pairs.pairs
+        else None,
         processing_class=tokenizer,
         data_collator=DataCollatorForPreference(pad_token_id=pad),
     )
