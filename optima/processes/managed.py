@@ -7,6 +7,7 @@ everything below ends with it. Exit statuses are read and explained, never ignor
 import contextlib
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ _STOP_TIMEOUT_S = guard.GRACE_S + 15.0
 _TAIL_LINES = 20
 _TAIL_BYTES = 64 * 1024
 _TAIL_WIDTH = 500
+# The last line of a traceback, of one of several processes or of the only one.
+_ERROR = re.compile(r"(\[rank\d+\]: ?)?[\w.]+(Error|Exception)(: .*)?$")
 
 
 class ProcessTimeoutError(ProcessError):
@@ -161,14 +164,25 @@ class ManagedProcess:
                         stream.close()
 
     def log_excerpt(self) -> str:
-        """Return where the log is and its last lines, of this start only."""
-        tail = self.log_tail()
-        if not tail:
+        """Return where the log is and its last lines, of this start only.
+
+        The first error stands before them where it is further up: of several processes that one
+        failed first, and the others and their launcher say more after it.
+        """
+        lines = self._log_lines()
+        if not lines:
             return f"its log is empty: {self.log_path}"
+        tail = lines[-_TAIL_LINES:]
+        first = next((line for line in lines if _ERROR.match(line)), None)
+        if first is not None and first not in tail:
+            tail = [first, "...", *tail]
         return f"the end of {self.log_path}:\n" + "\n".join(f"  {line}" for line in tail)
 
     def log_tail(self, n_lines: int = _TAIL_LINES) -> list[str]:
         """Return the last lines that are not blank, of this start only, long ones cut."""
+        return self._log_lines()[-n_lines:]
+
+    def _log_lines(self) -> list[str]:
         try:
             with self.log_path.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)
@@ -177,7 +191,7 @@ class ManagedProcess:
         except OSError:
             return []
         lines = [line.rstrip() for line in text.replace("\r", "\n").split("\n")]
-        return [line[:_TAIL_WIDTH] for line in lines if line][-n_lines:]
+        return [line[:_TAIL_WIDTH] for line in lines if line]
 
     def _release(self) -> None:
         if self._owner_fd is not None:

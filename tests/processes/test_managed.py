@@ -205,3 +205,16 @@ def test_statuses_are_explained() -> None:
     assert explain_status(2) == "exited with status 2"
     assert explain_status(-11) == "killed by SIGSEGV (a crash in native code)"
     assert explain_status(-15) == "killed by SIGTERM"
+
+
+def test_first_error_is_named_when_a_launcher_says_much_after_it(tmp_path: Path) -> None:
+    code = (
+        "print('[rank1]: FileNotFoundError: cache.arrow')\n"
+        "for k in range(40): print('closing process', k)\nraise SystemExit(1)"
+    )
+    process = ManagedProcess(python(code), name="training", log_path=tmp_path / "log")
+    with pytest.raises(ProcessError) as failed, process:
+        process.check(20.0)
+    lines = str(failed.value).splitlines()
+    assert lines[1:3] == ["  [rank1]: FileNotFoundError: cache.arrow", "  ..."]
+    assert lines[-1] == "  closing process 39"
