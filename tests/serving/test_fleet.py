@@ -184,6 +184,19 @@ def test_taken_port_is_exchanged_for_another(
         assert fleet.servers[0].base_url.endswith(f":{good}")
 
 
+def test_servers_listen_on_the_ports_that_the_recipe_names(tmp_path: Path) -> None:
+    from optima.serving import worker
+
+    port = worker.free_port()
+    fleet, _ = make_fleet(tmp_path, port=port)
+    with fleet:
+        assert fleet.servers[0].base_url.endswith(f":{port}")
+        second, _ = make_fleet(tmp_path / "second", port=port)
+        with pytest.raises(ProcessError, match=f"serving.port: {port} of server 0 cannot be had"):
+            second.__enter__()
+        assert status_of(fleet.servers[0], fleet.servers[0].api_key) == 200
+
+
 def test_endpoints_are_used_for_the_start_model_and_left_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
