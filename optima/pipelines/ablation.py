@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optima.pipelines.comparison import ComparisonRow, compare
-from optima.pipelines.methods import run_method
+from optima.pipelines.methods import check_trainable, run_method
 from optima.pipelines.outline import write_members
 from optima.pipelines.sweep import share_stages
 from optima.processes.environment import Environment
@@ -26,6 +26,7 @@ def read_ablations(config: Path, overrides: Sequence[str]) -> dict[str, Recipe]:
     Where trees grow by weights of their own, those are 0 too.
     """
     full = load_recipe(config, overrides)
+    check_trainable(full)
     found = {FULL: full}
     for name, weight in WEIGHTS.items():
         without = [f"reward.{weight}=0.0"]

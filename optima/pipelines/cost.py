@@ -108,8 +108,8 @@ def cost_of(model: str) -> ModelCost | None:
     return next((cost for cost in read_costs(run) if cost.label == label), None)
 
 
-def base_tokens(model: str, task: str) -> float | None:
-    """Return the tokens of a conversation with the base model of a trained model's run.
+def base_tokens(model: str, task: str) -> tuple[str, float] | None:
+    """Return the base model of a trained model's run, and its tokens per conversation there.
 
     None where no run trained it, its task is another, or it did not evaluate its base model.
     """
@@ -117,7 +117,7 @@ def base_tokens(model: str, task: str) -> float | None:
     done = read_done(run / "evaluate" / "base" / "talk") if run is not None else None
     if run is None or done is None or load_recipe(run / "recipe.yaml").task != task:
         return None
-    return done.metrics["tokens/conversation"]
+    return f"{run}:base", done.metrics["tokens/conversation"]
 
 
 def _n_devices(attempts: Sequence[Mapping[str, Any]], done: StageDone) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from optima.errors import UsageError
-from optima.pipelines.methods import run_method
+from optima.pipelines.methods import check_trainable, run_method
 from optima.pipelines.outline import write_members
 from optima.processes.environment import Environment
 from optima.recipe.loading import load_recipe
@@ -36,7 +36,10 @@ def read_variants(config: Path, over: str, overrides: Sequence[str]) -> dict[str
             f"--over {over}: must be a field and at least two values of it, such as "
             "pairs.strategy=value,random"
         )
-    return {value: load_recipe(config, [*overrides, f"{key}={value}"]) for value in values}
+    recipes = {value: load_recipe(config, [*overrides, f"{key}={value}"]) for value in values}
+    for recipe in recipes.values():
+        check_trainable(recipe)
+    return recipes
 
 
 def run_sweep(

@@ -34,6 +34,7 @@ def write_consistency(recipe: Recipe, curves: Sequence[Curve], output: Path) -> 
         {curve.label: curve.points[0].n_tokens for curve in curves},
         evaluations,
         base_tokens(curves[-1].model, recipe.task),
+        output,
     )
     results = {
         "schema_version": 1,

@@ -68,7 +68,7 @@ def write_inference(recipe: Recipe, rows: Sequence[InferenceRow], output: Path) 
     return (
         f"{table.text()}\n\n{recipe.task}, {n} problems. Score in per cent, tokens generated per "
         f"conversation; {generated:,} in all."
-        f"{cost_text(costs, tokens, evaluations, before)}\nResults: {output}"
+        f"{cost_text(costs, tokens, evaluations, before, output)}\nResults: {output}"
     )
 
 
@@ -138,7 +138,8 @@ def _transfer_cost(rows_by_task: Mapping[str, Sequence[InferenceRow]], output: P
         )
         for label, of_tasks in spent.items()
     }
-    return cost_text(costs_of({row.label: row.model for row in rows}), tokens, evaluations)
+    costs = costs_of({row.label: row.model for row in rows})
+    return cost_text(costs, tokens, evaluations, output=output)
 
 
 def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
@@ -180,10 +181,12 @@ def write_comparison(rows: Sequence[ComparisonRow], output: Path) -> str:
         ],
     }
     write_text(output / "results.json", json.dumps(results, indent=1) + "\n")
-    return f"{table.text()}\n\n{COMPARISON_LEGEND}{comparison_cost(rows)}\nResults: {output}"
+    return (
+        f"{table.text()}\n\n{COMPARISON_LEGEND}{comparison_cost(rows, output)}\nResults: {output}"
+    )
 
 
-def comparison_cost(rows: Sequence[ComparisonRow]) -> str:
+def comparison_cost(rows: Sequence[ComparisonRow], output: Path | None = None) -> str:
     """Return what the compared models cost, where a run trained them; nothing if none was."""
     tokens = {f"{row.model.run}:{row.model.label}": row.summary.tokens.mean for row in rows}
     costs = [
@@ -196,9 +199,10 @@ def comparison_cost(rows: Sequence[ComparisonRow]) -> str:
         f"{row.model.run}:{row.model.label}": evaluation_cost(row.model.run, row.model.path)
         for row in rows
     }
-    talked = read_done(rows[0].model.run / "evaluate" / "base" / "talk")
-    before = talked.metrics["tokens/conversation"] if talked else None
-    return cost_text(costs, tokens, evaluations, before)
+    run = rows[0].model.run
+    talked = read_done(run / "evaluate" / "base" / "talk")
+    before = (f"{run}:base", talked.metrics["tokens/conversation"]) if talked else None
+    return cost_text(costs, tokens, evaluations, before, output)
 
 
 def _score_and_tokens(summary: Summary) -> str:

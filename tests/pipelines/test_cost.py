@@ -78,9 +78,9 @@ def test_without_an_untrained_model_nothing_is_repaid_against_another(root: Path
     text = cost_text(read_costs(root), {"iter_0": 100.0, "iter_1": 50.0})
     assert [line.split()[-1] for line in text.splitlines() if line.startswith("iter_")] == ["-"] * 2
     assert "no untrained model is beside them" in text
-    known = cost_text(read_costs(root), {"iter_0": 70.0}, before=100.0)
+    known = cost_text(read_costs(root), {"iter_0": 70.0}, before=("run:base", 100.0))
     assert [line.split()[-1] for line in known.splitlines() if line[:4] == "iter"] == ["34"]
-    assert "against the base model of their run" in known
+    assert "against run:base" in known
 
 
 def test_tokens_saved_repay_those_spent(root: Path) -> None:

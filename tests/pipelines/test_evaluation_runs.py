@@ -196,6 +196,8 @@ def test_runs_are_compared_problem_by_problem(finished: Path) -> None:
     ("argv", "message"),
     [
         (("compare", "nowhere"), "holds no evaluated model"),
+        (("sweep", "--config", "RUN/recipe.yaml", "--over", "seed=1,2", "--run-dir", "d",
+          "model.tokenizer=m"), "model.tokenizer: m: a model is trained with the tokenizer in"),
         (("compare", "RUN:iter_9"), "has evaluated no iter_9; it has base"),
         (("baselines", "--model", "x/y", "--task", "arc", "--methods", "cot,mda"), "--methods mda"),
         (("transfer", "--models", "x/y", "--tasks", "arc", "--data", "arc", "--output", "o"),
@@ -244,6 +246,14 @@ def test_status_says_that_runs_and_inferences_are_done_or_stopped(
     assert "stopped, 2 of 3 stages done" in text
 
 
+def test_a_run_whose_path_has_a_colon_is_compared(finished: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "seed:0"
+    shutil.copytree(finished, run_dir)
+    status, table, err = optima("compare", str(run_dir), f"{run_dir}:base")
+    assert status == 0, err
+    assert f"{run_dir}:iter_1 " in table
+
+
 def test_runs_of_two_tasks_are_not_compared(finished: Path, tmp_path: Path) -> None:
     environment = fake_environment(tmp_path)
     (tmp_path / "test.jsonl").write_text('{"question": "1 + 1?", "answer": "Two.\\n#### 2"}\n')
@@ -275,7 +285,7 @@ def test_ablations_run_and_compare_in_one_command(method: str, tmp_path: Path) -
     ]
     assert all("(" in line for line in lines[1:])
     assert "tokens trained" in table
-    assert "against the base model of their run" in table
+    assert f"against {root / 'full'}:base" in table
     recipes = [load_recipe(root / name / "recipe.yaml") for name in ("full", "no_token", "no_loss")]
     rewards = [(recipe.reward.lambda_token, recipe.reward.lambda_loss) for recipe in recipes]
     assert rewards == [(0.6, 1.0), (0.0, 1.0), (0.6, 0.0)]

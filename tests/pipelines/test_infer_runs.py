@@ -71,6 +71,10 @@ def test_models_of_a_run_are_evaluated_in_the_order_of_training(
         assert summary["n_tokens"] == sum(tokens)
     assert (output / "table.md").read_text().startswith("| model | score |")
     assert len((output / "table.csv").read_text().splitlines()) == 5
+    costs = (output / "costs.csv").read_text().splitlines()
+    assert costs[0].startswith("model,tokens generated,tokens trained,generate,score,train,other,")
+    assert [line.split(",")[0] for line in costs[1:]] == lines
+    assert "| tokens trained |" in (output / "table.md").read_text()
     assert _served(environment)[0] == str(base)
     assert len(_served(environment)) == 4
     again = infer(environment, *argv, "--limit", "5")
