@@ -59,7 +59,8 @@ def name_models(specs: Sequence[str]) -> tuple[Model, ...]:
     found = []
     for spec in specs:
         path = Path(spec.strip())
-        parts = path.resolve().parts[1:] if path.is_dir() else path.parts
+        parts = path.resolve().parts if ".." in path.parts else path.parts
+        parts = parts[1:] if parts[:1] == ("/",) else parts  # a label stays below the output
         if parts[-2:] == ("train", "model"):
             parts = parts[:-2]
         found.append(name_model(spec.strip(), "/".join(parts[-2:])))
@@ -77,7 +78,8 @@ def read_recipe(options: argparse.Namespace, models: Sequence[Model]) -> Recipe:
         raise UsageError("--task: is missing; name a benchmark, or a recipe by --config")
     tree = load_tree(path) if path is not None else {}
     overrides = [f"model.path={models[-1].ref.path}", *options.overrides]
-    if (tree.get("model") or {}).get("path") != models[-1].ref.path:
+    stored = tree.get("model")
+    if not isinstance(stored, dict) or stored.get("path") != models[-1].ref.path:
         overrides.insert(0, "model.revision=null")  # it is another model's
     if options.limit is not None:
         overrides.append(f"data.n_test={options.limit}")

@@ -99,7 +99,9 @@ def inference_recipe(
     Another task leaves the data of the recipe's own behind. Raises RecipeError.
     """
     kept = {key: value for key, value in tree.items() if key not in _TRAINING}
-    kept |= {"method": "sft", "reward": {**(kept.get("reward") or {}), "lambda_loss": 0.0}}
+    kept["method"] = "sft"
+    if isinstance(kept.setdefault("reward", {}) or {}, dict):  # else validation says what is wrong
+        kept["reward"] = {**(kept["reward"] or {}), "lambda_loss": 0.0}
     if task is not None:
         name = get_task(task).name
         if name != kept.get("task"):

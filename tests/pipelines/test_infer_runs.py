@@ -134,6 +134,12 @@ def _half_written(directory: Path) -> Path:
     return directory / "half"
 
 
+def _wrong_recipe(directory: Path) -> Path:
+    path = directory / "wrong.yaml"
+    path.write_text("method: sft\ntask: arc\nmodel: {path: m}\nreward: 3\n")
+    return path
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -145,6 +151,7 @@ def _half_written(directory: Path) -> Path:
         ("no_output", "--output: is missing"),
         ("no_task", "--task: is missing"),
         ("wrong_task", "arcc"),
+        ("no_section", "reward: 3 must be a section of keys"),
         ("wrong_metric", "--metric exact_match: does not fit two_hop, which is scored by f1"),
         ("wrong_data", "data.path: "),
         ("unknown_key", "unknown key"),
@@ -164,6 +171,7 @@ def test_wrong_input_is_one_line_and_status_2(
         "no_hub_id": ("--model", "nowhere", "--task", "two_hop", *out),
         "no_output": ("--model", model, "--task", "two_hop"),
         "no_task": ("--model", str(finished.parent / "model"), *out),
+        "no_section": ("--model", model, "--config", str(_wrong_recipe(tmp_path)), *out),
         "wrong_metric": ("--model", model, "--metric", "exact_match", *out),
         "wrong_data": ("--model", model, "--task", "arc", "data.path=nowhere", *out),
         "wrong_task": ("--model", model, "--task", "arcc", *out),
