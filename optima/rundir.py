@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal, Self, TypeVar
+from typing import IO, Any, Literal, Self, TypeVar
 
 from pydantic import ValidationError
 
@@ -179,7 +179,12 @@ class RunDir:
 
 
 def check_same_recipe(root: Path, recipe: Recipe) -> None:
-    """Raise UsageError when ``root`` holds a run of another recipe (``serving`` may differ)."""
+    """Raise UsageError when ``root`` holds a run of another recipe (``serving`` may differ).
+
+    A directory in which no stage was begun, as after a start with wrong input, holds none.
+    """
+    if not _has_begun(root):
+        return
     stored = _flat(load_recipe(root / "recipe.yaml").model_dump())
     given = _flat(recipe.model_dump())
     differing = [
@@ -192,6 +197,30 @@ def check_same_recipe(root: Path, recipe: Recipe) -> None:
             f"--run-dir {root}: holds a run of another recipe (differs in "
             f"{', '.join(differing)}); give another --run-dir, or the same recipe"
         )
+
+
+def _has_begun(root: Path) -> bool:
+    """Tell whether a stage was begun; reading problems that came to nothing is none."""
+    stages = (mark.parent for mark in root.glob("**/INPUTS"))
+    return any(path != root / "problems" or read_done(path) is not None for path in stages)
+
+
+def read_attempts(root: Path) -> list[dict[str, Any]]:
+    """Return the attempts that provenance.json names, none where there is no such file.
+
+    Raises StageError when it cannot be read.
+    """
+    path = root / "provenance.json"
+    if not path.exists():
+        return []
+    try:
+        attempts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["attempts"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StageError(
+            f"{path}: cannot be read ({error}); it was damaged from outside: remove it, then run "
+            "again"
+        ) from error
+    return attempts
 
 
 def read_done(stage_path: Path) -> StageDone | None:

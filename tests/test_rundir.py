@@ -16,6 +16,7 @@ from optima.rundir import (
     RecordAppender,
     RunDir,
     disk_errors,
+    read_attempts,
     read_records,
     repair_tail,
     write_records,
@@ -71,8 +72,8 @@ def test_metrics_are_rewritten_from_finished_stages_without_doubles(tmp_path: Pa
 
 
 def test_run_directory_of_another_recipe_is_refused_and_serving_may_differ(tmp_path: Path) -> None:
-    with RunDir(tmp_path / "run", recipe()):
-        pass
+    with RunDir(tmp_path / "run", recipe()) as run:
+        run.stage("iter_0/generate")
     with RunDir(tmp_path / "run", recipe(serving=ServingSection(concurrency=7))):
         pass
     with (
@@ -80,6 +81,26 @@ def test_run_directory_of_another_recipe_is_refused_and_serving_may_differ(tmp_p
         RunDir(tmp_path / "run", recipe(seed=5)),
     ):
         pass
+
+
+def test_a_start_with_wrong_input_does_not_occupy_the_directory(tmp_path: Path) -> None:
+    with RunDir(tmp_path / "run", recipe(seed=5)) as run:
+        run.stage("problems")  # begun, and given up as data.path was wrong
+    with RunDir(tmp_path / "run", recipe()) as run:
+        assert run.stage("problems").done is None
+        run.stage("problems").finish()
+    with (
+        pytest.raises(UsageError, match="differs in seed"),
+        RunDir(tmp_path / "run", recipe(seed=5)),
+    ):
+        pass
+
+
+def test_damaged_provenance_is_named(tmp_path: Path) -> None:
+    assert read_attempts(tmp_path) == []
+    (tmp_path / "provenance.json").write_text('{"schema_version": 1, "atte')
+    with pytest.raises(StageError, match=r"provenance.json: cannot be read .*remove it"):
+        read_attempts(tmp_path)
 
 
 def test_busy_run_directory_names_its_owner(tmp_path: Path) -> None:

@@ -3,24 +3,35 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from optima.errors import UsageError
-from optima.pipelines.checkpoints import find_models, name_model
+from optima.pipelines.checkpoints import find_models, name_model, run_of
 from optima.pipelines.context import Model
 from optima.pipelines.infer import inference_recipe
 from optima.recipe.loading import load_tree
 from optima.recipe.schema import Recipe
+from optima.tasks import get_task
+from optima.types import Metric
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what is evaluated on what."""
+def add_options(parser: argparse.ArgumentParser, *, has_base: bool = True) -> None:
+    """Add the options that say what is evaluated on what, ``--base`` if it makes sense."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--model-root", metavar="DIR", type=Path, help="every model in and below this directory"
     )
-    which.add_argument("--model", metavar="MODEL", help="one model: a directory or a hub id")
-    parser.add_argument("--base", metavar="MODEL", help="a model to evaluate first")
+    which.add_argument(
+        "--model", metavar="MODEL", help="one model: a directory, a hub id, or a run for its last"
+    )
+    if has_base:
+        parser.add_argument("--base", metavar="MODEL", help="a model to evaluate first")
+    parser.set_defaults(base=None)
     parser.add_argument("--task", help="benchmark (`optima tasks`); default: the recipe's")
+    parser.add_argument(
+        "--metric", metavar="NAME", choices=get_args(Metric),
+        help="f1, exact_match or math: stop if the task is scored by another (default: its own)",
+    )  # fmt: skip
     parser.add_argument("--config", metavar="RECIPE", type=Path, help="recipe file (YAML)")
     parser.add_argument("--output", metavar="DIR", type=Path, help="where results are written")
     parser.add_argument("--limit", metavar="N", type=int, help="a seeded sample of N problems")
@@ -47,28 +58,50 @@ def name_models(specs: Sequence[str]) -> tuple[Model, ...]:
     """
     found = []
     for spec in specs:
-        parts = [part for part in Path(spec.strip()).parts if part not in ("train", "model", "/")]
+        path = Path(spec.strip())
+        parts = path.resolve().parts if ".." in path.parts else path.parts
+        parts = parts[1:] if parts[:1] == ("/",) else parts  # a label stays below the output
+        if parts[-2:] == ("train", "model"):
+            parts = parts[:-2]
         found.append(name_model(spec.strip(), "/".join(parts[-2:])))
     return tuple(found)
 
 
-def read_recipe(options: argparse.Namespace, model: Model) -> Recipe:
-    """Return what ``--config``, the run, or the defaults say, with the options' changes.
+def read_recipe(options: argparse.Namespace, models: Sequence[Model]) -> Recipe:
+    """Return what ``--config``, the models' run, or the defaults say, with the options' changes.
 
-    All test problems are asked unless something says otherwise. The chat template is ``model``'s.
+    All test problems are asked unless something says otherwise. Raises UsageError when the task is
+    not scored by ``--metric``.
     """
-    stored = options.model_root / "recipe.yaml" if options.model_root is not None else None
-    path = options.config or (stored if stored is not None and stored.is_file() else None)
+    path = options.config or _stored_recipe(options.model_root, models)
     if path is None and options.task is None:
         raise UsageError("--task: is missing; name a benchmark, or a recipe by --config")
     tree = load_tree(path) if path is not None else {}
-    overrides = [f"model.path={model.ref.path}", *options.overrides]
+    overrides = [f"model.path={models[-1].ref.path}", *options.overrides]
+    stored = tree.get("model")
+    if not isinstance(stored, dict) or stored.get("path") != models[-1].ref.path:
+        overrides.insert(0, "model.revision=null")  # it is another model's
     if options.limit is not None:
         overrides.append(f"data.n_test={options.limit}")
     elif not any(override.startswith("data.n_test=") for override in overrides):
         overrides.append("data.n_test=null")
     place = str(path or "defaults")
-    return inference_recipe(tree, place, task=options.task, overrides=overrides)
+    recipe = inference_recipe(tree, place, task=options.task, overrides=overrides)
+    metric = get_task(recipe.task).metric
+    if options.metric not in (None, metric):
+        raise UsageError(
+            f"--metric {options.metric}: does not fit {recipe.task}, which is scored by {metric}; "
+            "leave it out, or name another --task (`optima tasks`)"
+        )
+    return recipe
+
+
+def _stored_recipe(root: Path | None, models: Sequence[Model]) -> Path | None:
+    """Return the recipe of the run that ``root`` is, or that trained all the trained models."""
+    if root is not None and (root / "recipe.yaml").is_file():
+        return root / "recipe.yaml"
+    runs = {run_of(model.ref.adapter or model.ref.path) for model in models} - {None}
+    return next(run / "recipe.yaml" for run in runs if run) if len(runs) == 1 else None
 
 
 def check_output(options: argparse.Namespace) -> Path:

@@ -7,30 +7,49 @@ from typing import TYPE_CHECKING, TypeAlias
 from optima.cli import evaluating
 from optima.errors import UsageError
 from optima.processes.environment import resolve_environment
+from optima.tasks import get_task
 
 if TYPE_CHECKING:
+    from optima.pipelines.baselines import Method
+
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def add_baselines(commands: "Commands") -> None:
     """Add ``optima baselines``."""
     parser = _command(
-        commands, "baselines", "evaluate an untrained model by other methods",
-        "Evaluate one model on a task's test problems by methods that train nothing:\n"
+        commands, "baselines", "evaluate a model by other methods",
+        "Evaluate one model on a task's test problems by other methods, in one table:\n"
         "cot (one agent, step by step), sc (a vote among its samples), mad (the agents in natural\n"
-        "language), autoform (the agents in concise formats from the pool). One table; for sc the\n"
-        "tokens are those of all samples of a vote.",
+        "language), autoform (the agents in concise formats from the pool). For sc the tokens are\n"
+        "those of all samples of a vote. trained is the control for what talking adds: one agent,\n"
+        "told everything, after SFT on its own correct answers, with the base model, problems and\n"
+        "budget of --run (conversations a problem, iterations, training); it is trained beside\n"
+        "that run, in a directory of its own.",
         "examples:\n  optima baselines --model models/smollm2-135m-instruct --task two_hop \\\n"
-        "    --limit 50 --output results/baselines conversation.worked_example=true",
+        "    --limit 50 --output results/baselines conversation.worked_example=true\n"
+        "  optima baselines --run runs/sft-arc-seed0 --methods cot,sc,mad,autoform,trained \\\n"
+        "    --output results/arc-baselines",
     )  # fmt: skip
-    parser.add_argument("--methods", default="cot,sc,mad,autoform", help="some of %(default)s")
+    parser.add_argument(
+        "--methods", default="cot,sc,mad,autoform", help="some of %(default)s,trained"
+    )
+    parser.add_argument(
+        "--run", dest="of_run", metavar="RUN", type=Path,
+        help="a training run to compare with: its base model, recipe, data and budget",
+    )  # fmt: skip
     parser.add_argument(
         "--n-votes", metavar="N", type=int, default=8, help="samples of a vote (default: 8)"
     )
     parser.add_argument(
         "--vote-temperature", metavar="T", type=float, default=0.5, help="of them (default: 0.5)"
     )
-    evaluating.add_options(parser)
+    parser.add_argument(
+        "--control-dir", metavar="DIR", type=Path,
+        help="where the single agent is trained (default: RUN-single)",
+    )  # fmt: skip
+    parser.add_argument("--train-env", metavar="ENV", help="environment with TRL, for trained")
+    evaluating.add_options(parser, has_base=False)
     parser.set_defaults(run=_baselines)
 
 
@@ -43,7 +62,9 @@ def add_transfer(commands: "Commands") -> None:
         "    --tasks hotpot_qa,mwh_qa,trivia_qa --output results/transfer \\\n"
         "    --data hotpot_qa=/data/hotpot_qa --data mwh_qa=/data/mwh_qa",
     )  # fmt: skip
-    parser.add_argument("--models", required=True, help="directories or hub ids, with commas")
+    parser.add_argument(
+        "--models", required=True, help="directories, hub ids, or runs for their last, with commas"
+    )  # fmt: skip
     parser.add_argument("--tasks", required=True, help="benchmarks (`optima tasks`), with commas")
     parser.add_argument(
         "--data", metavar="TASK=DIR", action="append", default=[],
@@ -78,11 +99,15 @@ def add_status(commands: "Commands") -> None:
     """Add ``optima status``."""
     parser = _command(
         commands, "status", "say where a run stands",
-        "Say which stage a run is in, how far, and when it will be done: an estimate from the\n"
-        "stages of the same kind that are done. Exit status 1 if it stopped before its end.",
-        "examples:\n  optima status runs/sft-quickstart-seed0",
+        "Say which stage a run or an evaluation is in, how far, and when it will be done: an\n"
+        "estimate from the stages of the same kind that are done. Of a folder of several (a\n"
+        "sweep, ablations, a transfer) each is said, and when the last will be done. Exit status\n"
+        "1 if it stopped before its end.",
+        "examples:\n  optima status runs/sft-quickstart-seed0\n  optima status runs/ablations",
     )  # fmt: skip
-    parser.add_argument("run_dir", metavar="RUN", type=Path, help="a run's directory")
+    parser.add_argument(
+        "run_dir", metavar="RUN", type=Path, help="directory of a run, an evaluation, or several"
+    )
     parser.set_defaults(run=_status)
 
 
@@ -96,25 +121,62 @@ def _command(
 
 
 def _baselines(options: argparse.Namespace) -> int:
-    from optima.pipelines.baselines import METHODS, Votes, run_baselines
+    from optima.pipelines.baselines import UNTRAINED, Votes, run_baselines
+    from optima.pipelines.control import read_run, train_control
     from optima.reporting.inference import write_inference
 
-    names = [name.strip() for name in options.methods.split(",")]
-    methods = [method for method in METHODS if method in names]
-    if unknown := [name for name in names if name not in METHODS]:
-        raise UsageError(f"--methods {unknown[0]}: must be some of {', '.join(METHODS)}")
+    methods = _methods(options)
+    ballot = Votes(options.n_votes, options.vote_temperature)
     output = evaluating.check_output(options)
+    if options.of_run is not None:
+        recipe = read_run(options.of_run)
+        options.config = options.config or options.of_run / "recipe.yaml"
+        if options.model is None and options.model_root is None:
+            options.model = recipe.model.path
     models = evaluating.read_models(options)
     if len(models) > 1:
         raise UsageError(f"--model-root: holds {len(models)} models; name one by --model")
-    recipe = evaluating.read_recipe(options, models[0])
-    rows = run_baselines(
-        recipe, models[0], methods, output,
-        ballot=Votes(options.n_votes, options.vote_temperature),
-        vllm_env=resolve_environment(options.vllm_env, "vllm"),
-    )  # fmt: skip
-    print(write_inference(recipe, rows, output))
+    recipe = evaluating.read_recipe(options, models)
+    vllm_env = resolve_environment(options.vllm_env, "vllm")
+    model_by_method = {method: models[0] for method in methods if method in UNTRAINED}
+    text = ""
+    if "trained" in methods:
+        train_env = resolve_environment(options.train_env, "train")
+        if model_by_method:  # written before a long training, which may fail
+            rows = run_baselines(recipe, model_by_method, output, ballot=ballot, vllm_env=vllm_env)
+            write_inference(recipe, rows, output)
+        model_by_method["trained"] = train_control(
+            options.of_run, _control_dir(options), "trained", vllm_env=vllm_env, train_env=train_env
+        )
+        text = f"\nTrained single agent: {_control_dir(options)}"
+    rows = run_baselines(recipe, model_by_method, output, ballot=ballot, vllm_env=vllm_env)
+    print(write_inference(recipe, rows, output) + text)
     return 0
+
+
+def _methods(options: argparse.Namespace) -> "list[Method]":
+    """Return the methods asked for, in the order of tables; UsageError for what cannot be."""
+    from optima.pipelines.baselines import METHODS
+
+    names = [name.strip() for name in options.methods.split(",")]
+    if unknown := [name for name in names if name not in METHODS]:
+        raise UsageError(f"--methods {unknown[0]}: must be some of {', '.join(METHODS)}")
+    if "trained" in names and options.of_run is None:
+        raise UsageError(
+            "--methods trained: needs --run, whose data and budget the single agent is trained with"
+        )
+    if options.n_votes < 1:
+        raise UsageError(f"--n-votes {options.n_votes}: must be at least 1")
+    if options.vote_temperature < 0:
+        raise UsageError(f"--vote-temperature {options.vote_temperature}: must not be negative")
+    if "sc" in names and options.n_votes > 1 and options.vote_temperature == 0:
+        raise UsageError("--vote-temperature 0: makes all samples of a vote equal; raise it")
+    return [method for method in METHODS if method in names]
+
+
+def _control_dir(options: argparse.Namespace) -> Path:
+    run: Path = options.of_run.resolve()
+    return options.control_dir or run.with_name(f"{run.name}-single")
 
 
 def _transfer(options: argparse.Namespace) -> int:
@@ -122,16 +184,20 @@ def _transfer(options: argparse.Namespace) -> int:
     from optima.reporting.inference import write_transfer
 
     output = evaluating.check_output(options)
+    tasks = [get_task(name.strip()).name for name in options.tasks.split(",")]
+    if doubled := [task for task in tasks if tasks.count(task) > 1]:
+        raise UsageError(f"--tasks {doubled[0]}: is named twice; remove one")
     path_by_task = dict(_assignment(text) for text in options.data)
+    if foreign := [task for task in path_by_task if task not in tasks]:
+        raise UsageError(f"--data {foreign[0]}: is not among --tasks {', '.join(tasks)}")
     models = evaluating.name_models(options.models.split(","))
+    options.model_root = options.metric = None
     recipes = {}
-    for task in options.tasks.split(","):
-        options.model_root, options.task = None, task
-        given = options.overrides
-        if task in path_by_task:
-            given = [f"data.path={path_by_task[task]}", *given]
-        task_options = argparse.Namespace(**{**vars(options), "overrides": given})
-        recipes[task] = evaluating.read_recipe(task_options, models[-1])
+    for task in tasks:
+        given = [f"data.path={path_by_task[task]}"] if task in path_by_task else []
+        overrides = [*given, *options.overrides]
+        task_options = argparse.Namespace(**{**vars(options), "task": task, "overrides": overrides})
+        recipes[task] = evaluating.read_recipe(task_options, models)
     vllm_env = resolve_environment(options.vllm_env, "vllm")
     rows = run_transfer(recipes, models, output, vllm_env=vllm_env)
     print(write_transfer(recipes, rows, output))
@@ -140,21 +206,33 @@ def _transfer(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from optima.pipelines.comparison import compare
-    from optima.reporting.inference import comparison_cost, comparison_table
+    from optima.reporting.inference import (
+        COMPARISON_LEGEND,
+        comparison_cost,
+        comparison_table,
+    )
     from optima.rundir import write_text
 
     rows = compare(options.runs)
     table = comparison_table(rows)
     if options.csv is not None:
         write_text(options.csv, table.csv())
-    print(table.text() + comparison_cost(rows))
+    print(f"{table.text()}\n\n{COMPARISON_LEGEND}{comparison_cost(rows)}")
     return 0
 
 
 def _status(options: argparse.Namespace) -> int:
-    from optima.pipelines.status import read_status
-    from optima.reporting.status import status_text
+    from optima.pipelines.status import read_folder, read_status
+    from optima.reporting.status import folder_text, status_text
 
+    members = read_folder(options.run_dir)
+    if members is not None:
+        print(folder_text(options.run_dir, members))
+        states = {member.status.state for member in members if member.status is not None}
+        has_stopped = "running" not in states and any(
+            member.status is None or member.status.state == "stopped" for member in members
+        )
+        return 1 if has_stopped else 0
     status = read_status(options.run_dir)
     print(status_text(options.run_dir, status))
     return 1 if status.state == "stopped" else 0
@@ -164,4 +242,4 @@ def _assignment(text: str) -> tuple[str, str]:
     task, separator, path = text.partition("=")
     if not separator or not path:
         raise UsageError(f"--data {text}: must be TASK=DIR")
-    return task, path
+    return get_task(task).name, path

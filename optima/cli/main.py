@@ -6,10 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from optima.cli import evaluations, reports
+from optima.cli import evaluations, reports, studies
 from optima.cli.console import run_command, set_up_logging
 from optima.errors import UsageError
-from optima.processes.environment import resolve_environment
 from optima.prompts.rendering import system_prompt
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.tasks import TASKS, get_task
@@ -27,6 +26,7 @@ examples:
   optima sweep --config recipes/dpo/quickstart.yaml --over pairs.strategy=value,random \\
     --run-dir runs/strategies
   optima report runs/sft-quickstart-seed0          a page with figures, tables, conversations
+  optima ablate --config recipes/sft/arc.yaml --run-dir runs/ablations
   optima prompts diversify --out formats --n 10 --model NAME --base-url URL"""
 KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -40,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     tasks.set_defaults(run=_tasks)
     _add_prompts(commands)
     _add_pairs(commands)
-    _add_sweep(commands)
+    studies.add_sweep(commands)
+    studies.add_ablate(commands)
     evaluations.add_baselines(commands)
     evaluations.add_transfer(commands)
     evaluations.add_compare(commands)
@@ -61,10 +62,25 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    options = build_parser().parse_args(argv)
+    options = parse(argv)
     set_up_logging()
     run: Callable[[argparse.Namespace], int] = options.run
     return run_command(lambda: run(options))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options; ``key=value`` may stand before, between and behind the others."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(argv)
+    if (
+        rest
+        and hasattr(options, "overrides")
+        and not any(text.startswith("-") or "=" not in text for text in rest)
+    ):
+        options.overrides = [*options.overrides, *rest]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def _parser(
@@ -133,48 +149,6 @@ def _add_pairs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="fields of pairs to change, such as pairs.theta_diff=0.1 (or select.theta_diff=0.1)",
     )  # fmt: skip
     pairs.set_defaults(run=_pairs)
-
-
-def _add_sweep(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    sweep = commands.add_parser(
-        "sweep", help="run a recipe at several values of one field and compare",
-        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Run a recipe of any method once per value of a field, one after the other,\n"
-        "and print one table. Runs that differ only in a field of pairs or dpo grow their first\n"
-        "trees once.\n"
-        "An interrupted sweep goes on when the same command is given again.",
-        epilog="examples:\n"
-        "  the selection strategies:   --over pairs.strategy=value,random,influence\n"
-        "  the paper's ablations:      --over reward.lambda_token=0.6,0\n"
-        "                              --over reward.lambda_loss=1.0,0",
-    )  # fmt: skip
-    sweep.add_argument("--config", metavar="RECIPE", type=Path, required=True, help="recipe file")
-    sweep.add_argument(
-        "--over", metavar="FIELD=V,V,...", required=True, help="the field and its values"
-    )
-    sweep.add_argument(
-        "--run-dir", metavar="DIR", type=Path, required=True, help="one run per value below it"
-    )
-    sweep.add_argument("--vllm-env", metavar="ENV", help="environment with vLLM")
-    sweep.add_argument("--train-env", metavar="ENV", help="environment with TRL")
-    sweep.add_argument("overrides", nargs="*", metavar="key=value", help="other fields to change")
-    sweep.set_defaults(run=_sweep)
-
-
-def _sweep(options: argparse.Namespace) -> int:
-    from optima.pipelines.sweep import read_variants, run_sweep
-    from optima.reporting.tables import sweep_table
-
-    variants = read_variants(options.config, options.over, options.overrides)
-    models = run_sweep(
-        variants,
-        options.over,
-        options.run_dir,
-        vllm_env=resolve_environment(options.vllm_env, "vllm"),
-        train_env=resolve_environment(options.train_env, "train"),
-    )
-    print(sweep_table(options.over.partition("=")[0], models))
-    return 0
 
 
 def _pairs(options: argparse.Namespace) -> int:

@@ -25,7 +25,8 @@ examples:
 vote: answers that mean the same form a group; the score of the largest one. Where the metric is F1,
 answers with a pairwise F1 above 0.9 mean the same; in MATH, equivalent expressions. coverage: the
 best score of the k. Both are means over 20 seeded orders of the samples, with 95 % intervals.
-The spellings of the original project are accepted too."""
+What the agents are asked comes from --config, else from the run that trained the models, else from
+the defaults. The spellings of the original project are accepted too."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
         *options.overrides,
     ]
     models = evaluating.read_models(options)
-    recipe = evaluating.read_recipe(options, models[-1])
+    recipe = evaluating.read_recipe(options, models)
     vllm_env = resolve_environment(options.vllm_env, "vllm")
     curves = run_consistency(recipe, models, output, vllm_env=vllm_env)
     print(write_consistency(recipe, curves, output))

@@ -22,6 +22,7 @@ TO_FIELD = {
     "model_path": "model.path",
     "dataset_type": "task",
     "device": "serving.device",
+    "port": "serving.port",
     "num_thread": "serving.concurrency",
     "temperature": "sampling.temperature",
 }
@@ -35,19 +36,17 @@ TO_INFERENCE_OPTION = {
     "output_root_path": "output",
 }
 TO_INFERENCE_FIELD = {
+    "tokenizer_path": "model.tokenizer",
     "device": "serving.device",
+    "port": "serving.port",
     "num_thread": "serving.concurrency",
     "temperature": "evaluation.temperature",
 }
 # original option -> what to do instead
 REFUSED = {
     "model_root_path": "it belongs to inference; for training give --model_path or model.path=DIR",
-    "tokenizer_path": "the tokenizer is read from model.path; remove the option",
-    "port": "ports are taken free from the kernel; remove the option, or name servers that run "
-    "already in serving.endpoints=[URL]",
+    "tokenizer_path": "a model is trained with its own tokenizer; remove the option",
 }
-
-REFUSED_BY_INFERENCE = {name: REFUSED[name] for name in ("tokenizer_path", "port")}
 PATHS = ("config", "run_dir", "model_root", "output")  # options that hold a path
 
 
@@ -58,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def add_inference_options(parser: argparse.ArgumentParser, but: Iterable[str] = ()) -> None:
     """Do the same for inference, ``but`` for spellings that an option of the parser has."""
-    names = (*TO_INFERENCE_OPTION, *TO_INFERENCE_FIELD, *REFUSED_BY_INFERENCE)
+    names = (*TO_INFERENCE_OPTION, *TO_INFERENCE_FIELD)
     _add(parser, (name for name in names if name not in but))
 
 
@@ -69,7 +68,7 @@ def translate(options: argparse.Namespace) -> None:
 
 def translate_inference(options: argparse.Namespace) -> None:
     """Do the same for the spellings of inference."""
-    _translate(options, REFUSED_BY_INFERENCE, TO_INFERENCE_OPTION, TO_INFERENCE_FIELD)
+    _translate(options, {}, TO_INFERENCE_OPTION, TO_INFERENCE_FIELD)
 
 
 def _add(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:

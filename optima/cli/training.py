@@ -107,9 +107,8 @@ def _run(command: TrainingCommand, options: argparse.Namespace) -> int:
         print(run_plan(recipe, run_dir, options.vllm_env, options.train_env))
         return 0
     # Imported here: what runs pipelines is slow to import, and --help needs none of it.
-    from optima.pipelines.cost import read_costs
     from optima.pipelines.methods import run_method
-    from optima.reporting.cost import cost_text
+    from optima.reporting.inference import runs_cost
     from optima.reporting.tables import run_table
 
     rows = run_method(
@@ -118,8 +117,7 @@ def _run(command: TrainingCommand, options: argparse.Namespace) -> int:
         vllm_env=resolve_environment(options.vllm_env, "vllm"),
         train_env=resolve_environment(options.train_env, "train"),
     )
-    cost = cost_text(read_costs(run_dir), {row.label: row.tokens for row in rows})
-    print(run_table(run_dir, rows) + cost)
+    print(run_table(run_dir, rows) + runs_cost({"": (run_dir, rows)}))
     return 0
 
 

@@ -88,6 +88,30 @@ def votes(samples: Sequence[Sample]) -> Iterator[float]:
         yield sum(winner) / len(winner)
 
 
+def orders(
+    problem_id: str, samples: Sequence[Sample], *, seed: int, n_orders: int = N_ORDERS
+) -> Iterator[list[Sample]]:
+    """Yield the samples of a problem in ``n_orders`` seeded orders."""
+    for n in range(n_orders):
+        order = list(samples)
+        rng(seed, "scaling", problem_id, n).shuffle(order)
+        yield order
+
+
+def vote_of_all(
+    samples_by_problem: Mapping[str, Sequence[Sample]], *, seed: int, n_orders: int = N_ORDERS
+) -> dict[str, float]:
+    """Return each problem's score of a vote among all its samples, as the curve's last point."""
+    return {
+        problem_id: sum(
+            list(votes(order))[-1]
+            for order in orders(problem_id, samples, seed=seed, n_orders=n_orders)
+        )
+        / n_orders
+        for problem_id, samples in samples_by_problem.items()
+    }
+
+
 def scaling_curve(
     samples_by_problem: Mapping[str, Sequence[Sample]], *, seed: int, n_orders: int = N_ORDERS
 ) -> list[Point]:
@@ -96,9 +120,7 @@ def scaling_curve(
     shape = (len(samples_by_problem), n_most)
     scores_PK, bests_PK, tokens_PK = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     for p, (problem_id, samples) in enumerate(samples_by_problem.items()):
-        for n in range(n_orders):
-            order = list(samples)
-            rng(seed, "scaling", problem_id, n).shuffle(order)
+        for order in orders(problem_id, samples, seed=seed, n_orders=n_orders):
             taken = order[:n_most]
             scores_PK[p] += list(votes(taken))
             bests_PK[p] += list(accumulate((sample.score for sample in taken), max))

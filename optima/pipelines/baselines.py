@@ -1,9 +1,10 @@
-"""Untrained baselines (paper section 4): the same model and problems, other ways to answer.
+"""Baselines (paper section 4): the same model and problems, other ways to answer.
 
 cot       one agent that is told everything, step by step, at the evaluation's temperature
 sc        a vote among n such answers (self-consistency)
 mad       the agents in natural language, as any model of this project is evaluated
 autoform  the agents, each conversation in a concise format drawn from the pool
+trained   as cot, after training on its own correct answers (see ``control``)
 """
 
 from collections.abc import Sequence
@@ -11,23 +12,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from optima.evaluation.consistency import votes
-from optima.evaluation.statistics import estimate_mean, percentile
-from optima.evaluation.summary import Summary
-from optima.pipelines.consistency import group_stage, read_samples
+from optima.pipelines.consistency import group_stage, read_samples, voted
 from optima.pipelines.context import Model, RunContext
+from optima.pipelines.control import ALONE
 from optima.pipelines.infer import InferenceRow, hold, row_of
+from optima.pipelines.outline import write_stages
 from optima.pipelines.problems import read_test_problems
 from optima.pipelines.run import open_run
 from optima.processes.environment import Environment
 from optima.prompts.formats import load_formats
-from optima.recipe.schema import AgentsSection, Recipe
+from optima.recipe.schema import Recipe
 from optima.rundir import Stage
 from optima.tasks.loading import told_to_one
+from optima.types import Problem
 
-Method = Literal["cot", "sc", "mad", "autoform"]
+Method = Literal["cot", "sc", "mad", "autoform", "trained"]
 METHODS: tuple[Method, ...] = get_args(Method)
-ALONE = AgentsSection(names=("Solver",))
+UNTRAINED: tuple[Method, ...] = ("cot", "sc", "mad", "autoform")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +40,37 @@ class Votes:
 
 
 def run_baselines(
-    recipe: Recipe, model: Model, methods: Sequence[Method], output: Path, *, ballot: Votes,
+    recipe: Recipe, model_by_method: dict[Method, Model], output: Path, *, ballot: Votes,
     vllm_env: Environment,
 ) -> tuple[InferenceRow, ...]:  # fmt: skip
-    """Evaluate ``model`` by every method into ``output``; one row per method, in that order."""
-    rows = []
+    """Evaluate a model by each method into ``output``; one row per method, in that order."""
     with open_run(recipe, output, vllm_env=vllm_env, train_env=vllm_env) as context:
+        n = recipe.evaluation.n_samples
+        n_samples: dict[str, int] = {
+            method: ballot.n if method == "sc" else n for method in model_by_method
+        }
+        write_stages(output, n_samples, grouped=("sc",))
         problems = read_test_problems(context)
-        told = tuple(map(told_to_one, problems))
+        return tuple(
+            _row(context, method, replace(model, label=method), problems, ballot)
+            for method, model in model_by_method.items()
+        )
+
+
+def _row(
+    context: RunContext, method: Method, model: Model, problems: Sequence[Problem], ballot: Votes
+) -> InferenceRow:
+    if method == "mad":
+        return row_of(context, model, hold(context, model, problems))
+    if method == "autoform":
+        return row_of(context, model, hold(context, model, problems, formats=load_formats()))
+    told = tuple(map(told_to_one, problems))
+    if method != "sc":
         single = _alone(context)
-        for method in methods:
-            named = replace(model, label=method)
-            if method == "mad":
-                rows.append(row_of(context, named, hold(context, named, problems)))
-            elif method == "autoform":
-                held = hold(context, named, problems, formats=load_formats())
-                rows.append(row_of(context, named, held))
-            elif method == "cot":
-                rows.append(row_of(single, named, hold(single, named, told)))
-            else:
-                several = _alone(context, ballot)
-                held = hold(several, named, told)
-                rows.append(_voted(several, row_of(several, named, held), held))
-    return tuple(rows)
+        return row_of(single, model, hold(single, model, told))
+    several = _alone(context, ballot)
+    held = hold(several, model, told)
+    return _voted(several, row_of(several, model, held), held)
 
 
 def _alone(context: RunContext, ballot: Votes | None = None) -> RunContext:
@@ -76,24 +85,6 @@ def _alone(context: RunContext, ballot: Votes | None = None) -> RunContext:
 
 
 def _voted(context: RunContext, row: InferenceRow, held: tuple[Stage, Stage]) -> InferenceRow:
-    """Return the row of samples as one of votes: a problem costs what all its samples cost."""
-    talked, ranked = held
-    grouped = group_stage(context, f"{row.label}/groups", talked)
-    samples_by_problem = read_samples(talked, ranked, grouped)
-    seed = context.recipe.seed
-    scores = {key: list(votes(samples))[-1] for key, samples in samples_by_problem.items()}
-    tokens = {
-        key: float(sum(sample.n_tokens for sample in samples))
-        for key, samples in samples_by_problem.items()
-    }
-    counts = sorted(tokens.values())
-    summary: Summary = replace(
-        row.summary,
-        score=estimate_mean(list(scores.values()), seed=seed),
-        tokens=estimate_mean(counts, seed=seed),
-        tokens_median=percentile(counts, 50),
-        tokens_p95=percentile(counts, 95),
-        score_by_problem=scores,
-        tokens_by_problem=tokens,
-    )
-    return replace(row, summary=summary)
+    grouped = group_stage(context, f"{row.label}/groups", held[0])
+    samples = read_samples(grouped.path.parent)
+    return replace(row, summary=voted(row.summary, samples, seed=context.recipe.seed))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from optima.errors import ModelError, UsageError
@@ -44,18 +45,28 @@ def find_models(root: Path) -> tuple[Model, ...]:
 
 
 def name_model(spec: str, label: str) -> Model:
-    """Return a model given by directory or hub id.
+    """Return a model given by directory or hub id, or the last one trained in a run's directory.
 
     Raises ModelError for a directory without a model, and for what can be no hub id.
     """
     path = Path(spec)
     if path.is_dir():
         if not any((path / name).is_file() for name in _CONFIGURATIONS):
+            if (path / "recipe.yaml").is_file():
+                return replace(find_models(path)[-1], label=label)
             raise ModelError(f"{spec}: holds no model (no {' or '.join(_CONFIGURATIONS)})")
         return read_model(path, label)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
         raise ModelError(f"{spec}: is neither a directory nor a hub id such as org/name")
     return Model(label, ModelRef(path=spec), digest(spec))
+
+
+def run_of(model: str) -> Path | None:
+    """Return the run in which the model in a directory was trained, None for any other model."""
+    path = Path(model).resolve()
+    run = path.parents[2] if len(path.parts) > 3 else path
+    is_trained = path.parts[-2:] == ("train", "model") and (run / "recipe.yaml").is_file()
+    return run if is_trained else None
 
 
 def read_model(path: Path, label: str) -> Model:

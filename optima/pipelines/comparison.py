@@ -1,7 +1,8 @@
 """Models of several runs side by side, with paired differences over the same problems.
 
 A run is what a training or an inference left: its evaluated models are the directories that hold a
-finished ``talk`` and ``rank``. Nothing is served or computed again.
+finished ``talk`` and ``rank``. Where answers were grouped too (self-consistency), what is compared
+is the vote among all samples of a problem. Nothing is served or computed again.
 """
 
 from collections.abc import Sequence
@@ -11,10 +12,11 @@ from pathlib import Path
 from optima.errors import UsageError
 from optima.evaluation.statistics import Estimate, estimate_means
 from optima.evaluation.summary import Summary, summarise
-from optima.pipelines.judge import REWARDS
-from optima.pipelines.talk import FILE as CONVERSATIONS
-from optima.rundir import read_done, read_records
-from optima.types import Conversation, RewardParts
+from optima.pipelines.consistency import read_samples, voted
+from optima.pipelines.judge import read_judged
+from optima.recipe.loading import load_recipe
+from optima.rundir import read_done
+from optima.tasks import get_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ def compare(specs: Sequence[str], *, seed: int = 0) -> tuple[ComparisonRow, ...]
     Raises UsageError for what is no run, names no model of it, or has no problem in common.
     """
     models = [find_evaluated(spec) for spec in specs]
+    _check_tasks(models)
     rows = differences([(model, _summary(model, seed)) for model in models], seed=seed)
     for spec, row in zip(specs, rows, strict=True):
         if not row.n_common:
@@ -94,7 +97,8 @@ def differences(
 
 def find_evaluated(spec: str) -> Evaluated:
     """Return the model that ``RUN`` or ``RUN:MODEL`` names."""
-    root, separator, label = spec.partition(":")
+    root, separator, label = (spec, "", "") if Path(spec).is_dir() else spec.rpartition(":")
+    root = root or spec
     found = evaluated_models(Path(root))
     if not found:
         raise UsageError(f"{root}: holds no evaluated model; give a run or an inference's output")
@@ -134,10 +138,22 @@ def _is_trial(parts: Sequence[str]) -> bool:
     return len(parts) == 3 and parts[1] == "influence"
 
 
+def _check_tasks(models: Sequence[Evaluated]) -> None:
+    """Raise UsageError when the models were evaluated on different tasks: scores do not compare."""
+    stored = [model.run / "recipe.yaml" for model in models]
+    names = {path: load_recipe(path).task for path in dict.fromkeys(stored) if path.is_file()}
+    for path, name in names.items():
+        first_path, first = next(iter(names.items()))
+        if name != first:
+            raise UsageError(
+                f"{path.parent}: is scored by {get_task(name).metric} on {name}, "
+                f"{first_path.parent} by {get_task(first).metric} on {first}; compare runs of one "
+                "task"
+            )
+
+
 def _summary(model: Evaluated, seed: int) -> Summary:
-    judged = zip(
-        read_records(model.path / "talk" / CONVERSATIONS, Conversation),
-        read_records(model.path / "rank" / REWARDS, RewardParts),
-        strict=True,
-    )
-    return summarise(judged, seed=seed)
+    summary = summarise(read_judged(model.path), seed=seed)
+    if read_done(model.path / "groups") is None:
+        return summary
+    return voted(summary, read_samples(model.path), seed=seed)

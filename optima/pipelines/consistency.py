@@ -8,14 +8,15 @@ comparing mathematical expressions takes time.
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
 from tqdm import tqdm
 
+from optima.errors import StageError
 from optima.evaluation.consistency import (
     IsSame,
     Point,
@@ -23,21 +24,27 @@ from optima.evaluation.consistency import (
     group_answers,
     is_same_by_text,
     scaling_curve,
+    vote_of_all,
 )
+from optima.evaluation.statistics import estimate_mean, percentile
+from optima.evaluation.summary import Summary
 from optima.pipelines import judge
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.infer import check_labels, hold
+from optima.pipelines.outline import write_stages
 from optima.pipelines.problems import read_test_problems
 from optima.pipelines.run import open_run
 from optima.pipelines.talk import FILE as CONVERSATIONS
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
 from optima.rundir import Stage, read_records, write_records
+from optima.tasks.answers import is_same_answer
 from optima.tasks.judging import Judge, JudgeError
-from optima.types import Conversation, Record, RewardParts
+from optima.types import Conversation, Record
 
 logger = logging.getLogger(__name__)
 GROUPS = "groups.jsonl"
+_HARMLESS = "7y"  # an expression that anything sound is compared with in no time
 
 
 class AnswerGroups(Record):
@@ -66,11 +73,14 @@ def run_consistency(
     check_labels(models)
     curves = []
     with open_run(recipe, output, vllm_env=vllm_env, train_env=vllm_env) as context:
+        n_samples = {model.label: recipe.evaluation.n_samples for model in models}
+        write_stages(output, n_samples, grouped=tuple(n_samples))
         problems = read_test_problems(context)
         for model in models:
-            talked, ranked = hold(context, model, problems)
+            talked, _ = hold(context, model, problems)
             grouped = group_stage(context, f"{model.label}/groups", talked)
-            points = scaling_curve(read_samples(talked, ranked, grouped), seed=recipe.seed)
+            samples = read_samples(grouped.path.parent)
+            points = scaling_curve(samples, seed=recipe.seed)
             curves.append(
                 Curve(
                     label=model.label,
@@ -101,7 +111,7 @@ def group_stage(context: RunContext, name: str, talked: Stage) -> Stage:
     path = stage.path / GROUPS
     if metric == "math":
         with Judge() as judge_:
-            n = write_records(path, found(lambda a, b: _is_equivalent(judge_, a, b)))
+            n = write_records(path, found(Equivalence(judge_)))
     else:
         n = write_records(path, found(is_same_by_text(metric)))
     stage.finish([path], {"groups/problems": float(n)})
@@ -109,28 +119,82 @@ def group_stage(context: RunContext, name: str, talked: Stage) -> Stage:
     return stage
 
 
-def _is_equivalent(judge_: Judge, answer: str, other: str) -> bool:
-    try:
-        return judge_.score("math", answer, (other,)) == 1.0
-    except JudgeError as error:
-        logger.warning("answers counted as different: %s", error)
-        return False
+class Equivalence:
+    """Tells whether mathematical answers mean the same, and gives up on those that hang.
+
+    An answer that cannot be compared with a harmless one either is the same as none but its equal
+    text: it costs two comparisons, not one with every other answer of its problem.
+    """
+
+    def __init__(self, judge_: Judge) -> None:
+        self._judge = judge_
+        self._can_be_compared: dict[str, bool] = {}
+
+    def __call__(self, answer: str, other: str) -> bool:
+        """Return whether both are equivalent; False, with a warning, where that takes too long."""
+        if not all(self._can_be_compared.get(text, True) for text in (answer, other)):
+            return is_same_answer(answer, other, "boxed")
+        try:
+            return self._judge.score("math", answer, (other,)) == 1.0
+        except JudgeError as error:
+            logger.warning("answers counted as different: %s", error)
+            for text in (answer, other):
+                if text not in self._can_be_compared:
+                    self._can_be_compared[text] = self._is_harmless(text)
+            return False
+
+    def _is_harmless(self, answer: str) -> bool:
+        try:
+            self._judge.score("math", answer, (_HARMLESS,))
+        except JudgeError:
+            return False
+        return True
 
 
-def read_samples(talked: Stage, ranked: Stage, grouped: Stage) -> dict[str, list[Sample]]:
-    """Return every problem's samples, by id, as votes see them."""
-    numbers = (
-        number
-        for record in read_records(grouped.path / GROUPS, AnswerGroups)
-        for number in record.groups
+def voted(
+    summary: Summary, samples_by_problem: Mapping[str, Sequence[Sample]], *, seed: int
+) -> Summary:
+    """Return the summary of samples as one of votes: a problem costs what all its samples cost.
+
+    Turns and failures stay those of the samples; a vote is answered when one of its samples is.
+    """
+    scores = vote_of_all(samples_by_problem, seed=seed)
+    tokens = {
+        key: float(sum(sample.n_tokens for sample in samples))
+        for key, samples in samples_by_problem.items()
+    }
+    n_answered = sum(
+        any(sample.group is not None for sample in samples)
+        for samples in samples_by_problem.values()
     )
+    counts = sorted(tokens.values())
+    return replace(
+        summary,
+        score=estimate_mean(list(scores.values()), seed=seed),
+        tokens=estimate_mean(list(tokens.values()), seed=seed),
+        tokens_median=percentile(counts, 50),
+        tokens_p95=percentile(counts, 95),
+        answered=n_answered / len(samples_by_problem),
+        score_by_problem=scores,
+        tokens_by_problem=tokens,
+    )
+
+
+def read_samples(folder: Path) -> dict[str, list[Sample]]:
+    """Return every problem's samples, by id, as votes see them.
+
+    Raises StageError when there is not one group for each conversation.
+    """
+    path = folder / "groups" / GROUPS
+    numbers = (number for record in read_records(path, AnswerGroups) for number in record.groups)
     samples: dict[str, list[Sample]] = defaultdict(list)
-    for conversation, parts, number in zip(
-        read_records(talked.path / CONVERSATIONS, Conversation),
-        read_records(ranked.path / judge.REWARDS, RewardParts),
-        numbers,
-        strict=True,
-    ):
-        sample = Sample(number, parts.task, conversation.n_tokens)
-        samples[conversation.problem_id].append(sample)
+    judged = judge.read_judged(folder)
+    try:
+        for (conversation, parts), number in zip(judged, numbers, strict=True):
+            sample = Sample(number, parts.task, conversation.n_tokens)
+            samples[conversation.problem_id].append(sample)
+    except ValueError as error:
+        raise StageError(
+            f"{path}: has not one group for each conversation; remove {path.parent}, then run again"
+        ) from error
     return dict(samples)

@@ -4,12 +4,16 @@ A model costs what was spent in the run until it was trained: the stages of the 
 in it, evaluations of any model are not.
 """
 
-import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from optima.rundir import read_done
+from optima.pipelines.checkpoints import run_of
+from optima.recipe.loading import load_recipe
+from optima.rundir import StageDone, read_attempts, read_done
 
 # The last part of a stage's name -> what its seconds are spent on.
 KINDS = {
@@ -25,8 +29,8 @@ class ModelCost:
     """Spent in a run up to the end of a model's training.
 
     Tokens are those the agents generated, merged utterances of trees included, and those training
-    went over, in all its epochs. Device-seconds are wall time times the GPUs of the run, or times 1
-    on a CPU, by what they were spent on: ``generate``, ``score``, ``train``, ``other``.
+    went over, in all its epochs. Device-seconds are wall time times the GPUs of the attempt, or
+    times 1 on a CPU, by what they were spent on: ``generate``, ``score``, ``train``, ``other``.
     """
 
     label: str
@@ -40,6 +44,14 @@ class ModelCost:
         return self.n_generated + self.n_trained
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluationCost:
+    """Spent on evaluating a model: tokens it generated, and device-seconds of all stages."""
+
+    n_generated: int
+    device_seconds: float
+
+
 def read_costs(root: Path) -> tuple[ModelCost, ...]:
     """Return the costs of the models trained in the run ``root``, in order of training.
 
@@ -47,7 +59,7 @@ def read_costs(root: Path) -> tuple[ModelCost, ...]:
     """
     found = (read_done(path.parent) for path in root.glob("**/DONE.json"))
     stages = sorted((done for done in found if done is not None), key=lambda d: d.started_unix_s)
-    n_devices = _n_devices(root)
+    attempts = read_attempts(root)
     costs = []
     generated = trained = 0.0
     seconds = dict.fromkeys((*dict.fromkeys(KINDS.values()), OTHER), 0.0)
@@ -57,7 +69,7 @@ def read_costs(root: Path) -> tuple[ModelCost, ...]:
             continue
         generated += done.metrics.get("tokens/generated", 0.0)
         trained += done.metrics.get("tokens/trained", 0.0)
-        seconds[KINDS.get(part.split("/")[-1], OTHER)] += n_devices * done.seconds
+        seconds[KINDS.get(part.split("/")[-1], OTHER)] += _n_devices(attempts, done) * done.seconds
         if part == "train":
             costs.append(ModelCost(label, round(generated), round(trained), dict(seconds)))
     return tuple(costs)
@@ -72,9 +84,51 @@ def repaid_after(cost: ModelCost, tokens_before: float, tokens: float) -> int | 
     return math.ceil(cost.n_tokens / saved) if saved > 0 else None
 
 
-def _n_devices(root: Path) -> int:
-    path = root / "provenance.json"
-    if not path.exists():
-        return 1
-    attempts = json.loads(path.read_text(encoding="utf-8"))["attempts"]
-    return max(1, len(attempts[-1]["devices"]["gpus"]))
+def evaluation_cost(root: Path, *folders: Path) -> EvaluationCost:
+    """Return what the evaluation took whose stages are in ``folders`` of ``root``."""
+    attempts = read_attempts(root)
+    stages = [
+        done
+        for folder in folders
+        for name in ("talk", "score", "rank", "groups")
+        if (done := read_done(folder / name)) is not None
+    ]
+    return EvaluationCost(
+        n_generated=round(sum(done.metrics.get("tokens/generated", 0.0) for done in stages)),
+        device_seconds=sum(_n_devices(attempts, done) * done.seconds for done in stages),
+    )
+
+
+def cost_of(model: str) -> ModelCost | None:
+    """Return what the model in a directory cost, None where no run trained it."""
+    run = run_of(model)
+    if run is None:
+        return None
+    label = Path(model).resolve().parents[1].name
+    return next((cost for cost in read_costs(run) if cost.label == label), None)
+
+
+def base_tokens(model: str, task: str) -> tuple[str, float] | None:
+    """Return the base model of a trained model's run, and its tokens per conversation there.
+
+    None where no run trained it, its task is another, or it did not evaluate its base model.
+    """
+    run = run_of(model)
+    done = read_done(run / "evaluate" / "base" / "talk") if run is not None else None
+    if run is None or done is None or load_recipe(run / "recipe.yaml").task != task:
+        return None
+    return f"{run}:base", done.metrics["tokens/conversation"]
+
+
+def _n_devices(attempts: Sequence[Mapping[str, Any]], done: StageDone) -> int:
+    """Return the GPUs of the attempt in which a stage began, 1 on a CPU."""
+    begun = [
+        attempt
+        for attempt in attempts
+        if "started" not in attempt or _unix_s(attempt["started"]) <= done.started_unix_s
+    ]
+    return max(1, len(begun[-1]["devices"]["gpus"])) if begun else 1
+
+
+def _unix_s(text: str) -> float:
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()

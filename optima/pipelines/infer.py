@@ -6,7 +6,7 @@ stages of the output directory, so an interrupted inference goes on where it sto
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,17 @@ from optima.errors import UsageError
 from optima.evaluation.summary import Summary, summarise
 from optima.pipelines import judge
 from optima.pipelines.context import Model, RunContext
+from optima.pipelines.outline import write_stages
 from optima.pipelines.problems import read_test_problems
-from optima.pipelines.run import open_run
-from optima.pipelines.talk import FILE as CONVERSATIONS
+from optima.pipelines.run import model_template, open_run
 from optima.pipelines.talk import TalkPlan, talk
 from optima.processes.environment import Environment
 from optima.prompts.formats import Format
 from optima.recipe.loading import change_recipe
 from optima.recipe.schema import Recipe
-from optima.rundir import Stage, read_records
+from optima.rundir import Stage
 from optima.tasks import get_task
-from optima.types import Conversation, Problem, RewardParts
+from optima.types import Problem
 
 _TRAINING = (
     *("method", "iterations", "initialise", "select", "train", "search", "pairs", "dpo"),
@@ -50,6 +50,7 @@ def run_inference(
     rows = []
     # No stage needs the training environment: nothing is trained and no loss is computed.
     with open_run(recipe, output, vllm_env=vllm_env, train_env=vllm_env) as context:
+        write_stages(output, {model.label: recipe.evaluation.n_samples for model in models})
         problems = read_test_problems(context)
         for model in models:
             rows.append(row_of(context, model, hold(context, model, problems)))
@@ -61,8 +62,10 @@ def hold(
 ) -> tuple[Stage, Stage]:
     """Let ``model`` talk about ``problems`` as the recipe's evaluation says; return (talk, rank).
 
-    With ``formats`` each conversation is held in one of them.
+    With ``formats`` each conversation is held in one of them. Prompts are rendered by the model's
+    own chat template: models side by side may be of several families.
     """
+    context = replace(context, template=model_template(context.recipe, model.ref.path))
     section = context.recipe.evaluation
     plan = TalkPlan(section.n_samples, section.temperature, formats=formats)
     talked = talk(context, f"{model.label}/talk", model, problems, plan)
@@ -71,12 +74,8 @@ def hold(
 
 def row_of(context: RunContext, model: Model, held: tuple[Stage, Stage]) -> InferenceRow:
     """Return the figures of conversations held by ``model``."""
-    talked, ranked = held
-    judged = zip(
-        read_records(talked.path / CONVERSATIONS, Conversation),
-        read_records(ranked.path / judge.REWARDS, RewardParts),
-        strict=True,
-    )
+    talked, _ = held
+    judged = judge.read_judged(talked.path.parent)
     return InferenceRow(
         label=model.label,
         model=model.ref.adapter or model.ref.path,
@@ -100,7 +99,9 @@ def inference_recipe(
     Another task leaves the data of the recipe's own behind. Raises RecipeError.
     """
     kept = {key: value for key, value in tree.items() if key not in _TRAINING}
-    kept |= {"method": "sft", "reward": {**(kept.get("reward") or {}), "lambda_loss": 0.0}}
+    kept["method"] = "sft"
+    if isinstance(kept.setdefault("reward", {}) or {}, dict):  # else validation says what is wrong
+        kept["reward"] = {**(kept["reward"] or {}), "lambda_loss": 0.0}
     if task is not None:
         name = get_task(task).name
         if name != kept.get("task"):

@@ -8,8 +8,10 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
+from optima.errors import StageError
 from optima.pipelines.context import RunContext
 from optima.pipelines.talk import FILE as CONVERSATIONS
 from optima.reward import compute_reward
@@ -110,6 +112,23 @@ def rank(
         name, metrics["reward/total"], metrics["reward/task"], int(totals["eligible"]), n,
     )  # fmt: skip
     return stage
+
+
+def read_judged(folder: Path) -> Iterator[tuple[Conversation, RewardParts]]:
+    """Yield the conversations of an evaluated model's folder with their rewards.
+
+    Raises StageError when there is not one reward for each conversation.
+    """
+    talked, ranked = folder / "talk" / CONVERSATIONS, folder / "rank" / REWARDS
+    try:
+        yield from zip(
+            read_records(talked, Conversation), read_records(ranked, RewardParts), strict=True
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise StageError(
+            f"{ranked}: has not one reward for each conversation of {talked}; remove "
+            f"{ranked.parent}, then run again"
+        ) from error
 
 
 def group_maximum(talk: Stage) -> dict[str, int]:

@@ -227,7 +227,7 @@ def _scripted_conversation(
         n=0,
         format_id=None,
         turns=turns,
-        stop_reason="agreement",
+        stop_reason="agreement" if len(names) > 1 else "alone",
         answer=turns[-1].answer,
     )
 

@@ -1,10 +1,34 @@
-"""Which models and stages a run will have, known from its recipe alone."""
+"""Which models and stages a run will have: known from its recipe alone for a training.
 
-from collections.abc import Iterator
+What an evaluation or a folder of several runs will hold is not in a recipe, so these write it down
+when they begin: ``plan.json``, with the names of stages or of runs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
 
 from optima.recipe.schema import Recipe
+from optima.rundir import write_text
 from optima.tasks import get_task
+from optima.types import Record
+
+PLAN = "plan.json"
+
+
+class Outline(Record):
+    """plan.json: the stages of an evaluation in their order, or the runs of a folder in theirs.
+
+    ``n_samples`` are the conversations per problem of a stage, where it has any.
+    """
+
+    schema_version: Literal[1] = 1
+    stages: tuple[str, ...] = ()
+    n_samples: dict[str, int] = Field(default_factory=dict)
+    runs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +98,36 @@ def _influence(recipe: Recipe) -> list[str]:
 def _evaluation(recipe: Recipe, label: str) -> list[str]:
     scored = ["score"] if recipe.reward.lambda_loss > 0 else []
     return [f"evaluate/{label}/{part}" for part in ("talk", *scored, "rank")]
+
+
+def write_stages(
+    root: Path, n_samples_by_label: Mapping[str, int], *, grouped: Sequence[str] = ()
+) -> None:
+    """Note that an evaluation in ``root`` has these models, each with its samples per problem.
+
+    The answers of those in ``grouped`` are put into groups too.
+    """
+    stages = ["problems"]
+    for label in n_samples_by_label:
+        stages += [f"{label}/talk", f"{label}/rank"]
+        stages += [f"{label}/groups"] if label in grouped else []
+    n_samples = {f"{label}/talk": n for label, n in n_samples_by_label.items()}
+    _write(root, Outline(stages=tuple(stages), n_samples=n_samples))
+
+
+def write_members(root: Path, names: Sequence[str]) -> None:
+    """Note that the folder ``root`` has these runs."""
+    root.mkdir(parents=True, exist_ok=True)
+    _write(root, Outline(runs=tuple(names)))
+
+
+def read_outline(root: Path) -> Outline | None:
+    """Return what was noted in ``root``, None where nothing was or it cannot be read."""
+    try:
+        return Outline.model_validate_json((root / PLAN).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return None
+
+
+def _write(root: Path, outline: Outline) -> None:
+    write_text(root / PLAN, outline.model_dump_json(indent=1) + "\n")

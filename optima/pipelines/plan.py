@@ -12,6 +12,7 @@ from pathlib import Path
 from optima.conversation.template import ChatTemplate
 from optima.errors import ModelError, UsageError
 from optima.pipelines.context import serving_recipe, split_devices
+from optima.pipelines.methods import check_trainable
 from optima.pipelines.outline import steps
 from optima.pipelines.run import loss_template
 from optima.processes.devices import Devices, detect_devices
@@ -39,6 +40,7 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
     Raises UsageError (or a kind of it) for the first thing that would stop the run: data,
     environments, model, chat template, devices, format files, or too little free disk.
     """
+    check_trainable(recipe)
     task = get_task(recipe.task)
     n_agents = len(recipe.agents.names)
     train, test = (

@@ -16,7 +16,7 @@ from optima.pipelines.context import Device, Model, RunContext
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
-from optima.rundir import RunDir, write_text
+from optima.rundir import RunDir, read_attempts, write_text
 from optima.seeding import digest
 from optima.tasks import get_task
 from optima.types import ModelRef
@@ -44,9 +44,7 @@ def open_run(
 ) -> Iterator[RunContext]:
     """Own ``run_dir`` and the device for the time of the context."""
     task = get_task(recipe.task)
-    template = ChatTemplate.load(
-        recipe.model.path, revision=recipe.model.revision, roles=recipe.model.roles
-    )
+    template = model_template(recipe, recipe.model.path)
     devices = detect_devices(recipe.serving)
     with RunDir(run_dir, recipe) as run, _log_file(run.log_dir / "optima.log"):
         logger.info("run directory %s, logs in %s", run.root, run.log_dir)
@@ -79,6 +77,14 @@ def _log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
+def model_template(recipe: Recipe, path: str) -> ChatTemplate:
+    """Return the chat template of the model at ``path``, or that of ``model.tokenizer``."""
+    section = recipe.model
+    source = section.tokenizer or path
+    revision = section.revision if source == section.path else None
+    return ChatTemplate.load(source, revision=revision, roles=section.roles)
+
+
 def base_model(recipe: Recipe) -> Model:
     """Return the model the run begins with."""
     section = recipe.model
@@ -108,7 +114,7 @@ def write_provenance(
 ) -> None:
     """Add this attempt to provenance.json: commit, versions, hardware, command line."""
     path = run.root / "provenance.json"
-    attempts = json.loads(path.read_text())["attempts"] if path.exists() else []
+    attempts = read_attempts(run.root)
     attempts.append(
         {
             "attempt": run.attempt,

@@ -3,6 +3,7 @@
 import json
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import psutil
 
 from optima.errors import UsageError
 from optima.pipelines.comparison import is_evaluation
-from optima.pipelines.outline import stage_names
+from optima.pipelines.outline import Outline, read_outline, stage_names
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
 from optima.rundir import StageDone, read_done
 
 _GROWING = ("conversations.jsonl", "rounds.jsonl")  # their lines are the progress of a stage
+# Short beside the others: what of these is to come counts as nothing until one of its kind is done.
+_SHORT = ("problems", "script", "rank", "select", "pairs", "groups")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +36,74 @@ class Status:
     seconds_left: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One run of a folder of several; ``status`` is None where it was not begun."""
+
+    name: str
+    status: Status | None
+
+
+def read_folder(root: Path) -> tuple[Member, ...] | None:
+    """Return where the runs of a folder of several stand, None where ``root`` is no such folder.
+
+    A sweep, ablations and a transfer say which runs they will have; of any other folder those that
+    are there count.
+    """
+    outline = read_outline(root)
+    if outline is not None and outline.runs:
+        names = outline.runs
+    elif (root / "recipe.yaml").exists():
+        return None
+    else:
+        names = tuple(sorted(path.parent.name for path in root.glob("*/LOCK")))
+    return (
+        tuple(
+            Member(name, read_status(root / name) if _is_begun(root / name) else None)
+            for name in names
+        )
+        or None
+    )
+
+
+def folder_seconds_left(members: Sequence[Member]) -> float | None:
+    """Estimate when the last of several runs will be done, None before that is known.
+
+    A run that was not begun takes as long as the mean of those done, or as the one that runs.
+    """
+    statuses = [member.status for member in members if member.status is not None]
+    whole = [status.seconds for status in statuses if status.state == "done"] or [
+        status.seconds + status.seconds_left
+        for status in statuses
+        if status.seconds_left is not None
+    ]
+    if not whole:
+        return None
+    mean = sum(whole) / len(whole)
+    left = mean * (len(members) - len(statuses))
+    for status in statuses:
+        if status.state != "done":
+            own = status.seconds_left
+            left += max(0.0, mean - status.seconds) if own is None else own
+    return left
+
+
 def read_status(root: Path) -> Status:
     """Return where the run in ``root`` stands; UsageError when there is none."""
-    stored = root / "recipe.yaml"
-    if not stored.exists():
-        raise UsageError(f"{root}: is no run directory (it has no recipe.yaml)")
-    recipe = load_recipe(stored)
-    has_no_plan = is_evaluation(root)
-    names = _begun(root) if has_no_plan else stage_names(recipe)
-    names = [name for name in names if not _is_left_out(root, name)]
+    if not _is_begun(root):
+        raise UsageError(f"{root}: is no run directory (it has no recipe.yaml and LOCK)")
+    recipe = load_recipe(root / "recipe.yaml")
+    outline = read_outline(root)
+    is_other = outline is not None or is_evaluation(root)
+    names = list(outline.stages) if outline else _begun(root) if is_other else []
+    names = [name for name in names or stage_names(recipe) if not _is_left_out(root, name)]
     done = {name: found for name in names if (found := read_done(root / name)) is not None}
-    is_owned = _is_owned(root)
     missing = [name for name in names if name not in done]
-    begun = [name for name in missing if (root / name / "INPUTS").exists()]
-    current = begun[0] if begun and is_owned else None
-    is_done = (root / "results.json").exists() if has_no_plan else not missing
-    is_ended = is_done and not (has_no_plan and is_owned)
-    state = "done" if is_ended else "running" if is_owned else "stopped"
-    share = _share(root, current, recipe) if current else None
+    is_owned = _is_owned(root)
+    current = _current(root, missing) if is_owned else None
+    is_done = not missing and (not is_other or (root / "results.json").exists())
+    state = "done" if is_done and not is_owned else "running" if is_owned else "stopped"
+    share = _share(root, current, recipe, outline) if current else None
     return Status(
         state=state,
         stage=current,
@@ -58,7 +111,9 @@ def read_status(root: Path) -> Status:
         n_done=len(done),
         n_stages=len(names),
         seconds=sum(stage.seconds for stage in done.values()),
-        seconds_left=None if has_no_plan else _seconds_left(missing, done, root, current),
+        seconds_left=_seconds_left(missing, done, (root, current, share))
+        if state == "running"
+        else None,
     )
 
 
@@ -67,6 +122,17 @@ def _is_left_out(root: Path, name: str) -> bool:
     before, _, group = name.partition("/influence/")
     is_over = read_done(root / before / "influence" / "selected") is not None
     return group.startswith("group_") and is_over and not (root / name).exists()
+
+
+def _is_begun(root: Path) -> bool:
+    return (root / "recipe.yaml").exists() and (root / "LOCK").exists()
+
+
+def _current(root: Path, missing: Sequence[str]) -> str | None:
+    """Return the stage under way: of those to come, or one that no plan names, such as a trial."""
+    begun = [name for name in missing if (root / name / "INPUTS").exists()]
+    unplanned = [name for name in _begun(root) if read_done(root / name) is None]
+    return next(iter(begun or unplanned[-1:]), None)
 
 
 def _begun(root: Path) -> list[str]:
@@ -85,13 +151,13 @@ def _is_owned(root: Path) -> bool:
     return any(Path(file.path) == lock.resolve() for file in held)
 
 
-def _share(root: Path, name: str, recipe: Recipe) -> float | None:
+def _share(root: Path, name: str, recipe: Recipe, outline: Outline | None) -> float | None:
     path = root / name
     progress = path / "progress.json"
     if progress.exists():
         row = json.loads(progress.read_text())
         return float(row["step"]) / float(max(1, row["n_steps"]))
-    total = _n_lines_expected(root, name, recipe)
+    total = _n_lines_expected(root, name, recipe, outline)
     for file in (path / growing for growing in _GROWING):
         if file.exists() and total:
             with file.open("rb") as lines:
@@ -99,19 +165,21 @@ def _share(root: Path, name: str, recipe: Recipe) -> float | None:
     return None
 
 
-def _n_lines_expected(root: Path, name: str, recipe: Recipe) -> int | None:
+def _n_lines_expected(root: Path, name: str, recipe: Recipe, outline: Outline | None) -> int | None:
     kind = name.split("/")[-1]
     counts = read_done(root / "problems")
     if counts is None:
         return None
-    n_train, n_test = (int(counts.metrics[f"problems/{split}"]) for split in ("train", "test"))
+    n_test = int(counts.metrics["problems/test"])
+    n_train = int(counts.metrics.get("problems/train", 0))
     n_taken = min(recipe.data.n_train or n_train, n_train)
     if recipe.pairs is not None and "/influence/" in name and kind == "talk":
         n_trees = min((recipe.search and recipe.search.n_problems) or n_taken, n_train)
         n_validation = min(recipe.pairs.influence.n_problems, n_train - n_trees)
         return n_validation * recipe.evaluation.n_samples
     if kind == "talk":
-        return n_test * recipe.evaluation.n_samples
+        n_samples = outline.n_samples.get(name) if outline else None
+        return n_test * (n_samples or recipe.evaluation.n_samples)
     if kind == "generate":
         return n_taken * recipe.sampling.n_samples
     if recipe.search is not None and kind == "probe":
@@ -123,20 +191,40 @@ def _n_lines_expected(root: Path, name: str, recipe: Recipe) -> int | None:
 
 
 def _seconds_left(
-    missing: list[str], done: dict[str, StageDone], root: Path, current: str | None
+    missing: Sequence[str],
+    done: Mapping[str, StageDone],
+    now: tuple[Path, str | None, float | None],
 ) -> float | None:
-    """Estimate by the mean seconds of finished stages of the same kind."""
+    """Estimate by the mean seconds of finished stages of the same kind, and by the share done.
+
+    ``now`` is the directory, the current stage, and the share of it that is done.
+    """
+    root, current, share = now
     seconds: dict[str, list[float]] = defaultdict(list)
     for name, stage in done.items():
-        seconds[name.split("/")[-1]].append(stage.seconds)
+        seconds[_kind(name)].append(stage.seconds)
+    spent = _spent(root, current) if current is not None else 0.0
+    if current is not None and share and spent is not None and not seconds[_kind(current)]:
+        seconds[_kind(current)].append(spent / share)
     left = 0.0
     for name in missing:
-        of_kind = seconds[name.split("/")[-1]]
+        of_kind = seconds[_kind(name)] or ([0.0] if _kind(name) in _SHORT else [])
         if not of_kind:
             return None
-        left += sum(of_kind) / len(of_kind)
-    if current is not None:
-        begun = (root / current / "INPUTS").stat().st_mtime
-        of_kind = seconds[current.split("/")[-1]]
-        left -= min(time.time() - begun, sum(of_kind) / len(of_kind))
+        whole = sum(of_kind) / len(of_kind)
+        if name == current and share is not None:
+            whole *= 1 - share
+        elif name == current:
+            whole = max(0.0, whole - (spent or 0.0))
+        left += whole
     return left
+
+
+def _kind(name: str) -> str:
+    return name.split("/")[-1]
+
+
+def _spent(root: Path, name: str) -> float | None:
+    """Return the seconds since a stage began, None where an earlier attempt began it."""
+    begun = (root / name / "INPUTS").stat().st_mtime
+    return time.time() - begun if begun >= (root / "LOCK").stat().st_mtime else None

@@ -4,16 +4,17 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from optima.errors import UsageError
-from optima.pipelines.methods import run_method
+from optima.pipelines.methods import check_trainable, run_method
+from optima.pipelines.outline import write_members
 from optima.processes.environment import Environment
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
 from optima.reporting.tables import EvaluationRow
-from optima.rundir import read_done
+from optima.rundir import StageDone, read_done
 from optima.seeding import digest
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,10 @@ def read_variants(config: Path, over: str, overrides: Sequence[str]) -> dict[str
             f"--over {over}: must be a field and at least two values of it, such as "
             "pairs.strategy=value,random"
         )
-    return {value: load_recipe(config, [*overrides, f"{key}={value}"]) for value in values}
+    recipes = {value: load_recipe(config, [*overrides, f"{key}={value}"]) for value in values}
+    for recipe in recipes.values():
+        check_trainable(recipe)
+    return recipes
 
 
 def run_sweep(
@@ -47,6 +51,7 @@ def run_sweep(
     Variants that differ only in how pairs are selected or trained on share what the first of them
     did before its first selection (as links to the same files), so they select from the same trees.
     """
+    write_members(root, tuple(map(folder_of, variants)))
     is_late = over.split(".")[0] in _LATE_SECTIONS
     found: dict[str, tuple[EvaluationRow, ...]] = {}
     first: Path | None = None
@@ -68,23 +73,35 @@ def folder_of(value: str) -> str:
 
 
 def share_beginning(source: Path, target: Path) -> None:
-    """Link the stages that ``source`` finished before its first selection of pairs to ``target``.
+    """Link what ``source`` finished before its first selection of pairs to ``target``."""
+    names = [stage.stage for _, stage in _finished(source)]
+    searches = (n for n, name in enumerate(names) if name.split("/")[-1] == "search")
+    first = next(searches, len(names))
+    late = (
+        n for n, name in enumerate(names) if n > first and name.split("/")[-1] in _FIRST_LATE_STAGES
+    )
+    shared = set(names[: next(late, len(names))])
+    share_stages(source, target, shared.__contains__)
+
+
+def share_stages(source: Path, target: Path, is_shared: Callable[[str], bool]) -> None:
+    """Link those finished stages of ``source`` to ``target`` whose names are to be shared.
 
     The directory appears whole or not at all.
     """
-    done = [(path.parent, read_done(path.parent)) for path in source.rglob("DONE.json")]
-    stages = sorted(
-        ((path, stage) for path, stage in done if stage is not None),
-        key=lambda pair: pair[1].started_unix_s,
-    )
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    has_trees = False
-    for path, stage in stages:
-        name = stage.stage.split("/")[-1]
-        if has_trees and name in _FIRST_LATE_STAGES:
-            break
-        has_trees = has_trees or name == "search"
-        shutil.copytree(path, temporary / path.relative_to(source), copy_function=os.link)
+    for path, stage in _finished(source):
+        if is_shared(stage.stage):
+            shutil.copytree(path, temporary / path.relative_to(source), copy_function=os.link)
     temporary.rename(target)
+
+
+def _finished(source: Path) -> list[tuple[Path, StageDone]]:
+    """Return the finished stages with their directories, in the order in which they were begun."""
+    done = [(path.parent, read_done(path.parent)) for path in source.rglob("DONE.json")]
+    return sorted(
+        ((path, stage) for path, stage in done if stage is not None),
+        key=lambda pair: pair[1].started_unix_s,
+    )

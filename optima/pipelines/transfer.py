@@ -5,6 +5,7 @@ from pathlib import Path
 
 from optima.pipelines.context import Model
 from optima.pipelines.infer import InferenceRow, run_inference
+from optima.pipelines.outline import write_members
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
 
@@ -17,6 +18,7 @@ def run_transfer(
     vllm_env: Environment,
 ) -> dict[str, tuple[InferenceRow, ...]]:
     """Evaluate every model on every task, an inference each in ``output / task``."""
+    write_members(output, tuple(recipe_by_task))
     return {
         task: run_inference(recipe, models, output / task, vllm_env=vllm_env)
         for task, recipe in recipe_by_task.items()

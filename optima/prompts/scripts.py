@@ -129,8 +129,8 @@ def scripted_utterances(
     """Return utterances in order of speaking, agent ``k % len(names)`` the k-th.
 
     Each begins with a space and lacks the ``Name:`` prefix; no two are equal. The last two, and no
-    others, mark ``golds[0]``. Raises UsageError when the problem has no evidence, or evidence that
-    none of the agents holds.
+    others, mark ``golds[0]``; an agent alone speaks and marks once. Raises UsageError when the
+    problem has no evidence, or evidence that none of the agents holds.
     """
     if not problem.evidence:
         raise UsageError(f"{problem.problem_id}: has no gold evidence to script from")
@@ -144,6 +144,7 @@ def scripted_utterances(
     else:
         texts = _exchange(problem, len(names), is_terse, draw)
         texts.append(draw.choice(TERSE_CONFIRMATIONS if is_terse else WORDY_CONFIRMATIONS))
+    texts = texts[: 1 if len(names) == 1 else None]  # an agent alone has nobody to agree with
     texts = [_without_labels(text, names) for text in texts]
     return tuple(f" {text}".replace("{mark}", mark) for text in texts)
 

@@ -57,6 +57,9 @@ class ModelSection(Section):
     """Directory or hub id of the base model."""
     revision: str | None = None
     """Commit of the hub model; None takes the newest."""
+    tokenizer: str | None = None
+    """Directory or hub id of tokenizer and chat template, for evaluating models saved without
+    theirs; None takes the model's own. A model to train must hold its own."""
     roles: Literal["auto", "assistant", "alternate"] = "auto"
     """How utterances map to chat roles: all ``assistant`` (paper), or own assistant and partner
     user; ``auto`` asks the chat template."""
@@ -324,6 +327,9 @@ class ServingSection(Section):
     endpoints: tuple[str, ...] = ()
     """Base URLs of servers already running elsewhere that serve the start model; the key is read
     from OPTIMA_API_KEY. Such servers are never started or stopped."""
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """Port of the first server, the others follow it; None takes what the kernel gives, so that
+    runs share a host."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """Share of GPU memory that vLLM takes."""
     max_num_seqs: int = Field(default=1024, ge=1)
@@ -415,10 +421,9 @@ class Recipe(Section):
                 raise ValueError(f"method {self.method} needs a section {name}; add it")
         if self.initialise is not None and self.method != "dpo":
             raise ValueError(f"initialise contradicts method {self.method}; remove it")
-        if len(self.agents.names) == 1 and (self.method != "sft" or self.cold_start is not None):
+        if len(self.agents.names) == 1 and self.method != "sft":
             raise ValueError(
-                "agents.names has one agent, which makes no dialogue: method must be sft and "
-                "cold_start absent; name two"
+                "agents.names has one agent, which makes no dialogue: method must be sft; name two"
             )
         gpus, group = self.serving.gpus, self.serving.tensor_parallel
         if gpus is not None and len(gpus) % group:

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optima.pipelines.consistency import Curve
+from optima.pipelines.cost import base_tokens, evaluation_cost
 from optima.recipe.schema import Recipe
+from optima.reporting.cost import cost_text
+from optima.reporting.inference import costs_of
 from optima.reporting.tables import Table, interval
 from optima.rundir import write_text
 
@@ -23,18 +26,32 @@ def write_consistency(recipe: Recipe, curves: Sequence[Curve], output: Path) -> 
     table = consistency_table(curves)
     write_text(output / "table.md", table.markdown())
     write_text(output / "table.csv", consistency_table(curves, is_whole=True).csv())
+    models = {curve.label: curve.model for curve in curves}
+    evaluations = {label: evaluation_cost(output, output / label) for label in models}
+    costs = costs_of(models)
+    cost = cost_text(
+        costs,
+        {curve.label: curve.points[0].n_tokens for curve in curves},
+        evaluations,
+        base_tokens(curves[-1].model, recipe.task),
+        output,
+    )
     results = {
         "schema_version": 1,
         "task": recipe.task,
         "seed": recipe.seed,
         "temperature": recipe.evaluation.temperature,
         "models": [dataclasses.asdict(curve) for curve in curves],
+        "costs": [dataclasses.asdict(made) for made in costs],
+        "evaluation_costs": {
+            label: dataclasses.asdict(spent) for label, spent in evaluations.items()
+        },
     }
     write_text(output / "results.json", json.dumps(results, indent=1) + "\n")
     return (
         f"{table.text()}\n\n{recipe.task}. vote: score of the largest group of equal answers among "
-        f"k samples;\ncoverage: best score of the k; in per cent. tokens: of all k conversations.\n"
-        f"Results: {output}"
+        f"k samples;\ncoverage: best score of the k; in per cent. tokens: of all k conversations."
+        f"{cost}\nResults: {output}"
     )
 
 

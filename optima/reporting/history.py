@@ -15,7 +15,7 @@ import orjson
 from numpy.typing import NDArray
 
 from optima.errors import StageError, UsageError
-from optima.evaluation.consistency import Point, scaling_curve, votes
+from optima.evaluation.consistency import Point, scaling_curve, vote_of_all
 from optima.evaluation.statistics import Estimate
 from optima.evaluation.summary import Summary, Tally, summarise_together, tally
 from optima.pipelines.baselines import METHODS
@@ -226,7 +226,7 @@ def _tally(model: Evaluated, recipe: Recipe) -> Tally:
     return replace(
         counted,
         counts=tuple(tokens.values()),
-        score_by_problem={key: list(votes(one))[-1] for key, one in samples_by_problem.items()},
+        score_by_problem=vote_of_all(samples_by_problem, seed=recipe.seed),
         tokens_by_problem={key: float(n) for key, n in tokens.items()},
     )
 

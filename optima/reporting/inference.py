@@ -9,18 +9,29 @@ from pathlib import Path
 from optima.evaluation.statistics import Estimate
 from optima.evaluation.summary import Summary
 from optima.pipelines.comparison import ComparisonRow
-from optima.pipelines.cost import ModelCost, read_costs
+from optima.pipelines.cost import (
+    EvaluationCost,
+    ModelCost,
+    base_tokens,
+    cost_of,
+    evaluation_cost,
+    read_costs,
+)
 from optima.pipelines.infer import InferenceRow
 from optima.recipe.schema import Recipe
 from optima.reporting.cost import cost_text
-from optima.reporting.tables import Table, interval
-from optima.rundir import write_text
+from optima.reporting.tables import EvaluationRow, Table, interval
+from optima.rundir import read_done, write_text
 
 HEAD = (
     *("model", "score", "95 %", "answered", "tokens", "95 %", "median", "p95", "turns", "failed"),
     "seconds",
 )
 
+COMPARISON_LEGEND = (
+    "Score in per cent, tokens per conversation. Differences to the first over the problems in\n"
+    "common, with 95 % intervals; * leaves 0 out."
+)
 COMPARISON_HEAD = ("model", "problems", "score", "difference", "tokens", "difference", "common")
 
 
@@ -29,14 +40,14 @@ def inference_table(rows: Sequence[InferenceRow]) -> Table:
     return Table(HEAD, tuple(_cells(row) for row in rows))
 
 
-def write_inference(
-    recipe: Recipe, rows: Sequence[InferenceRow], output: Path, costs: Sequence[ModelCost] = ()
-) -> str:
+def write_inference(recipe: Recipe, rows: Sequence[InferenceRow], output: Path) -> str:
     """Write ``table.md``, ``table.csv`` and ``results.json``; return the table with its legend.
 
-    ``costs`` are those of models that a run trained.
+    Models that a run trained come with what they cost there.
     """
     table = inference_table(rows)
+    costs = costs_of({row.label: row.model for row in rows})
+    evaluations = {row.label: evaluation_cost(output, output / row.label) for row in rows}
     write_text(output / "table.md", table.markdown())
     write_text(output / "table.csv", table.csv())
     results = {
@@ -45,15 +56,41 @@ def write_inference(
         "seed": recipe.seed,
         "models": [dataclasses.asdict(row) for row in rows],
         "costs": [dataclasses.asdict(cost) for cost in costs],
+        "evaluation_costs": {
+            label: dataclasses.asdict(cost) for label, cost in evaluations.items()
+        },
     }
     write_text(output / "results.json", json.dumps(results, indent=1) + "\n")
     n = rows[0].summary.n_problems
     tokens = {row.label: row.summary.tokens.mean for row in rows}
     generated = sum(row.summary.n_tokens for row in rows)
+    before = base_tokens(rows[-1].model, recipe.task)
     return (
         f"{table.text()}\n\n{recipe.task}, {n} problems. Score in per cent, tokens generated per "
-        f"conversation; {generated:,} in all.{cost_text(costs, tokens)}\nResults: {output}"
+        f"conversation; {generated:,} in all."
+        f"{cost_text(costs, tokens, evaluations, before, output)}\nResults: {output}"
     )
+
+
+def costs_of(model_by_label: Mapping[str, str]) -> list[ModelCost]:
+    """Return what the models that runs trained cost there, called by their labels here."""
+    found = ((label, cost_of(model)) for label, model in model_by_label.items())
+    return [replace(cost, label=label) for label, cost in found if cost is not None]
+
+
+def runs_cost(rows_by_run: Mapping[str, tuple[Path, Sequence[EvaluationRow]]]) -> str:
+    """Return what the models of training runs cost; labels get the runs' names before them."""
+    costs: list[ModelCost] = []
+    tokens: dict[str, float] = {}
+    evaluations: dict[str, EvaluationCost] = {}
+    for name, (run, rows) in rows_by_run.items():
+        prefix = f"{name}:" if name else ""
+        costs += [replace(cost, label=f"{prefix}{cost.label}") for cost in read_costs(run)]
+        for row in rows:
+            label = f"{prefix}{row.label}"
+            tokens[label] = row.tokens
+            evaluations[label] = evaluation_cost(run, run / "evaluate" / row.label)
+    return cost_text(costs, tokens, evaluations)
 
 
 def write_transfer(
@@ -74,7 +111,35 @@ def write_transfer(
     )
     write_text(output / "table.md", table.markdown())
     write_text(output / "table.csv", table.csv())
-    return f"{table.text()}\n\nScore in per cent / tokens per conversation.\nResults: {output}"
+    return (
+        f"{table.text()}\n\nScore in per cent / tokens per conversation."
+        f"{_transfer_cost(rows_by_task, output)}\nResults: {output}"
+    )
+
+
+def _transfer_cost(rows_by_task: Mapping[str, Sequence[InferenceRow]], output: Path) -> str:
+    """Return what the models and the whole matrix cost; tokens saved are means over the tasks."""
+    rows = next(iter(rows_by_task.values()))
+    tokens = {
+        row.label: sum(of_task[i].summary.tokens.mean for of_task in rows_by_task.values())
+        / len(rows_by_task)
+        for i, row in enumerate(rows)
+    }
+    spent = {
+        row.label: [
+            evaluation_cost(output / task, output / task / row.label) for task in rows_by_task
+        ]
+        for row in rows
+    }
+    evaluations = {
+        label: EvaluationCost(
+            sum(cost.n_generated for cost in of_tasks),
+            sum(cost.device_seconds for cost in of_tasks),
+        )
+        for label, of_tasks in spent.items()
+    }
+    costs = costs_of({row.label: row.model for row in rows})
+    return cost_text(costs, tokens, evaluations, output=output)
 
 
 def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
@@ -96,7 +161,32 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
     )
 
 
-def comparison_cost(rows: Sequence[ComparisonRow]) -> str:
+def write_comparison(rows: Sequence[ComparisonRow], output: Path) -> str:
+    """Write ``table.md``, ``table.csv`` and ``results.json``; return the table with its costs."""
+    table = comparison_table(rows)
+    write_text(output / "table.md", table.markdown())
+    write_text(output / "table.csv", table.csv())
+    results = {
+        "schema_version": 1,
+        "models": [
+            {
+                "run": str(row.model.run),
+                "label": row.model.label,
+                "n_common": row.n_common,
+                "summary": dataclasses.asdict(row.summary),
+                "score_difference": row.score and dataclasses.asdict(row.score),
+                "tokens_difference": row.tokens and dataclasses.asdict(row.tokens),
+            }
+            for row in rows
+        ],
+    }
+    write_text(output / "results.json", json.dumps(results, indent=1) + "\n")
+    return (
+        f"{table.text()}\n\n{COMPARISON_LEGEND}{comparison_cost(rows, output)}\nResults: {output}"
+    )
+
+
+def comparison_cost(rows: Sequence[ComparisonRow], output: Path | None = None) -> str:
     """Return what the compared models cost, where a run trained them; nothing if none was."""
     tokens = {f"{row.model.run}:{row.model.label}": row.summary.tokens.mean for row in rows}
     costs = [
@@ -105,7 +195,14 @@ def comparison_cost(rows: Sequence[ComparisonRow]) -> str:
         for cost in read_costs(row.model.run)
         if cost.label == row.model.label
     ]
-    return cost_text(costs, tokens)
+    evaluations = {
+        f"{row.model.run}:{row.model.label}": evaluation_cost(row.model.run, row.model.path)
+        for row in rows
+    }
+    run = rows[0].model.run
+    talked = read_done(run / "evaluate" / "base" / "talk")
+    before = (f"{run}:base", talked.metrics["tokens/conversation"]) if talked else None
+    return cost_text(costs, tokens, evaluations, before, output)
 
 
 def _score_and_tokens(summary: Summary) -> str:

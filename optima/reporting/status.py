@@ -2,29 +2,59 @@
 
 import datetime
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from optima.pipelines.status import Status
+from optima.pipelines.status import Member, Status, folder_seconds_left
 
 
 def status_text(root: Path, status: Status) -> str:
     """Return the state of the run in ``root``, its stage and its end."""
-    lines = [
-        f"{root}: {status.state}, {status.n_done} of {status.n_stages} stages done in "
-        f"{_duration(status.seconds)}"
-    ]
+    lines = [f"{root}: {status.state}, {_stages(status)}"]
     if status.stage is not None:
-        share = "" if status.share is None else f", {100 * status.share:.0f} % of it"
-        lines.append(f"now: {status.stage}{share}")
+        lines.append(f"now: {_now(status)}")
     if status.state == "running":
-        if status.seconds_left is None:
-            lines.append("left: not known before a stage of each kind is done")
-        else:
-            end = time.strftime("%H:%M", time.localtime(time.time() + status.seconds_left))
-            lines.append(f"left: about {_duration(status.seconds_left)}, until {end}")
+        lines.append(f"left: {_left(status.seconds_left)}")
     if status.state == "stopped":
         lines.append("the command that started it goes on from here")
     return "\n".join(lines)
+
+
+def folder_text(root: Path, members: Sequence[Member]) -> str:
+    """Return the states of the runs of a folder, a line each, and the end of the last."""
+    states = [member.status.state if member.status else "not begun" for member in members]
+    n_done = states.count("done")
+    state = "done" if n_done == len(members) else "running" if "running" in states else "stopped"
+    width = max(len(member.name) for member in members)
+    lines = [f"{root}: {state}, {n_done} of {len(members)} runs done"]
+    for member, of_one in zip(members, states, strict=True):
+        status = member.status
+        parts = [of_one, *([_stages(status)] if status else [])]
+        if status is not None and status.stage is not None:
+            parts.append(f"now {_now(status)}")
+        lines.append(f"  {member.name:<{width}}  {', '.join(parts)}")
+    if state == "running":
+        lines.append(f"left: {_left(folder_seconds_left(members))}")
+    if state == "stopped":
+        lines.append("the command that started it goes on from here")
+    return "\n".join(lines)
+
+
+def _stages(status: Status) -> str:
+    return f"{status.n_done} of {status.n_stages} stages done in {_duration(status.seconds)}"
+
+
+def _now(status: Status) -> str:
+    share = "" if status.share is None else f", {100 * status.share:.0f} % of it"
+    return f"{status.stage}{share}"
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return "not known before a stage of each kind is done"
+    end = datetime.datetime.fromtimestamp(time.time() + seconds).astimezone()
+    day = "" if seconds < 12 * 3600 else f"{end:%Y-%m-%d} "
+    return f"about {_duration(seconds)}, until {day}{end:%H:%M}"
 
 
 def _duration(seconds: float) -> str:

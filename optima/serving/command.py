@@ -39,6 +39,8 @@ def server_argv(
     serving = recipe.serving
     argv = [str(env.python), "-m", "vllm.entrypoints.openai.api_server"]
     argv += ["--host", HOST, "--port", str(port), "--model", model.path]
+    if recipe.model.tokenizer is not None:
+        argv += ["--tokenizer", recipe.model.tokenizer]
     argv += ["--dtype", recipe.model.dtype, "--max-num-seqs", str(serving.max_num_seqs)]
     # Sampling is the recipe's alone: a model's generation_config.json may bring a top_k or a
     # repetition penalty of its own. Its stop tokens still count.

@@ -160,8 +160,11 @@ class Fleet:
 
 def uses_endpoints(model: ModelRef, recipe: Recipe) -> bool:
     """Return whether ``serving.endpoints`` serve ``model``: they hold the start model only."""
-    is_start = model.adapter is None and model.path == recipe.model.path
-    return bool(recipe.serving.endpoints) and is_start
+    start = recipe.model.path
+    is_start = model.path == start or (
+        Path(start).is_dir() and Path(model.path).resolve() == Path(start).resolve()
+    )
+    return bool(recipe.serving.endpoints) and model.adapter is None and is_start
 
 
 def base_url(endpoint: str) -> str:

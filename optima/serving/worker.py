@@ -55,7 +55,7 @@ class Worker:
         """
         deadline = time.monotonic() + self._serving.start_timeout_s
         for n_ports in range(1, _MAX_PORTS + 1):
-            port = free_port()
+            port = self._port()
             process = self._launch(port, _new_log(self._log_dir, self.server.index))
             with self._lock:
                 if self._stopping.is_set():
@@ -69,7 +69,8 @@ class Worker:
             except ProcessError:
                 process.stop()
                 tail = "\n".join(process.log_tail()).lower()
-                if n_ports == _MAX_PORTS or not any(mark in tail for mark in _BIND_MARKS):
+                is_bound = any(mark in tail for mark in _BIND_MARKS)
+                if n_ports == _MAX_PORTS or self._serving.port is not None or not is_bound:
                     raise
                 logger.info("server %d: port %d was taken, trying another", self.server.index, port)
 
@@ -91,6 +92,22 @@ class Worker:
             process.stop()
         if self._thread is not None:
             self._thread.join(HEALTH_TIMEOUT_S + 5)
+
+    def _port(self) -> int:
+        """Return the recipe's port for this server, or a free one; ProcessError if it is taken."""
+        if self._serving.port is None:
+            return free_port()
+        port = self._serving.port + self.server.index
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except (OSError, OverflowError) as error:
+                raise ProcessError(
+                    f"serving.port: {port} of server {self.server.index} cannot be had ({error}); "
+                    "give another, or leave serving.port out to take free ones"
+                ) from error
+        return port
 
     def _await_ready(self, process: ManagedProcess, deadline: float) -> None:
         problem = "it does not answer /health"

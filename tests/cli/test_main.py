@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from optima.cli import doctor
-from optima.cli.main import main
+from optima.cli.main import main, parse
 from optima.recipe.loading import load_recipe
 from optima.tasks import TASKS
 
@@ -81,3 +81,12 @@ def test_doctor_calls_a_missing_model_wrong(tmp_path: Path) -> None:
     findings = {found.name: found for found in doctor.examine(recipe, str(tmp_path), None)}
     assert not findings["model"].is_ok
     assert findings["ports"].is_ok
+
+
+def test_overrides_may_stand_on_both_sides_of_an_option() -> None:
+    argv = ["ablate", "--config", "r.yaml", "seed=1", "--run-dir", "d", "iterations=2", "seed=3"]
+    assert parse(argv).overrides == ["seed=1", "iterations=2", "seed=3"]
+    with pytest.raises(SystemExit):
+        parse([*argv, "stray"])
+    with pytest.raises(SystemExit):
+        parse(["tasks", "seed=1"])

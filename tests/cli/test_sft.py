@@ -36,10 +36,10 @@ def test_overrides_may_stand_before_and_behind_options() -> None:
 
 def test_original_spellings_become_fields_and_options() -> None:
     argv = ("--model_path", "m", "--dataset_type", "trival_qa", "--num_thread", "8",
-            "--temperature", "0.5", "--device", "cuda:1")  # fmt: skip
+            "--temperature", "0.5", "--device", "cuda:1", "--port", "8000")  # fmt: skip
     assert overrides_of(*argv) == [
         "model.path=m", "task=trival_qa", "serving.device=cuda", "serving.gpus=[1]",
-        "serving.concurrency=8", "sampling.temperature=0.5",
+        "serving.port=8000", "serving.concurrency=8", "sampling.temperature=0.5",
     ]  # fmt: skip
     options = build_parser(COMMAND).parse_intermixed_args(
         ["--train_config_path", "r.yaml", "--vllm_env", "v", "--alignment_env", "t",
@@ -50,7 +50,7 @@ def test_original_spellings_become_fields_and_options() -> None:
     assert (options.train_env, options.run_dir) == ("t", Path("out"))
 
 
-@pytest.mark.parametrize("name", ["model_root_path", "tokenizer_path", "port"])
+@pytest.mark.parametrize("name", ["model_root_path", "tokenizer_path"])
 def test_original_option_without_counterpart_is_refused_with_a_remedy(name: str) -> None:
     with pytest.raises(UsageError, match=f"--{name}: is no option here: .+"):
         overrides_of(f"--{name}", "1")

@@ -58,7 +58,7 @@ def run(name: str, *argv: str, endpoint: Endpoint | None = None) -> str:
     key = {"OPTIMA_API_KEY": endpoint.api_key} if endpoint else {}
     done = subprocess.run(
         [sys.executable, "-m", f"optima.cli.{name}", *argv, *overrides],
-        cwd=ROOT, env={**os.environ, **key}, capture_output=True, text=True, timeout=600,
+        cwd=ROOT, env={**os.environ, **key}, capture_output=True, text=True, timeout=1200,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -113,7 +113,8 @@ def test_baselines_of_a_model_are_compared_problem_by_problem(
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 2 + len(methods)
+    lines = done.stdout.splitlines()[2 : 2 + len(methods)]
+    assert [line.split()[0] for line in lines] == [f"{output}:{method}" for method in methods]
     status = subprocess.run(
         [sys.executable, "-m", "optima.cli.main", "status", str(output)],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
@@ -134,3 +135,19 @@ def test_a_model_is_evaluated_on_two_tasks(endpoint: Endpoint, tmp_path: Path) -
     )  # fmt: skip
     assert table.splitlines()[0].split() == ["model", "two_hop", "gsm8k"]
     assert len(_conversations(tmp_path / "out/gsm8k/models/smollm2-135m-instruct")) == 1
+
+
+def test_ablations_train_three_models_and_compare_them(endpoint: Endpoint, tmp_path: Path) -> None:
+    root = tmp_path / "ablations"
+    table = run(
+        "main", "ablate", "--config", str(RECIPE), "--run-dir", str(root), "iterations=1",
+        "cold_start=null", "data.n_train=2", "data.n_test=2", "sampling.n_samples=2",
+        "select.theta=-5.0", "reward.exclude_faults=false", "evaluation.base=false",
+        "train.epochs=1.0", endpoint=endpoint,
+    )  # fmt: skip
+    names = [line.split()[0] for line in table.splitlines()[2:5]]
+    assert names == [f"{root / name}:iter_0" for name in ("full", "no_token", "no_loss")]
+    generated = "iter_0/generate/conversations.jsonl"
+    assert (root / "full" / generated).samefile(root / "no_loss" / generated)
+    with (root / "table.csv").open() as file:
+        assert [row["common"] for row in csv.DictReader(file)] == ["2", "2", "2"]

@@ -1,5 +1,7 @@
 """Votes and coverage."""
 
+import itertools
+
 import pytest
 
 from optima.evaluation.consistency import (
@@ -7,6 +9,7 @@ from optima.evaluation.consistency import (
     group_answers,
     is_same_by_text,
     scaling_curve,
+    vote_of_all,
     votes,
 )
 
@@ -54,6 +57,38 @@ def test_curve_of_one_right_in_three() -> None:
     assert points[0].n_tokens == pytest.approx(20, abs=1)
     assert points[2].n_tokens == 60.0
     assert points == scaling_curve(samples, seed=0, n_orders=600)
+
+
+def test_vote_of_all_samples_is_the_last_point_of_the_curve() -> None:
+    tie = [Sample(0, 1.0, 10), Sample(1, 0.0, 10)]  # the first begun wins: half of the orders
+    sure = [Sample(0, 1.0, 10), Sample(0, 1.0, 10)]
+    samples = {"tie": tie, "sure": sure}
+    found = vote_of_all(samples, seed=3)
+    assert found["sure"] == 1.0
+    assert found["tie"] == pytest.approx(0.5, abs=0.25)
+    last = scaling_curve(samples, seed=3)[-1]
+    assert last.score.mean == pytest.approx(sum(found.values()) / 2)
+
+
+def test_curve_is_the_mean_over_orders_of_votes_and_bests() -> None:
+    # Of the 6 orders of (right, wrong, wrong) two begin with right: k = 1 and the tie of k = 2
+    # score 1/3; both wrong ones agree, so k = 3 scores 0. Right is among two in 4 of 6 orders.
+    samples = {"p": [Sample(0, 1.0, 1), Sample(1, 0.0, 1), Sample(1, 0.0, 1)]}
+    orders = list(itertools.permutations(samples["p"]))
+    votes_of = [list(votes(order)) for order in orders]
+    expected = [sum(column) / 6 for column in zip(*votes_of, strict=True)]
+    assert expected == pytest.approx([1 / 3, 1 / 3, 0.0])
+    points = scaling_curve(samples, seed=1, n_orders=3000)
+    assert [point.score.mean for point in points] == pytest.approx(expected, abs=0.03)
+    assert [p.coverage.mean for p in points] == pytest.approx([1 / 3, 2 / 3, 1.0], abs=0.03)
+
+
+def test_empty_answers_never_win_however_many() -> None:
+    same = is_same_by_text("exact_match")
+    groups = group_answers([None, "", "  ", None, "B"], same)
+    assert groups == [None, None, None, None, 0]
+    samples = [Sample(group, float(group == 0), 1) for group in groups]
+    assert list(votes(samples))[-1] == 1.0
 
 
 def test_curve_ends_with_the_problem_of_fewest_samples() -> None:

@@ -2,9 +2,10 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
-from optima.evaluation.statistics import estimate_mean, estimate_means
+from optima.evaluation.statistics import estimate_mean, estimate_means, percentile
 
 
 def test_interval_of_coin_flips_is_the_binomial_one() -> None:
@@ -45,3 +46,36 @@ def test_means_estimated_together_are_those_of_each_alone() -> None:
     for row, found in zip(rows, together, strict=True):
         alone = estimate_mean(row, seed=3)
         assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(alone))
+
+
+@pytest.mark.parametrize(("n_values", "least"), [(30, 0.91), (200, 0.93)])
+def test_interval_holds_the_true_mean_about_as_often_as_it_says(
+    n_values: int, least: float
+) -> None:
+    draws = np.random.default_rng(7).beta(0.4, 0.6, size=(400, n_values))  # scores crowd at 0 and 1
+    found = [estimate_mean(values, seed=seed, n_resamples=600) for seed, values in enumerate(draws)]
+    share = sum(one.low <= 0.4 <= one.high for one in found) / len(found)  # 0.4 / (0.4 + 0.6)
+    # The binomial error of 400 intervals at 95 % is 1.1 points; small samples run a little short.
+    assert least <= share <= 0.98
+
+
+def test_paired_interval_covers_the_true_difference_and_is_the_narrower() -> None:
+    generator = np.random.default_rng(11)
+    n_held, widths = 0, []
+    for seed in range(300):
+        hard = generator.normal(0.0, 1.0, 60)  # what a problem adds to both models
+        ours, theirs = hard + generator.normal(0.3, 0.5, 60), hard + generator.normal(0.0, 0.5, 60)
+        paired = estimate_mean(ours - theirs, seed=seed, n_resamples=600)
+        alone = estimate_mean(ours, seed=seed, n_resamples=600)
+        n_held += paired.low <= 0.3 <= paired.high
+        widths.append((paired.high - paired.low, alone.high - alone.low))
+    assert 0.90 <= n_held / 300 <= 0.98
+    assert np.mean([paired for paired, _ in widths]) < np.mean([alone for _, alone in widths])
+
+
+def test_percentiles_lie_between_neighbours() -> None:
+    values = [4.0, 1.0, 3.0, 2.0]
+    assert percentile(values, 50) == 2.5
+    # rank 0.95 * (4 - 1) = 2.85: 3 + 0.85 * (4 - 3)
+    assert percentile(values, 95) == pytest.approx(3.85)
+    assert percentile([7.0], 95) == 7.0

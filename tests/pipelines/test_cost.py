@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from optima.pipelines.cost import ModelCost, read_costs, repaid_after
+from optima.pipelines.cost import (
+    EvaluationCost,
+    ModelCost,
+    evaluation_cost,
+    read_costs,
+    repaid_after,
+)
 from optima.reporting.cost import cost_text
 from optima.rundir import StageDone, write_text
 
@@ -42,6 +48,39 @@ def test_a_model_costs_what_was_spent_until_it_was_trained_on_all_gpus(root: Pat
         ModelCost("iter_0", 700, 300, {"generate": 80, "score": 20, "train": 40, "other": 2}),
         ModelCost("iter_1", 1700, 850, {"generate": 140, "score": 20, "train": 70, "other": 2}),
     )
+
+
+def test_a_resumed_run_counts_the_gpus_of_each_attempt(root: Path) -> None:
+    attempts = [
+        {"started": "1970-01-01T00:00:00Z", "devices": {"gpus": [0, 1]}},
+        {"started": "1970-01-01T00:01:30Z", "devices": {"gpus": [0, 1, 2, 3]}},  # from 90 s on
+    ]
+    write_text(root / "provenance.json", json.dumps({"attempts": attempts}))
+    costs = read_costs(root)
+    assert costs[0].device_seconds == {"generate": 80, "score": 20, "train": 40, "other": 2}
+    # 2 * 40 + 4 * 30 generating, 2 * 20 + 4 * (5 + 10) training
+    assert costs[1].device_seconds == {"generate": 200, "score": 20, "train": 100, "other": 2}
+
+
+def test_evaluations_cost_tokens_and_seconds_too(root: Path) -> None:
+    attempt = {"devices": {"kind": "cuda", "gpus": [0, 1]}}
+    write_text(root / "provenance.json", json.dumps({"attempts": [attempt]}))
+    _finish(root, "evaluate/base/rank", 85, 1)
+    cost = evaluation_cost(root, root / "evaluate/base")
+    assert cost == EvaluationCost(n_generated=5000, device_seconds=12)
+    text = cost_text(read_costs(root), {"base": 100.0, "iter_0": 70.0}, {"base": cost})
+    base, first = (line.split() for line in text.splitlines() if line[:4] in ("base", "iter"))
+    assert base == ["base", "0", "0", *["0", "s"] * 4, "5,000", "12", "s"]
+    assert first[-1] == "34"
+
+
+def test_without_an_untrained_model_nothing_is_repaid_against_another(root: Path) -> None:
+    text = cost_text(read_costs(root), {"iter_0": 100.0, "iter_1": 50.0})
+    assert [line.split()[-1] for line in text.splitlines() if line.startswith("iter_")] == ["-"] * 2
+    assert "no untrained model is beside them" in text
+    known = cost_text(read_costs(root), {"iter_0": 70.0}, before=("run:base", 100.0))
+    assert [line.split()[-1] for line in known.splitlines() if line[:4] == "iter"] == ["34"]
+    assert "against run:base" in known
 
 
 def test_tokens_saved_repay_those_spent(root: Path) -> None:

@@ -1,14 +1,20 @@
 """Baselines, transfer and comparison over fakes at the process borders."""
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.fakes import fake_environment
-from tests.pipelines.runs import ROOT, TIMEOUT_S, run
+from optima.pipelines.control import control_recipe
+from optima.recipe.loading import dump_recipe, load_recipe
+from optima.recipe.schema import Recipe
+from tests.fakes import commands, fake_environment
+from tests.pipelines.runs import ROOT, TIMEOUT_S, run, wait_until, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +60,73 @@ def test_baselines_are_one_table_of_the_same_problems(finished: Path, tmp_path: 
     vote = next(m for m in results["models"] if m["label"] == "sc")["summary"]
     tokens = [sum(turn["n_tokens"] for turn in record["turns"]) for record in held["sc"]]
     assert sum(vote["tokens_by_problem"].values()) == sum(tokens)
+    assert "evaluated: tokens" in table
+    # A comparison says of the vote what the table says, not the mean of its samples.
+    status, compared, err = optima("compare", f"{output}:cot", f"{output}:sc")
+    assert status == 0, err
+    sc = compared.splitlines()[3].split()
+    assert sc[2] == f"{100 * vote['score']['mean']:.1f}"
+    assert f"{vote['tokens']['mean']:.1f}" in sc
+
+
+def test_trained_single_agent_learns_from_its_own_correct_answers_with_the_runs_budget(
+    finished: Path, tmp_path: Path
+) -> None:
+    environment = fake_environment(tmp_path)
+    output, control = tmp_path / "out", tmp_path / "single"
+    argv = (
+        "baselines", "--run", str(finished), "--methods", "cot,trained", "--output", str(output),
+        "--control-dir", str(control), "--limit", "20", "--vllm-env", str(environment.prefix),
+        "--train-env", str(environment.prefix),
+    )  # fmt: skip
+    status, table, err = optima(*argv)
+    assert status == 0, err
+    assert [line.split()[0] for line in table.splitlines()[2:4]] == ["cot", "trained"]
+    assert f"Trained single agent: {control}" in table
+    held = [json.loads(line) for line in (output / "trained/talk/conversations.jsonl").open()]
+    assert {record["stop_reason"] for record in held} == {"alone"}
+    served = [c[c.index("--model") + 1] for c in commands(environment) if "--model" in c]
+    assert served[-1] == str(control / "iter_1/train/model")
+    # The same data and budget, iteration by iteration.
+    for t in (0, 1):
+        drawn = [
+            [json.loads(line) for line in (run / f"iter_{t}/generate/conversations.jsonl").open()]
+            for run in (finished, control)
+        ]
+        keys = [[(record["problem_id"], record["n"]) for record in of_run] for of_run in drawn]
+        assert keys[0] == keys[1]
+        selected = [
+            json.loads(line) for line in (control / f"iter_{t}/select/selected.jsonl").open()
+        ]
+        assert selected
+        assert all(parts["task"] > 0.5 and parts["total"] == parts["task"] for parts in selected)
+    recipes = [load_recipe(run / "recipe.yaml") for run in (finished, control)]
+    assert recipes[0].train == recipes[1].train
+    assert recipes[0].cold_start == recipes[1].cold_start
+    rows = [json.loads(line) for line in (control / "cold_start/script/rows.jsonl").open()]
+    assert {len(row["trained"]) for row in rows} == {1}
+    n_commands = len(commands(environment))
+    assert optima(*argv)[:2] == (0, table)  # nothing is trained or asked twice
+    assert not [c for c in commands(environment)[n_commands:] if "-c" not in c]
+    status, compared, err = optima("compare", str(finished), str(control))
+    assert status == 0, err
+    assert str(control) in compared
+
+
+def test_control_of_a_run_with_trees_samples_as_many_answers_as_it_rolled_out(
+    tmp_path: Path,
+) -> None:
+    recipe = load_recipe(ROOT / "recipes/dpo/arc.yaml", ["search.n_problems=7"])
+    assert recipe.search is not None
+    control = control_recipe(recipe)
+    assert control.sampling.n_samples == 24  # 8 rounds x 3 rollouts
+    assert control.iterations == recipe.iterations + 1  # the initial SFT
+    assert (control.method, control.data.n_train, control.search) == ("sft", 7, None)
+    both = load_recipe(ROOT / "recipes/sft_dpo/arc.yaml")
+    assert control_recipe(both).sampling.n_samples == both.sampling.n_samples + 24
+    assert control_recipe(both).iterations == both.iterations
+    (tmp_path / "control.yaml").write_text(dump_recipe(control))
+    assert load_recipe(tmp_path / "control.yaml") == control
 
 
 def test_transfer_is_a_matrix(finished: Path, tmp_path: Path) -> None:
@@ -73,6 +146,31 @@ def test_transfer_is_a_matrix(finished: Path, tmp_path: Path) -> None:
     assert lines[0] == ["model", "two_hop", "gsm8k"]
     assert [line[0] for line in lines[2:4]] == ["run/iter_0", "run/iter_1"]
     assert len((tmp_path / "out/table.csv").read_text().splitlines()) == 3
+    assert "tokens trained" in table
+    status, text, err = optima("status", str(tmp_path / "out"))
+    assert status == 0, err
+    assert text.splitlines()[0] == f"{tmp_path / 'out'}: done, 2 of 2 runs done"
+
+
+def test_transfer_takes_runs_and_names_models_by_their_places(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    shutil.copytree(finished.parent / "model", tmp_path / "plain")
+    output = tmp_path / "here/out"
+    done = subprocess.run(
+        [sys.executable, "-m", "optima.cli.main", "transfer", "--models", f"{finished},../plain",
+         "--tasks", "two_hop", "--limit", "2", "--output", "out", "--vllm-env",
+         str(fake_environment(tmp_path).prefix)],
+        cwd=tmp_path / "here", env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    labels = [line.split()[0] for line in done.stdout.splitlines()[2:4]]
+    assert labels == ["/".join(finished.parts[-2:]), f"{tmp_path.name}/plain"]
+    assert all((output / "two_hop" / label / "rank/DONE.json").exists() for label in labels)
+    recipe = load_recipe(output / "two_hop/recipe.yaml")
+    assert recipe.conversation == load_recipe(finished / "recipe.yaml").conversation
 
 
 def test_runs_are_compared_problem_by_problem(finished: Path) -> None:
@@ -98,11 +196,23 @@ def test_runs_are_compared_problem_by_problem(finished: Path) -> None:
     ("argv", "message"),
     [
         (("compare", "nowhere"), "holds no evaluated model"),
+        (("sweep", "--config", "RUN/recipe.yaml", "--over", "seed=1,2", "--run-dir", "d",
+          "model.tokenizer=m"), "model.tokenizer: m: a model is trained with the tokenizer in"),
         (("compare", "RUN:iter_9"), "has evaluated no iter_9; it has base"),
         (("baselines", "--model", "x/y", "--task", "arc", "--methods", "cot,mda"), "--methods mda"),
         (("transfer", "--models", "x/y", "--tasks", "arc", "--data", "arc", "--output", "o"),
          "must be TASK=DIR"),
         (("transfer", "--models", "x/y", "--tasks", "arc"), "--output: is missing"),
+        (("transfer", "--models", "x/y", "--tasks", "arc,arc", "--output", "o"), "named twice"),
+        (("transfer", "--models", "x/y", "--tasks", "arc", "--data", "math=d", "--output", "o"),
+         "--data math: is not among --tasks arc"),
+        (("baselines", "--model", "x/y", "--task", "arc", "--n-votes", "0"), "--n-votes 0: must"),
+        (("baselines", "--model", "x/y", "--task", "arc", "--vote-temperature", "0"),
+         "--vote-temperature 0: makes"),
+        (("baselines", "--model", "x/y", "--task", "arc", "--methods", "trained"), "needs --run"),
+        (("baselines", "--run", "nowhere", "--output", "o"), "--run nowhere: is no training run"),
+        (("status", "nowhere"), "is no run directory"),
+        (("ablate", "--config", "nowhere.yaml", "--run-dir", "d"), "nowhere.yaml: cannot be read"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line_and_status_2(
@@ -134,3 +244,105 @@ def test_status_says_that_runs_and_inferences_are_done_or_stopped(
     status, text, _ = optima("status", str(output))
     assert status == 1
     assert "stopped, 2 of 3 stages done" in text
+
+
+def test_a_run_whose_path_has_a_colon_is_compared(finished: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "seed:0"
+    shutil.copytree(finished, run_dir)
+    status, table, err = optima("compare", str(run_dir), f"{run_dir}:base")
+    assert status == 0, err
+    assert f"{run_dir}:iter_1 " in table
+
+
+def test_runs_of_two_tasks_are_not_compared(finished: Path, tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path)
+    (tmp_path / "test.jsonl").write_text('{"question": "1 + 1?", "answer": "Two.\\n#### 2"}\n')
+    argv = [sys.executable, "-m", "optima.cli.infer", "--model", str(finished), "--task", "gsm8k",
+            "--output", str(tmp_path / "out"), f"data.path={tmp_path}", "--vllm-env",
+            str(environment.prefix)]  # fmt: skip
+    subprocess.run(argv, cwd=ROOT, check=True, timeout=TIMEOUT_S, capture_output=True)
+    status, _, err = optima("compare", str(finished), str(tmp_path / "out"))
+    assert status == 2
+    assert "is scored by exact_match on gsm8k" in err
+    assert "by f1 on two_hop" in err
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_ablations_run_and_compare_in_one_command(method: str, tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path)
+    config = write_recipe(tmp_path, method)
+    root = tmp_path / "ablations"
+    argv = (
+        "ablate", "--config", str(config), "--run-dir", str(root), "iterations=1", "--vllm-env",
+        str(environment.prefix), "--train-env", str(environment.prefix),
+        *(("search.lambda_loss=0.5",) if method == "dpo" else ()),
+    )  # fmt: skip
+    status, table, err = optima(*argv)
+    assert status == 0, err
+    lines = table.splitlines()[2:5]
+    assert [line.split()[0] for line in lines] == [
+        f"{root / name}:iter_0" for name in ("full", "no_token", "no_loss")
+    ]
+    assert all("(" in line for line in lines[1:])
+    assert "tokens trained" in table
+    assert f"against {root / 'full'}:base" in table
+    recipes = [load_recipe(root / name / "recipe.yaml") for name in ("full", "no_token", "no_loss")]
+    rewards = [(recipe.reward.lambda_token, recipe.reward.lambda_loss) for recipe in recipes]
+    assert rewards == [(0.6, 1.0), (0.0, 1.0), (0.6, 0.0)]
+    of_trees = 0.5 if method == "dpo" else 1.0
+    assert list(map(search_weights, recipes)) == [(0.6, of_trees), (0.0, of_trees), (0.6, 0.0)]
+    shared = "cold_start/train/model/model.safetensors"
+    assert (root / "full" / shared).samefile(root / "no_loss" / shared)
+    assert not (root / "no_loss/evaluate/base/score").exists()
+    assert len((root / "table.csv").read_text().splitlines()) == 4
+    first = json.loads((root / "results.json").read_text())["models"][0]
+    assert first["score_difference"] is None
+    n_commands = len(commands(environment))
+    assert optima(*argv)[:2] == (0, table)
+    assert not [c for c in commands(environment)[n_commands:] if "-c" not in c]
+    status, text, err = optima("status", str(root))
+    assert status == 0, err
+    assert text.splitlines()[0] == f"{root}: done, 3 of 3 runs done"
+    (root / "no_loss/LOCK").unlink()
+    status, text, _ = optima("status", str(root))
+    assert status == 1
+    assert text.splitlines()[0] == f"{root}: stopped, 2 of 3 runs done"
+    assert "no_loss   not begun" in text
+
+
+def search_weights(recipe: Recipe) -> tuple[float, float]:
+    """Return the weights by which trees grow, or the reward's where none do."""
+    reward, search = recipe.reward, recipe.search
+    if search is None:
+        return reward.lambda_token, reward.lambda_loss
+    return (
+        reward.lambda_token if search.lambda_token is None else search.lambda_token,
+        reward.lambda_loss if search.lambda_loss is None else search.lambda_loss,
+    )
+
+
+def test_status_of_a_running_evaluation_says_how_far_and_until_when(
+    finished: Path, tmp_path: Path
+) -> None:
+    environment = fake_environment(tmp_path, server=("--latency-ms", "200"))
+    output = tmp_path / "out"
+    argv = ("multi_sc", "--model-root", str(finished), "--n-samples", "6", "--limit", "20",
+            "--output", str(output), "--vllm-env", str(environment.prefix))  # fmt: skip
+    running = subprocess.Popen(
+        [sys.executable, "-m", f"optima.cli.{argv[0]}", *argv[1:]],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        path = output / "cold_start/talk/conversations.jsonl"
+        wait_until(lambda: path.exists() and path.stat().st_size > 0, "the first conversation")
+        status, text, err = optima("status", str(output))
+        assert status == 0, err
+        assert text.startswith(f"{output}: running, 1 of 10 stages done")
+        assert re.search(r"now: cold_start/talk, \d+ % of it", text)
+        assert re.search(r"left: about 0:\d\d:\d\d, until", text)
+    finally:
+        running.terminate()
+        running.wait(30)
+    status, text, err = optima("status", str(output))
+    assert status == 1, err
+    assert "stopped" in text

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from optima.processes.environment import Environment
+from optima.serving.worker import free_port
 from tests.fakes import commands, fake_environment
 from tests.pipelines.runs import ROOT, TIMEOUT_S, run
+from tests.templates import LLAMA3
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _command(name: str, environment: Environment, *argv: str) -> tuple[int, str, str]:
     done = subprocess.run(
         [sys.executable, "-m", f"optima.cli.{name}", *argv, "--vllm-env", str(environment.prefix)],
+        cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def _bare(name: str, *argv: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", f"optima.cli.{name}", *argv],
         cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
@@ -61,6 +71,10 @@ def test_models_of_a_run_are_evaluated_in_the_order_of_training(
         assert summary["n_tokens"] == sum(tokens)
     assert (output / "table.md").read_text().startswith("| model | score |")
     assert len((output / "table.csv").read_text().splitlines()) == 5
+    costs = (output / "costs.csv").read_text().splitlines()
+    assert costs[0].startswith("model,tokens generated,tokens trained,generate,score,train,other,")
+    assert [line.split(",")[0] for line in costs[1:]] == lines
+    assert "| tokens trained |" in (output / "table.md").read_text()
     assert _served(environment)[0] == str(base)
     assert len(_served(environment)) == 4
     again = infer(environment, *argv, "--limit", "5")
@@ -120,6 +134,12 @@ def _half_written(directory: Path) -> Path:
     return directory / "half"
 
 
+def _wrong_recipe(directory: Path) -> Path:
+    path = directory / "wrong.yaml"
+    path.write_text("method: sft\ntask: arc\nmodel: {path: m}\nreward: 3\n")
+    return path
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -131,6 +151,9 @@ def _half_written(directory: Path) -> Path:
         ("no_output", "--output: is missing"),
         ("no_task", "--task: is missing"),
         ("wrong_task", "arcc"),
+        ("no_section", "reward: 3 must be a section of keys"),
+        ("wrong_metric", "--metric exact_match: does not fit two_hop, which is scored by f1"),
+        ("wrong_data", "data.path: "),
         ("unknown_key", "unknown key"),
     ],
 )
@@ -147,14 +170,155 @@ def test_wrong_input_is_one_line_and_status_2(
         "half": ("--model-root", str(_half_written(tmp_path)), "--task", "two_hop", *out),
         "no_hub_id": ("--model", "nowhere", "--task", "two_hop", *out),
         "no_output": ("--model", model, "--task", "two_hop"),
-        "no_task": ("--model", model, *out),
+        "no_task": ("--model", str(finished.parent / "model"), *out),
+        "no_section": ("--model", model, "--config", str(_wrong_recipe(tmp_path)), *out),
+        "wrong_metric": ("--model", model, "--metric", "exact_match", *out),
+        "wrong_data": ("--model", model, "--task", "arc", "data.path=nowhere", *out),
         "wrong_task": ("--model", model, "--task", "arcc", *out),
         "unknown_key": ("--model-root", str(finished), *out, "evaluation.temperatur=1.0"),
     }[case]
     status, _, err = infer(fake_environment(tmp_path), *argv)
     assert status == 2, err
     assert message in err
-    assert len(err.splitlines()) == 1
+    complaints = [line for line in err.splitlines() if line.startswith("optima: ")]
+    assert len(complaints) == 1
+    assert "Traceback" not in err
+
+
+def test_a_start_with_wrong_data_can_be_given_again_with_the_right_one(
+    finished: Path, tmp_path: Path
+) -> None:
+    environment = fake_environment(tmp_path)
+    argv = ("--model", str(finished), "--task", "gsm8k", "--output", str(tmp_path / "out"))
+    assert infer(environment, *argv, "data.path=nowhere")[0] == 2
+    rows = _sums(tmp_path)
+    status, table, err = infer(environment, *argv, f"data.path={rows}")
+    assert status == 0, err
+    assert "gsm8k, 1 problems" in table
+
+
+def _sums(directory: Path) -> Path:
+    rows = directory / "gsm8k"
+    rows.mkdir()
+    row = {"question": "What is 1 + 1?", "answer": "One and one.\n#### 2"}
+    (rows / "test.jsonl").write_text(json.dumps(row) + "\n")
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "message"),
+    [
+        ("model/talk/conversations.jsonl", 30, "conversations.jsonl:3: no Conversation record"),
+        ("model/rank/rewards.jsonl", 30, "rewards.jsonl:3: no RewardParts record"),
+        ("model/rank/rewards.jsonl", None, "has not one reward for each conversation"),
+        ("model/groups/groups.jsonl", None, "has not one group for each conversation"),
+        ("provenance.json", 30, "provenance.json: cannot be read"),
+        ("recipe.yaml", 20, "recipe.yaml"),
+    ],
+)
+def test_half_written_results_are_one_clear_error(
+    name: str, cut: int | None, message: str, sampled: tuple[Path, tuple[str, ...]], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(sampled[0], output)
+    path = output / name
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    path.write_bytes(content[:-cut] if cut is not None else b"".join(lines[:-1]))
+    argv = (*sampled[1], "--output", str(output))
+    status, _, err = consistency(fake_environment(tmp_path), *argv)
+    assert status in (1, 2), err
+    complaints = [line for line in err.splitlines() if line.startswith("optima: ")]
+    assert len(complaints) == 1
+    assert message in complaints[0]
+    assert "Traceback" not in err
+
+
+@pytest.fixture(scope="module")
+def sampled(
+    finished: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, tuple[str, ...]]:
+    """Return the output of a small self-consistency, and its arguments but for --output."""
+    directory = tmp_path_factory.mktemp("sampled")
+    argv = ("--model", str(finished), "--n-samples", "1", "--limit", "3")
+    status, _, err = consistency(
+        fake_environment(directory), *argv, "--output", str(directory / "out")
+    )
+    assert status == 0, err
+    return directory / "out", argv
+
+
+def test_the_same_checkpoint_and_seed_give_the_same_table_twice(
+    finished: Path, tmp_path: Path
+) -> None:
+    found = []
+    for n in (1, 2):
+        directory = tmp_path / str(n)
+        argv = ("--model", str(finished), "--output", str(directory / "out"), "--limit", "20",
+                "evaluation.temperature=0.7")  # fmt: skip
+        status, _, err = infer(fake_environment(directory), *argv)
+        assert status == 0, err
+        results = json.loads((directory / "out/results.json").read_text())
+        for model in results["models"]:
+            del model["seconds"]
+        del results["evaluation_costs"]["model"]["device_seconds"]
+        lines = (directory / "out/table.csv").read_text().splitlines()
+        found.append((results, [line.rpartition(",")[0] for line in lines]))
+    assert found[0] == found[1]
+
+
+def test_original_inference_command_can_be_pasted(finished: Path, tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path)
+    port = free_port()
+    argv = ("--model_root_path", str(finished), "--tokenizer_path", str(finished.parent / "model"),
+            "--dataset_type", "two_hop", "--device", "cpu", "--port", str(port), "--num_thread",
+            "128", "--output_root_path", str(tmp_path / "out"), "--limit", "2")  # fmt: skip
+    status, table, err = _bare("infer", *argv, "--vllm_env", str(environment.prefix))
+    assert status == 0, err
+    assert [line.split()[0] for line in table.splitlines()[2:5]] == [
+        "cold_start",
+        "iter_0",
+        "iter_1",
+    ]
+    for command in (c for c in commands(environment) if "--model" in c):
+        assert command[command.index("--port") + 1] == str(port)
+        assert command[command.index("--tokenizer") + 1] == str(finished.parent / "model")
+
+
+def test_original_self_consistency_command_can_be_pasted(finished: Path, tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path)
+    argv = ("--model_path", str(finished / "iter_1/train/model"), "--tokenizer_path",
+            str(finished.parent / "model"), "--device", "cpu", "--port", str(free_port()),
+            "--dataset_type", "two_hop", "--num_thread", "128", "--output_path",
+            str(tmp_path / "out"), "--temperature", "0.5", "--n-samples", "2", "--limit",
+            "2")  # fmt: skip
+    status, table, err = _bare("multi_sc", *argv, "--vllm_env", str(environment.prefix))
+    assert status == 0, err
+    assert [line.split()[1] for line in table.splitlines()[2:4]] == ["1", "2"]
+    assert "tokens trained" in table
+
+
+def test_each_model_is_asked_by_its_own_chat_template(finished: Path, tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path)
+    other = tmp_path / "other"
+    shutil.copytree(finished.parent / "model", other)
+    (other / "chat_template.jinja").write_text(LLAMA3)
+    (other / "tokenizer_config.json").write_text(
+        '{"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}'
+    )
+    prompts = {}
+    for name, base in (("beside", ("--base", str(other))), ("alone", ())):
+        argv = ("--model", str(other) if name == "alone" else str(finished), *base, "--config",
+                str(finished / "recipe.yaml"), "--limit", "3", "--output",
+                str(tmp_path / name))  # fmt: skip
+        status, _, err = infer(environment, *argv)
+        assert status == 0, err
+        label = "base" if name == "beside" else "model"
+        held = (tmp_path / name / label / "talk/conversations.jsonl").read_text().splitlines()
+        prompts[name] = [
+            turn["n_prompt_tokens"] for line in held for turn in json.loads(line)["turns"][:1]
+        ]
+    assert prompts["beside"] == prompts["alone"]
 
 
 def consistency(environment: Environment, *argv: str) -> tuple[int, str, str]:

@@ -209,3 +209,17 @@ def test_problem_without_evidence_or_with_evidence_of_nobody_is_refused() -> Non
         script(exchange(), is_terse=True)
     with pytest.raises(UsageError, match="only 2 talk"):
         script(exchange((2, OWNS)), is_terse=True)
+
+
+@pytest.mark.parametrize("is_terse", [True, False])
+@pytest.mark.parametrize("task_name", WITH_EVIDENCE)
+def test_an_agent_alone_says_all_facts_and_the_gold_at_once(
+    task_name: str, is_terse: bool, shared_data: Path
+) -> None:
+    style: AnswerStyle = get_task(task_name).answer_style
+    for problem in problems_of(task_name, shared_data, n_agents=1):
+        (text,) = script(problem, is_terse, n_agents=1)
+        (mark,) = marked_answers(text, style)
+        assert is_same_answer(mark, problem.golds[0], style)
+        if get_task(task_name).setting == "information_exchange":
+            assert all(fact.text in text for fact in problem.evidence)

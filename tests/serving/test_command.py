@@ -103,3 +103,12 @@ def test_variables_of_launchers_around_us_do_not_reach_a_server(
 ) -> None:
     monkeypatch.setenv("MASTER_PORT", "29500")
     assert "MASTER_PORT" not in full_environ(ENV, {})
+
+
+def test_a_tokenizer_of_its_own_is_handed_to_the_server() -> None:
+    named = recipe(ServingSection(), ModelSection(path="org/model", tokenizer="org/tokens"))
+    model = ModelRef(path="org/model")
+    argv = server_argv(model, recipe=named, devices=EIGHT, env=ENV, port=1)
+    assert option(argv, "--tokenizer") == "org/tokens"
+    plain = server_argv(model, recipe=recipe(ServingSection()), devices=EIGHT, env=ENV, port=1)
+    assert "--tokenizer" not in plain

@@ -15,7 +15,7 @@ from optima.errors import ProcessError, ServerError
 from optima.processes.devices import Devices
 from optima.recipe.schema import ModelSection, Recipe, ServingSection
 from optima.serving.client import Completion, CompletionClient, Server
-from optima.serving.fleet import Fleet
+from optima.serving.fleet import Fleet, uses_endpoints
 from optima.types import ModelRef
 from tests.fakes import fake_environment
 
@@ -182,6 +182,34 @@ def test_taken_port_is_exchanged_for_another(
     fleet, _ = make_fleet(tmp_path)
     with taken, fleet:
         assert fleet.servers[0].base_url.endswith(f":{good}")
+
+
+def test_endpoints_serve_a_start_model_that_the_recipe_names_by_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models/start").mkdir(parents=True)
+    (tmp_path / "models/link").symlink_to("start")
+    monkeypatch.chdir(tmp_path)
+    serving = ServingSection(endpoints=("http://127.0.0.1:1",))
+    model = ModelSection(path="models/link")
+    recipe = Recipe(method="sft", task="arc", model=model, serving=serving)
+    assert uses_endpoints(ModelRef(path=str(tmp_path / "models/start")), recipe)
+    assert not uses_endpoints(ModelRef(path=str(tmp_path / "models")), recipe)
+    adapter = ModelRef(path=str(tmp_path / "models/start"), adapter="a")
+    assert not uses_endpoints(adapter, recipe)
+
+
+def test_servers_listen_on_the_ports_that_the_recipe_names(tmp_path: Path) -> None:
+    from optima.serving import worker
+
+    port = worker.free_port()
+    fleet, _ = make_fleet(tmp_path, port=port)
+    with fleet:
+        assert fleet.servers[0].base_url.endswith(f":{port}")
+        second, _ = make_fleet(tmp_path / "second", port=port)
+        with pytest.raises(ProcessError, match=f"serving.port: {port} of server 0 cannot be had"):
+            second.__enter__()
+        assert status_of(fleet.servers[0], fleet.servers[0].api_key) == 200
 
 
 def test_endpoints_are_used_for_the_start_model_and_left_running(

@@ -1,0 +1,96 @@
+"""``optima sweep`` and ``optima ablate``: several runs of one recipe, and how they compare."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from optima.processes.environment import resolve_environment
+
+if TYPE_CHECKING:
+    Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_sweep(commands: "Commands") -> None:
+    """Add ``optima sweep``."""
+    parser = commands.add_parser(
+        "sweep", help="run a recipe at several values of one field and compare",
+        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Run a recipe of any method once per value of a field, one after the other,\n"
+        "and print one table. Runs that differ only in a field of pairs or dpo grow their first\n"
+        "trees once.\n"
+        "An interrupted sweep goes on when the same command is given again.",
+        epilog="examples:\n"
+        "  the selection strategies:   --over pairs.strategy=value,random,influence\n"
+        "  a weight of the reward:     --over reward.lambda_token=0.3,0.6,0.9\n"
+        "  the paper's ablations:      optima ablate",
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="RECIPE", type=Path, required=True, help="recipe file")
+    parser.add_argument(
+        "--over", metavar="FIELD=V,V,...", required=True, help="the field and its values"
+    )
+    parser.add_argument(
+        "--run-dir", metavar="DIR", type=Path, required=True, help="one run per value below it"
+    )
+    _add_common(parser)
+    parser.set_defaults(run=_sweep)
+
+
+def add_ablate(commands: "Commands") -> None:
+    """Add ``optima ablate``."""
+    parser = commands.add_parser(
+        "ablate", help="run a recipe without each part of its reward and compare",
+        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Run a recipe of any method with its whole reward (full), with\n"
+        "reward.lambda_token=0 (no_token) and with reward.lambda_loss=0 (no_loss), one after the\n"
+        "other, and compare the last models problem by problem: differences to full with 95 %\n"
+        "intervals (paired bootstrap). What does not depend on the reward is done once.\n"
+        "Interrupted ablations go on when the same command is given again.",
+        epilog="examples:\n"
+        "  optima ablate --config recipes/sft/quickstart.yaml --run-dir runs/ablations\n"
+        "  optima ablate --config recipes/dpo/arc.yaml --run-dir runs/ablations seed=1",
+    )  # fmt: skip
+    parser.add_argument("--config", metavar="RECIPE", type=Path, required=True, help="recipe file")
+    parser.add_argument(
+        "--run-dir", metavar="DIR", type=Path, required=True, help="the three runs go below it"
+    )
+    _add_common(parser)
+    parser.set_defaults(run=_ablate)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vllm-env", metavar="ENV", help="environment with vLLM")
+    parser.add_argument("--train-env", metavar="ENV", help="environment with TRL")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="other fields to change")
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from optima.pipelines.sweep import folder_of, read_variants, run_sweep
+    from optima.reporting.inference import runs_cost
+    from optima.reporting.tables import sweep_table
+
+    variants = read_variants(options.config, options.over, options.overrides)
+    models = run_sweep(
+        variants,
+        options.over,
+        options.run_dir,
+        vllm_env=resolve_environment(options.vllm_env, "vllm"),
+        train_env=resolve_environment(options.train_env, "train"),
+    )
+    runs = {value: (options.run_dir / folder_of(value), rows) for value, rows in models.items()}
+    print(sweep_table(options.over.partition("=")[0], models) + runs_cost(runs))
+    return 0
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    from optima.pipelines.ablation import compare_ablations, read_ablations, run_ablations
+    from optima.reporting.inference import write_comparison
+
+    recipes = read_ablations(options.config, options.overrides)
+    run_ablations(
+        recipes,
+        options.run_dir,
+        vllm_env=resolve_environment(options.vllm_env, "vllm"),
+        train_env=resolve_environment(options.train_env, "train"),
+    )
+    print(write_comparison(compare_ablations(options.run_dir), options.run_dir))
+    return 0

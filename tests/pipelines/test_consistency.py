@@ -1,0 +1,67 @@
+"""Groups of mathematical answers, and a vote as one row of a table."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from optima.evaluation.consistency import Sample, group_answers
+from optima.evaluation.statistics import Estimate
+from optima.evaluation.summary import Summary
+from optima.pipelines.consistency import Equivalence, voted
+from optima.tasks.judging import Judge, JudgeError
+from optima.types import Metric
+
+HANGS = "9^{9^{9^{9^9}}}"
+
+
+class CountingJudge(Judge):
+    """Notes what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(n_workers=1, cpu_limit_s=1.0)
+        self.asked: list[tuple[str | None, tuple[str, ...]]] = []
+
+    def score(self, metric: Metric, answer: str | None, golds: Sequence[str]) -> float:
+        self.asked.append((answer, tuple(golds)))
+        return super().score(metric, answer, golds)
+
+
+def test_equivalent_expressions_form_a_group() -> None:
+    answers = [r"\frac12", "0.5", "x+1", None, "1+x", "", r"\frac{2}{4}", "2"]
+    with Judge() as judge:
+        groups = group_answers(answers, Equivalence(judge))
+    assert groups == [0, 0, 1, None, 1, None, 0, 2]
+
+
+def test_an_answer_that_hangs_is_compared_twice_not_with_every_other() -> None:
+    others = [f"x+{n}" for n in range(6)]
+    with CountingJudge() as judge:
+        groups = group_answers([*others[:3], HANGS, *others[3:], HANGS], Equivalence(judge))
+        hung = [one for one in judge.asked if HANGS in (one[0], *one[1])]
+    assert groups == [0, 1, 2, 3, 4, 5, 6, 3]
+    assert len(hung) == 2  # with another answer, and with a harmless expression
+
+
+def test_a_sound_answer_is_not_blamed_for_those_it_met() -> None:
+    with Judge(n_workers=1, cpu_limit_s=1.0) as judge:
+        with pytest.raises(JudgeError):
+            judge.score("math", HANGS, ["1+y"])
+        is_same = Equivalence(judge)
+        assert not is_same(HANGS, "1+y")
+        assert not is_same(f"{HANGS}+1", "1+y")
+        assert is_same("y+1", "1+y")
+
+
+def test_a_vote_costs_what_its_samples_cost_and_is_answered_when_one_of_them_is() -> None:
+    zero = Estimate(0.0, 0.0, 0.0)
+    summary = Summary(2, 4, zero, zero, 0.0, 0.0, 1.0, 0.25, 0.0, 60, {}, {})
+    samples = {
+        "a": [Sample(None, 0.0, 10), Sample(0, 1.0, 20)],
+        "b": [Sample(None, 0.0, 10), Sample(None, 0.0, 20)],
+    }
+    found = voted(summary, samples, seed=0)
+    assert found.score_by_problem == {"a": 1.0, "b": 0.0}
+    assert found.tokens_by_problem == {"a": 30.0, "b": 30.0}
+    assert (found.score.mean, found.tokens.mean, found.tokens_median) == (0.5, 30.0, 30.0)
+    assert found.answered == 0.5
+    assert found.turns == 1.0
