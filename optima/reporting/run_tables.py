@@ -9,7 +9,7 @@ from optima.pipelines.cost import ModelCost
 from optima.reporting.bars import transfers
 from optima.reporting.consistency import HEAD as CONSISTENCY_HEAD
 from optima.reporting.cost import HEAD as COST_HEAD
-from optima.reporting.cost import cost_table
+from optima.reporting.cost import REPAID, cost_table
 from optima.reporting.history import EvaluatedModel, History, read_histories
 from optima.reporting.inference import comparison_table
 from optima.reporting.tables import Table, interval
@@ -259,7 +259,7 @@ def costs_table(histories: Sequence[History]) -> ReportTable | None:
             lines.append((*_place(histories, history, cost.label), *line[1:]))
     if not lines:
         return None
-    head = (*_place_head(histories), *COST_HEAD[1:])
+    head = (*_place_head(histories), *COST_HEAD[1:], REPAID)
     caption = (
         "Cost up to each model: tokens that agents generated and that training went over in all "
         "epochs, and device-seconds (wall time times GPUs, times 1 on a CPU) by what they were "

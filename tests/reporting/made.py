@@ -39,6 +39,7 @@ class Maker:
         self.recipe: Recipe = change_recipe(tree, "made", ())
         root.mkdir(parents=True)
         write_text(root / "recipe.yaml", dump_recipe(self.recipe))
+        write_text(root / "LOCK", "")
         self.stage("problems")
 
     def stage(self, name: str, seconds: float = 10.0, **metrics: float) -> Path:
