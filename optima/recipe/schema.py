@@ -4,6 +4,7 @@ Defaults are the paper's (arXiv 2410.08115, Table 8 and App. A) where it gives o
 holds only what differs. Paths of artifacts are no fields: they derive from the run directory.
 """
 
+import re
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,10 +19,17 @@ METHOD_SECTIONS: dict[str, dict[str, dict[str, float]]] = {
 
 
 class Section(BaseModel):
-    """Base of every part of a recipe."""
+    """Base of every part of a recipe.
+
+    A check over several fields begins its message with the key of one of them: ``key: what``.
+    """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -49,11 +57,21 @@ class DataSection(Section):
     max_context_words: int | None = Field(default=None, ge=20)
     """Words of context per agent, evidence kept; for models with short contexts. None: no limit."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("train_file", "test_file"):
+            if getattr(self, name) is not None and self.path is None:
+                raise ValueError(f"{name}: is looked for below path, which is not set; set path")
+        for name in ("hub_id", "hub_revision"):
+            if getattr(self, name) is not None and self.path is not None:
+                raise ValueError(f"{name}: contradicts path={self.path}; remove one of them")
+        return self
+
 
 class ModelSection(Section):
     """The policy that plays every agent."""
 
-    path: str
+    path: str = Field(min_length=1)
     """Directory or hub id of the base model."""
     revision: str | None = None
     """Commit of the hub model; None takes the newest."""
@@ -81,12 +99,15 @@ class AgentsSection(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.names:
-            raise ValueError("names is empty; somebody must speak")
+            raise ValueError("names: [] has nobody who could speak; name one agent or more")
         if len(set(self.names)) != len(self.names):
-            raise ValueError("names must differ from each other")
+            shown = ", ".join(self.names)
+            raise ValueError(f"names: [{shown}] must differ from each other; rename one")
         for name in self.names:
             if not name.isidentifier():
-                raise ValueError(f"{name!r} is no single word of letters and digits")
+                raise ValueError(
+                    f"names: {name!r} must be a single word of letters and digits; rename it"
+                )
         return self
 
 
@@ -154,7 +175,9 @@ class SelectSection(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.keep_from >= self.keep_to:
-            raise ValueError("keep_from must be less than keep_to")
+            raise ValueError(
+                f"keep_from: {self.keep_from} must be less than keep_to={self.keep_to}; lower it"
+            )
         return self
 
 
@@ -284,7 +307,10 @@ class PairSection(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.influence is not None) and self.strategy != "influence":
-            raise ValueError(f"section influence contradicts strategy {self.strategy}")
+            raise ValueError(
+                f"influence: contradicts strategy={self.strategy}; remove it, or write "
+                "strategy: influence"
+            )
         return self
 
 
@@ -346,6 +372,19 @@ class ServingSection(Section):
     """Restarts of one dead server before the stage fails."""
     scorer_batch_tokens: int = Field(default=16384, ge=256)
     """Padded tokens per forward of the base-model scorer."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for endpoint in self.endpoints:
+            if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", endpoint):
+                raise ValueError(f"endpoints: {endpoint!r} must be a URL; write http://host:port")
+        group = self.tensor_parallel
+        if self.gpus is not None and len(self.gpus) % group:
+            raise ValueError(
+                f"gpus: {list(self.gpus)} must be a multiple of tensor_parallel={group} GPUs; "
+                "list more or fewer"
+            )
+        return self
 
 
 class EvaluationSection(Section):
@@ -410,20 +449,20 @@ class Recipe(Section):
         needed = METHOD_SECTIONS[self.method]
         for name in ("search", "pairs", "dpo"):
             if getattr(self, name) is not None and name not in needed:
-                raise ValueError(f"section {name} contradicts method {self.method}; remove it")
+                raise ValueError(f"{name}: contradicts method={self.method}; remove the section")
             if getattr(self, name) is None and name in needed:
-                raise ValueError(f"method {self.method} needs a section {name}; add it")
+                raise ValueError(f"{name}: is missing, method={self.method} needs it; add it")
         if self.initialise is not None and self.method != "dpo":
-            raise ValueError(f"initialise contradicts method {self.method}; remove it")
+            raise ValueError(f"initialise: contradicts method={self.method}; remove it")
         if len(self.agents.names) == 1 and (self.method != "sft" or self.cold_start is not None):
             raise ValueError(
-                "agents.names has one agent, which makes no dialogue: method must be sft and "
+                "agents.names: has one agent, which makes no dialogue: method must be sft and "
                 "cold_start absent; name two"
             )
-        gpus, group = self.serving.gpus, self.serving.tensor_parallel
-        if gpus is not None and len(gpus) % group:
+        most, window = self.conversation.max_turn_tokens, self.model.max_model_len
+        if window is not None and most >= window:
             raise ValueError(
-                f"serving.gpus has {len(gpus)} entries, which serving.tensor_parallel={group} "
-                "does not divide"
+                f"conversation.max_turn_tokens: {most} leaves no room for a prompt in "
+                f"model.max_model_len={window}; lower it"
             )
         return self
