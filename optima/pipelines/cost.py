@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from optima.rundir import read_done
+from optima.rundir import DISCARDED, GENERATED, read_done
 
 # The last part of a stage's name -> what its seconds are spent on.
 KINDS = {
@@ -24,8 +24,8 @@ _NOT_MAKING = ("evaluate", "problems")
 class ModelCost:
     """Spent in a run up to the end of a model's training.
 
-    Tokens are those the agents generated, merged utterances of trees included, and those training
-    went over, in all its epochs. Device-seconds are wall time times the GPUs of the run, or times 1
+    Tokens are those the agents generated, merged utterances of trees and interrupted conversations
+    included, and those training went over, in all its epochs. Device-seconds are wall time times the GPUs of the run, or times 1
     on a CPU, by what they were spent on: ``generate``, ``score``, ``train``, ``other``.
     """
 
@@ -55,7 +55,7 @@ def read_costs(root: Path) -> tuple[ModelCost, ...]:
         label, _, part = done.stage.partition("/")
         if label in _NOT_MAKING:
             continue
-        generated += done.metrics.get("tokens/generated", 0.0)
+        generated += done.metrics.get(GENERATED, 0.0) + done.metrics.get(DISCARDED, 0.0)
         trained += done.metrics.get("tokens/trained", 0.0)
         seconds[KINDS.get(part.split("/")[-1], OTHER)] += n_devices * done.seconds
         if part == "train":

@@ -80,7 +80,7 @@ def grow(
     if stage.done:
         return stage
     path = stage.path / ROUNDS
-    rounds = _keep_good_rounds(path)
+    rounds = _keep_good_rounds(stage)
     n_held = sum(map(len, rounds.values()))
     n_total = len(problems) * section.n_rounds
     logger.info(
@@ -219,6 +219,7 @@ async def _grow_all(
 
             def keep(finished: TreeRound) -> None:
                 appender.append(finished)
+                stage.count_unkept(-finished.n_tokens)
                 bar.update()
 
             async def work() -> None:
@@ -236,6 +237,7 @@ async def _grow_all(
                             prefer=server,
                         )
                         server = completion.server
+                        stage.count_unkept(completion.n_tokens)
                         return completion
 
                     dialogue = Dialogue(
@@ -258,11 +260,12 @@ async def _grow_all(
                 raise failures.exceptions[0] from failures
 
 
-def _keep_good_rounds(path: Path) -> dict[str, list[TreeRound]]:
+def _keep_good_rounds(stage: Stage) -> dict[str, list[TreeRound]]:
     """Return the rounds that stand: of each tree those before the first failed or missing one.
 
     All others leave the file.
     """
+    path = stage.path / ROUNDS
     repair_tail(path)
     if not path.exists():
         return {}
@@ -277,6 +280,7 @@ def _keep_good_rounds(path: Path) -> dict[str, list[TreeRound]]:
             if any(rollout.stop_reason == "error" for rollout in candidate.rollouts):
                 break
             rounds.append(candidate)
+        stage.count_unkept(sum(r.n_tokens for k, r in numbered.items() if k >= len(rounds)))
     with disk_errors(path), atomic_writer(path) as new:
         for rounds in kept.values():
             new.writelines(finished.model_dump_json() + "\n" for finished in rounds)

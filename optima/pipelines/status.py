@@ -1,7 +1,6 @@
 """Where a run stands, read from its directory while it runs or after; nothing is changed."""
 
 import json
-import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from optima.errors import UsageError
 from optima.pipelines.outline import stage_names
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
-from optima.rundir import StageDone, read_done
+from optima.rundir import StageDone, read_done, read_spent
 
 _GROWING = ("conversations.jsonl", "rounds.jsonl")  # their lines are the progress of a stage
 
@@ -56,7 +55,8 @@ def read_status(root: Path) -> Status:
         share=share,
         n_done=len(done),
         n_stages=len(names),
-        seconds=sum(stage.seconds for stage in done.values()),
+        seconds=sum(stage.seconds for stage in done.values())
+        + sum(read_spent(root / name).seconds for name in begun),
         seconds_left=None if is_evaluation else _seconds_left(missing, done, root, current),
     )
 
@@ -124,7 +124,6 @@ def _seconds_left(
             return None
         left += sum(of_kind) / len(of_kind)
     if current is not None:
-        begun = (root / current / "INPUTS").stat().st_mtime
         of_kind = seconds[current.split("/")[-1]]
-        left -= min(time.time() - begun, sum(of_kind) / len(of_kind))
+        left -= min(read_spent(root / current).seconds, sum(of_kind) / len(of_kind))
     return left

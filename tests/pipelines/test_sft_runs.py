@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import time
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -105,6 +106,31 @@ def test_kill_in_any_stage_leaves_no_process_and_the_rerun_equals_an_undisturbed
     shutil.rmtree(tmp_path / "fake_env")
     run(tmp_path, fake_environment(tmp_path))
     assert results(tmp_path / "run") == undisturbed[0]
+
+
+def test_resumed_stage_accounts_for_the_seconds_and_tokens_of_every_attempt(
+    undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
+) -> None:
+    slow = fake_environment(tmp_path, server=("--latency-ms", "400"))
+    victim = start(tmp_path, slow)
+    path = tmp_path / "run" / "iter_0/generate"
+    wait_until((path / "conversations.jsonl").exists, "a conversation")
+    spent = path / "SPENT.json"
+    wait_until(lambda: spent.exists() and json.loads(spent.read_text())["seconds"] > 1, "a while")
+    wait_until(lambda: json.loads(spent.read_text())["n_tokens"] > 0, "tokens under way")
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    before = json.loads(spent.read_text())
+    shutil.rmtree(tmp_path / "fake_env")
+    run(tmp_path, fake_environment(tmp_path))
+    done = json.loads((path / "DONE.json").read_text())
+    assert done["seconds"] > before["seconds"]
+    figures = done["metrics"]
+    # What was on its way when the run was killed had to be said again, and was paid for.
+    assert figures["tokens/discarded"] == before["n_tokens"] > 0
+    undisturbed_figures = json.loads((undisturbed[2] / "iter_0/generate/DONE.json").read_text())
+    assert undisturbed_figures["metrics"]["tokens/discarded"] == 0
+    assert figures["tokens/generated"] == undisturbed_figures["metrics"]["tokens/generated"]
 
 
 def test_torn_last_line_is_held_again_and_nothing_else(
