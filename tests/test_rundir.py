@@ -93,7 +93,7 @@ def test_account_of_a_killed_owner_is_at_most_a_second_old(tmp_path: Path) -> No
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_run_directory_that_cannot_be_one_is_a_usage_error(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="--run-dir .*file.*: cannot be a directory"):
+    with pytest.raises(UsageError, match=r"--run-dir .*file.*: cannot be a directory"):
         with RunDir(tmp_path / place, recipe()):
             pass
 

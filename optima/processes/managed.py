@@ -1,6 +1,6 @@
 """A child process with an owner: started in its own session, logged, waited for with deadlines.
 
-Between owner and child stands the guard (see ``guard``): when the owner ends, by whatever cause,
+Between owner and child stands a guard (see ``guard``): when the owner ends, by whatever cause,
 everything below ends with it. Exit statuses are read and explained, never ignored.
 """
 
@@ -21,7 +21,7 @@ from optima.processes import guard
 
 logger = logging.getLogger(__name__)
 
-_STOP_TIMEOUT_S = guard.GRACE_S + 15.0
+_STOP_TIMEOUT_S = guard.LONGEST_S + 5.0
 _TAIL_LINES = 20
 _TAIL_BYTES = 64 * 1024
 _TAIL_WIDTH = 500

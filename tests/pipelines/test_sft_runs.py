@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import time
 import uuid
 from collections import Counter
 from pathlib import Path

@@ -121,6 +121,52 @@ def test_child_dies_when_its_guard_is_killed(log: Path) -> None:
         wait_until(lambda: not is_running(int(log.read_text())))
 
 
+def _guards(outer: int) -> list[int]:
+    """Return the two guards, the outer one first."""
+    inner = psutil.Process(outer).children()
+    assert len(inner) == 1
+    return [outer, inner[0].pid]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["outer", "inner"])
+def test_nothing_outlives_a_guard_that_was_killed(tmp_path: Path, log: Path, which: int) -> None:
+    pids = tmp_path / "pids"
+    with ManagedProcess(nested(tmp_path, pids), name="nested", log_path=log) as process:
+        wait_until(lambda: len(read_pids(pids)) == 3)
+        guards = _guards(process.guard_pid)
+        os.kill(guards[which], signal.SIGKILL)
+        wait_until(lambda: not any(is_running(pid) for pid in [*guards, *read_pids(pids)]))
+        assert process.wait(1) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["outer", "inner"])
+def test_nothing_outlives_an_owner_killed_together_with_a_guard(
+    tmp_path: Path, log: Path, which: int
+) -> None:
+    pids = tmp_path / "pids"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(log), *nested(tmp_path, pids)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    wait_until(lambda: len(read_pids(pids)) == 3)
+    guards = _guards(psutil.Process(owner.pid).children()[0].pid)
+    owner.kill()
+    os.kill(guards[which], signal.SIGKILL)
+    owner.wait()
+    wait_until(lambda: not any(is_running(pid) for pid in [*guards, *read_pids(pids)]))
+
+
+def test_child_is_asked_once_to_end(tmp_path: Path, log: Path) -> None:
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n"
+        "print('ready', flush=True)\nfor _ in range(30): time.sleep(0.1)\nprint('done')"
+    )
+    with ManagedProcess(python(code), name="child", log_path=log):
+        wait_until(lambda: log.exists() and "ready" in log.read_text())
+    assert log.read_text().split() == ["ready", "asked", "done"]
+
+
 def test_stop_works_while_a_forked_process_holds_the_pipe(log: Path) -> None:
     with ManagedProcess(python("import time; time.sleep(600)"), name="child", log_path=log):
         fork = os.fork()
