@@ -25,8 +25,9 @@ class ModelCost:
     """Spent in a run up to the end of a model's training.
 
     Tokens are those the agents generated, merged utterances of trees and interrupted conversations
-    included, and those training went over, in all its epochs. Device-seconds are wall time times the GPUs of the run, or times 1
-    on a CPU, by what they were spent on: ``generate``, ``score``, ``train``, ``other``.
+    included, and those training went over, in all its epochs. Device-seconds are wall time times
+    the GPUs of the run, or times 1 on a CPU, by what they were spent on: ``generate``, ``score``,
+    ``train``, ``other``.
     """
 
     label: str

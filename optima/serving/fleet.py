@@ -160,8 +160,9 @@ class Fleet:
 
 def uses_endpoints(model: ModelRef, recipe: Recipe) -> bool:
     """Return whether ``serving.endpoints`` serve ``model``: they hold the start model only."""
-    is_start = model.adapter is None and model.path == recipe.model.path
-    return bool(recipe.serving.endpoints) and is_start
+    start = recipe.model.path
+    start = str(Path(start).resolve()) if Path(start).is_dir() else start
+    return bool(recipe.serving.endpoints) and model == ModelRef(path=start)
 
 
 def base_url(endpoint: str) -> str:

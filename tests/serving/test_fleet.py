@@ -15,7 +15,7 @@ from optima.errors import ProcessError, ServerError
 from optima.processes.devices import Devices
 from optima.recipe.schema import ModelSection, Recipe, ServingSection
 from optima.serving.client import Completion, CompletionClient, Server
-from optima.serving.fleet import Fleet
+from optima.serving.fleet import Fleet, uses_endpoints
 from optima.types import ModelRef
 from tests.fakes import fake_environment
 
@@ -182,6 +182,19 @@ def test_taken_port_is_exchanged_for_another(
     fleet, _ = make_fleet(tmp_path)
     with taken, fleet:
         assert fleet.servers[0].base_url.endswith(f":{good}")
+
+
+def test_endpoints_serve_a_start_model_that_is_named_by_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    serving = ServingSection(endpoints=("http://host:1",))
+    recipe = Recipe(method="sft", task="arc", model=ModelSection(path="model"), serving=serving)
+    assert uses_endpoints(ModelRef(path=str(tmp_path / "model")), recipe)
+    assert not uses_endpoints(ModelRef(path=str(tmp_path / "other")), recipe)
+    adapted = ModelRef(path=str(tmp_path / "model"), adapter="adapter")
+    assert not uses_endpoints(adapted, recipe)
 
 
 def test_endpoints_are_used_for_the_start_model_and_left_running(
