@@ -9,7 +9,7 @@ from pathlib import Path
 from optima.cli import evaluations
 from optima.cli.console import run_command, set_up_logging
 from optima.errors import UsageError
-from optima.processes.environment import resolve_environment
+from optima.processes.environment import require_environment
 from optima.prompts.rendering import system_prompt
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.tasks import TASKS, get_task
@@ -167,8 +167,8 @@ def _sweep(options: argparse.Namespace) -> int:
         variants,
         options.over,
         options.run_dir,
-        vllm_env=resolve_environment(options.vllm_env, "vllm"),
-        train_env=resolve_environment(options.train_env, "train"),
+        vllm_env=require_environment(options.vllm_env, "vllm"),
+        train_env=require_environment(options.train_env, "train"),
     )
     print(sweep_table(options.over.partition("=")[0], models))
     return 0

@@ -1,13 +1,18 @@
 """The option spellings of the original project's README, so that its commands can be pasted.
 
-Options that have a counterpart are translated to it; the others are refused with what to do.
+Options that have a counterpart are translated to it. Those that ask for what is done anyway are
+accepted with a warning that says what happens instead; the others are refused with what to do.
 """
 
 import argparse
+import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from optima.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 # original option -> option of this command
 TO_OPTION = {
@@ -39,32 +44,36 @@ TO_INFERENCE_FIELD = {
     "num_thread": "serving.concurrency",
     "temperature": "evaluation.temperature",
 }
+# original option -> what is done whatever its value
+WITHOUT_EFFECT = {
+    "tokenizer_path": "every model is used with the tokenizer beside its weights",
+    "port": "every server gets a port that the kernel says is free",
+}
 # original option -> what to do instead
 REFUSED = {
     "model_root_path": "it belongs to inference; for training give --model_path or model.path=DIR",
-    "tokenizer_path": "the tokenizer is read from model.path; remove the option",
-    "port": "ports are taken free from the kernel; remove the option, or name servers that run "
-    "already in serving.endpoints=[URL]",
 }
-
-REFUSED_BY_INFERENCE = {name: REFUSED[name] for name in ("tokenizer_path", "port")}
+REFUSED_BY_INFERENCE: dict[str, str] = {}
+_ORIGINAL_RECIPE = re.compile(r"(?:.*/)?train/(sft|dpo|sft_dpo)_recipes/(\w+)\.yaml")
 PATHS = ("config", "run_dir", "model_root", "output")  # options that hold a path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the original spellings for training, hidden from --help."""
-    _add(parser, (*TO_OPTION, *TO_FIELD, *REFUSED))
+    _add(parser, (*TO_OPTION, *TO_FIELD, *WITHOUT_EFFECT, *REFUSED))
 
 
 def add_inference_options(parser: argparse.ArgumentParser, but: Iterable[str] = ()) -> None:
     """Do the same for inference, ``but`` for spellings that an option of the parser has."""
-    names = (*TO_INFERENCE_OPTION, *TO_INFERENCE_FIELD, *REFUSED_BY_INFERENCE)
+    names = (*TO_INFERENCE_OPTION, *TO_INFERENCE_FIELD, *WITHOUT_EFFECT)
     _add(parser, (name for name in names if name not in but))
 
 
 def translate(options: argparse.Namespace) -> None:
     """Move the original spellings to their counterparts; UsageError for those without one."""
     _translate(options, REFUSED, TO_OPTION, TO_FIELD)
+    if options.config is not None:
+        options.config = _recipe_here(options.config)
 
 
 def translate_inference(options: argparse.Namespace) -> None:
@@ -86,6 +95,10 @@ def _translate(
     for name, remedy in refused.items():
         if getattr(options, f"original_{name}") is not None:
             raise UsageError(f"--{name}: is no option here: {remedy}")
+    for name, what in WITHOUT_EFFECT.items():
+        value = getattr(options, f"original_{name}")
+        if value is not None:
+            logger.warning("--%s %s has no effect: %s", name, value, what)
     for name, target in to_option.items():
         value = getattr(options, f"original_{name}")
         if value is None:
@@ -97,6 +110,16 @@ def _translate(
         value = getattr(options, f"original_{name}", None)
         if value is not None:
             options.overrides += _devices(value) if name == "device" else [f"{field}={value}"]
+
+
+def _recipe_here(path: Path) -> Path:
+    """Return our recipe of the same method and benchmark where the original project's is named."""
+    named = _ORIGINAL_RECIPE.fullmatch(path.as_posix())
+    if path.exists() or named is None:
+        return path
+    ours = Path("recipes") / named[1] / f"{named[2].replace('trival_qa', 'trivia_qa')}.yaml"
+    logger.warning("%s is not here, taking %s", path, ours)
+    return ours
 
 
 def _devices(value: str) -> list[str]:

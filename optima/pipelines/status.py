@@ -41,13 +41,13 @@ def read_status(root: Path) -> Status:
     is_evaluation = any(path.parts[0] != "evaluate" for path in talks)
     names = _begun(root) if is_evaluation else stage_names(recipe)
     done = {name: found for name in names if (found := read_done(root / name)) is not None}
-    is_owned = _is_owned(root)
+    is_running = is_owned(root)
     missing = [name for name in names if name not in done]
     begun = [name for name in missing if (root / name / "INPUTS").exists()]
-    current = begun[0] if begun and is_owned else None
+    current = begun[0] if begun and is_running else None
     is_done = (root / "results.json").exists() if is_evaluation else not missing
-    is_ended = is_done and not (is_evaluation and is_owned)
-    state = "done" if is_ended else "running" if is_owned else "stopped"
+    is_ended = is_done and not (is_evaluation and is_running)
+    state = "done" if is_ended else "running" if is_running else "stopped"
     share = _share(root, current, recipe) if current else None
     return Status(
         state=state,
@@ -67,7 +67,7 @@ def _begun(root: Path) -> list[str]:
     return [str(mark.parent.relative_to(root)) for mark in marks]
 
 
-def _is_owned(root: Path) -> bool:
+def is_owned(root: Path) -> bool:
     """Tell whether the process named in LOCK still holds it; asking takes no lock."""
     lock = root / "LOCK"
     try:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from optima.errors import ProcessError
+from optima.errors import ProcessError, RecipeError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
@@ -32,6 +33,14 @@ from optima.training.jobs import (
 )
 from optima.training.parallelism import accelerate_config
 
+# Makes the trackers' callbacks as the trainer will, which is where missing packages are noticed.
+_TRACKERS_SCRIPT = """
+import sys
+from transformers.integrations import get_reporting_integration_callbacks as callbacks
+try: [make() for make in callbacks(sys.argv[1:])]
+except (ImportError, RuntimeError, ValueError) as error: sys.exit(" ".join(str(error).split()))
+"""
+_TRACKERS_TIMEOUT_S = 300.0
 ACCELERATE_FILE = "accelerate.json"
 _DIGEST_FILE = "inputs.sha256"
 _POLL_S = 0.5
@@ -52,6 +61,30 @@ def training_argv(env: Environment, output_dir: Path, *, kind: str, port: int) -
         "--job",
         str(output_dir / JOB_FILE),
     )
+
+
+def check_trackers(names: Sequence[str], env: Environment) -> None:
+    """Raise RecipeError when a tracker of ``train.report_to`` cannot be used in ``env``.
+
+    Without it a run would find out at its first training, after all of its generation.
+    """
+    if not names:
+        return
+    done = subprocess.run(
+        [str(env.python), "-c", _TRACKERS_SCRIPT, *names],
+        env=env.environ(),
+        capture_output=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=_TRACKERS_TIMEOUT_S,
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise RecipeError(
+            f"train.report_to: [{', '.join(names)}] cannot be used in {env.prefix}: {reason}; "
+            "install what is missing there, or take it off the list"
+        )
 
 
 def run_training(
