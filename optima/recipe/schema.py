@@ -4,10 +4,11 @@ Defaults are the paper's (arXiv 2410.08115, Table 8 and App. A) where it gives o
 holds only what differs. Paths of artifacts are no fields: they derive from the run directory.
 """
 
-import re
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from optima.recipe.checks import check_agents, check_data, check_recipe, check_serving
 
 Method = Literal["sft", "dpo", "sft_dpo"]
 # Sections that a method has beyond those of all, with what it has other than their defaults.
@@ -59,12 +60,7 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for name in ("train_file", "test_file"):
-            if getattr(self, name) is not None and self.path is None:
-                raise ValueError(f"{name}: is looked for below path, which is not set; set path")
-        for name in ("hub_id", "hub_revision"):
-            if getattr(self, name) is not None and self.path is not None:
-                raise ValueError(f"{name}: contradicts path={self.path}; remove one of them")
+        check_data(self)
         return self
 
 
@@ -98,16 +94,7 @@ class AgentsSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.names:
-            raise ValueError("names: [] has nobody who could speak; name one agent or more")
-        if len(set(self.names)) != len(self.names):
-            shown = ", ".join(self.names)
-            raise ValueError(f"names: [{shown}] must differ from each other; rename one")
-        for name in self.names:
-            if not name.isidentifier():
-                raise ValueError(
-                    f"names: {name!r} must be a single word of letters and digits; rename it"
-                )
+        check_agents(self)
         return self
 
 
@@ -375,15 +362,7 @@ class ServingSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for endpoint in self.endpoints:
-            if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", endpoint):
-                raise ValueError(f"endpoints: {endpoint!r} must be a URL; write http://host:port")
-        group = self.tensor_parallel
-        if self.gpus is not None and len(self.gpus) % group:
-            raise ValueError(
-                f"gpus: {list(self.gpus)} must be a multiple of tensor_parallel={group} GPUs; "
-                "list more or fewer"
-            )
+        check_serving(self)
         return self
 
 
@@ -446,23 +425,5 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        needed = METHOD_SECTIONS[self.method]
-        for name in ("search", "pairs", "dpo"):
-            if getattr(self, name) is not None and name not in needed:
-                raise ValueError(f"{name}: contradicts method={self.method}; remove the section")
-            if getattr(self, name) is None and name in needed:
-                raise ValueError(f"{name}: is missing, method={self.method} needs it; add it")
-        if self.initialise is not None and self.method != "dpo":
-            raise ValueError(f"initialise: contradicts method={self.method}; remove it")
-        if len(self.agents.names) == 1 and (self.method != "sft" or self.cold_start is not None):
-            raise ValueError(
-                "agents.names: has one agent, which makes no dialogue: method must be sft and "
-                "cold_start absent; name two"
-            )
-        most, window = self.conversation.max_turn_tokens, self.model.max_model_len
-        if window is not None and most >= window:
-            raise ValueError(
-                f"conversation.max_turn_tokens: {most} leaves no room for a prompt in "
-                f"model.max_model_len={window}; lower it"
-            )
+        check_recipe(self, frozenset(METHOD_SECTIONS[self.method]))
         return self
