@@ -7,6 +7,7 @@ everything below ends with it. Exit statuses are read and explained, never ignor
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from optima.processes import guard
 logger = logging.getLogger(__name__)
 
 _STOP_TIMEOUT_S = guard.LONGEST_S + 5.0
+_FULL_DISK_BYTES = 1 << 20  # below it a process may have died of it without a word in its log
 _TAIL_LINES = 20
 _TAIL_BYTES = 64 * 1024
 _TAIL_WIDTH = 500
@@ -140,6 +142,8 @@ class ManagedProcess:
         """Return the error that says how the child ended and what it wrote last."""
         status = self.poll()
         ending = "is still running" if status is None else explain_status(status)
+        if shutil.disk_usage(self.log_path.parent).free < _FULL_DISK_BYTES:
+            ending += "; the disk is full (free some space, then run again to go on)"
         return ProcessError(f"{self.name}: {ending}; {self.log_excerpt()}")
 
     def stop(self) -> None:

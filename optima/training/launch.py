@@ -22,6 +22,7 @@ from optima.errors import ProcessError, RecipeError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
+from optima.rundir import disk_errors
 from optima.training.jobs import (
     CHECKPOINTS_DIR,
     JOB_FILE,
@@ -101,13 +102,14 @@ def run_training(
             return TrainResult.model_validate_json(job.result_path.read_bytes())
     else:
         _remove_leftovers(job)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / PROGRESS_FILE).unlink(missing_ok=True)
     config = accelerate_config(job.train, _n_devices(devices))
     config["use_cpu"] = devices.kind == "cpu"
-    (output / ACCELERATE_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-    (output / JOB_FILE).write_text(job.model_dump_json(indent=1) + "\n")
-    digest_path.write_text(digest + "\n")
+    with disk_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+        (output / PROGRESS_FILE).unlink(missing_ok=True)
+        (output / ACCELERATE_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        (output / JOB_FILE).write_text(job.model_dump_json(indent=1) + "\n")
+        digest_path.write_text(digest + "\n")
     process = ManagedProcess(
         training_argv(env, output, kind=job.kind, port=free_port()),
         name="training",

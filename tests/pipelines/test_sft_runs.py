@@ -26,6 +26,26 @@ STAGES = (
 )
 
 
+# Those that are over at once. The disk is made slow below them, to catch a run in their middle.
+QUICK_STAGES = (
+    "problems",
+    "cold_start/script",
+    "evaluate/base/rank",
+    "iter_0/rank",
+    "iter_0/select",
+)
+SLOW_DISK = """
+import os, time
+_fsync = os.fsync
+def fsync(fd):
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    if f"/STAGE/" in path and "INPUTS" not in path:
+        time.sleep(60)
+    _fsync(fd)
+os.fsync = fsync
+"""
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
     directory = tmp_path_factory.mktemp("undisturbed")
@@ -103,6 +123,35 @@ def test_kill_in_any_stage_leaves_no_process_and_the_rerun_equals_an_undisturbed
     if not stage.endswith("/score"):  # a fake's losses may be there before the signal is
         assert not (path / "DONE.json").exists()
     shutil.rmtree(tmp_path / "fake_env")
+    run(tmp_path, fake_environment(tmp_path))
+    assert results(tmp_path / "run") == undisturbed[0]
+
+
+@pytest.mark.parametrize("stage", QUICK_STAGES)
+def test_kill_while_a_stage_writes_its_results_leaves_a_run_that_goes_on(
+    stage: str,
+    undisturbed: tuple[dict[str, Any], str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mark = uuid.uuid4().hex
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(SLOW_DISK.replace("STAGE", stage))
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(slow))
+        victim = start(tmp_path, fake_environment(tmp_path), mark=mark)
+    path = tmp_path / "run" / stage
+    # What is written under a temporary name is there, and nothing else.
+    others = (".INPUTS", ".SPENT")
+    wait_until(
+        lambda: any(not part.name.startswith(others) for part in path.glob(".*.tmp")),
+        f"stage {stage}",
+    )
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    wait_until(lambda: not processes_of(mark), f"the end of {processes_of(mark)}", 15.0)
+    assert not (path / "DONE.json").exists()
     run(tmp_path, fake_environment(tmp_path))
     assert results(tmp_path / "run") == undisturbed[0]
 

@@ -1,6 +1,7 @@
 """Guarded processes: nothing outlives its owner, and every ending is explained."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,6 +193,17 @@ def test_signal_that_ended_the_child_is_passed_on_and_explained(log: Path) -> No
             process.check(20)
     assert "(out of memory?)" in str(got.value)
     assert "  loading" in str(got.value)
+
+
+def test_full_disk_is_named_where_a_log_could_not_say_it(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ManagedProcess(python("raise SystemExit(1)"), name="c", log_path=log) as process:
+        process.wait(20)
+        assert "disk is full" not in str(process.failure())
+        nearly_full = shutil.disk_usage(log.parent)._replace(free=4096)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: nearly_full)
+        assert "exited with status 1; the disk is full" in str(process.failure())
 
 
 def test_error_ends_with_the_last_lines_of_this_start_only(log: Path) -> None:
