@@ -49,7 +49,15 @@ def plan_of_a_run(folder: Path, seed: int) -> str:
 
 def test_seeds_depend_on_every_part_of_their_path_and_its_kind() -> None:
     assert derive_seed(0, "iter_0/generate", "p", 1) == 5031897596203902448
-    paths = [(0, "a"), (1, "a"), ("0", "a"), (0, "b"), ("a", 0), (0, "a", 0), (0,)]
+    paths: list[tuple[str | int, ...]] = [
+        (0, "a"),
+        (1, "a"),
+        ("0", "a"),
+        (0, "b"),
+        ("a", 0),
+        (0, "a", 0),
+        (0,),
+    ]
     assert len({derive_seed(*path) for path in paths}) == len(paths)
     assert all(0 <= derive_seed(*path) < 2**SEED_BITS for path in paths)
     assert [rng(3, "x").randrange(1000) for _ in range(3)] == [261] * 3

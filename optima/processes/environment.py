@@ -155,20 +155,21 @@ def _from_prefix(prefix: Path, place: str = "environment") -> Environment:
 
 
 def _conda_environments() -> dict[str, Path]:
-    """Return conda's environments by name, none where there is no conda that answers."""
-    conda = os.environ.get("CONDA_EXE", "conda")
-    try:
-        answer = subprocess.run(
-            [conda, "env", "list", "--json"],
-            capture_output=True,
-            check=True,
-            stdin=subprocess.DEVNULL,
-            timeout=_CONDA_TIMEOUT_S,
-        )
-        prefixes = json.loads(answer.stdout)["envs"]
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError):
-        return {}
-    return {Path(prefix).name: Path(prefix) for prefix in reversed(prefixes)}
+    """Return the environments of the first of conda and mamba that answers, none if none does."""
+    for program in (os.environ.get("CONDA_EXE", "conda"), "mamba"):
+        try:
+            answer = subprocess.run(
+                [program, "env", "list", "--json"],
+                capture_output=True,
+                check=True,
+                stdin=subprocess.DEVNULL,
+                timeout=_CONDA_TIMEOUT_S,
+            )
+            prefixes = json.loads(answer.stdout)["envs"]
+        except (OSError, subprocess.SubprocessError, ValueError, KeyError):
+            continue
+        return {Path(prefix).name: Path(prefix) for prefix in reversed(prefixes)}
+    return {}
 
 
 def _package_root() -> Path:
