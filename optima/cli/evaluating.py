@@ -8,6 +8,7 @@ from optima.errors import UsageError
 from optima.pipelines.checkpoints import find_models, name_model
 from optima.pipelines.context import Model
 from optima.pipelines.infer import inference_recipe
+from optima.processes.environment import Environment, require_environment, resolve_environment
 from optima.recipe.loading import load_tree
 from optima.recipe.schema import Recipe
 
@@ -69,6 +70,12 @@ def read_recipe(options: argparse.Namespace, model: Model) -> Recipe:
         overrides.append("data.n_test=null")
     place = str(path or "defaults")
     return inference_recipe(tree, place, task=options.task, overrides=overrides)
+
+
+def find_vllm(options: argparse.Namespace, recipe: Recipe) -> Environment:
+    """Return the environment of the servers; it need not hold vLLM where endpoints serve."""
+    find = resolve_environment if recipe.serving.endpoints else require_environment
+    return find(options.vllm_env, "vllm")
 
 
 def check_output(options: argparse.Namespace) -> Path:

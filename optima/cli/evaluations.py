@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from optima.cli import evaluating
 from optima.errors import UsageError
-from optima.processes.environment import resolve_environment
 
 if TYPE_CHECKING:
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -111,7 +110,7 @@ def _baselines(options: argparse.Namespace) -> int:
     rows = run_baselines(
         recipe, models[0], methods, output,
         ballot=Votes(options.n_votes, options.vote_temperature),
-        vllm_env=resolve_environment(options.vllm_env, "vllm"),
+        vllm_env=evaluating.find_vllm(options, recipe),
     )  # fmt: skip
     print(write_inference(recipe, rows, output))
     return 0
@@ -132,7 +131,7 @@ def _transfer(options: argparse.Namespace) -> int:
             given = [f"data.path={path_by_task[task]}", *given]
         task_options = argparse.Namespace(**{**vars(options), "overrides": given})
         recipes[task] = evaluating.read_recipe(task_options, models[-1])
-    vllm_env = resolve_environment(options.vllm_env, "vllm")
+    vllm_env = evaluating.find_vllm(options, next(iter(recipes.values())))
     rows = run_transfer(recipes, models, output, vllm_env=vllm_env)
     print(write_transfer(recipes, rows, output))
     return 0

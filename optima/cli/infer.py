@@ -8,7 +8,6 @@ from optima.cli import evaluating, originals
 from optima.cli.console import run_command, set_up_logging
 from optima.pipelines.cost import read_costs
 from optima.pipelines.infer import run_inference
-from optima.processes.environment import resolve_environment
 from optima.reporting.inference import write_inference
 
 DESCRIPTION = """\
@@ -53,7 +52,7 @@ def _run(options: argparse.Namespace) -> int:
     output = evaluating.check_output(options)
     models = evaluating.read_models(options)
     recipe = evaluating.read_recipe(options, models[-1])
-    vllm_env = resolve_environment(options.vllm_env, "vllm")
+    vllm_env = evaluating.find_vllm(options, recipe)
     rows = run_inference(recipe, models, output, vllm_env=vllm_env)
     costs = read_costs(options.model_root) if options.model_root is not None else ()
     print(write_inference(recipe, rows, output, costs))
