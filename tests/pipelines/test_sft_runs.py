@@ -30,7 +30,6 @@ STAGES = (
 QUICK_STAGES = (
     "problems",
     "cold_start/script",
-    "evaluate/base/rank",
     "iter_0/rank",
     "iter_0/select",
 )
