@@ -5,6 +5,9 @@
 A stage is finished when its DONE.json, written last, names the digest of the inputs it was made
 from. Whole files are written under a temporary name, synced and renamed; record files that grow
 are appended to and lose at most a torn last line to a crash. Resume skips what is finished.
+
+What a stage has cost so far stands beside it in SPENT.json, rewritten every second, so that the
+account of a stage counts every attempt, however the one before it ended.
 """
 
 import contextlib
@@ -14,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +36,9 @@ R = TypeVar("R", bound=Record)
 
 # What may differ between two attempts of a run: where it runs, not what it computes.
 RESUMABLE_SECTIONS = ("serving",)
+SPENT_FILE = "SPENT.json"
+ACCOUNT_S = 1.0  # between two accounts of an open stage; a SIGKILL loses at most as much
+GENERATED, DISCARDED = "tokens/generated", "tokens/discarded"
 
 
 class StageDone(Record):
@@ -46,15 +53,50 @@ class StageDone(Record):
     metrics: dict[str, float]
 
 
+class Spent(Record):
+    """SPENT.json of an unfinished stage: what all its attempts took.
+
+    ``n_tokens`` are tokens that were generated and stand in no record: those of conversations under
+    way and of those that an interruption or a failure took back.
+    """
+
+    schema_version: Literal[1] = 1
+    seconds: float = 0.0
+    n_tokens: int = 0
+
+
 @dataclass
 class Stage:
-    """One stage of a run: its directory, whether it is finished, and how it is finished."""
+    """One stage of a run: its directory, whether it is finished, and how it is finished.
+
+    ``before`` is what its earlier attempts spent.
+    """
 
     name: str
     path: Path
     inputs: str
     done: StageDone | None
     started: float = field(default_factory=time.time)
+    before: Spent = field(default_factory=Spent)
+    n_tokens: int = 0
+
+    def count_unkept(self, n: int) -> None:
+        """Count ``n`` generated tokens; once a record holds them, count them back with ``-n``."""
+        self.n_tokens += n
+
+    def spent(self) -> Spent:
+        """Return what all attempts of the stage took until now."""
+        return Spent(
+            seconds=round(self.before.seconds + time.time() - self.started, 3),
+            n_tokens=self.before.n_tokens + self.n_tokens,
+        )
+
+    def write_spent(self) -> None:
+        """Write SPENT.json; a full disk is left to those who write results."""
+        temporary = self.path / f".{SPENT_FILE}.{os.getpid()}.tmp"
+        with contextlib.suppress(OSError):
+            temporary.write_text(self.spent().model_dump_json() + "\n")
+            temporary.replace(self.path / SPENT_FILE)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -71,16 +113,25 @@ class Stage:
     def finish(
         self, outputs: Iterable[Path] = (), metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Write DONE.json: digests of ``outputs`` (files; of a directory, its files' sizes)."""
-        self.done = StageDone(
+        """Write DONE.json: digests of ``outputs`` (files; of a directory, its files' sizes).
+
+        Seconds are those of all attempts. Where ``metrics`` say what was generated, what is in no
+        record is added as ``tokens/discarded``.
+        """
+        spent, figures = self.spent(), dict(metrics or {})
+        if GENERATED in figures:
+            figures[DISCARDED] = float(spent.n_tokens)
+        done = StageDone(
             stage=self.name,
             inputs=self.inputs,
             outputs={str(p.relative_to(self.path)): _content_digest(p) for p in outputs},
             started_unix_s=round(self.started, 3),
-            seconds=round(time.time() - self.started, 3),
-            metrics=dict(metrics or {}),
+            seconds=spent.seconds,
+            metrics=figures,
         )
-        write_text(self.path / "DONE.json", self.done.model_dump_json(indent=1) + "\n")
+        write_text(self.path / "DONE.json", done.model_dump_json(indent=1) + "\n")
+        self.done = done
+        (self.path / SPENT_FILE).unlink(missing_ok=True)
 
 
 class RunDir:
@@ -95,10 +146,19 @@ class RunDir:
         self.recipe = recipe
         self.attempt = 0
         self._lock: IO[str] | None = None
+        self._open: dict[str, Stage] = {}
+        self._accounting = threading.Lock()
+        self._closing = threading.Event()
+        self._accountant = threading.Thread(target=self._account, name="account", daemon=True)
 
     def __enter__(self) -> Self:
         with disk_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
+            try:
+                self.root.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+                raise UsageError(
+                    f"--run-dir {self.root}: cannot be a directory ({error.strerror}); give another"
+                ) from error
             self._lock = (self.root / "LOCK").open("a+")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -119,10 +179,14 @@ class RunDir:
             self._lock.close()
             raise
         self.attempt = 1 + max((int(p.name.split("_")[1]) for p in self._attempts()), default=0)
-        self.log_dir.mkdir(parents=True)
+        with disk_errors(self.root):
+            self.log_dir.mkdir(parents=True)
+        self._accountant.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._closing.set()
+        self._accountant.join()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -145,13 +209,18 @@ class RunDir:
         if done is not None and done.inputs != key:
             done = None
         is_foreign = done is None and path.exists() and _read_or_empty(marker) != key
-        with disk_errors(self.root):
+        with disk_errors(self.root), self._accounting:
+            self._open.pop(name, None)
             if is_foreign:
                 shutil.rmtree(path)
             path.mkdir(parents=True, exist_ok=True)
             if not marker.exists():
                 write_text(marker, key)
-        return Stage(name=name, path=path, inputs=key, done=done)
+            stage = Stage(name=name, path=path, inputs=key, done=done)
+            if done is None:
+                stage.before = read_spent(path)
+                self._open[name] = stage
+        return stage
 
     def finished_stages(self) -> list[StageDone]:
         """Return the finished stages in the order in which they were begun."""
@@ -165,6 +234,16 @@ class RunDir:
             for done in self.finished_stages()
         ]
         write_text(self.root / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
+
+    def _account(self) -> None:
+        """Write what unfinished stages spend, every second and when the run ends."""
+        is_closing = False
+        while not is_closing:
+            is_closing = self._closing.wait(ACCOUNT_S)
+            with self._accounting:
+                self._open = {n: stage for n, stage in self._open.items() if stage.done is None}
+                for stage in self._open.values():
+                    stage.write_spent()
 
     def _attempts(self) -> Iterator[Path]:
         return (self.root / "logs").glob("attempt_*")
@@ -229,6 +308,14 @@ def read_done(stage_path: Path) -> StageDone | None:
         return StageDone.model_validate_json((stage_path / "DONE.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None
+
+
+def read_spent(stage_path: Path) -> Spent:
+    """Return what the attempts of an unfinished stage spent so far."""
+    try:
+        return Spent.model_validate_json((stage_path / SPENT_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return Spent()
 
 
 def write_text(path: Path, text: str) -> None:

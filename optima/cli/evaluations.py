@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from optima.cli import evaluating
 from optima.errors import UsageError
-from optima.processes.environment import resolve_environment
+from optima.processes.environment import require_environment
 from optima.tasks import get_task
 
 if TYPE_CHECKING:
@@ -137,11 +137,11 @@ def _baselines(options: argparse.Namespace) -> int:
     if len(models) > 1:
         raise UsageError(f"--model-root: holds {len(models)} models; name one by --model")
     recipe = evaluating.read_recipe(options, models)
-    vllm_env = resolve_environment(options.vllm_env, "vllm")
+    vllm_env = evaluating.find_vllm(options, recipe)
     model_by_method = {method: models[0] for method in methods if method in UNTRAINED}
     text = ""
     if "trained" in methods:
-        train_env = resolve_environment(options.train_env, "train")
+        train_env = require_environment(options.train_env, "train")
         if model_by_method:  # written before a long training, which may fail
             rows = run_baselines(recipe, model_by_method, output, ballot=ballot, vllm_env=vllm_env)
             write_inference(recipe, rows, output)
@@ -198,7 +198,7 @@ def _transfer(options: argparse.Namespace) -> int:
         overrides = [*given, *options.overrides]
         task_options = argparse.Namespace(**{**vars(options), "task": task, "overrides": overrides})
         recipes[task] = evaluating.read_recipe(task_options, models)
-    vllm_env = resolve_environment(options.vllm_env, "vllm")
+    vllm_env = evaluating.find_vllm(options, next(iter(recipes.values())))
     rows = run_transfer(recipes, models, output, vllm_env=vllm_env)
     print(write_transfer(recipes, rows, output))
     return 0

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from optima.cli import evaluating, originals
 from optima.cli.console import run_command, set_up_logging
 from optima.pipelines.infer import run_inference
-from optima.processes.environment import resolve_environment
 from optima.reporting.inference import write_inference
 
 DESCRIPTION = """\
@@ -52,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
     output = evaluating.check_output(options)
     models = evaluating.read_models(options)
     recipe = evaluating.read_recipe(options, models)
-    vllm_env = resolve_environment(options.vllm_env, "vllm")
+    vllm_env = evaluating.find_vllm(options, recipe)
     rows = run_inference(recipe, models, output, vllm_env=vllm_env)
     print(write_inference(recipe, rows, output))
     return 0

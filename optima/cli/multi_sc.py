@@ -8,7 +8,6 @@ from optima.cli import evaluating, originals
 from optima.cli.console import run_command, set_up_logging
 from optima.errors import UsageError
 from optima.pipelines.consistency import run_consistency
-from optima.processes.environment import resolve_environment
 from optima.reporting.consistency import write_consistency
 
 DESCRIPTION = """\
@@ -65,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     ]
     models = evaluating.read_models(options)
     recipe = evaluating.read_recipe(options, models)
-    vllm_env = resolve_environment(options.vllm_env, "vllm")
+    vllm_env = evaluating.find_vllm(options, recipe)
     curves = run_consistency(recipe, models, output, vllm_env=vllm_env)
     print(write_consistency(recipe, curves, output))
     return 0

@@ -4,10 +4,14 @@ Options that have a counterpart are translated to it; the others are refused wit
 """
 
 import argparse
+import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from optima.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 # original option -> option of this command
 TO_OPTION = {
@@ -47,6 +51,7 @@ REFUSED = {
     "model_root_path": "it belongs to inference; for training give --model_path or model.path=DIR",
     "tokenizer_path": "a model is trained with its own tokenizer; remove the option",
 }
+_ORIGINAL_RECIPE = re.compile(r"(?:.*/)?train/(sft|dpo|sft_dpo)_recipes/(\w+)\.yaml")
 PATHS = ("config", "run_dir", "model_root", "output")  # options that hold a path
 
 
@@ -64,6 +69,8 @@ def add_inference_options(parser: argparse.ArgumentParser, but: Iterable[str] = 
 def translate(options: argparse.Namespace) -> None:
     """Move the original spellings to their counterparts; UsageError for those without one."""
     _translate(options, REFUSED, TO_OPTION, TO_FIELD)
+    if options.config is not None:
+        options.config = _recipe_here(options.config)
 
 
 def translate_inference(options: argparse.Namespace) -> None:
@@ -96,6 +103,16 @@ def _translate(
         value = getattr(options, f"original_{name}", None)
         if value is not None:
             options.overrides += _devices(value) if name == "device" else [f"{field}={value}"]
+
+
+def _recipe_here(path: Path) -> Path:
+    """Return our recipe of the same method and benchmark where the original project's is named."""
+    named = _ORIGINAL_RECIPE.fullmatch(path.as_posix())
+    if path.exists() or named is None:
+        return path
+    ours = Path("recipes") / named[1] / f"{named[2].replace('trival_qa', 'trivia_qa')}.yaml"
+    logger.warning("%s is not here, taking %s", path, ours)
+    return ours
 
 
 def _devices(value: str) -> list[str]:

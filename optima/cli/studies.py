@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from optima.processes.environment import resolve_environment
+from optima.processes.environment import require_environment
 
 if TYPE_CHECKING:
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -73,8 +73,8 @@ def _sweep(options: argparse.Namespace) -> int:
         variants,
         options.over,
         options.run_dir,
-        vllm_env=resolve_environment(options.vllm_env, "vllm"),
-        train_env=resolve_environment(options.train_env, "train"),
+        vllm_env=require_environment(options.vllm_env, "vllm"),
+        train_env=require_environment(options.train_env, "train"),
     )
     runs = {value: (options.run_dir / folder_of(value), rows) for value, rows in models.items()}
     print(sweep_table(options.over.partition("=")[0], models) + runs_cost(runs))
@@ -89,8 +89,8 @@ def _ablate(options: argparse.Namespace) -> int:
     run_ablations(
         recipes,
         options.run_dir,
-        vllm_env=resolve_environment(options.vllm_env, "vllm"),
-        train_env=resolve_environment(options.train_env, "train"),
+        vllm_env=require_environment(options.vllm_env, "vllm"),
+        train_env=require_environment(options.train_env, "train"),
     )
     print(write_comparison(compare_ablations(options.run_dir), options.run_dir))
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from optima.cli import originals
 from optima.cli.console import run_command, set_up_logging
 from optima.errors import RecipeError, UsageError
-from optima.processes.environment import resolve_environment
+from optima.processes.environment import require_environment
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Method, Recipe
 
@@ -110,13 +110,12 @@ def _run(command: TrainingCommand, options: argparse.Namespace) -> int:
     from optima.pipelines.methods import run_method
     from optima.reporting.inference import runs_cost
     from optima.reporting.tables import run_table
+    from optima.training.launch import check_trackers
 
-    rows = run_method(
-        recipe,
-        run_dir,
-        vllm_env=resolve_environment(options.vllm_env, "vllm"),
-        train_env=resolve_environment(options.train_env, "train"),
-    )
+    vllm_env = require_environment(options.vllm_env, "vllm")
+    train_env = require_environment(options.train_env, "train")
+    check_trackers(recipe.train.report_to, train_env)
+    rows = run_method(recipe, run_dir, vllm_env=vllm_env, train_env=train_env)
     print(run_table(run_dir, rows) + runs_cost({"": (run_dir, rows)}))
     return 0
 

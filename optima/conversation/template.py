@@ -94,10 +94,19 @@ class ChatTemplate:
 
     @classmethod
     def load(
-        cls, model: str, *, revision: str | None = None, roles: Roles | Literal["auto"] = "auto"
+        cls,
+        model: str,
+        *,
+        revision: str | None = None,
+        roles: Roles | Literal["auto"] = "auto",
+        field: str = "model.path",
     ) -> "ChatTemplate":
-        """Read the template of a model directory or hub id; ModelError when there is none."""
-        files = {name: _model_file(model, name, revision) for name in TEMPLATE_FILES}
+        """Read the template of a model directory or hub id; ModelError when there is none.
+
+        ``field`` is where the model is named, for the message.
+        """
+        place = f"{field}={model}"
+        files = {name: model_file(model, name, revision, place=place) for name in TEMPLATE_FILES}
         config_file = files["tokenizer_config.json"]
         config = json.loads(config_file.read_text()) if config_file else {}
         template_file = files["chat_template.jinja"]
@@ -106,7 +115,7 @@ class ChatTemplate:
             source = next((t["template"] for t in source if t["name"] == "default"), None)
         if not source:
             raise ModelError(
-                f"model.path={model}: no chat_template.jinja and no chat_template in "
+                f"{place}: no chat_template.jinja and no chat_template in "
                 "tokenizer_config.json; use an instruction-tuned model"
             )
         tokens: dict[str, str] = {}
@@ -154,20 +163,24 @@ class ChatTemplate:
         return -1 not in places and places == sorted(places)
 
 
-def _model_file(model: str, name: str, revision: str | None) -> Path | None:
+def model_file(model: str, name: str, revision: str | None, *, place: str) -> Path | None:
+    """Return a file of a model directory or hub id, None when it has none of this name.
+
+    Raises ModelError, beginning with ``place``, when there is no such model or it is not reached.
+    """
     directory = Path(model)
     if directory.is_dir():
         path = directory / name
         return path if path.is_file() else None
     if directory.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise ModelError(
-            f"model.path={model}: no such directory and no hub id; give the directory of a model "
+            f"{place}: no such directory and no hub id; give the directory of a model "
             "in Hugging Face format, or an id such as meta-llama/Meta-Llama-3-8B-Instruct"
         )
-    return _hub_file(model, name, revision)
+    return _hub_file(model, name, revision, place)
 
 
-def _hub_file(model: str, name: str, revision: str | None) -> Path | None:
+def _hub_file(model: str, name: str, revision: str | None, place: str) -> Path | None:
     """Fetch one file of a hub model, or find it in the local cache; None when it has none."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
@@ -182,21 +195,21 @@ def _hub_file(model: str, name: str, revision: str | None) -> Path | None:
         return Path(hf_hub_download(model, name, revision=revision, etag_timeout=HUB_TIMEOUT_S))
     except GatedRepoError as error:
         raise ModelError(
-            f"model.path={model}: access to it must be asked for on the hub; then set HF_TOKEN"
+            f"{place}: access to it must be asked for on the hub; then set HF_TOKEN"
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
-            f"model.path={model}: the hub knows no such model; check the id, or set HF_TOKEN"
+            f"{place}: the hub knows no such model; check the id, or set HF_TOKEN"
         ) from error
     except LocalEntryNotFoundError as error:
         raise ModelError(
-            f"model.path={model}: not in the local cache, and the hub cannot be reached; give the "
+            f"{place}: not in the local cache, and the hub cannot be reached; give the "
             "directory of a model, or fetch it where there is a network"
         ) from error
     except EntryNotFoundError:
         return None
     except OSError as error:
         raise ModelError(
-            f"model.path={model}: not readable from the hub ({type(error).__name__}); check the "
+            f"{place}: not readable from the hub ({type(error).__name__}); check the "
             "id and the network"
         ) from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from optima.pipelines.checkpoints import run_of
 from optima.recipe.loading import load_recipe
-from optima.rundir import StageDone, read_attempts, read_done
+from optima.rundir import DISCARDED, GENERATED, StageDone, read_attempts, read_done
 
 # The last part of a stage's name -> what its seconds are spent on.
 KINDS = {
@@ -28,9 +28,10 @@ _NOT_MAKING = ("evaluate", "problems")
 class ModelCost:
     """Spent in a run up to the end of a model's training.
 
-    Tokens are those the agents generated, merged utterances of trees included, and those training
-    went over, in all its epochs. Device-seconds are wall time times the GPUs of the attempt, or
-    times 1 on a CPU, by what they were spent on: ``generate``, ``score``, ``train``, ``other``.
+    Tokens are those the agents generated, merged utterances of trees and interrupted conversations
+    included, and those training went over, in all its epochs. Device-seconds are wall time times
+    the GPUs of the attempt, or times 1 on a CPU, by what they were spent on: ``generate``,
+    ``score``, ``train``, ``other``.
     """
 
     label: str
@@ -67,7 +68,7 @@ def read_costs(root: Path) -> tuple[ModelCost, ...]:
         label, _, part = done.stage.partition("/")
         if label in _NOT_MAKING:
             continue
-        generated += done.metrics.get("tokens/generated", 0.0)
+        generated += done.metrics.get(GENERATED, 0.0) + done.metrics.get(DISCARDED, 0.0)
         trained += done.metrics.get("tokens/trained", 0.0)
         seconds[KINDS.get(part.split("/")[-1], OTHER)] += _n_devices(attempts, done) * done.seconds
         if part == "train":

@@ -5,7 +5,7 @@ their places in it, so neither growing on nor gathering holds more than one tree
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from optima.rundir import atomic_writer, disk_errors, parse_record, repair_tail
@@ -53,20 +53,24 @@ class StoredRounds(Mapping[str, tuple[TreeRound, ...]]):
         return len(self._places.get(problem_id, ()))
 
 
-def keep_sound_rounds(path: Path) -> StoredRounds:
+def keep_sound_rounds(path: Path, count_lost: Callable[[int], None]) -> StoredRounds:
     """Return the rounds that stand: of each tree those before the first failed or missing one.
 
-    All others leave the file. A failed round is one with a failed rollout.
+    All others leave the file, and ``count_lost`` is told the tokens of each. A failed round is one
+    with a failed rollout.
     """
     repair_tail(path)
     path.touch()
     stored = StoredRounds(path)
     with disk_errors(path), atomic_writer(path) as new:
         for rounds in stored.values():
+            is_sound = True
             for number, finished in enumerate(rounds):
-                if finished.number != number or has_failed(finished):
-                    break
-                new.write(finished.model_dump_json() + "\n")
+                is_sound = is_sound and finished.number == number and not has_failed(finished)
+                if is_sound:
+                    new.write(finished.model_dump_json() + "\n")
+                else:
+                    count_lost(finished.n_tokens)
     return StoredRounds(path)
 
 

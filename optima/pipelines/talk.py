@@ -60,7 +60,7 @@ def talk(
     if stage.done:
         return stage
     path = stage.path / FILE
-    held = _keep_good_records(path)
+    held = _keep_good_records(stage)
     n_total = len(problems) * plan.n_samples
     logger.info(
         "%s: %d problems x %d conversations with %s%s",
@@ -70,7 +70,7 @@ def talk(
     if len(held) < n_total:
         fleet = context.device.fleet(model.ref)
         missing = _dialogues(context, name, problems, plan, held)
-        asyncio.run(_hold(context, fleet, missing, path, plan, (len(held), n_total)))
+        asyncio.run(_hold(context, fleet, missing, stage, plan, (len(held), n_total)))
     statistics = _finalise(path, {problem.problem_id: i for i, problem in enumerate(problems)})
     n_errors = statistics["conversations/errors"]
     if n_errors > context.recipe.conversation.max_error_rate * n_total:
@@ -93,7 +93,7 @@ async def _hold(
     context: RunContext,
     fleet: Fleet,
     dialogues: Iterator[Dialogue],
-    path: Path,
+    stage: Stage,
     plan: TalkPlan,
     counts: tuple[int, int],
 ) -> None:
@@ -102,7 +102,7 @@ async def _hold(
     async with CompletionClient(fleet.servers, fleet.model_name, serving) as client:
 
         async def generate(request: Request, preferred: object) -> RoutedCompletion:
-            return await client.complete(
+            completion = await client.complete(
                 request.prompt,
                 max_tokens=request.max_tokens,
                 temperature=plan.temperature,
@@ -110,18 +110,21 @@ async def _hold(
                 seed=request.seed,
                 prefer=preferred if isinstance(preferred, Server) else None,
             )
+            stage.count_unkept(completion.n_tokens)
+            return completion
 
         concurrency = min(serving.concurrency * len(fleet.servers), n_total - n_held)
         with (
-            RecordAppender(path) as appender,
+            RecordAppender(stage.path / FILE) as appender,
             tqdm(
-                total=n_total, initial=n_held, desc=path.parent.name, unit="conv",
+                total=n_total, initial=n_held, desc=stage.path.name, unit="conv",
                 disable=not sys.stderr.isatty(),
             ) as bar,
         ):  # fmt: skip
 
             def keep(conversation: Conversation) -> None:
                 appender.append(conversation)
+                stage.count_unkept(-conversation.n_tokens)
                 bar.update()
 
             with rare_collections():
@@ -204,8 +207,9 @@ def _dialogues(
             )
 
 
-def _keep_good_records(path: Path) -> set[tuple[str, int]]:
+def _keep_good_records(stage: Stage) -> set[tuple[str, int]]:
     """Return the conversations already held; failed, torn and doubled ones leave the file."""
+    path = stage.path / FILE
     repair_tail(path)
     held: set[tuple[str, int]] = set()
     if not path.exists():
@@ -216,12 +220,15 @@ def _keep_good_records(path: Path) -> set[tuple[str, int]]:
                 record = json.loads(line)
                 key = (record["problem_id"], record["n"])
                 is_good = record["error"] is None and key not in held
+                n_tokens = sum(turn["n_tokens"] for turn in record["turns"])
             except (ValueError, KeyError, TypeError):
                 logger.warning("%s: dropped a line that is no conversation", path)
                 continue
             if is_good:
                 held.add(key)
                 new.write(line)
+            else:
+                stage.count_unkept(n_tokens)
     return held
 
 

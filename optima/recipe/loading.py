@@ -10,7 +10,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # refused by the method below
             if key_node.value in seen:
                 line = key_node.start_mark.line + 1
                 raise RecipeError(f"line {line}: {key_node.value}: given twice; remove one of them")
@@ -62,6 +64,8 @@ def load_tree(path: Path) -> dict[str, Any]:
         raise RecipeError(
             f"{path}: cannot be read ({error.strerror}); `optima recipes` lists recipes"
         ) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: no UTF-8 text ({error.reason}); is it a recipe?") from error
     tree = _parse(text, str(path))
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: must be a mapping of sections, such as `task: arc`")
@@ -93,17 +97,21 @@ def build_recipe(
     tree: Mapping[str, Any], place: str, origins: Mapping[str, str] | None = None
 ) -> Recipe:
     """Validate a mapping; ``origins`` maps keys to the override that set them."""
+    for key, value in _foreign_values(tree):
+        raise RecipeError(
+            f"{_place(key, place, origins or {})}: {value} is a {type(value).__name__} to YAML, "
+            "must be a text, a number, a list or a section; put it in quotes"
+        )
     try:
         recipe = Recipe.model_validate_json(json.dumps(_with_sections(tree), allow_nan=True))
-    except (TypeError, ValueError) as error:
-        if not isinstance(error, ValidationError):
-            raise RecipeError(f"{place}: holds a value that is no text, number or list") from error
+    except ValidationError as error:
         lines = [_explain(dict(detail), place, origins or {}) for detail in error.errors()]
         raise RecipeError("\n".join(dict.fromkeys(lines))) from error
     try:
         task = get_task(recipe.task)
     except UsageError as error:
-        raise RecipeError(f"{_place('task', place, origins or {})}: {error}") from error
+        what = str(error).removeprefix("task: ")
+        raise RecipeError(f"{_place('task', place, origins or {})}: {what}") from error
     if recipe.cold_start is not None and not task.has_evidence:
         raise RecipeError(
             f"{_place('cold_start', place, origins or {})}: {task.name} has no gold evidence to "
@@ -182,7 +190,8 @@ def _explain(detail: Mapping[str, Any], place: str, origins: Mapping[str, str]) 
     if kind == "missing":
         return f"{where}: is missing; add it"
     if kind == "value_error":
-        return f"{where or place}: {detail['msg'].removeprefix('Value error, ')}"
+        message = detail["msg"].removeprefix("Value error, ")
+        return f"{_place_of_check(message, key, place, origins)}: {message.partition(': ')[2]}"
     rule = _RULES.get(kind, detail["msg"][0].lower() + detail["msg"][1:])
     return f"{where}: {_shown(value)} {_joined(rule)}{_remedy(kind, value)}"
 
@@ -216,6 +225,29 @@ def _place(key: str, place: str, origins: Mapping[str, str]) -> str:
         if key == origin or key.startswith(f"{origin}.") or origin.startswith(f"{key}."):
             return f"{override}: {key}"
     return f"{place}: {key}" if key else place
+
+
+def _place_of_check(message: str, section: str, place: str, origins: Mapping[str, str]) -> str:
+    """Return where a check over several fields failed: the override of any field it names."""
+    prefix = f"{section}." if section else ""
+    key = prefix + message.partition(": ")[0]
+    for origin, override in origins.items():
+        named = origin.removeprefix(prefix)
+        if key == origin or origin.startswith(f"{key}.") or f"{named}=" in message:
+            return f"{override}: {key}"
+    return _place(key, place, origins)
+
+
+def _foreign_values(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what YAML made of a value that no recipe can hold, such as a date, with its key."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _foreign_values(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _foreign_values(inner, key)
+    elif not isinstance(value, str | int | float | None):
+        yield key, value
 
 
 def _resolve(path: Iterable[str]) -> tuple[list[str], type[BaseModel] | None]:

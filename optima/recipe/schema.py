@@ -8,6 +8,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from optima.recipe.checks import check_agents, check_data, check_recipe, check_serving
+
 Method = Literal["sft", "dpo", "sft_dpo"]
 # Sections that a method has beyond those of all, with what it has other than their defaults.
 METHOD_SECTIONS: dict[str, dict[str, dict[str, float]]] = {
@@ -18,10 +20,17 @@ METHOD_SECTIONS: dict[str, dict[str, dict[str, float]]] = {
 
 
 class Section(BaseModel):
-    """Base of every part of a recipe."""
+    """Base of every part of a recipe.
+
+    A check over several fields begins its message with the key of one of them: ``key: what``.
+    """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -49,11 +58,16 @@ class DataSection(Section):
     max_context_words: int | None = Field(default=None, ge=20)
     """Words of context per agent, evidence kept; for models with short contexts. None: no limit."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_data(self)
+        return self
+
 
 class ModelSection(Section):
     """The policy that plays every agent."""
 
-    path: str
+    path: str = Field(min_length=1)
     """Directory or hub id of the base model."""
     revision: str | None = None
     """Commit of the hub model; None takes the newest."""
@@ -83,13 +97,7 @@ class AgentsSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.names:
-            raise ValueError("names is empty; somebody must speak")
-        if len(set(self.names)) != len(self.names):
-            raise ValueError("names must differ from each other")
-        for name in self.names:
-            if not name.isidentifier():
-                raise ValueError(f"{name!r} is no single word of letters and digits")
+        check_agents(self)
         return self
 
 
@@ -157,7 +165,9 @@ class SelectSection(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.keep_from >= self.keep_to:
-            raise ValueError("keep_from must be less than keep_to")
+            raise ValueError(
+                f"keep_from: {self.keep_from} must be less than keep_to={self.keep_to}; lower it"
+            )
         return self
 
 
@@ -353,6 +363,11 @@ class ServingSection(Section):
     scorer_batch_tokens: int = Field(default=16384, ge=256)
     """Padded tokens per forward of the base-model scorer."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_serving(self)
+        return self
+
 
 class EvaluationSection(Section):
     """Held-out evaluation after each iteration (temperature 0 in the paper)."""
@@ -413,22 +428,5 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        needed = METHOD_SECTIONS[self.method]
-        for name in ("search", "pairs", "dpo"):
-            if getattr(self, name) is not None and name not in needed:
-                raise ValueError(f"section {name} contradicts method {self.method}; remove it")
-            if getattr(self, name) is None and name in needed:
-                raise ValueError(f"method {self.method} needs a section {name}; add it")
-        if self.initialise is not None and self.method != "dpo":
-            raise ValueError(f"initialise contradicts method {self.method}; remove it")
-        if len(self.agents.names) == 1 and self.method != "sft":
-            raise ValueError(
-                "agents.names has one agent, which makes no dialogue: method must be sft; name two"
-            )
-        gpus, group = self.serving.gpus, self.serving.tensor_parallel
-        if gpus is not None and len(gpus) % group:
-            raise ValueError(
-                f"serving.gpus has {len(gpus)} entries, which serving.tensor_parallel={group} "
-                "does not divide"
-            )
+        check_recipe(self, frozenset(METHOD_SECTIONS[self.method]))
         return self

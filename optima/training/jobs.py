@@ -59,8 +59,10 @@ class TrainResult(Record):
 
     ``n_tokens`` counts the tokens of all rows times the epochs, ``n_loss_tokens`` those of them
     that carried loss; losses are means in nats per trained token. ``eval_loss_before`` is the
-    start model's loss on the evaluation rows. ``figures`` are those of a method of its own: of DPO
-    the implicit rewards of the last logged step.
+    start model's loss on the evaluation rows. ``seconds`` are those of the steps that made the
+    model, over all attempts; steps that a kill took back are in the stage's seconds only.
+    ``figures`` are those of a method of its own: of DPO the implicit rewards of the last logged
+    step.
     """
 
     schema_version: Literal[1] = 1

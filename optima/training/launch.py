@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from optima.errors import ProcessError
+from optima.errors import ProcessError, RecipeError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
+from optima.rundir import disk_errors
 from optima.training.jobs import (
     CHECKPOINTS_DIR,
     JOB_FILE,
@@ -32,6 +34,14 @@ from optima.training.jobs import (
 )
 from optima.training.parallelism import accelerate_config
 
+# Makes the trackers' callbacks as the trainer will, which is where missing packages are noticed.
+_TRACKERS_SCRIPT = """
+import sys
+from transformers.integrations import get_reporting_integration_callbacks as callbacks
+try: [make() for make in callbacks(sys.argv[1:])]
+except (ImportError, RuntimeError, ValueError) as error: sys.exit(" ".join(str(error).split()))
+"""
+_TRACKERS_TIMEOUT_S = 300.0
 ACCELERATE_FILE = "accelerate.json"
 _DIGEST_FILE = "inputs.sha256"
 _POLL_S = 0.5
@@ -54,6 +64,30 @@ def training_argv(env: Environment, output_dir: Path, *, kind: str, port: int) -
     )
 
 
+def check_trackers(names: Sequence[str], env: Environment) -> None:
+    """Raise RecipeError when a tracker of ``train.report_to`` cannot be used in ``env``.
+
+    Without it a run would find out at its first training, after all of its generation.
+    """
+    if not names:
+        return
+    done = subprocess.run(
+        [str(env.python), "-c", _TRACKERS_SCRIPT, *names],
+        env=env.environ(),
+        capture_output=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=_TRACKERS_TIMEOUT_S,
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise RecipeError(
+            f"train.report_to: [{', '.join(names)}] cannot be used in {env.prefix}: {reason}; "
+            "install what is missing there, or take it off the list"
+        )
+
+
 def run_training(
     job: TrainJob, *, env: Environment, devices: Devices, log_path: Path
 ) -> TrainResult:
@@ -68,13 +102,14 @@ def run_training(
             return TrainResult.model_validate_json(job.result_path.read_bytes())
     else:
         _remove_leftovers(job)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / PROGRESS_FILE).unlink(missing_ok=True)
     config = accelerate_config(job.train, _n_devices(devices))
     config["use_cpu"] = devices.kind == "cpu"
-    (output / ACCELERATE_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-    (output / JOB_FILE).write_text(job.model_dump_json(indent=1) + "\n")
-    digest_path.write_text(digest + "\n")
+    with disk_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+        (output / PROGRESS_FILE).unlink(missing_ok=True)
+        (output / ACCELERATE_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        (output / JOB_FILE).write_text(job.model_dump_json(indent=1) + "\n")
+        digest_path.write_text(digest + "\n")
     process = ManagedProcess(
         training_argv(env, output, kind=job.kind, port=free_port()),
         name="training",

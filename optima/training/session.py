@@ -43,9 +43,10 @@ class Counts:
 class Progress(TrainerCallback):
     """Writes progress.json at each log and marks checkpoints that are complete."""
 
-    def __init__(self, path: Path, n_tokens: int) -> None:
+    def __init__(self, path: Path, n_tokens: int, seconds_before: float) -> None:
         self._path = path
         self._n_tokens = n_tokens
+        self._seconds_before = seconds_before
         self._first_step = 0
         self._start = time.monotonic()
 
@@ -78,10 +79,11 @@ class Progress(TrainerCallback):
         self.on_step_end(args, state, control)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the checkpoint: everything in it has been written."""
+        """Mark the checkpoint: everything in it was written, after so many seconds of training."""
         if state.is_world_process_zero:
             path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_atomically(path / _COMPLETE, "")
+            seconds = self._seconds_before + time.monotonic() - self._start
+            write_atomically(path / _COMPLETE, str(seconds))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -122,15 +124,16 @@ def conduct(
     """
     output, epochs = Path(job.output_dir), job.train.epochs
     n_tokens = round(counts.n_tokens * epochs)
-    trainer.add_callback(Progress(output / PROGRESS_FILE, n_tokens))
     checkpoint = last_checkpoint(output / CHECKPOINTS_DIR)
+    seconds_before = 0.0
     if checkpoint is not None:
         logger.info("continuing from %s", checkpoint)
         trainer.args.eval_on_start = False
+        seconds_before = float((Path(checkpoint) / _COMPLETE).read_text() or 0)
+    trainer.add_callback(Progress(output / PROGRESS_FILE, n_tokens, seconds_before))
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.monotonic() - start
-    first = int(Path(checkpoint).name.rpartition("-")[2]) if checkpoint else 0
+    seconds = seconds_before + time.monotonic() - start
     eval_loss = trainer.evaluate()["eval_loss"] if counts.n_eval_rows else None
     history, n_steps = trainer.state.log_history, trainer.state.global_step
     losses = [entry["loss"] for entry in history if "loss" in entry]
@@ -147,7 +150,7 @@ def conduct(
         eval_loss=eval_loss,
         eval_loss_before=next((e["eval_loss"] for e in history if "eval_loss" in e), None),
         seconds=seconds,
-        tokens_per_s=n_tokens * (n_steps - first) / n_steps / max(seconds, 1e-9),
+        tokens_per_s=n_tokens / max(seconds, 1e-9),
         figures={key: float(last[key]) for key in sorted(last) if key.startswith("rewards/")},
     )
 

@@ -1,6 +1,8 @@
 """--dry-run of the training commands: the plan, and what stops it."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +10,12 @@ import pytest
 
 from optima.cli import dpo, sft_dpo
 from optima.cli.sft import main
+from optima.errors import RecipeError
+from optima.pipelines.footprint import n_parameters
+from optima.processes.environment import Environment
+from optima.training.launch import check_trackers
+from tests.fakes import fake_environment
+from tests.hub import fake_hub
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}<assistant>"
@@ -18,7 +26,7 @@ def arguments(folder: Path, *overrides: str, method: str = "sft") -> list[str]:
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text(json.dumps({"max_position_embeddings": 2048}))
     (model / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    python = sys.executable
+    python = str(fake_environment(folder).python)
     recipe = RECIPES / method / "quickstart.yaml"
     argv = ["--config", str(recipe), "--dry-run", "--run-dir", str(folder / "run"), "--quiet"]
     argv += ["--vllm-env", python, "--train-env", python]
@@ -110,3 +118,113 @@ def test_dry_run_reads_the_preferences_to_import(
     path.write_text("{}\n")
     assert dpo.main(arguments(tmp_path, f"pairs.path={path}", method="dpo")) == 2
     assert "preferences.jsonl:1: is no preference" in capsys.readouterr().err
+
+
+MODEL = "org/model"
+CONFIG = {
+    "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "intermediate_size": 1536, "num_key_value_heads": 3, "vocab_size": 49152,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 8192,
+}  # fmt: skip
+HUB_FILES = {
+    "config.json": json.dumps(CONFIG).encode(),
+    "tokenizer_config.json": json.dumps({"chat_template": TEMPLATE}).encode(),
+}
+
+
+def plan_of_hub_model(
+    tmp_path: Path, url: str, *overrides: str
+) -> "subprocess.CompletedProcess[str]":
+    argv = [*arguments(tmp_path), f"model.path={MODEL}", *overrides]
+    environ = {
+        **os.environ,
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "optima.cli.sft", *argv],
+        env=environ, cwd=RECIPES.parent, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_disk_of_a_hub_model_is_estimated_from_the_sizes_the_hub_tells(tmp_path: Path) -> None:
+    sizes = {
+        "model-00001-of-00002.safetensors": 3 * 2**30,
+        "model-00002-of-00002.safetensors": 2**30,
+    }
+    sizes |= {"pytorch_model.bin": 4 * 2**30, "original/consolidated.safetensors": 4 * 2**30}
+    with fake_hub(MODEL, HUB_FILES, sizes) as url:
+        done = plan_of_hub_model(tmp_path, url)
+    assert done.returncode == 0, done.stderr
+    assert "context 1024" in done.stdout  # what the recipe asks for, of the model's 8192
+    assert "weights    4.0 GiB (as the hub says)" in done.stdout
+    # 3 models and one checkpoint of 4 GiB; the conversations are small
+    assert "disk       about 16.0 GiB of " in done.stdout
+    assert "fetched    4.0 GiB of org/model into " in done.stdout
+
+
+def test_disk_of_a_hub_model_whose_size_is_not_told_is_estimated_from_its_shape(
+    tmp_path: Path,
+) -> None:
+    with fake_hub(MODEL, HUB_FILES, {}) as url:
+        done = plan_of_hub_model(tmp_path, url)
+        refused = plan_of_hub_model(tmp_path, url, "model.max_model_len=9000")
+    assert done.returncode == 0, done.stderr
+    assert "weights    0.3 GiB (estimated from config.json)" in done.stdout
+    assert refused.returncode == 2
+    assert "model.max_model_len: 9000: org/model has 8192 positions" in refused.stderr
+
+
+def test_parameters_follow_from_the_shape() -> None:
+    assert n_parameters(CONFIG) == 134_515_008  # SmolLM2-135M
+    llama_3_8b = {
+        "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 128256,
+    }  # fmt: skip
+    assert n_parameters(llama_3_8b) == 8_030_261_248
+    assert n_parameters({"hidden_size": 4096}) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("serving.endpoints=[http://127.0.0.1:1]", "serving.endpoints: http://127.0.0.1:1: "),
+        ("model.path=", "model.path: "),
+        ("train.learning_rate=.inf", "train.learning_rate: "),
+    ],
+)
+def test_dry_run_refuses_what_would_stop_the_run(
+    change: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path, change)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_dry_run_refuses_a_run_directory_that_is_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").touch()
+    assert main(arguments(tmp_path)) == 2
+    assert "is a file, no directory; give another" in capsys.readouterr().err
+
+
+def test_environment_without_the_packages_of_its_role_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = arguments(tmp_path)
+    wrong = str(fake_environment(tmp_path / "wrong", packages=("torch", "trl")).python)
+    for role, lacks in (("vllm", "vllm"), ("train", "transformers, accelerate, peft")):
+        assert main([*argv, f"--{role}-env", wrong]) == 2
+        assert f"holds no {lacks}; make it with" in capsys.readouterr().err
+    argv.remove("--dry-run")  # nor does a run start
+    assert main([*argv, "--train-env", wrong]) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_tracker_that_the_training_environment_lacks_is_refused() -> None:
+    env = Environment(prefix=Path(sys.prefix), python=Path(sys.executable))
+    check_trackers((), env)
+    with pytest.raises(RecipeError, match=r"train\.report_to: \[wandbx\] cannot be .*wandbx"):
+        check_trackers(("wandbx",), env)

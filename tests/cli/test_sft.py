@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from optima.cli import originals
+from optima.cli import infer, multi_sc, originals
 from optima.cli.sft import COMMAND, main
 from optima.cli.training import build_parser, default_run_dir
 from optima.errors import UsageError
@@ -54,6 +54,50 @@ def test_original_spellings_become_fields_and_options() -> None:
 def test_original_option_without_counterpart_is_refused_with_a_remedy(name: str) -> None:
     with pytest.raises(UsageError, match=f"--{name}: is no option here: .+"):
         overrides_of(f"--{name}", "1")
+
+
+# The commands of the original README, their comments aside, but for the name of the script.
+ORIGINAL_COMMANDS = {
+    "infer": (
+        "--model_root_path ./checkpoints/arc_sft --tokenizer_path TOKENIZER --dataset_type arc "
+        "--device 0 --port 8000 --num_thread 128 --output_root_path ./inference_results "
+        "--vllm_env optima-vllm"
+    ),
+    "multi_sc": (
+        "--model_path ./checkpoints/arc_sft/iteration_0 --tokenizer_path TOKENIZER --device 0 "
+        "--port 8000 --dataset_type trival_qa --num_thread 128 --output_path ./inference_results "
+        "--temperature 0.5 --vllm_env optima-vllm"
+    ),
+}
+
+
+def test_commands_of_the_original_readme_are_understood() -> None:
+    options = infer.build_parser().parse_intermixed_args(ORIGINAL_COMMANDS["infer"].split())
+    originals.translate_inference(options)
+    assert options.model_root == Path("checkpoints/arc_sft")
+    assert options.output == Path("inference_results")
+    assert (options.task, options.vllm_env) == ("arc", "optima-vllm")
+    fields = {"serving.device=cuda", "serving.gpus=[0]", "serving.concurrency=128",
+              "serving.port=8000", "model.tokenizer=TOKENIZER"}  # fmt: skip
+    assert set(options.overrides) == fields
+    options = multi_sc.build_parser().parse_intermixed_args(ORIGINAL_COMMANDS["multi_sc"].split())
+    originals.translate_inference(options)
+    assert options.model == "./checkpoints/arc_sft/iteration_0"
+    assert (options.task, options.temperature) == ("trival_qa", 0.5)
+    assert set(options.overrides) == fields
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "sft_dpo"])
+def test_path_of_an_original_recipe_is_that_of_ours(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    options = build_parser(COMMAND).parse_intermixed_args(
+        ["--train_config_path", f"train/{method}_recipes/trival_qa.yaml"]
+    )
+    originals.translate(options)
+    assert options.config == Path(f"recipes/{method}/trivia_qa.yaml")
+    assert options.config.is_file()
 
 
 def test_unknown_device_is_refused() -> None:

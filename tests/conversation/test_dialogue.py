@@ -171,3 +171,15 @@ def test_bug_in_one_worker_stops_all_and_rises() -> None:
 
     with pytest.raises(KeyError, match="a bug"):
         asyncio.run(hold_conversations([dialogue()], generate, lambda c: None, concurrency=2))
+
+
+def test_turn_carries_its_own_seconds_and_the_servers_counts() -> None:
+    waits = iter([0.5, 0.0])
+
+    async def complete(request: Request) -> Completion:
+        await asyncio.sleep(next(waits))
+        return Reply(" <A>x</A>", n_prompt_tokens=11, n_tokens=4)
+
+    first, second = asyncio.run(dialogue().converse(complete)).turns
+    assert first.seconds >= 0.5 > second.seconds
+    assert (first.n_prompt_tokens, first.n_tokens) == (11, 4)

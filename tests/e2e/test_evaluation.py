@@ -2,63 +2,31 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from optima.processes.devices import Devices
-from optima.processes.environment import resolve_environment
-from optima.recipe.loading import load_recipe
-from optima.serving.fleet import Fleet
-from optima.types import ModelRef
+from tests.e2e.conftest import RECIPE, Endpoint
 from tests.pipelines.runs import ROOT
 
 pytestmark = pytest.mark.e2e
 
-MODEL = ROOT / "models" / "smollm2-135m-instruct"
-RECIPE = ROOT / "recipes" / "sft" / "quickstart.yaml"
 SMALL = (
     "conversation.max_turns=2", "conversation.max_turn_tokens=24",
     "conversation.worked_example=true", "serving.device=cpu",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """A real server that the commands reach as ``serving.endpoints``."""
-
-    url: str
-    api_key: str
-
-
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    """Serve the model once for all commands that need no more than it."""
-    fleet = Fleet(
-        ModelRef(path=str(MODEL)),
-        recipe=load_recipe(RECIPE, ["serving.device=cpu"]),
-        devices=Devices(kind="cpu"),
-        env=resolve_environment(None, "vllm"),
-        log_dir=tmp_path_factory.mktemp("logs"),
-    )
-    with fleet:
-        server = fleet.servers[0]
-        yield Endpoint(server.base_url, server.api_key)
-
-
 def run(name: str, *argv: str, endpoint: Endpoint | None = None) -> str:
     """Run a command to its end; return what it prints."""
-    overrides = [*SMALL, f"serving.endpoints=[{endpoint.url}]"] if endpoint else [*SMALL]
-    key = {"OPTIMA_API_KEY": endpoint.api_key} if endpoint else {}
+    overrides = [*SMALL, endpoint.override] if endpoint else [*SMALL]
+    environ = endpoint.environ if endpoint else None
     done = subprocess.run(
         [sys.executable, "-m", f"optima.cli.{name}", *argv, *overrides],
-        cwd=ROOT, env={**os.environ, **key}, capture_output=True, text=True, timeout=1200,
+        cwd=ROOT, env=environ, capture_output=True, text=True, timeout=1200,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -72,7 +40,7 @@ def _conversations(path: Path) -> list[dict[str, Any]]:
 def test_a_model_is_served_and_evaluated_and_gives_the_same_figures_from_an_endpoint(
     endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    argv = ("--model", str(MODEL), "--config", str(RECIPE), "--limit", "3", "--output")
+    argv = ("--model", str(endpoint.model), "--config", str(RECIPE), "--limit", "3", "--output")
     table = run("infer", *argv, str(tmp_path / "served"))
     again = run("infer", *argv, str(tmp_path / "endpoint"), endpoint=endpoint)
     line, other = (text.splitlines()[2].split() for text in (table, again))
@@ -86,8 +54,9 @@ def test_a_model_is_served_and_evaluated_and_gives_the_same_figures_from_an_endp
 
 def test_samples_of_a_model_become_a_scaling_curve(endpoint: Endpoint, tmp_path: Path) -> None:
     table = run(
-        "multi_sc", "--model", str(MODEL), "--config", str(RECIPE), "--limit", "3", "--n-samples",
-        "3", "--output", str(tmp_path / "sc"), endpoint=endpoint,
+        "multi_sc", "--model", str(endpoint.model), "--config", str(RECIPE), "--limit", "3",
+        "--n-samples", "3", "--temperature", "1.0", "--output", str(tmp_path / "sc"),
+        endpoint=endpoint,
     )  # fmt: skip
     assert [line.split()[1] for line in table.splitlines()[2:5]] == ["1", "2", "3"]
     texts = [turn["text"] for c in _conversations(tmp_path / "sc/model") for turn in c["turns"]]
@@ -103,8 +72,8 @@ def test_baselines_of_a_model_are_compared_problem_by_problem(
 ) -> None:
     output = tmp_path / "baselines"
     table = run(
-        "main", "baselines", "--model", str(MODEL), "--config", str(RECIPE), "--limit", "2",
-        "--n-votes", "2", "--output", str(output), endpoint=endpoint,
+        "main", "baselines", "--model", str(endpoint.model), "--config", str(RECIPE), "--limit",
+        "2", "--n-votes", "2", "--output", str(output), endpoint=endpoint,
     )  # fmt: skip
     methods = ["cot", "sc", "mad", "autoform"]
     assert [line.split()[0] for line in table.splitlines()[2:6]] == methods
@@ -129,12 +98,12 @@ def test_a_model_is_evaluated_on_two_tasks(endpoint: Endpoint, tmp_path: Path) -
     row = {"question": "Ann has 3 pens and buys 4. How many?", "answer": "3 + 4 = 7\n#### 7"}
     (rows / "test.jsonl").write_text(json.dumps(row) + "\n")
     table = run(
-        "main", "transfer", "--models", str(MODEL), "--tasks", "two_hop,gsm8k", "--data",
+        "main", "transfer", "--models", str(endpoint.model), "--tasks", "two_hop,gsm8k", "--data",
         f"gsm8k={rows}", "--config", str(RECIPE), "--limit", "2", "--output",
         str(tmp_path / "out"), endpoint=endpoint,
     )  # fmt: skip
     assert table.splitlines()[0].split() == ["model", "two_hop", "gsm8k"]
-    assert len(_conversations(tmp_path / "out/gsm8k/models/smollm2-135m-instruct")) == 1
+    assert len(_conversations(tmp_path / "out/gsm8k/run/cold_start")) == 1
 
 
 def test_ablations_train_three_models_and_compare_them(endpoint: Endpoint, tmp_path: Path) -> None:

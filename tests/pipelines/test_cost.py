@@ -28,7 +28,8 @@ def _finish(root: Path, name: str, started: float, seconds: float, **metrics: fl
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     _finish(tmp_path, "problems", 0, 9)
-    _finish(tmp_path, "iter_0/generate", 10, 40, tokens_generated=700)
+    # 40 of the tokens went into conversations that an interruption took back.
+    _finish(tmp_path, "iter_0/generate", 10, 40, tokens_generated=660, tokens_discarded=40)
     _finish(tmp_path, "evaluate/base/talk", 11, 5, tokens_generated=5000)
     _finish(tmp_path, "iter_0/score", 50, 10)
     _finish(tmp_path, "iter_0/select", 60, 1)

@@ -46,10 +46,12 @@ def test_what_follows_a_failed_or_missing_round_leaves_the_file(tmp_path: Path) 
         tmp_path / "r", _round("failed", 0), _round("failed", 1, has_failed=True),
         _round("failed", 2), _round("torn", 0), _round("torn", 2), tail='{"problem_id": "x'
     )  # fmt: skip
-    stored = keep_sound_rounds(path)
+    lost: list[int] = []
+    stored = keep_sound_rounds(path, lost.append)
     assert dict(stored) == {"failed": (_round("failed", 0),), "torn": (_round("torn", 0),)}
     assert len(path.read_text().splitlines()) == 2
-    assert dict(keep_sound_rounds(tmp_path / "new")) == {}
+    assert lost == [_round("failed", 1).n_tokens] * 3
+    assert dict(keep_sound_rounds(tmp_path / "new", lost.append)) == {}
 
 
 def test_line_that_is_no_round_is_named(tmp_path: Path) -> None:

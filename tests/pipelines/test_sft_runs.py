@@ -26,6 +26,25 @@ STAGES = (
 )
 
 
+# Those that are over at once. The disk is made slow below them, to catch a run in their middle.
+QUICK_STAGES = (
+    "problems",
+    "cold_start/script",
+    "iter_0/rank",
+    "iter_0/select",
+)
+SLOW_DISK = """
+import os, time
+_fsync = os.fsync
+def fsync(fd):
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    if f"/STAGE/" in path and "INPUTS" not in path:
+        time.sleep(60)
+    _fsync(fd)
+os.fsync = fsync
+"""
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
     directory = tmp_path_factory.mktemp("undisturbed")
@@ -105,6 +124,60 @@ def test_kill_in_any_stage_leaves_no_process_and_the_rerun_equals_an_undisturbed
     shutil.rmtree(tmp_path / "fake_env")
     run(tmp_path, fake_environment(tmp_path))
     assert results(tmp_path / "run") == undisturbed[0]
+
+
+@pytest.mark.parametrize("stage", QUICK_STAGES)
+def test_kill_while_a_stage_writes_its_results_leaves_a_run_that_goes_on(
+    stage: str,
+    undisturbed: tuple[dict[str, Any], str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mark = uuid.uuid4().hex
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(SLOW_DISK.replace("STAGE", stage))
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(slow))
+        victim = start(tmp_path, fake_environment(tmp_path), mark=mark)
+    path = tmp_path / "run" / stage
+    # What is written under a temporary name is there, and nothing else.
+    others = (".INPUTS", ".SPENT")
+    wait_until(
+        lambda: any(not part.name.startswith(others) for part in path.glob(".*.tmp")),
+        f"stage {stage}",
+    )
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    wait_until(lambda: not processes_of(mark), f"the end of {processes_of(mark)}", 15.0)
+    assert not (path / "DONE.json").exists()
+    run(tmp_path, fake_environment(tmp_path))
+    assert results(tmp_path / "run") == undisturbed[0]
+
+
+def test_resumed_stage_accounts_for_the_seconds_and_tokens_of_every_attempt(
+    undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
+) -> None:
+    slow = fake_environment(tmp_path, server=("--latency-ms", "400"))
+    victim = start(tmp_path, slow)
+    path = tmp_path / "run" / "iter_0/generate"
+    wait_until((path / "conversations.jsonl").exists, "a conversation")
+    spent = path / "SPENT.json"
+    wait_until(lambda: spent.exists() and json.loads(spent.read_text())["seconds"] > 1, "a while")
+    wait_until(lambda: json.loads(spent.read_text())["n_tokens"] > 0, "tokens under way")
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    before = json.loads(spent.read_text())
+    shutil.rmtree(tmp_path / "fake_env")
+    run(tmp_path, fake_environment(tmp_path))
+    done = json.loads((path / "DONE.json").read_text())
+    assert done["seconds"] > before["seconds"]
+    figures = done["metrics"]
+    # What was on its way when the run was killed had to be said again, and was paid for.
+    assert figures["tokens/discarded"] == before["n_tokens"] > 0
+    undisturbed_figures = json.loads((undisturbed[2] / "iter_0/generate/DONE.json").read_text())
+    assert undisturbed_figures["metrics"]["tokens/discarded"] == 0
+    assert figures["tokens/generated"] == undisturbed_figures["metrics"]["tokens/generated"]
 
 
 def test_torn_last_line_is_held_again_and_nothing_else(

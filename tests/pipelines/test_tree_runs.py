@@ -71,6 +71,16 @@ def test_run_ends_with_a_table_of_all_models(
     assert [line.split()[0] for line in table.splitlines()[2 : 2 + n]] == LABELS[method]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_undisturbed_run_keeps_every_token_it_generates(
+    method: str, undisturbed: dict[str, tuple[str, Path]]
+) -> None:
+    lines = [json.loads(line) for line in (undisturbed[method][1] / "metrics.jsonl").open()]
+    generating = [line for line in lines if "tokens/generated" in line]
+    assert any(line["stage"].endswith("/search") for line in generating)
+    assert [line["tokens/discarded"] for line in generating] == [0.0] * len(generating)
+
+
 def test_preference_training_starts_from_the_last_model_and_refers_to_it(
     undisturbed: dict[str, tuple[str, Path]],
 ) -> None:

@@ -60,6 +60,16 @@ def test_conda_name_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert resolve_environment("serve", "vllm").prefix == prefix
 
 
+def test_mamba_is_asked_where_there_is_no_conda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = make_prefix(tmp_path / "conda_envs" / "serve")
+    fake_conda(tmp_path, monkeypatch, prefix)
+    (tmp_path / "conda").rename(tmp_path / "mamba")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert resolve_environment("serve", "vllm").prefix == prefix
+
+
 def test_variable_comes_before_the_folder_and_the_folder_before_conda(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Guarded processes: nothing outlives its owner, and every ending is explained."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,6 +122,52 @@ def test_child_dies_when_its_guard_is_killed(log: Path) -> None:
         wait_until(lambda: not is_running(int(log.read_text())))
 
 
+def _guards(outer: int) -> list[int]:
+    """Return the two guards, the outer one first."""
+    inner = psutil.Process(outer).children()
+    assert len(inner) == 1
+    return [outer, inner[0].pid]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["outer", "inner"])
+def test_nothing_outlives_a_guard_that_was_killed(tmp_path: Path, log: Path, which: int) -> None:
+    pids = tmp_path / "pids"
+    with ManagedProcess(nested(tmp_path, pids), name="nested", log_path=log) as process:
+        wait_until(lambda: len(read_pids(pids)) == 3)
+        guards = _guards(process.guard_pid)
+        os.kill(guards[which], signal.SIGKILL)
+        wait_until(lambda: not any(is_running(pid) for pid in [*guards, *read_pids(pids)]))
+        assert process.wait(1) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["outer", "inner"])
+def test_nothing_outlives_an_owner_killed_together_with_a_guard(
+    tmp_path: Path, log: Path, which: int
+) -> None:
+    pids = tmp_path / "pids"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(log), *nested(tmp_path, pids)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    wait_until(lambda: len(read_pids(pids)) == 3)
+    guards = _guards(psutil.Process(owner.pid).children()[0].pid)
+    owner.kill()
+    os.kill(guards[which], signal.SIGKILL)
+    owner.wait()
+    wait_until(lambda: not any(is_running(pid) for pid in [*guards, *read_pids(pids)]))
+
+
+def test_child_is_asked_once_to_end(tmp_path: Path, log: Path) -> None:
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\n"
+        "print('ready', flush=True)\nfor _ in range(30): time.sleep(0.1)\nprint('done')"
+    )
+    with ManagedProcess(python(code), name="child", log_path=log):
+        wait_until(lambda: log.exists() and "ready" in log.read_text())
+    assert log.read_text().split() == ["ready", "asked", "done"]
+
+
 def test_stop_works_while_a_forked_process_holds_the_pipe(log: Path) -> None:
     with ManagedProcess(python("import time; time.sleep(600)"), name="child", log_path=log):
         fork = os.fork()
@@ -146,6 +193,17 @@ def test_signal_that_ended_the_child_is_passed_on_and_explained(log: Path) -> No
             process.check(20)
     assert "(out of memory?)" in str(got.value)
     assert "  loading" in str(got.value)
+
+
+def test_full_disk_is_named_where_a_log_could_not_say_it(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ManagedProcess(python("raise SystemExit(1)"), name="c", log_path=log) as process:
+        process.wait(20)
+        assert "disk is full" not in str(process.failure())
+        nearly_full = shutil.disk_usage(log.parent)._replace(free=4096)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: nearly_full)
+        assert "exited with status 1; the disk is full" in str(process.failure())
 
 
 def test_error_ends_with_the_last_lines_of_this_start_only(log: Path) -> None:

@@ -62,10 +62,72 @@ def test_python_objects_are_not_constructed(tmp_path: Path) -> None:
     assert "no valid YAML" in refusal(tmp_path, "seed: !!python/object/apply:os.getpid []\n")
 
 
-def test_contradictory_values_are_refused(tmp_path: Path) -> None:
-    assert "keep_from must be less" in refusal(tmp_path, "select: {keep_from: 0.9}\n")
-    assert "contradicts method sft" in refusal(tmp_path, "dpo: {beta: 0.1}\n")
-    assert "does not divide" in refusal(tmp_path, "serving: {gpus: [0, 1, 2], tensor_parallel: 2}")
+# What a recipe says -> the whole message: place, value, rule, remedy.
+CONTRADICTIONS = {
+    "select: {keep_from: 0.9}": "select.keep_from: 0.9 must be less than keep_to=0.7; lower it",
+    "dpo: {beta: 0.1}": "dpo: contradicts method=sft; remove the section",
+    "initialise: true": "initialise: contradicts method=sft; remove it",
+    "serving: {gpus: [0, 1, 2], tensor_parallel: 2}": (
+        "serving.gpus: [0, 1, 2] must be a multiple of tensor_parallel=2 GPUs; list more or fewer"
+    ),
+    "serving: {endpoints: [localhost:8000]}": (
+        "serving.endpoints: 'localhost:8000' must be a URL; write http://host:port"
+    ),
+    "agents: {names: [Al ice, Bob]}": (
+        "agents.names: 'Al ice' must be a single word of letters and digits; rename it"
+    ),
+    "agents: {names: [Bob, Bob]}": (
+        "agents.names: [Bob, Bob] must differ from each other; rename one"
+    ),
+    "data: {train_file: x.json}": (
+        "data.train_file: is looked for below path, which is not set; set path"
+    ),
+    "data: {path: d, hub_id: a/b}": "data.hub_id: contradicts path=d; remove one of them",
+}
+
+
+@pytest.mark.parametrize("text", CONTRADICTIONS)
+def test_contradictory_values_are_refused_with_what_to_do(text: str, tmp_path: Path) -> None:
+    assert refusal(tmp_path, f"{text}\n") == f"r.yaml: {CONTRADICTIONS[text]}"
+
+
+def test_turn_that_fills_the_context_window_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "", "model.max_model_len=1024") == (
+        "override model.max_model_len=1024: conversation.max_turn_tokens: 2000 leaves no room for "
+        "a prompt in model.max_model_len=1024; lower it"
+    )
+
+
+def test_override_of_any_field_of_a_contradiction_is_its_place(tmp_path: Path) -> None:
+    text = "select: {keep_from: 0.5}\n"
+    for override in ("select.keep_to=0.4", "select.keep_from=0.8"):
+        message = refusal(tmp_path, text, override)
+        assert message.startswith(f"override {override}: select.keep_from: ")
+    message = refusal(tmp_path, "", "search.n_rounds=3")
+    assert message.startswith("override search.n_rounds=3: search: contradicts method=sft")
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan", "-.inf"])
+def test_numbers_are_finite(value: str, tmp_path: Path) -> None:
+    message = refusal(tmp_path, "", f"train.learning_rate={value}")
+    assert message.startswith(f"override train.learning_rate={value}: train.learning_rate: ")
+    assert message.endswith("is refused: input should be a finite number")
+
+
+def test_value_that_yaml_makes_a_date_is_named(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "", "data.hub_revision=2024-01-01")
+    assert message.startswith("override data.hub_revision=2024-01-01: data.hub_revision: 2024")
+    assert message.endswith("put it in quotes")
+
+
+def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="no UTF-8 text"):
+        load_recipe(tmp_path / "r.yaml")
+
+
+def test_key_that_is_a_list_is_refused(tmp_path: Path) -> None:
+    assert "no valid YAML" in refusal(tmp_path, "? [a]\n: b\n")
 
 
 def test_override_is_the_place_of_its_error(tmp_path: Path) -> None:
@@ -95,7 +157,9 @@ def test_malformed_override_is_refused(override: str, tmp_path: Path) -> None:
 
 def test_task_is_checked_and_the_original_spelling_taken(tmp_path: Path) -> None:
     assert load(tmp_path, "", "task=trival_qa").task == "trivia_qa"
-    assert "did you mean gsm8k?" in refusal(tmp_path, "", "task=gsm8")
+    assert refusal(tmp_path, "", "task=gsm8") == (
+        "override task=gsm8: task: 'gsm8' is no task (did you mean gsm8k?)"
+    )
 
 
 def test_cold_start_needs_evidence(tmp_path: Path) -> None:
