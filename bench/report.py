@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from optima.recipe.loading import change_recipe, dump_recipe
+from optima.records import write_records, write_text
 from optima.reporting.report import Limits, write_report
-from optima.rundir import StageDone, write_records, write_text
+from optima.rundir import StageDone
 from optima.seeding import rng
 from optima.types import Conversation, Problem, RewardParts, Turn, TurnLosses
 from tests.reporting.browser import Page, chromium

@@ -27,7 +27,7 @@ from optima.recipe.schema import (
     ServingSection,
     TrainSection,
 )
-from optima.rundir import write_records
+from optima.records import write_records
 from optima.tasks import get_task
 from optima.tasks.loading import load_problems
 from optima.training.jobs import TrainJob, TrainResult

@@ -1,17 +1,15 @@
-"""A run is a directory that one process owns; this module is its layout and its durability.
+"""A run is a directory that one process owns; this module is its layout.
 
     recipe.yaml  provenance.json  metrics.jsonl  LOCK  logs/attempt_N/  <part>/<stage>/DONE.json
 
 A stage is finished when its DONE.json, written last, names the digest of the inputs it was made
-from. Whole files are written under a temporary name, synced and renamed; record files that grow
-are appended to and lose at most a torn last line to a crash. Resume skips what is finished.
+from. Resume skips what is finished.
 
 What a stage has cost so far stands beside it in SPENT.json, rewritten every second, so that the
 account of a stage counts every attempt, however the one before it ended.
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -22,17 +20,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, Self, TypeVar
+from typing import IO, Any, Literal, Self
 
 from pydantic import ValidationError
 
 from optima.errors import RunBusyError, StageError, UsageError
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.schema import Recipe
+from optima.records import disk_errors, write_text
 from optima.seeding import digest
 from optima.types import Record
-
-R = TypeVar("R", bound=Record)
 
 # What may differ between two attempts of a run: where it runs, not what it computes.
 RESUMABLE_SECTIONS = ("serving",)
@@ -222,16 +219,11 @@ class RunDir:
                 self._open[name] = stage
         return stage
 
-    def finished_stages(self) -> list[StageDone]:
-        """Return the finished stages in the order in which they were begun."""
-        found = [read_done(path.parent) for path in self.root.glob("**/DONE.json")]
-        return sorted((d for d in found if d is not None), key=lambda d: d.started_unix_s)
-
     def write_metrics(self) -> None:
         """Rewrite metrics.jsonl from the finished stages, in the order in which they ran."""
         lines = [
             json.dumps({"stage": done.stage, "seconds": done.seconds, **done.metrics})
-            for done in self.finished_stages()
+            for done in finished_stages(self.root)
         ]
         write_text(self.root / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
 
@@ -310,123 +302,18 @@ def read_done(stage_path: Path) -> StageDone | None:
         return None
 
 
+def finished_stages(root: Path) -> list[StageDone]:
+    """Return the finished stages of a run in the order in which they were begun."""
+    found = (read_done(path.parent) for path in root.glob("**/DONE.json"))
+    return sorted((done for done in found if done is not None), key=lambda d: d.started_unix_s)
+
+
 def read_spent(stage_path: Path) -> Spent:
     """Return what the attempts of an unfinished stage spent so far."""
     try:
         return Spent.model_validate_json((stage_path / SPENT_FILE).read_bytes())
     except (OSError, ValidationError):
         return Spent()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file so that a crash leaves either the old content or the new."""
-    with disk_errors(path), atomic_writer(path) as file:
-        file.write(text)
-
-
-def write_records(path: Path, records: Iterable[Record]) -> int:
-    """Write one JSON line per record, atomically; return how many."""
-    n = 0
-    with disk_errors(path), atomic_writer(path) as file:
-        for record in records:
-            file.write(record.model_dump_json() + "\n")
-            n += 1
-    return n
-
-
-def read_records(path: Path, kind: type[R]) -> Iterator[R]:
-    """Yield the records of a JSON Lines file one by one; StageError names a line that is none."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            yield parse_record(line, kind, f"{path}:{number}")
-
-
-def parse_record(line: bytes, kind: type[R], place: str) -> R:
-    """Return the record of a line; StageError names its ``place`` when it is none."""
-    try:
-        return kind.model_validate_json(line)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise StageError(
-            f"{place}: no {kind.__name__} record ({reason}); remove the line or "
-            "the stage's directory, then run again"
-        ) from error
-
-
-class RecordAppender:
-    """Appends records to a file that survives crashes: a torn last line is cut on opening."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with disk_errors(path):
-            repair_tail(path)
-            self._file = path.open("ab")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        with disk_errors(self.path), contextlib.closing(self._file):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def append(self, record: Record) -> None:
-        """Append one record; it is with the kernel when this returns, so a SIGKILL keeps it."""
-        with disk_errors(self.path):
-            self._file.write(record.model_dump_json().encode() + b"\n")
-            self._file.flush()
-
-
-def repair_tail(path: Path) -> int:
-    """Cut a last line that a crash left without its newline; return the bytes cut."""
-    if not path.exists():
-        return 0
-    with path.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        end = size
-        while end > 0:
-            start = max(0, end - 65536)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)
-    return size - end
-
-
-@contextlib.contextmanager
-def atomic_writer(path: Path) -> Iterator[IO[str]]:
-    """Open a temporary file beside ``path``; sync it and rename it on success."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one clear StageError; nothing finished is lost."""
-    try:
-        yield
-    except OSError as error:
-        reasons = {
-            errno.ENOSPC: "the disk is full; free some space",
-            errno.EDQUOT: "the disk quota is used up; free some space",
-            errno.EROFS: "the file system is read-only; give another --run-dir",
-            errno.EACCES: "no permission to write; give another --run-dir",
-            errno.EFBIG: "the file-size limit is reached; raise it (ulimit -f)",
-        }
-        if error.errno not in reasons:
-            raise
-        raise StageError(f"{path}: {reasons[error.errno]}, then run again to go on") from error
 
 
 def _read_or_empty(path: Path) -> str:

@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "io",
         (
             "optima.recipe",
+            "optima.records",
             "optima.rundir",
             "optima.tasks.loading",
             "optima.tasks.judging",

@@ -12,16 +12,15 @@ import pytest
 
 from optima.errors import RunBusyError, StageError, UsageError
 from optima.recipe.schema import ModelSection, Recipe, ServingSection
-from optima.rundir import (
+from optima.records import (
     RecordAppender,
-    RunDir,
     disk_errors,
-    read_attempts,
     read_records,
     repair_tail,
     write_records,
     write_text,
 )
+from optima.rundir import RunDir, read_attempts
 from optima.types import Fact
 
 

@@ -206,12 +206,12 @@ def _transfer(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from optima.pipelines.comparison import compare
+    from optima.records import write_text
     from optima.reporting.inference import (
         COMPARISON_LEGEND,
         comparison_cost,
         comparison_table,
     )
-    from optima.rundir import write_text
 
     rows = compare(options.runs)
     table = comparison_table(rows)

@@ -37,7 +37,8 @@ from optima.pipelines.run import open_run
 from optima.pipelines.talk import FILE as CONVERSATIONS
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
-from optima.rundir import Stage, read_records, write_records
+from optima.records import read_records, write_records
+from optima.rundir import Stage
 from optima.tasks.answers import is_same_answer
 from optima.tasks.judging import Judge, JudgeError
 from optima.types import Conversation, Record

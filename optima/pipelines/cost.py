@@ -13,7 +13,7 @@ from typing import Any
 
 from optima.pipelines.checkpoints import run_of
 from optima.recipe.loading import load_recipe
-from optima.rundir import DISCARDED, GENERATED, StageDone, read_attempts, read_done
+from optima.rundir import DISCARDED, GENERATED, StageDone, finished_stages, read_attempts, read_done
 
 # The last part of a stage's name -> what its seconds are spent on.
 KINDS = {
@@ -58,8 +58,7 @@ def read_costs(root: Path) -> tuple[ModelCost, ...]:
 
     Empty when nothing was trained there.
     """
-    found = (read_done(path.parent) for path in root.glob("**/DONE.json"))
-    stages = sorted((done for done in found if done is not None), key=lambda d: d.started_unix_s)
+    stages = finished_stages(root)
     attempts = read_attempts(root)
     costs = []
     generated = trained = 0.0

@@ -9,7 +9,7 @@ from optima.pipelines import judge
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.talk import TalkPlan, talk
 from optima.reporting.tables import EvaluationRow
-from optima.rundir import Stage
+from optima.rundir import Stage, finished_stages
 from optima.types import Problem
 
 
@@ -55,7 +55,7 @@ class Evaluations:
 
     def _seconds(self, model: Model) -> float:
         """Return the wall time of all stages that made the model, its iteration only."""
-        stages = self._context.run.finished_stages()
+        stages = finished_stages(self._context.run.root)
         return sum(done.seconds for done in stages if done.stage.split("/")[0] == model.label)
 
 

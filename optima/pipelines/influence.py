@@ -19,7 +19,8 @@ from optima.pipelines.context import Model, RunContext
 from optima.pipelines.problems import Problems
 from optima.pipelines.talk import TalkPlan, talk
 from optima.recipe.schema import InfluenceSection
-from optima.rundir import Stage, read_records, write_records
+from optima.records import read_records, write_records
+from optima.rundir import Stage
 from optima.seeding import rng
 from optima.tasks.loading import sample_problems
 from optima.training.jobs import MODEL_DIR

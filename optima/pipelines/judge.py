@@ -14,8 +14,9 @@ from typing import TypeVar
 from optima.errors import StageError
 from optima.pipelines.context import RunContext
 from optima.pipelines.talk import FILE as CONVERSATIONS
+from optima.records import read_records, write_records
 from optima.reward import compute_reward
-from optima.rundir import Stage, read_records, write_records
+from optima.rundir import Stage
 from optima.tasks.judging import Judge, JudgeError
 from optima.types import Conversation, Problem, RewardParts, TurnLosses
 

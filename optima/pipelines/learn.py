@@ -12,7 +12,8 @@ from optima.pipelines.talk import FILE as CONVERSATIONS
 from optima.pipelines.talk import speakers_for
 from optima.prompts.scripts import scripted_utterances
 from optima.recipe.schema import ColdStartSection, DpoSection, TrainSection
-from optima.rundir import Stage, read_records, write_records
+from optima.records import read_records, write_records
+from optima.rundir import Stage
 from optima.seeding import derive_seed, rng
 from optima.selection import best_of_n, select_top
 from optima.tasks.answers import last_marked_answer

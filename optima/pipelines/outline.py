@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from optima.recipe.schema import Recipe
-from optima.rundir import write_text
+from optima.records import write_text
 from optima.tasks import get_task
 from optima.types import Record
 

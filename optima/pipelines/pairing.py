@@ -10,8 +10,8 @@ from optima.pipelines.search import TREES
 from optima.pipelines.talk import speakers_of
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
+from optima.records import atomic_writer, disk_errors, read_records
 from optima.reporting.tables import Table
-from optima.rundir import atomic_writer, disk_errors, read_records
 from optima.search.exchange import export_lines
 from optima.search.pairs import Harvest, harvest_pairs, preference_row
 from optima.tasks import get_task

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 
 from optima.pipelines.context import RunContext
-from optima.rundir import read_records, write_records
+from optima.records import read_records, write_records
 from optima.tasks.loading import load_problems, sample_problems
 from optima.types import Problem
 

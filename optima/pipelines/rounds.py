@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from optima.rundir import atomic_writer, disk_errors, parse_record, repair_tail
+from optima.records import atomic_writer, disk_errors, parse_record, repair_tail
 from optima.types import TreeRound
 
 FILE = "rounds.jsonl"

@@ -16,7 +16,8 @@ from optima.pipelines.context import Device, Model, RunContext
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, package_versions
 from optima.recipe.schema import Recipe
-from optima.rundir import RunDir, read_attempts, write_text
+from optima.records import write_text
+from optima.rundir import RunDir, read_attempts
 from optima.seeding import digest
 from optima.tasks import get_task
 from optima.types import ModelRef

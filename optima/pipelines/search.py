@@ -27,12 +27,8 @@ from optima.pipelines.rounds import StoredRounds, keep_sound_rounds
 from optima.pipelines.talk import FILE as CONVERSATIONS
 from optima.pipelines.talk import TalkPlan, rare_collections, speakers_for, talk
 from optima.recipe.schema import PairSection, SearchSection
-from optima.rundir import (
-    RecordAppender,
-    Stage,
-    read_records,
-    write_records,
-)
+from optima.records import RecordAppender, read_records, write_records
+from optima.rundir import Stage
 from optima.search.exchange import read_conversational
 from optima.search.forest import Forest
 from optima.search.pairs import harvest_pairs, preference_row

@@ -26,7 +26,8 @@ from optima.pipelines.context import Model, RunContext
 from optima.prompts.formats import Format
 from optima.prompts.rendering import system_prompt
 from optima.recipe.schema import Recipe
-from optima.rundir import RecordAppender, Stage, atomic_writer, disk_errors, repair_tail
+from optima.records import RecordAppender, atomic_writer, disk_errors, repair_tail
+from optima.rundir import Stage
 from optima.seeding import derive_seed, rng
 from optima.serving.client import CompletionClient, Server
 from optima.serving.fleet import Fleet

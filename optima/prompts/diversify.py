@@ -15,7 +15,7 @@ from rapidfuzz import fuzz
 
 from optima.errors import ServerError, UsageError
 from optima.prompts.formats import Format, load_formats
-from optima.rundir import write_text
+from optima.records import write_text
 from optima.seeding import derive_seed, digest, rng
 
 N_SHOWN = 6  # formats of the pool that a request shows as examples

@@ -8,10 +8,10 @@ from pathlib import Path
 from optima.pipelines.consistency import Curve
 from optima.pipelines.cost import base_tokens, evaluation_cost
 from optima.recipe.schema import Recipe
+from optima.records import write_text
 from optima.reporting.cost import cost_text
 from optima.reporting.inference import costs_of
 from optima.reporting.tables import Table, interval
-from optima.rundir import write_text
 
 HEAD = ("model", "k", "vote", "95 %", "coverage", "95 %", "tokens")
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from optima.pipelines.cost import EvaluationCost, ModelCost, repaid_after
+from optima.records import write_text
 from optima.reporting.tables import Table
-from optima.rundir import write_text
 
 HEAD = ("model", "tokens generated", "tokens trained", "generate", "score", "train", "other")
 EVALUATION_HEAD = ("evaluated: tokens", "evaluated")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from optima.records import disk_errors, write_text
 from optima.reporting.bars import cost_figure, length_figure, stop_figures, transfer_figures
 from optima.reporting.curves import (
     reward_figure,
@@ -13,7 +14,6 @@ from optima.reporting.curves import (
 )
 from optima.reporting.drawing import Figure
 from optima.reporting.history import History, read_histories
-from optima.rundir import disk_errors, write_text
 
 __all__ = ["Figure", "figures_of", "report_figures", "write_figures"]
 

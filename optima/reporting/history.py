@@ -24,7 +24,7 @@ from optima.pipelines.cost import ModelCost, read_costs
 from optima.pipelines.judged import read_judged, read_samples
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
-from optima.rundir import StageDone, read_done
+from optima.rundir import StageDone, finished_stages, read_done
 
 Kind = Literal["training", "inference", "baselines", "consistency", "transfer"]
 
@@ -157,7 +157,7 @@ def _mark_transfers(histories: Sequence[History]) -> list[History]:
 def _read(root: Path, name: str, folder: Path | None) -> History:
     recipe = load_recipe(root / "recipe.yaml")
     is_training = not is_evaluation(root)
-    stages = _finished(root) if is_training else []
+    stages = finished_stages(root) if is_training else []
     models = _models(root, recipe, stages if is_training else None)
     results = {} if is_training else _results(root)
     scalings = () if is_training else _scalings(models, recipe, results)
@@ -179,11 +179,6 @@ def _read(root: Path, name: str, folder: Path | None) -> History:
         costs=costs,
         scalings=scalings,
     )
-
-
-def _finished(root: Path) -> list[StageDone]:
-    found = (read_done(path.parent) for path in root.glob("**/DONE.json"))
-    return sorted((done for done in found if done is not None), key=lambda d: d.started_unix_s)
 
 
 def _models(

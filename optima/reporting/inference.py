@@ -19,9 +19,10 @@ from optima.pipelines.cost import (
 )
 from optima.pipelines.infer import InferenceRow
 from optima.recipe.schema import Recipe
+from optima.records import write_text
 from optima.reporting.cost import cost_text
 from optima.reporting.tables import EvaluationRow, Table, interval
-from optima.rundir import read_done, write_text
+from optima.rundir import read_done
 
 HEAD = (
     *("model", "score", "95 %", "answered", "tokens", "95 %", "median", "p95", "turns", "failed"),

@@ -21,7 +21,7 @@ from optima.reporting.drawing import Figure
 from optima.reporting.history import History
 from optima.reporting.run_tables import ReportTable
 from optima.reporting.trees import Trees
-from optima.rundir import read_done
+from optima.rundir import finished_stages
 
 SCRIPTS = ("data.js", "conversations.js", "trees.js", "main.js")
 
@@ -163,12 +163,10 @@ def _setup(histories: Sequence[History]) -> Iterator[str]:
 
 def _stages(run: Path) -> str:
     """Return the finished stages with their seconds and all that was measured in them."""
-    found = [read_done(path.parent) for path in run.glob("**/DONE.json")]
-    stages = sorted((done for done in found if done), key=lambda done: done.started_unix_s)
     lines = "".join(
         f"<tr><td class=word>{html.escape(done.stage)}</td><td>{done.seconds:.1f} s</td>"
         f"<td class=word>{html.escape(_metrics(done.metrics))}</td></tr>"
-        for done in stages
+        for done in finished_stages(run)
     )
     return (
         '<h3>Stages</h3><div class="scroll" tabindex="0" role="region" aria-label="stages"><table>'

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from optima.records import atomic_writer, disk_errors, write_text
 from optima.reporting.archive import Archive
 from optima.reporting.drawing import Figure
 from optima.reporting.figures import figures_of, write_figures
@@ -19,7 +20,6 @@ from optima.reporting.history import read_histories
 from optima.reporting.page import Content, page_parts
 from optima.reporting.run_tables import ReportTable, tables_of, write_tables
 from optima.reporting.trees import Trees
-from optima.rundir import atomic_writer, disk_errors, write_text
 
 logger = logging.getLogger(__name__)
 PAGE = "report.html"

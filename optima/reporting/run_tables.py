@@ -6,6 +6,7 @@ from pathlib import Path
 
 from optima.pipelines.comparison import differences
 from optima.pipelines.cost import ModelCost
+from optima.records import write_text
 from optima.reporting.bars import transfers
 from optima.reporting.consistency import HEAD as CONSISTENCY_HEAD
 from optima.reporting.cost import HEAD as COST_HEAD
@@ -13,7 +14,6 @@ from optima.reporting.cost import REPAID, cost_table
 from optima.reporting.history import EvaluatedModel, History, read_histories
 from optima.reporting.inference import comparison_table
 from optima.reporting.tables import Table, interval
-from optima.rundir import write_text
 
 _SEED = 0  # of the intervals of differences, as for ``optima compare``
 _REWARDS = ("total", "task", "token", "loss_term", "eligible")

@@ -17,8 +17,9 @@ from optima.pipelines.rounds import FILE as ROUNDS
 from optima.pipelines.search import PAIRS, TREES
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import SearchSection
+from optima.records import read_records
 from optima.reporting.archive import Archive
-from optima.rundir import read_done, read_records
+from optima.rundir import read_done
 from optima.search.pairs import sibling_pairs
 from optima.search.tree import Tree
 from optima.types import PreferencePair, TreeRound

@@ -22,7 +22,7 @@ from optima.errors import ProcessError, RecipeError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
-from optima.rundir import disk_errors
+from optima.records import disk_errors
 from optima.training.jobs import (
     CHECKPOINTS_DIR,
     JOB_FILE,

@@ -12,8 +12,9 @@ from optima.pipelines.cost import (
     read_costs,
     repaid_after,
 )
+from optima.records import write_text
 from optima.reporting.cost import cost_text
-from optima.rundir import StageDone, write_text
+from optima.rundir import StageDone
 
 
 def _finish(root: Path, name: str, started: float, seconds: float, **metrics: float) -> None:

@@ -50,7 +50,7 @@ def test_what_follows_a_failed_or_missing_round_leaves_the_file(tmp_path: Path) 
     stored = keep_sound_rounds(path, lost.append)
     assert dict(stored) == {"failed": (_round("failed", 0),), "torn": (_round("torn", 0),)}
     assert len(path.read_text().splitlines()) == 2
-    assert lost == [_round("failed", 1).n_tokens] * 3
+    assert sorted(lost) == [1, 2, 2]  # rounds 1 and 2 of one tree, round 2 of the other
     assert dict(keep_sound_rounds(tmp_path / "new", lost.append)) == {}
 
 

@@ -9,7 +9,8 @@ from optima.evaluation.consistency import Sample, scaling_curve
 from optima.pipelines.consistency import AnswerGroups
 from optima.recipe.loading import change_recipe, dump_recipe
 from optima.recipe.schema import Recipe
-from optima.rundir import StageDone, write_records, write_text
+from optima.records import write_records, write_text
+from optima.rundir import StageDone
 from optima.types import Conversation, RewardParts, Turn
 
 TREES: dict[str, dict[str, float]] = {"search": {}, "pairs": {}, "dpo": {}}
