@@ -1,11 +1,15 @@
 """The real thing, small: real model, CPU vLLM, CPU TRL, the command a user types."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import SftRun
 from tests.pipelines.runs import ROOT
+from tests.reporting.browser import chromium
 
 pytestmark = pytest.mark.e2e
 
@@ -27,3 +31,23 @@ def test_run_trains_a_real_model_and_serves_it_after_it_was_killed(sft_run: SftR
     assert len(found | {base}) == 3  # three different models
     held = (root / "iter_0/generate/conversations.jsonl").read_text().splitlines()
     assert len(held) == 8
+
+
+def test_report_of_a_real_run_shows_what_its_models_said(sft_run: SftRun, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "optima.cli.main", "report", str(sft_run.root), "--output",
+         str(tmp_path / "report")],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    talk = sft_run.root / "evaluate/base/talk/conversations.jsonl"
+    said = json.loads(talk.read_text().splitlines()[0])["turns"][0]["text"].strip()
+    with chromium() as page:
+        page.open(Path(done.stdout.strip()), "#conversations")
+        page.wait(lambda: page.count(".line"), "the list")
+        names = page.run("return given.sources.map((s) => s.name)")
+        page.choose("f-source", str(names.index("evaluate/base/talk")))
+        page.click(".line")
+        page.wait(lambda: page.count("#reader .turn"), "a conversation")
+        assert " ".join(said.split()) in " ".join(page.text("#reader").split())
+        assert page.complaints() == []
