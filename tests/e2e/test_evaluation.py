@@ -111,8 +111,8 @@ def test_ablations_train_three_models_and_compare_them(endpoint: Endpoint, tmp_p
     table = run(
         "main", "ablate", "--config", str(RECIPE), "--run-dir", str(root), "iterations=1",
         f"model.path={endpoint.model}", "cold_start=null", "data.n_train=2", "data.n_test=2",
-        "sampling.n_samples=2", "select.theta=-5.0", "reward.exclude_faults=false", "evaluation.base=false",
-        "train.epochs=1.0", endpoint=endpoint,
+        "sampling.n_samples=2", "select.theta=-5.0", "reward.exclude_faults=false",
+        "evaluation.base=false", "train.epochs=1.0", endpoint=endpoint,
     )  # fmt: skip
     names = [line.split()[0] for line in table.splitlines()[2:5]]
     assert names == [f"{root / name}:iter_0" for name in ("full", "no_token", "no_loss")]
