@@ -110,6 +110,11 @@ def read_histories(runs: Sequence[Path]) -> tuple[History, ...]:
     return tuple(_mark_transfers(histories))
 
 
+def find_runs(runs: Sequence[Path]) -> tuple[Path, ...]:
+    """Return the run directories that ``runs`` are or hold; UsageError for what is neither."""
+    return tuple(dict.fromkeys(root for run in runs for root, _ in _expand(run)))
+
+
 def _expand(run: Path) -> list[tuple[Path, Path | None]]:
     if (run / "recipe.yaml").is_file():
         return [(run, None)]

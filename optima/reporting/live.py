@@ -6,16 +6,18 @@ hold when it is asked for; a page asks how far the current stage is and offers w
 """
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from aiohttp import web
 
+from optima.errors import OptimaError
 from optima.pipelines.status import Status, read_status
 from optima.reporting.archive import Archive, StaleError
 from optima.reporting.figures import figures_of
-from optima.reporting.history import read_histories
+from optima.reporting.history import find_runs, read_histories
 from optima.reporting.page import Content, page_parts
 from optima.reporting.run_tables import tables_of
 from optima.reporting.status import status_text
@@ -33,21 +35,28 @@ class LiveReport:
     """The pages of some runs, made anew when the runs have grown."""
 
     def __init__(self, runs: Sequence[Path]) -> None:
-        self._runs = tuple(history.root for history in read_histories(runs))
+        self._runs = find_runs(runs)
         self._made: dict[str, Content] = {}
         self._making = asyncio.Lock()
 
     def version(self) -> str:
         """Identify what the runs hold now."""
         files = [p for run in self._runs for name in _WATCHED for p in run.glob(f"**/{name}")]
-        return digest(*(f"{p}:{p.stat().st_size}" for p in sorted(files)))
+        sizes = []
+        for path in sorted(files):
+            with contextlib.suppress(FileNotFoundError):  # a stage that starts over is removed
+                sizes.append(f"{path}:{path.stat().st_size}")
+        return digest(*sizes)
 
     async def content(self) -> Content:
         """Return the newest content, at most made once at a time."""
         async with self._making:
             version = self.version()
             if version not in self._made:
-                self._made[version] = await asyncio.to_thread(self._make, version)
+                try:
+                    self._made[version] = await asyncio.to_thread(self._make, version)
+                except (OptimaError, FileNotFoundError) as error:  # written anew while it was read
+                    raise web.HTTPServiceUnavailable(text=f"{error}; reload the page") from error
                 for old in list(self._made)[:-KEPT_VERSIONS]:
                     del self._made[old]
             return self._made[version]
