@@ -23,6 +23,7 @@ from optima.reporting.run_tables import ReportTable
 from optima.reporting.trees import Trees
 from optima.rundir import finished_stages
 
+SETUP_FILES = {"recipe.yaml": "Recipe, as resolved", "provenance.json": "Provenance"}
 SCRIPTS = ("data.js", "conversations.js", "trees.js", "main.js")
 
 
@@ -150,15 +151,17 @@ def _table(shown: ReportTable) -> str:
 
 def _setup(histories: Sequence[History]) -> Iterator[str]:
     for history in histories:
-        run, name = history.root, history.name
-        recipe = (run / "recipe.yaml").read_text(encoding="utf-8")
-        provenance = run / "provenance.json"
-        yield f'<h2>{html.escape(name)}</h2><p class="note">{html.escape(str(run.resolve()))}</p>'
-        yield f"<h3>Recipe, as resolved</h3><pre>{html.escape(recipe)}</pre>"
-        if provenance.is_file():
-            text = provenance.read_text(encoding="utf-8")
-            yield f"<h3>Provenance</h3><pre>{html.escape(text)}</pre>"
+        run = history.root
+        yield f"<h2>{html.escape(history.name)}</h2>"
+        yield f'<p class="note">{html.escape(str(run.resolve()))}</p>'
         yield _stages(run)
+        for file, title in (
+            ("recipe.yaml", "Recipe, as resolved"),
+            ("provenance.json", "Provenance"),
+        ):
+            if (run / file).is_file():
+                text = html.escape((run / file).read_text(encoding="utf-8"))
+                yield f'<details class="setup"><summary>{title}</summary><pre>{text}</pre></details>'
 
 
 def _stages(run: Path) -> str:
