@@ -155,20 +155,17 @@ def _setup(histories: Sequence[History]) -> Iterator[str]:
         yield f"<h2>{html.escape(history.name)}</h2>"
         yield f'<p class="note">{html.escape(str(run.resolve()))}</p>'
         yield _stages(run)
-        for file, title in (
-            ("recipe.yaml", "Recipe, as resolved"),
-            ("provenance.json", "Provenance"),
-        ):
+        for file, title in SETUP_FILES.items():
             if (run / file).is_file():
                 text = html.escape((run / file).read_text(encoding="utf-8"))
-                yield f'<details class="setup"><summary>{title}</summary><pre>{text}</pre></details>'
+                yield f"<details class=setup><summary>{title}</summary><pre>{text}</pre></details>"
 
 
 def _stages(run: Path) -> str:
     """Return the finished stages with their seconds and all that was measured in them."""
     lines = "".join(
         f"<tr><td class=word>{html.escape(done.stage)}</td><td>{done.seconds:.1f} s</td>"
-        f"<td class=word>{html.escape(_metrics(done.metrics))}</td></tr>"
+        f"<td class='word wrap'>{html.escape(_metrics(done.metrics))}</td></tr>"
         for done in finished_stages(run)
     )
     return (
