@@ -140,3 +140,16 @@ def test_view_shows_a_run_going_on_and_offers_what_is_new(tmp_path: Path) -> Non
         time.sleep(0.5)
         page.wait(lambda: page.count(".line") and page.run("return data.n") > first, "more rows")
         assert page.complaints() == []
+
+
+def test_view_says_that_a_run_was_written_anew_under_an_open_page(tmp_path: Path) -> None:
+    root = training(tmp_path / "run")
+    with _view(str(root)) as url, chromium() as page:
+        page.open(url, "#conversations")
+        page.wait(lambda: page.count(".line"), "the list")
+        path = root / "evaluate/base/talk/conversations.jsonl"
+        copy = path.with_suffix(".tmp")
+        copy.write_text(path.read_text())
+        copy.replace(path)
+        page.click(".line")
+        page.wait(lambda: "reload the page" in page.text("#reader [role=alert]"), "the reason")

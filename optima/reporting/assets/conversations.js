@@ -79,7 +79,14 @@ async function searchText(text) {
   bar.max = given.chunks.length;
   let shown = 0;
   for (let number = 0; number < given.chunks.length; number++) {
-    const text = await readBlob("chunk", number);
+    let text;
+    try {
+      text = await readBlob("chunk", number);
+    } catch (error) {
+      document.getElementById("count").textContent = error.message;
+      bar.hidden = true;
+      return;
+    }
     if (ticket !== view.search) return;
     if (text.toLowerCase().includes(escaped)) markMatches(number, JSON.parse(text), query, matches);
     bar.value = number + 1;
@@ -159,10 +166,10 @@ function openAt(i, isPicked = true) {
 
 async function showRow(row, isPicked = true) {
   view.row = row;
-  const found = await readRow(row);
-  if (view.row !== row) return; // another one was picked meanwhile
   const reader = document.getElementById("reader");
-  reader.replaceChildren(...(await readerParts(found)));
+  const parts = await readRow(row).then(readerParts).catch((error) => [trouble(error)]);
+  if (view.row !== row) return; // another one was picked meanwhile
+  reader.replaceChildren(...parts);
   if (isPicked) document.getElementById("browser").classList.add("reading");
   reader.scrollTop = 0;
   keepAddress();

@@ -32,7 +32,8 @@ function wholePage() {
 async function readBlob(kind, number) {
   if (given.live) {
     const answer = await fetch(`${kind}/${number}?v=${given.version}`);
-    if (!answer.ok) throw new Error(`${kind} ${number}: the server answered ${answer.status}`);
+    if (answer.status === 410) throw new Error("The run has gone on since this page was made; reload the page.");
+    if (!answer.ok) throw new Error(`The server answered ${answer.status} for ${kind} ${number}; reload the page.`);
     return new TextDecoder().decode(await answer.arrayBuffer());
   }
   const id = `${kind}-${number}`;
@@ -60,7 +61,9 @@ function chunkOf(row) {
 
 function readChunk(number) {
   if (!data.chunks.has(number)) {
-    data.chunks.set(number, readBlob("chunk", number).then(JSON.parse));
+    const read = readBlob("chunk", number).then(JSON.parse);
+    read.catch(() => data.chunks.delete(number)); // may be had when it is asked for again
+    data.chunks.set(number, read);
     if (data.chunks.size > KEPT_CHUNKS) data.chunks.delete(data.chunks.keys().next().value);
   }
   return data.chunks.get(number);
@@ -101,6 +104,11 @@ function el(tag, attributes = {}, ...children) {
   }
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
+}
+
+// What cannot be shown is said where it would stand.
+function trouble(error) {
+  return el("p", { class: "note", role: "alert" }, error.message);
 }
 
 const OUTCOMES = {

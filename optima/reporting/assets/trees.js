@@ -28,7 +28,10 @@ function openTrees() {
 
 async function showTree(number) {
   if (location.hash.startsWith("#trees")) history.replaceState(null, "", `#trees/${number}`);
-  const tree = JSON.parse(await readBlob("tree", number));
+  const tree = await readBlob("tree", number).then(JSON.parse).catch((error) => {
+    document.getElementById("tree-about").replaceChildren(trouble(error));
+  });
+  if (!tree) return;
   const line = given.trees[number];
   const golds = tree.problem ? tree.problem.golds.join(" | ") : "–";
   document.getElementById("tree-about").replaceChildren(
