@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,3 +15,8 @@ settings.load_profile("optima")
 def shared_data() -> Path:
     """The folder with the benchmark rows, beside the repository."""
     return Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what the tests start, also where they themselves run in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
