@@ -1,4 +1,4 @@
-"""``optima``: what is known about recipes, tasks, prompts and this host."""
+"""``optima``: recipes, tasks, prompts, this host, and what runs have come to."""
 
 import argparse
 import os
@@ -14,7 +14,9 @@ from optima.recipe.loading import dump_recipe, load_recipe
 from optima.tasks import TASKS, get_task
 from optima.tasks.loading import load_problems
 
-DESCRIPTION = "Look at recipes, tasks and prompts, and check this host. Training: optima-sft."
+DESCRIPTION = """\
+Look at recipes, tasks and prompts, evaluate and compare models, read runs, and check this host.
+Training: optima-sft, optima-dpo, optima-sft-dpo. Inference: optima-infer, optima-multi-sc."""
 EPILOG = """\
 examples:
   optima recipes                                   list the recipes
