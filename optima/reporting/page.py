@@ -103,26 +103,33 @@ def _overview(content: Content) -> Iterator[str]:
 
 
 def _card(history: History) -> str:
-    """Return what became of a run in a glance: its first model against its last."""
-    name, task = html.escape(history.name), html.escape(f"{history.kind}, {history.task}")
-    lines = [f"<h3>{name}</h3><p class=note>{task}</p>"]
-    if history.models:
-        first, last = history.models[0], history.models[-1]
-        scores = [f"{100 * model.summary.score.mean:.1f}" for model in (first, last)]
-        tokens = [f"{model.summary.tokens.mean:.1f}" for model in (first, last)]
-        n = last.summary.n_problems
-        if first is last:
-            lines.append(f"<p>score <span class=big>{scores[0]}</span></p>")
-            lines.append(f"<p>tokens <span class=big>{tokens[0]}</span></p>")
-            about = f"{last.label}, {n:,} problems"
-        else:
-            lines.append(f"<p>score <span class=big>{' → '.join(scores)}</span></p>")
-            lines.append(f"<p>tokens <span class=big>{' → '.join(tokens)}</span></p>")
-            about = f"{first.label} → {last.label}, {n:,} problems"
-        lines.append(f"<p class=note>{html.escape(about)}</p>")
+    """Return what a run came to at a glance: its first model against its last, or their range."""
+    name, about = html.escape(history.name), html.escape(f"{history.kind}, {history.task}")
+    models = history.models
+    if not models:
+        lines = "<p class=note>no model evaluated yet</p>"
     else:
-        lines.append("<p class=note>no model evaluated yet</p>")
-    return f'<div class="card">{"".join(lines)}</div>'
+        is_series = history.kind == "training"
+        figures = (
+            ("score", [100 * model.summary.score.mean for model in models]),
+            ("tokens", [model.summary.tokens.mean for model in models]),
+        )
+        lines = "".join(
+            f"<p>{what} <span class=big>{_span(values, is_series=is_series)}</span></p>"
+            for what, values in figures
+        )
+        shown = f"{models[0].label} → {models[-1].label}" if is_series else f"{len(models)} of them"
+        which = models[0].label if len(models) == 1 else shown
+        n = models[-1].summary.n_problems
+        lines += f"<p class=note>{html.escape(which)}, {n:,} problems</p>"
+    return f'<div class="card"><h3>{name}</h3><p class=note>{about}</p>{lines}</div>'
+
+
+def _span(values: Sequence[float], *, is_series: bool) -> str:
+    """Return the first and the last of a series, or the least and the greatest."""
+    ends = (values[0], values[-1]) if is_series else (min(values), max(values))
+    texts = list(dict.fromkeys(f"{value:.1f}" for value in ends))
+    return (" → " if is_series else " to ").join(texts)
 
 
 def _figure(figure: Figure) -> str:
