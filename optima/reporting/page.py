@@ -118,7 +118,7 @@ def _card(history: History) -> str:
             f"<p>{what} <span class=big>{_span(values, is_series=is_series)}</span></p>"
             for what, values in figures
         )
-        shown = f"{models[0].label} → {models[-1].label}" if is_series else f"{len(models)} of them"
+        shown = f"{models[0].label} → {models[-1].label}" if is_series else f"{len(models)} models"
         which = models[0].label if len(models) == 1 else shown
         n = models[-1].summary.n_problems
         lines += f"<p class=note>{html.escape(which)}, {n:,} problems</p>"
