@@ -4,7 +4,6 @@ A run holds some 100,000 conversations; checking every field of every turn takes
 of reading them, so here lines are only parsed. What a stage writes is checked when it is written.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ from typing import Any
 import orjson
 
 from optima.errors import StageError
-from optima.evaluation.consistency import Sample
 from optima.evaluation.summary import Judged
-from optima.pipelines.consistency import GROUPS
 from optima.pipelines.judge import REWARDS
 from optima.pipelines.talk import FILE as CONVERSATIONS
 
@@ -36,18 +33,6 @@ def read_judged(folder: Path) -> Iterator[Judged]:
             is_answered=conversation["answer"] is not None,
             has_failed=conversation["error"] is not None or parts["error"] is not None,
         )
-
-
-def read_samples(folder: Path) -> dict[str, list[Sample]]:
-    """Return every problem's samples, by id, as votes see them.
-
-    Raises StageError for a line that is no record.
-    """
-    samples: dict[str, list[Sample]] = defaultdict(list)
-    numbers = (n for row in _rows(folder / "groups" / GROUPS) for n in row["groups"])
-    for judged, number in zip(read_judged(folder), numbers, strict=True):
-        samples[judged.problem_id].append(Sample(number, judged.score, judged.n_tokens))
-    return dict(samples)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

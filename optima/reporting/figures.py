@@ -13,17 +13,9 @@ from optima.reporting.curves import (
     tradeoff_figure,
 )
 from optima.reporting.drawing import Figure
-from optima.reporting.history import History, read_histories
+from optima.reporting.history import History
 
-__all__ = ["Figure", "figures_of", "report_figures", "write_figures"]
-
-
-def report_figures(runs: Sequence[Path]) -> tuple[Figure, ...]:
-    """Return the figures of runs, or folders of runs; several runs are drawn over each other.
-
-    Raises UsageError for what is no run, StageError for a broken record.
-    """
-    return figures_of(read_histories(runs))
+__all__ = ["Figure", "figures_of", "write_figures"]
 
 
 def figures_of(histories: Sequence[History]) -> tuple[Figure, ...]:

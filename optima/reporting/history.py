@@ -20,8 +20,9 @@ from optima.evaluation.statistics import Estimate
 from optima.evaluation.summary import Summary, Tally, summarise_together, tally
 from optima.pipelines.baselines import METHODS
 from optima.pipelines.comparison import Evaluated, evaluated_models, is_evaluation
+from optima.pipelines.consistency import read_samples
 from optima.pipelines.cost import ModelCost, read_costs
-from optima.pipelines.judged import read_judged, read_samples
+from optima.pipelines.judged import read_judged
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
 from optima.rundir import StageDone, finished_stages, read_done

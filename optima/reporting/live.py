@@ -104,7 +104,7 @@ class LiveReport:
             raise web.HTTPNotFound
         try:
             body = await asyncio.to_thread(read, number)
-        except StaleError as error:
+        except (StaleError, FileNotFoundError) as error:
             raise web.HTTPGone(text="the runs have gone on; reload the page") from error
         return web.Response(body=body, content_type="application/json")
 

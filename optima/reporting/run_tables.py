@@ -11,7 +11,7 @@ from optima.reporting.bars import transfers
 from optima.reporting.consistency import HEAD as CONSISTENCY_HEAD
 from optima.reporting.cost import HEAD as COST_HEAD
 from optima.reporting.cost import REPAID, cost_table
-from optima.reporting.history import EvaluatedModel, History, read_histories
+from optima.reporting.history import EvaluatedModel, History
 from optima.reporting.inference import comparison_table
 from optima.reporting.tables import Table, interval
 
@@ -29,14 +29,6 @@ class ReportTable:
     title: str
     caption: str
     table: Table
-
-
-def report_tables(runs: Sequence[Path]) -> tuple[ReportTable, ...]:
-    """Return the tables of runs, or folders of runs.
-
-    Raises UsageError for what is no run, StageError for a broken record.
-    """
-    return tables_of(read_histories(runs))
 
 
 def tables_of(histories: Sequence[History]) -> tuple[ReportTable, ...]:

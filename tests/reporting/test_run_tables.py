@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from optima.reporting.run_tables import ReportTable, report_tables, write_tables
+from optima.reporting.history import read_histories
+from optima.reporting.run_tables import ReportTable, tables_of, write_tables
 from tests.reporting import made
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def _tables(*runs: Path) -> dict[str, ReportTable]:
-    return {table.name: table for table in report_tables(runs)}
+    return {table.name: table for table in tables_of(read_histories(runs))}
 
 
 def _cell(table: ReportTable, line: str, column: str) -> str:
@@ -91,12 +92,12 @@ def test_self_consistency_shows_powers_of_two_and_the_last(tmp_path: Path) -> No
 
 def test_run_that_has_only_begun_has_no_table(tmp_path: Path) -> None:
     made.Maker(tmp_path / "run")
-    assert report_tables([tmp_path / "run"]) == ()
+    assert tables_of(read_histories([tmp_path / "run"])) == ()
 
 
 def test_tables_are_written_as_markdown_and_csv(tmp_path: Path) -> None:
     runs = [made.training(tmp_path / "first"), made.training(tmp_path / "second", n_iterations=1)]
-    write_tables(report_tables(runs), tmp_path / "out")
+    write_tables(tables_of(read_histories(runs)), tmp_path / "out")
     assert (tmp_path / "out/models.md").read_text() == (GOLDEN / "models.md").read_text()
     lines = (tmp_path / "out/rewards.csv").read_text().splitlines()
     assert lines[1].startswith("first,iter_0,0.400,0.200,0.500,0.400,")
