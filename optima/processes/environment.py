@@ -87,7 +87,7 @@ def package_versions(environment: Environment, names: Sequence[str]) -> dict[str
     """Return the versions of Python and of those packages that are there; empty if it is broken."""
     try:
         answer = subprocess.run(
-            [str(environment.python), "-I", "-c", _VERSIONS_SCRIPT, *names],
+            [str(environment.python), "-c", _VERSIONS_SCRIPT, *names],
             capture_output=True,
             check=True,
             env=environment.environ(),

@@ -223,7 +223,8 @@ class TrainSection(Section):
     lora: LoraSection | None = None
     """LoRA; None is full fine-tuning."""
     parallelism: Literal["auto", "none", "ddp", "zero3", "fsdp"] = "auto"
-    """How several GPUs share the training; ``auto``: none on one device, zero3 on several."""
+    """How several GPUs share the training; ``auto``: none on one device, zero3 on several. With
+    fsdp and preferences each process holds the whole weights in host memory while it loads them."""
     save_steps: int | None = Field(default=None, ge=1)
     """Optimiser steps between checkpoints; None saves at each epoch."""
     save_total_limit: int = Field(default=1, ge=1)

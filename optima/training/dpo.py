@@ -132,10 +132,11 @@ def run(job: TrainJob) -> TrainResult:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     # An adapter is its own reference when it is switched off; otherwise the library would load
     # a second model by the name in the config, which for a merged adapter is another model. Under
-    # FSDP it takes one for the precomputed log-probabilities too.
+    # FSDP the policy is on no GPU yet when reference log-probabilities are computed ahead.
     assert job.dpo is not None
+    is_ahead = job.dpo.reference == "precomputed"
     is_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
-    needs_reference = job.train.lora is None and (job.dpo.reference == "live" or is_fsdp)
+    needs_reference = is_fsdp if is_ahead else job.train.lora is None
     place = Path(job.output_dir) / CHECKPOINTS_DIR
     trainer = PairTrainer(
         model=prepare_model(job, dtype),
@@ -148,6 +149,8 @@ def run(job: TrainJob) -> TrainResult:
         processing_class=tokenizer,
         data_collator=DataCollatorForPreference(pad_token_id=pad),
     )
+    if is_ahead:
+        trainer.ref_model = None  # its memory is the training's
     counts = Counts(
         n_rows=len(pairs.pairs),
         n_eval_rows=len(eval_pairs.pairs),

@@ -102,7 +102,7 @@ def run_training(
             return TrainResult.model_validate_json(job.result_path.read_bytes())
     else:
         _remove_leftovers(job)
-    config = accelerate_config(job.train, _n_devices(devices))
+    config = accelerate_config(job.train, _n_devices(devices), kind=job.kind)
     config["use_cpu"] = devices.kind == "cpu"
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)

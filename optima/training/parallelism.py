@@ -3,6 +3,7 @@
 The configurations are visible dicts; the one a training used is written beside its job.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,9 +93,13 @@ def n_processes(train: TrainSection, n_devices: int) -> int:
     return 1 if resolve_parallelism(train, n_devices) == "none" else n_devices
 
 
-def accelerate_config(train: TrainSection, n_devices: int) -> dict[str, Any]:
-    """Return the configuration file of ``accelerate launch`` as a dict."""
-    config = dict(CONFIGS[resolve_parallelism(train, n_devices)])
+def accelerate_config(train: TrainSection, n_devices: int, *, kind: str) -> dict[str, Any]:
+    """Return the configuration file of ``accelerate launch`` as a dict; ``kind`` is sft or dpo."""
+    config = copy.deepcopy(CONFIGS[resolve_parallelism(train, n_devices)])
+    if kind == "dpo" and config["distributed_type"] == "FSDP":
+        # Otherwise the first process alone reads the weights and hands them out when the policy is
+        # split; the reference is split by TRL, which does not: half of it would be uninitialised.
+        config["fsdp_config"]["fsdp_cpu_ram_efficient_loading"] = False
     config["num_processes"] = n_processes(train, n_devices)
     # Under ZeRO the optimiser keeps float32 masters by itself; elsewhere bf16 means autocast.
     is_mixed = train.dtype == "bfloat16" and (

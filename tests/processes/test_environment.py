@@ -10,7 +10,7 @@ import pytest
 
 import optima
 from optima.errors import EnvironmentNotFoundError
-from optima.processes.environment import resolve_environment
+from optima.processes.environment import require_environment, resolve_environment
 
 
 def make_prefix(path: Path) -> Path:
@@ -113,3 +113,16 @@ def test_process_of_an_environment_imports_our_package_and_keeps_the_users_path(
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
     )
     assert answer.stdout.strip() == str(Path(root) / "optima" / "types.py")
+
+
+def test_packages_count_that_the_users_path_brings_as_they_do_for_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = make_prefix(tmp_path / "env")
+    with pytest.raises(EnvironmentNotFoundError, match="holds no vllm"):
+        require_environment(str(prefix), "vllm")
+    (tmp_path / "site" / "vllm-0.24.0.dist-info").mkdir(parents=True)
+    metadata = tmp_path / "site" / "vllm-0.24.0.dist-info" / "METADATA"
+    metadata.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.24.0\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    assert require_environment(str(prefix), "vllm").prefix == prefix

@@ -223,5 +223,15 @@ def test_several_gpus_share_the_state_unless_told_otherwise() -> None:
     assert resolve_parallelism(TrainSection(), 8) == "zero3"
     assert resolve_parallelism(TrainSection(parallelism="ddp"), 8) == "ddp"
     assert n_processes(TrainSection(parallelism="none"), 8) == 1
-    assert accelerate_config(TrainSection(), 8)["distributed_type"] == "DEEPSPEED"
-    assert accelerate_config(TrainSection(dtype="float32"), 1)["mixed_precision"] == "no"
+    assert accelerate_config(TrainSection(), 8, kind="sft")["distributed_type"] == "DEEPSPEED"
+    assert (
+        accelerate_config(TrainSection(dtype="float32"), 1, kind="sft")["mixed_precision"] == "no"
+    )
+
+
+@pytest.mark.parametrize(("kind", "is_alone"), [("sft", True), ("dpo", False)])
+def test_every_process_of_fsdp_reads_the_weights_where_a_reference_is_split_too(
+    kind: str, is_alone: bool
+) -> None:
+    config = accelerate_config(TrainSection(parallelism="fsdp"), 2, kind=kind)
+    assert config["fsdp_config"]["fsdp_cpu_ram_efficient_loading"] is is_alone
