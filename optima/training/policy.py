@@ -9,6 +9,7 @@ import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations import unset_hf_deepspeed_config
 
 from optima.recipe.schema import TrainSection
 from optima.training.jobs import MODEL_DIR, TrainJob
@@ -121,7 +122,8 @@ def save(trainer: Any, job: TrainJob, kept: tuple[torch.dtype, dict[str, Any]]) 
 
 
 def merge_saved(job: TrainJob, directory: Path, dtype: torch.dtype) -> None:
-    """Replace an adapter directory by the merged model."""
+    """Replace an adapter directory by the merged model; on one process, when training is over."""
+    unset_hf_deepspeed_config()  # or ZeRO-3 would wait for all processes to split what is loaded
     base = load_start(job, dtype)
     merged = PeftModel.from_pretrained(base, str(directory)).merge_and_unload()
     shutil.rmtree(directory)
