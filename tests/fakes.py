@@ -142,9 +142,9 @@ def _main(prefix: Path, arguments: list[str]) -> None:
         _train(arguments, options)
     elif module == "optima.training.score":
         _score(options)
-    elif arguments[:2] == ["-I", "-c"]:  # which versions are there
+    elif arguments[0] == "-c" and "importlib.metadata" in arguments[1]:  # which versions are there
         there = [
-            n for n in arguments[3:] if options["packages"] is None or n in options["packages"]
+            n for n in arguments[2:] if options["packages"] is None or n in options["packages"]
         ]
         print(json.dumps({"python": "3", **dict.fromkeys(there, "0")}))
     else:

@@ -81,7 +81,10 @@ def test_servers_leave_room_for_a_scorer_that_only_trees_need(
 def test_plan_of_idpo_begins_with_sft_and_counts_every_rollout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overrides = ("search.n_problems=5", "search.n_rounds=8", "search.n_probe=7", "iterations=2")
+    overrides = (
+        *("search.n_problems=5", "search.n_rounds=8", "search.n_probe=7"),
+        *("iterations=2", "initialise=true"),
+    )
     assert dpo.main(arguments(tmp_path, *overrides, method="dpo")) == 0
     out = capsys.readouterr().out
     assert "initial/train from cold_start" in out
