@@ -1,6 +1,8 @@
 """Fixtures that every test may use."""
 
+import logging
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,3 +22,13 @@ def shared_data() -> Path:
 def pytest_configure() -> None:
     """Let Ctrl-C reach what the tests start, also where they themselves run in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Leave no level, such as that of a command with --quiet, to the tests after it."""
+    logger = logging.getLogger("optima")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    yield
+    logger.setLevel(before[0])
+    logger.propagate, logger.handlers = before[1], before[2]
