@@ -98,7 +98,7 @@ def accelerate_config(train: TrainSection, n_devices: int, *, kind: str) -> dict
     config = copy.deepcopy(CONFIGS[resolve_parallelism(train, n_devices)])
     if kind == "dpo" and config["distributed_type"] == "FSDP":
         # Otherwise the first process alone reads the weights and hands them out when the policy is
-        # split; the reference is split by TRL, which does not: half of it would be uninitialised.
+        # split; TRL, which splits the reference, does not: only the first part of it would be real.
         config["fsdp_config"]["fsdp_cpu_ram_efficient_loading"] = False
     config["num_processes"] = n_processes(train, n_devices)
     # Under ZeRO the optimiser keeps float32 masters by itself; elsewhere bf16 means autocast.
