@@ -275,8 +275,10 @@ def _models_figure(
         axes.set_ylabel(unit)
         add_grid(axes, "y")
         low, high = axes.get_ylim()
-        low, high = max(low, -3.0), min(max(high, 1.0), 103.0)  # 1: where every score is 0
-        axes.set_ylim(0.0 if is_from_zero else low, axes.get_ylim()[1] if is_from_zero else high)
+        if is_from_zero:
+            axes.set_ylim(0.0, high)
+        else:  # 1: where every score is 0
+            axes.set_ylim(max(low, -3.0), min(max(high, 1.0), 103.0))
         add_legend(canvas, handles, [history.name for history in shown])
 
     longest = max(len(shorten(label, 26)) for label in (*labels, *methods))
