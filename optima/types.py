@@ -45,7 +45,14 @@ class Problem(Record):
 
 
 class Turn(Record):
-    """One utterance. ``f"{name}:{text}"`` is what every agent sees of it."""
+    """One utterance. ``f"{name}:{text}"`` is what every agent sees of it.
+
+    ``n_tokens`` are the tokens generated, end of turn included, by the server's usage;
+    ``n_spoken`` those of ``Name:text`` by the tokenizer, the paper's count (None in runs of before
+    it was kept). ``token_ids`` are the sampled ids without the end of turn, None where nothing was
+    sampled or the text is not exactly what was. ``finish_reason`` is ``length`` where the token
+    limit cut the turn, ``label`` where it was ended because a speaker's label began.
+    """
 
     agent: int
     name: str
@@ -53,8 +60,10 @@ class Turn(Record):
     answer: str | None
     n_prompt_tokens: int
     n_tokens: int
-    finish_reason: Literal["stop", "length"]
+    n_spoken: int | None = None
+    finish_reason: Literal["stop", "length", "label"]
     seconds: float
+    token_ids: tuple[int, ...] | None = None
 
 
 class Conversation(Record):
@@ -77,7 +86,12 @@ class Conversation(Record):
 
     @property
     def n_tokens(self) -> int:
-        """Tokens the agents generated, from the server's usage counts."""
+        """Tokens of the utterances by the paper's count: label in, end of turn out (#Tok)."""
+        return sum(turn.n_tokens if turn.n_spoken is None else turn.n_spoken for turn in self.turns)
+
+    @property
+    def n_generated(self) -> int:
+        """Tokens the agents generated, ends of turn in, labels out, from the server's usage."""
         return sum(turn.n_tokens for turn in self.turns)
 
 
@@ -111,18 +125,21 @@ class Message(Record):
 
 
 class TrainingRow(Record):
-    """One agent's view of one conversation, for supervised training.
+    """One agent's view of one conversation as token ids, for supervised training.
 
-    ``messages`` is what that agent saw, its own utterances included; ``trained`` are the indices
-    of the messages whose tokens, end of turn included, carry loss.
+    ``input_ids`` is what that agent was given and what it sampled; ``trained`` are the spans
+    [start, end) of what it sampled, ends of turn included, which carry loss. ``n_retokenised`` of
+    its ``n_utterances`` were no sampled ids and had to be tokenised from text.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     problem_id: str
     n: int
     agent: int
-    messages: tuple[Message, ...]
-    trained: tuple[int, ...]
+    input_ids: tuple[int, ...]
+    trained: tuple[tuple[int, int], ...]
+    n_utterances: int
+    n_retokenised: int
 
 
 class TreeNode(Record):
@@ -195,15 +212,21 @@ class PreferenceRow(Record):
     """A pair as the acting agent sees it, for preference training.
 
     ``prompt`` is that agent's own view of the history; ``chosen`` and ``rejected`` are one
-    assistant message each. The three fields are the common conversational preference format.
+    assistant message each. The three fields are the common conversational preference format;
+    what is trained is their ``_ids``: the prompt's, and the sampled ones of both utterances with
+    their ends of turn. ``n_retokenised`` of the two were tokenised from text.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     problem_id: str
     agent: int
     prompt: tuple[Message, ...]
     chosen: tuple[Message]
     rejected: tuple[Message]
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    n_retokenised: int
 
 
 class ModelRef(Record):

@@ -57,7 +57,7 @@ PACKAGES = {
 # They run as processes of the training environment and are imported by nobody else.
 TRAINERS = {
     "optima.training.arguments", "optima.training.dpo", "optima.training.fetch_model",
-    "optima.training.masks", "optima.training.modeldir", "optima.training.policy",
+    "optima.training.modeldir", "optima.training.policy",
     "optima.training.score", "optima.training.session", "optima.training.sft",
 }  # fmt: skip
 HEAVY = {

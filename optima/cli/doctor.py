@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from optima.conversation.template import ChatTemplate
 from optima.errors import OptimaError
+from optima.pipelines.run import model_codec
 from optima.processes.devices import detect_devices
 from optima.processes.environment import Role, package_versions, require_environment
 from optima.recipe.schema import Recipe, ServingSection
@@ -69,7 +69,8 @@ def _disk() -> Finding:
 
 
 def _model(recipe: Recipe) -> str:
-    template = ChatTemplate.load(
-        recipe.model.path, revision=recipe.model.revision, roles=recipe.model.roles
+    codec = model_codec(recipe, recipe.model.path)
+    end = codec.encoder.token(codec.end_token)
+    return (
+        f"{recipe.model.path}: chat template with roles {codec.template.roles}, {end} ends a turn"
     )
-    return f"{recipe.model.path}: chat template with roles {template.roles}"

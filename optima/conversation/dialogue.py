@@ -1,21 +1,23 @@
 """One conversation of N agents: the turn loop, its stop reasons and its faults.
 
-Ends when an answer is marked that equals the last one marked before it, or after ``max_turns``
-(paper section 3); an agent alone speaks once. A conversation that cannot go on is a record with a
-stop reason, not a crash.
+Ends when an answer is marked that is the last one marked before it, by the comparison that scores
+the task, or after ``max_turns`` (paper section 3); a partner who says nothing but that answer again
+agrees as well. An agent alone speaks once. An utterance ends where a speaker's label begins. A
+conversation that cannot go on is a record with a stop reason, not a crash.
 """
 
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from optima.conversation.agent import Speaker
+from optima.conversation.tokens import Encoder
 from optima.errors import ContextOverflowError, OptimaError
 from optima.recipe.schema import ConversationSection
 from optima.seeding import derive_seed
-from optima.tasks.answers import is_same_answer, last_marked_answer
+from optima.tasks.answers import last_marked_answer
 from optima.types import AnswerStyle, Conversation, Fault, StopReason, Turn
 
 MIN_TURN_TOKENS = 32  # below this a turn is not worth asking for: the context is full
@@ -37,21 +39,40 @@ class Completion(Protocol):
         """Tokens generated, the end of turn included, from the server's usage."""
 
     @property
-    def finish_reason(self) -> Literal["stop", "length"]:
-        """``length`` when the token limit cut the turn."""
+    def token_ids(self) -> tuple[int, ...] | None:
+        """The sampled ids, special ones and those of a stop string included; None if not given."""
+
+    @property
+    def finish_reason(self) -> Literal["stop", "length", "label"]:
+        """``length`` when the token limit cut the turn, ``label`` when a stop string did."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One turn to be generated: who speaks, the exact prompt, its token limit and its seed."""
+    """One turn to be generated: who speaks, the exact prompt, what ends it, its limit and seed.
+
+    ``stop`` are texts, which are not part of the turn, ``stop_token`` the end of turn.
+    """
 
     agent: int
-    prompt: str
+    prompt_ids: tuple[int, ...]
+    stop: tuple[str, ...]
+    stop_token: int
     max_tokens: int
     seed: int
 
 
 Complete = Callable[[Request], Awaitable[Completion]]
+
+
+class Agreement(Protocol):
+    """How answers about one problem are compared, as the task scores them."""
+
+    async def is_same(self, answer: str, other: str) -> bool:
+        """Tell whether two marked answers mean the same."""
+
+    def is_restated(self, text: str, answer: str) -> bool:
+        """Tell whether an utterance without a mark says nothing but that ``answer`` is right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +83,7 @@ class Dialogue:
     n: int
     speakers: tuple[Speaker, ...]
     answer_style: AnswerStyle
+    agreement: Agreement
     limits: ConversationSection
     seed: int
     format_id: str | None = None
@@ -69,7 +91,7 @@ class Dialogue:
     async def converse(self, complete: Complete, turns: Sequence[Turn] = ()) -> Conversation:
         """Hold the conversation to its end, from ``turns`` on; ``complete`` generates one turn."""
         turns = list(turns)
-        while (stop := self.ending(turns)) is None:
+        while (stop := await self.ending(turns)) is None:
             try:
                 turns.append(await self.speak(turns, complete))
             except ContextOverflowError:
@@ -78,15 +100,21 @@ class Dialogue:
                 return self.record(turns, "error", str(failure))
         return self.record(turns, stop)
 
-    def ending(self, turns: Sequence[Turn]) -> StopReason | None:
+    async def ending(self, turns: Sequence[Turn]) -> StopReason | None:
         """Return why a conversation ends after ``turns``; None when it goes on."""
-        if turns and turns[-1].answer is not None:
-            before = last_answer(turns[:-1])
-            if before is not None and is_same_answer(turns[-1].answer, before, self.answer_style):
-                return "agreement"
+        if turns and await self._is_agreed(turns):
+            return "agreement"
         if turns and len(self.speakers) == 1:
             return "alone"
         return "max_turns" if len(turns) >= self.limits.max_turns else None
+
+    async def _is_agreed(self, turns: Sequence[Turn]) -> bool:
+        before, last = last_answer(turns[:-1]), turns[-1]
+        if before is None:
+            return False
+        if last.answer is not None:
+            return await self.agreement.is_same(last.answer, before)
+        return turns[-2].answer is not None and self.agreement.is_restated(last.text, before)
 
     def record(
         self, turns: Sequence[Turn], stop: StopReason, error: str | None = None
@@ -109,18 +137,23 @@ class Dialogue:
         Raises ContextOverflowError when its prompt leaves no room, and what ``complete`` raises.
         """
         speaker = self.speakers[len(turns) % len(self.speakers)]
-        prompt = speaker.next_prompt(turns)
-        seed = derive_seed(self.seed, self.problem_id, self.n, len(turns))
-        max_tokens = self.limits.max_turn_tokens
+        request = Request(
+            agent=speaker.agent,
+            prompt_ids=speaker.prompt_ids(turns),
+            stop=self._stop_texts(speaker),
+            stop_token=speaker.codec.end_token,
+            max_tokens=self.limits.max_turn_tokens,
+            seed=derive_seed(self.seed, self.problem_id, self.n, len(turns)),
+        )
         started = time.monotonic()
         while True:
             try:
-                completion = await complete(Request(speaker.agent, prompt, max_tokens, seed))
+                completion = await complete(request)
                 break
             except ContextOverflowError:
                 # vLLM refuses prompts that leave less room than max_tokens: ask for less.
-                max_tokens //= 4
-                if max_tokens < MIN_TURN_TOKENS:
+                request = replace(request, max_tokens=request.max_tokens // 4)
+                if request.max_tokens < MIN_TURN_TOKENS:
                     raise
         text = clean_utterance(completion.text, speaker.name)
         return Turn(
@@ -130,9 +163,38 @@ class Dialogue:
             answer=last_marked_answer(text, self.answer_style),
             n_prompt_tokens=completion.n_prompt_tokens,
             n_tokens=completion.n_tokens,
+            n_spoken=speaker.n_spoken(text),
             finish_reason=completion.finish_reason,
             seconds=round(time.monotonic() - started, 4),
+            token_ids=sampled_ids(completion, text, speaker.codec.encoder),
         )
+
+    def _stop_texts(self, speaker: Speaker) -> tuple[str, ...]:
+        """Return what ends an utterance: a partner's label, or the speaker's own on a new line."""
+        partners = (other.label for other in self.speakers if other.agent != speaker.agent)
+        return (*partners, f"\n{speaker.label}")
+
+
+def sampled_ids(completion: Completion, text: str, encoder: Encoder) -> tuple[int, ...] | None:
+    """Return the ids of an utterance as they were sampled, without the end of turn.
+
+    None when they are not known or are not ``text``: a special token in its midst, a label cut
+    off inside a token. White space before the end of turn is part of what was sampled.
+    """
+    ids = completion.token_ids
+    if ids is None:
+        return None
+    n = len(ids)
+    while n and ids[n - 1] in encoder.special_ids:
+        n -= 1
+    if completion.finish_reason == "label":
+        while n and len(encoder.decode(ids[:n]).rstrip()) > len(text):
+            n -= 1
+        while n and encoder.decode(ids[: n - 1]).rstrip() == text:
+            n -= 1  # the line break before the label
+    kept = tuple(ids[:n])
+    is_exact = encoder.decode(kept).rstrip() == text and encoder.special_ids.isdisjoint(kept)
+    return kept if is_exact else None
 
 
 def last_answer(turns: Sequence[Turn]) -> str | None:
@@ -151,12 +213,16 @@ def clean_utterance(text: str, name: str) -> str:
 def find_faults(turns: Sequence[Turn], stop: StopReason, names: Sequence[str]) -> tuple[Fault, ...]:
     """Return what bars a conversation from selection (method.md section 2, "ours").
 
-    ``role_leakage``: an utterance carries the label of a speaker. ``overflow``: a turn was cut at
+    ``role_leakage``: an utterance carries the label of a speaker, or nothing was left of it where
+    a label ended it. ``overflow``: a turn was cut at
     its token limit, or the context window was full.
     """
     faults: list[Fault] = []
     label = re.compile(rf"\b(?:{'|'.join(map(re.escape, names))})\s*:")
-    if any(label.search(turn.text) for turn in turns):
+    if any(
+        label.search(turn.text) or (turn.finish_reason == "label" and not turn.text.strip())
+        for turn in turns
+    ):
         faults.append("role_leakage")
     if stop == "context_overflow" or any(turn.finish_reason == "length" for turn in turns):
         faults.append("overflow")

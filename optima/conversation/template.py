@@ -1,13 +1,15 @@
 """Chat templates, rendered here once for generation, training and scoring alike.
 
-Roles are a property of the model's template. Templates that accept it get every utterance as
-``assistant`` (the paper); templates that want alternation get own = assistant, partner = user,
-and the system prompt inside the first user message where there is no system role.
+Roles are a property of the model's template: own = assistant, partner = user, and the system prompt
+inside the first user message where there is no system role. Llama-3, the paper's model, keeps the
+paper's way, every utterance as ``assistant``; with other models the second agent then repeats the
+first (docs/decisions/0004-roles.md).
 """
 
 import json
 import logging
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,9 @@ from optima.types import Message
 
 Roles = Literal["assistant", "alternate"]
 TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json")
+# Families that take a run of assistant messages well, by what their templates write around a role.
+RUNS_OF_ASSISTANT = ("<|start_header_id|>",)
+FIXED_DATE = date(2024, 7, 26)  # the one that Llama-3's template falls back to
 HUB_TIMEOUT_S = 5.0  # for one look at the hub; the library retries a few times
 _PROBES = ("optima-probe-one", "optima-probe-two", "optima-probe-three")
 
@@ -68,18 +73,22 @@ class ChatTemplate:
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise_exception
-        # No strftime_now: a prompt that contains today's date differs between generation,
-        # training and resume. Templates that ask for it fall back to a fixed date.
+        # A prompt that contains today's date would differ between generation, training and resume.
+        environment.globals["strftime_now"] = FIXED_DATE.strftime
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"{origin}: the chat template does not parse: {error}") from error
         self._special_tokens = special_tokens
         self.origin = origin
+        # Templates of models that see images take a message as a list of parts.
+        self._takes_parts = False
+        self._takes_parts = not self._accepts("user", "assistant")
         self.has_system = self._accepts("system", "user", "assistant")
         accepts_runs = self.has_system and self._accepts("system", "assistant", "assistant")
+        suits_runs = accepts_runs and any(mark in source for mark in RUNS_OF_ASSISTANT)
         self.roles: Roles = (
-            ("assistant" if accepts_runs else "alternate") if roles == "auto" else roles
+            ("assistant" if suits_runs else "alternate") if roles == "auto" else roles
         )
         if self.roles == "assistant" and not accepts_runs:
             raise ModelError(
@@ -88,8 +97,8 @@ class ChatTemplate:
             )
         if not self._accepts("user", "assistant"):
             raise ModelError(
-                f"{origin}: the chat template does not render a user and an assistant message; "
-                "use an instruction-tuned model"
+                f"{origin}: the chat template does not render a user and an assistant message "
+                f"({self._refusal}); use an instruction-tuned model"
             )
 
     @classmethod
@@ -127,15 +136,21 @@ class ChatTemplate:
                     tokens[key] = text
         return cls(source, tokens, roles=roles, origin=model)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """Return the messages as the one string the model is given."""
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the messages as one string.
+
+        A model's next utterance is prompted with the text before an assistant message's content,
+        so no generation prompt is asked for, which some templates write otherwise than the message
+        that follows. Reasoning is switched off where a template lets it: utterances are short.
+        """
         try:
             return self._template.render(
-                messages=[{"role": m.role, "content": m.content} for m in messages],
-                add_generation_prompt=add_generation_prompt,
+                messages=[{"role": m.role, "content": self._content(m)} for m in messages],
+                add_generation_prompt=False,
+                enable_thinking=False,
                 **self._special_tokens,
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(message.role for message in messages)
             raise ModelError(
                 f"{self.origin}: the chat template refuses the roles {roles}: {error}"
@@ -145,10 +160,10 @@ class ChatTemplate:
         """Return what the template writes before the content of a lone assistant message."""
         probe = Message(role="assistant", content=_PROBES[0])
         try:
-            text = self.render([probe], add_generation_prompt=False)
+            text = self.render([probe])
         except ModelError:
             user = Message(role="user", content="")
-            text = self.render([user, probe], add_generation_prompt=False)
+            text = self.render([user, probe])
         return text[: text.index(_PROBES[0])]
 
     def _accepts(self, *roles: Literal["system", "user", "assistant"]) -> bool:
@@ -156,11 +171,16 @@ class ChatTemplate:
             Message(role=role, content=probe) for role, probe in zip(roles, _PROBES, strict=False)
         ]
         try:
-            text = self.render(messages, add_generation_prompt=False)
-        except ModelError:
+            text = self.render(messages)
+        except ModelError as error:
+            self._refusal = str(error)
             return False
         places = [text.find(message.content) for message in messages]
+        self._refusal = "it leaves out a message or changes their order"
         return -1 not in places and places == sorted(places)
+
+    def _content(self, message: Message) -> str | list[dict[str, str]]:
+        return [{"type": "text", "text": message.content}] if self._takes_parts else message.content
 
 
 def model_file(model: str, name: str, revision: str | None, *, place: str) -> Path | None:

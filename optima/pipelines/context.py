@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from optima.conversation.template import ChatTemplate
+from optima.conversation.tokens import ChatCodec
 from optima.errors import UsageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
@@ -138,7 +138,7 @@ def split_devices(recipe: Recipe, devices: Devices) -> tuple[Devices, Devices]:
 
 @dataclass(frozen=True)
 class RunContext:
-    """The run, its task and template, its models, and the device.
+    """The run, its task, its models and how they are prompted, and the device.
 
     ``loss_model`` is the one whose losses give R_loss, ``loss_header`` what its chat template
     writes before an assistant message.
@@ -147,7 +147,7 @@ class RunContext:
     recipe: Recipe
     run: RunDir
     task: Task
-    template: ChatTemplate
+    codec: ChatCodec
     base: Model
     loss_model: Model
     loss_header: str

@@ -48,7 +48,7 @@ def check_pairs(context: RunContext, problems: Problems) -> None:
     """Raise what would stop the first selection of pairs, before hours of growing trees."""
     recipe = context.recipe
     assert recipe.pairs is not None
-    search.read_imported(recipe.pairs)
+    search.read_imported(context)
     if recipe.pairs.strategy == "influence":
         influence.validation_problems(context, problems, 0)
 

@@ -16,7 +16,7 @@ from optima.pipelines import judge
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.outline import write_stages
 from optima.pipelines.problems import read_test_problems
-from optima.pipelines.run import model_template, open_run
+from optima.pipelines.run import model_codec, open_run
 from optima.pipelines.talk import TalkPlan, talk
 from optima.processes.environment import Environment
 from optima.prompts.formats import Format
@@ -65,7 +65,7 @@ def hold(
     With ``formats`` each conversation is held in one of them. Prompts are rendered by the model's
     own chat template: models side by side may be of several families.
     """
-    context = replace(context, template=model_template(context.recipe, model.ref.path))
+    context = replace(context, codec=model_codec(context.recipe, model.ref.path))
     section = context.recipe.evaluation
     plan = TalkPlan(section.n_samples, section.temperature, formats=formats)
     talked = talk(context, f"{model.label}/talk", model, problems, plan)

@@ -28,6 +28,7 @@ ROWS = "rows.jsonl"
 EVAL_ROWS = "eval_rows.jsonl"
 SELECTED = "selected.jsonl"
 SCRIPTS = "scripts.jsonl"
+ROW_FORMAT = "token ids"  # what rows are made of; rows of another format are made anew
 
 
 def select(
@@ -38,7 +39,7 @@ def select(
     Raises StageError when nothing passes, and says how far the best one was.
     """
     section = context.recipe.select
-    stage = context.run.stage(name, talk.output_digest, ranked.output_digest)
+    stage = context.run.stage(name, talk.output_digest, ranked.output_digest, ROW_FORMAT)
     if stage.done:
         return stage
     rewards = read_records(ranked.path / REWARDS, RewardParts)
@@ -104,7 +105,7 @@ def script(context: RunContext, name: str, problems: Sequence[Problem]) -> Stage
     assert section is not None
     with_evidence = [problem for problem in problems if problem.evidence]
     ids = "\n".join(problem.problem_id for problem in with_evidence)
-    stage = context.run.stage(name, ids, repr(section), context.base.digest)
+    stage = context.run.stage(name, ids, repr(section), context.base.digest, ROW_FORMAT)
     if stage.done:
         return stage
     chosen = sample_problems(
@@ -239,7 +240,9 @@ def write_rows(
     """Write rows to train on and rows for evaluation loss, split by problem; return the counts."""
     seed, share = context.recipe.seed, context.recipe.train.eval_share
     kept: tuple[list[TrainingRow | PreferenceRow], list[TrainingRow | PreferenceRow]] = ([], [])
+    n_retokenised = 0
     for row in rows:
+        n_retokenised += row.n_retokenised
         kept[is_held_out(row.problem_id, seed=seed, share=share)].append(row)
     train_rows, eval_rows = kept
     if not train_rows:  # a handful of problems, all of them drawn for evaluation
@@ -247,6 +250,7 @@ def write_rows(
     return {
         "rows/train": float(write_records(path / ROWS, train_rows)),
         "rows/eval": float(write_records(path / EVAL_ROWS, eval_rows)),
+        "rows/retokenised": float(n_retokenised),
     }
 
 

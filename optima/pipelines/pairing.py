@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from optima.conversation.template import ChatTemplate
 from optima.errors import UsageError
 from optima.pipelines.outline import steps
+from optima.pipelines.run import model_codec
 from optima.pipelines.search import TREES
 from optima.pipelines.talk import speakers_of
 from optima.recipe.loading import load_recipe
@@ -73,11 +73,9 @@ def _figures(name: str, harvest: Harvest) -> tuple[str, ...]:
 def _training_rows(
     run_dir: Path, recipe: Recipe, pairs: Sequence[PreferencePair]
 ) -> Iterator[PreferenceRow]:
-    template = ChatTemplate.load(
-        recipe.model.path, revision=recipe.model.revision, roles=recipe.model.roles
-    )
+    codec = model_codec(recipe, recipe.model.path)
     problems = read_records(run_dir / "problems" / "train.jsonl", Problem)
     problem_by_id = {problem.problem_id: problem for problem in problems}
     for pair in pairs:
         problem = problem_by_id[pair.problem_id]
-        yield preference_row(pair, speakers_of(recipe, get_task(recipe.task), template, problem))
+        yield preference_row(pair, speakers_of(recipe, get_task(recipe.task), codec, problem))

@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from optima.conversation.template import ChatTemplate
 from optima.errors import RunBusyError, ServerError, UsageError
 from optima.pipelines.context import serving_recipe, split_devices
 from optima.pipelines.footprint import (
@@ -20,7 +19,7 @@ from optima.pipelines.footprint import (
 )
 from optima.pipelines.methods import check_trainable
 from optima.pipelines.outline import steps
-from optima.pipelines.run import loss_template
+from optima.pipelines.run import loss_template, model_codec
 from optima.pipelines.status import is_owned
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, require_environment
@@ -62,21 +61,20 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
     check_trackers(recipe.train.report_to, train_env)
     devices = detect_devices(recipe.serving)
     places = split_devices(recipe, devices)
-    template = ChatTemplate.load(
-        recipe.model.path, revision=recipe.model.revision, roles=recipe.model.roles
-    )
-    loss_template(recipe, template)
+    codec = model_codec(recipe, recipe.model.path)
+    loss_template(recipe, codec.template)
     window = context_window(recipe.model)
     extra = recipe.sampling.format_pool_path
     if recipe.pairs is not None and recipe.pairs.path is not None:
-        read_conversational(Path(recipe.pairs.path))
+        read_conversational(Path(recipe.pairs.path), codec)
     formats = load_formats(Path(extra) if extra else None) if recipe.sampling.format_pool else ()
     where = "CPU" if devices.kind == "cpu" else f"GPUs {list(devices.gpus)}"
     lines = [
         f"run        {run_dir}" + (" (exists; would go on)" if run_dir.exists() else ""),
         f"task       {task.name}: {task.setting}, {task.metric}, {n_agents} agents",
         f"data       train {_counts(train)}; test {_counts(test)}",
-        f"model      {recipe.model.path}, context {window or 'unknown'}, roles {template.roles}",
+        f"model      {recipe.model.path}, context {window or 'unknown'}, "
+        f"roles {codec.template.roles}",
         f"formats    {len(formats)}" + ("" if formats else " (no pool)"),
         f"devices    {where}",
         *_stages(recipe, len(train.problems), len(test.problems)),

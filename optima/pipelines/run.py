@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import optima
+from optima.conversation.agent import prove_talk
 from optima.conversation.template import ChatTemplate
+from optima.conversation.tokens import ChatCodec
 from optima.pipelines.context import Device, Model, RunContext
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, package_versions
@@ -37,7 +39,7 @@ def open_run(
 ) -> Iterator[RunContext]:
     """Own ``run_dir`` and the device for the time of the context."""
     task = get_task(recipe.task)
-    template = model_template(recipe, recipe.model.path)
+    codec = model_codec(recipe, recipe.model.path)
     devices = detect_devices(recipe.serving)
     with RunDir(run_dir, recipe) as run, _log_file(run.log_dir / "optima.log"):
         logger.info("run directory %s, logs in %s", run.root, run.log_dir)
@@ -47,10 +49,10 @@ def open_run(
                 recipe=recipe,
                 run=run,
                 task=task,
-                template=template,
+                codec=codec,
                 base=base_model(recipe),
                 loss_model=loss_model(recipe),
-                loss_header=loss_template(recipe, template).assistant_header(),
+                loss_header=loss_template(recipe, codec.template).assistant_header(),
                 device=device,
                 train_env=train_env,
             )
@@ -70,12 +72,18 @@ def _log_file(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def model_template(recipe: Recipe, path: str) -> ChatTemplate:
-    """Return the chat template of the model at ``path``, or that of ``model.tokenizer``."""
+def model_codec(recipe: Recipe, path: str) -> ChatCodec:
+    """Return template and tokenizer of the model at ``path``, or those of ``model.tokenizer``.
+
+    Raises ModelError when conversations could not be held or trained on with them.
+    """
     section = recipe.model
     source = section.tokenizer or path
     revision = section.revision if source == section.path else None
-    return ChatTemplate.load(source, revision=revision, roles=section.roles)
+    field = "model.path" if section.tokenizer is None else "model.tokenizer"
+    codec = ChatCodec.load(source, revision=revision, roles=section.roles, field=field)
+    prove_talk(codec, recipe.agents.names)
+    return codec
 
 
 def base_model(recipe: Recipe) -> Model:

@@ -20,6 +20,7 @@ from optima.conversation.rollouts import RoutedCompletion
 from optima.errors import StageError
 from optima.evaluation.statistics import percentile
 from optima.pipelines import learn
+from optima.pipelines.agreement import TaskAgreement
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.rewarding import RewardDesk, search_yardstick
 from optima.pipelines.rounds import FILE as ROUNDS
@@ -34,6 +35,7 @@ from optima.search.forest import Forest
 from optima.search.pairs import harvest_pairs, preference_row
 from optima.seeding import derive_seed
 from optima.serving.client import CompletionClient, Server
+from optima.tasks.judging import Judge
 from optima.tasks.loading import sample_problems
 from optima.types import (
     Conversation,
@@ -119,8 +121,10 @@ def pair(
 
     Raises StageError when there is none, and says how far the best one was.
     """
-    imported = read_imported(section)
-    stage = context.run.stage(name, grown.output_digest, repr(section), repr(imported))
+    imported = read_imported(context)
+    stage = context.run.stage(
+        name, grown.output_digest, repr(section), repr(imported), learn.ROW_FORMAT
+    )
     if stage.done:
         return stage
     harvest = harvest_pairs(
@@ -161,9 +165,12 @@ def pair(
     return stage
 
 
-def read_imported(section: PairSection) -> tuple[PreferenceRow, ...]:
+def read_imported(context: RunContext) -> tuple[PreferenceRow, ...]:
     """Return the preferences of ``pairs.path``; DataError names the first line that is none."""
-    return read_conversational(Path(section.path)) if section.path else ()
+    section = context.recipe.pairs
+    if section is None or section.path is None:
+        return ()
+    return read_conversational(Path(section.path), context.codec)
 
 
 def search_section(context: RunContext) -> SearchSection:
@@ -188,6 +195,7 @@ async def _grow_all(
     n_at_once = min(section.concurrency * len(fleet.servers), len(problems))
     n_held = sum(stored.n_rounds(problem.problem_id) for problem in problems)
     with (
+        Judge() as judge,
         RewardDesk(problems, yardstick) as desk,
         RecordAppender(stage.path / ROUNDS) as appender,
         tqdm(
@@ -202,11 +210,9 @@ async def _grow_all(
 
             async def generate(request: Request, preferred: object) -> RoutedCompletion:
                 completion = await client.complete(
-                    request.prompt,
-                    max_tokens=request.max_tokens,
+                    request,
                     temperature=sampling.temperature,
                     top_p=sampling.top_p,
-                    seed=request.seed,
                     prefer=preferred if isinstance(preferred, Server) else None,
                 )
                 stage.count_unkept(completion.n_tokens)
@@ -218,11 +224,11 @@ async def _grow_all(
                 bar.update()
 
             forest = Forest(section, generate, desk.rewards_for, keep, n_at_once)
-            await forest.grow(_dialogues(context, stage, problems), stored)
+            await forest.grow(_dialogues(context, stage, problems, judge), stored)
 
 
 def _dialogues(
-    context: RunContext, stage: Stage, problems: Sequence[Problem]
+    context: RunContext, stage: Stage, problems: Sequence[Problem], judge: Judge
 ) -> Iterator[Dialogue]:
     for problem in problems:
         yield Dialogue(
@@ -230,6 +236,7 @@ def _dialogues(
             n=0,
             speakers=speakers_for(context, problem),
             answer_style=context.task.answer_style,
+            agreement=TaskAgreement(context.task.metric, problem.choices, judge),
             limits=context.recipe.conversation,
             seed=derive_seed(context.recipe.seed, stage.name),
         )

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from optima.conversation.agent import Speaker
 from optima.conversation.dialogue import Dialogue, Request
 from optima.conversation.rollouts import RoutedCompletion, hold_conversations
-from optima.conversation.template import ChatTemplate
+from optima.conversation.tokens import ChatCodec
 from optima.errors import StageError
+from optima.pipelines.agreement import TaskAgreement
 from optima.pipelines.context import Model, RunContext
 from optima.prompts.formats import Format
 from optima.prompts.rendering import system_prompt
@@ -31,6 +32,7 @@ from optima.rundir import Stage
 from optima.seeding import derive_seed, rng
 from optima.serving.client import CompletionClient, Server
 from optima.serving.fleet import Fleet
+from optima.tasks.judging import Judge
 from optima.tasks.task import Task
 from optima.types import Conversation, Problem
 
@@ -70,8 +72,9 @@ def talk(
     )  # fmt: skip
     if len(held) < n_total:
         fleet = context.device.fleet(model.ref)
-        missing = _dialogues(context, name, problems, plan, held)
-        asyncio.run(_hold(context, fleet, missing, stage, plan, (len(held), n_total)))
+        with Judge() as judge:
+            missing = _dialogues(context, name, problems, plan, held, judge)
+            asyncio.run(_hold(context, fleet, missing, stage, plan, (len(held), n_total)))
     statistics = _finalise(path, {problem.problem_id: i for i, problem in enumerate(problems)})
     n_errors = statistics["conversations/errors"]
     if n_errors > context.recipe.conversation.max_error_rate * n_total:
@@ -104,11 +107,9 @@ async def _hold(
 
         async def generate(request: Request, preferred: object) -> RoutedCompletion:
             completion = await client.complete(
-                request.prompt,
-                max_tokens=request.max_tokens,
+                request,
                 temperature=plan.temperature,
                 top_p=plan.top_p,
-                seed=request.seed,
                 prefer=preferred if isinstance(preferred, Server) else None,
             )
             stage.count_unkept(completion.n_tokens)
@@ -125,7 +126,7 @@ async def _hold(
 
             def keep(conversation: Conversation) -> None:
                 appender.append(conversation)
-                stage.count_unkept(-conversation.n_tokens)
+                stage.count_unkept(-conversation.n_generated)
                 bar.update()
 
             with rare_collections():
@@ -150,13 +151,13 @@ def speakers_for(
     context: RunContext, problem: Problem, format_text: str | None = None
 ) -> tuple[Speaker, ...]:
     """Return the speakers of a problem in a run."""
-    return speakers_of(context.recipe, context.task, context.template, problem, format_text)
+    return speakers_of(context.recipe, context.task, context.codec, problem, format_text)
 
 
 def speakers_of(
     recipe: Recipe,
     task: Task,
-    template: ChatTemplate,
+    codec: ChatCodec,
     problem: Problem,
     format_text: str | None = None,
 ) -> tuple[Speaker, ...]:
@@ -174,7 +175,7 @@ def speakers_of(
                 format_text=format_text,
                 worked_example=recipe.conversation.worked_example,
             ),
-            template=template,
+            codec=codec,
         )
         for agent, name in enumerate(recipe.agents.names)
     )
@@ -186,6 +187,7 @@ def _dialogues(
     problems: Sequence[Problem],
     plan: TalkPlan,
     held: set[tuple[str, int]],
+    judge: Judge,
 ) -> Iterator[Dialogue]:
     seed = context.recipe.seed
     for problem in problems:
@@ -202,6 +204,7 @@ def _dialogues(
                 n=n,
                 speakers=speakers,
                 answer_style=context.task.answer_style,
+                agreement=TaskAgreement(context.task.metric, problem.choices, judge),
                 limits=context.recipe.conversation,
                 seed=derive_seed(seed, name),
                 format_id=drawn.format_id if drawn else None,
@@ -246,6 +249,7 @@ def _finalise(path: Path, order: dict[str, int]) -> dict[str, float]:
             places.append((order[conversation.problem_id], conversation.n, offset))
             offset += len(line)
             counts["tokens"] += conversation.n_tokens
+            counts["generated"] += conversation.n_generated
             counts["prompt_tokens"] += sum(turn.n_prompt_tokens for turn in conversation.turns)
             counts["turns"] += len(conversation.turns)
             counts["answered"] += conversation.answer is not None
@@ -266,7 +270,8 @@ def _finalise(path: Path, order: dict[str, int]) -> dict[str, float]:
         "conversations/answered": counts["answered"] / n,
         "turns/conversation": counts["turns"] / n,
         "tokens/conversation": counts["tokens"] / n,
-        "tokens/generated": float(counts["tokens"]),
+        "tokens/generated_conversation": counts["generated"] / n,
+        "tokens/generated": float(counts["generated"]),
         "tokens/prompt": float(counts["prompt_tokens"]),
         **shares,
     }

@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from optima.conversation.tokens import ChatCodec
 from optima.errors import DataError
-from optima.types import PreferenceRow
+from optima.types import Message, PreferenceRow
 
 SIDES = ("prompt", "chosen", "rejected")
 
@@ -29,27 +30,25 @@ def export_lines(rows: Iterable[PreferenceRow]) -> Iterator[str]:
         yield json.dumps(to_conversational(row), ensure_ascii=False) + "\n"
 
 
-def read_conversational(path: Path) -> tuple[PreferenceRow, ...]:
-    """Read a file of preferences; DataError names the first line that is none."""
+def read_conversational(path: Path, codec: ChatCodec) -> tuple[PreferenceRow, ...]:
+    """Read a file of preferences and tokenise them; DataError names the first line that is none."""
     try:
         lines = path.read_bytes().split(b"\n")  # texts may hold other ends of lines, as U+2028
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check pairs.path") from error
     return tuple(
-        _row(line, f"{path}:{number}", number)
+        _row(line, f"{path}:{number}", number, codec)
         for number, line in enumerate(lines, start=1)
         if line.strip()
     )
 
 
-def _row(line: bytes, place: str, number: int) -> PreferenceRow:
+def _row(line: bytes, place: str, number: int, codec: ChatCodec) -> PreferenceRow:
     try:
         tree = json.loads(line)
-        row = PreferenceRow.model_validate_json(
-            json.dumps(
-                {side: _messages(tree[side]) for side in SIDES}
-                | {"problem_id": f"imported/{number}", "agent": 0}
-            )
+        prompt, chosen, rejected = (
+            tuple(Message.model_validate(message) for message in _messages(tree[side]))
+            for side in SIDES
         )
     except (ValueError, KeyError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
@@ -57,14 +56,26 @@ def _row(line: bytes, place: str, number: int) -> PreferenceRow:
             f"{place}: is no preference ({reason}); write lists of messages under prompt, chosen "
             "and rejected"
         ) from error
-    for side in (row.chosen, row.rejected):
-        if side[0].role != "assistant":
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if len(side) != 1 or side[0].role != "assistant":
+            roles = ", ".join(f"role {message.role}" for message in side) or "no message"
             raise DataError(
-                f"{place}: role {side[0].role}: a side of a preference is one assistant message"
+                f"{place}: {name}: {roles}: a side of a preference is one assistant message"
             )
-    if not row.prompt:
+    if not prompt:
         raise DataError(f"{place}: prompt: is empty; a preference needs at least one message")
-    return row
+    prompt_ids, chosen_ids = codec.continuation(prompt, chosen[0])
+    return PreferenceRow(
+        problem_id=f"imported/{number}",
+        agent=0,
+        prompt=prompt,
+        chosen=(chosen[0],),
+        rejected=(rejected[0],),
+        prompt_ids=prompt_ids,
+        chosen_ids=chosen_ids,
+        rejected_ids=codec.continuation(prompt, rejected[0])[1],
+        n_retokenised=2,
+    )
 
 
 def _messages(value: Any) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ class TreeGrower:
             for rollout, turn in zip(talking, said, strict=True):
                 if turn is not None:
                     n_nodes = len(tree.nodes)
-                    rollout.go_on(tree.insert(rollout.node, turn, self._faults(turn)))
+                    await rollout.go_on(tree.insert(rollout.node, turn, self._faults(turn)))
                     n_merged += len(tree.nodes) == n_nodes
         rewards = await self.reward([rollout.conversation() for rollout in rollouts])
         for rollout, parts in zip(rollouts, rewards, strict=True):
@@ -103,10 +103,10 @@ class _Rollout:
         self.n_tokens += turn.n_tokens
         return turn
 
-    def go_on(self, node: Node) -> None:
+    async def go_on(self, node: Node) -> None:
         """Go on from ``node``, whose utterance may be another's that was much the same."""
         self.node = node
-        self.stop = self.dialogue.ending(node.history())
+        self.stop = await self.dialogue.ending(node.history())
 
     def conversation(self) -> Conversation:
         """Return the conversation from the root to where the rollout ended."""

@@ -107,6 +107,10 @@ def preference_row(pair: PreferencePair, speakers: Sequence[Speaker]) -> Prefere
         prompt=messages,
         chosen=(Message(role="assistant", content=utterance(pair.chosen)),),
         rejected=(Message(role="assistant", content=utterance(pair.rejected)),),
+        prompt_ids=speaker.prompt_ids(pair.history),
+        chosen_ids=speaker.continuation(pair.history, pair.chosen),
+        rejected_ids=speaker.continuation(pair.history, pair.rejected),
+        n_retokenised=sum(turn.token_ids is None for turn in (pair.chosen, pair.rejected)),
     )
 
 

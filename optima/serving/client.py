@@ -18,6 +18,7 @@ from typing import Literal, Self
 import aiohttp
 import orjson
 
+from optima.conversation.dialogue import Request
 from optima.errors import ContextOverflowError, ServerError
 from optima.recipe.schema import ServingSection
 
@@ -49,12 +50,17 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The text a server generated, its token counts (end of turn included) and who made it."""
+    """The text a server generated, its token counts (end of turn included) and who made it.
+
+    ``finish_reason`` is ``label`` when one of the stop texts ended it; ``token_ids`` is None from a
+    server that does not give them.
+    """
 
     text: str
     n_prompt_tokens: int
     n_tokens: int
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "label"]
+    token_ids: tuple[int, ...] | None
     server: Server
 
 
@@ -107,31 +113,31 @@ class CompletionClient:
 
     async def complete(
         self,
-        prompt: str,
+        request: Request,
         *,
-        max_tokens: int,
         temperature: float,
         top_p: float,
-        seed: int,
         prefer: Server | None = None,
     ) -> Completion:
-        """Continue ``prompt``, taken as it is: nothing is added before or after it.
+        """Continue the prompt's ids as they are, up to a stop text or the end of turn.
 
         Raises ContextOverflowError when prompt and ``max_tokens`` exceed the context window, and
         ServerError when ``serving.max_attempts`` tries failed, the request itself is refused, or
         no server came back within ``serving.start_timeout_s``.
         """
-        body = orjson.dumps(
-            {
-                "model": self._model_name,
-                "prompt": prompt,
-                "max_tokens": max_tokens,
-                "temperature": temperature,
-                "top_p": top_p,
-                "seed": seed,
-                "add_special_tokens": False,
-            }
-        )
+        asked = {
+            "model": self._model_name,
+            "prompt": request.prompt_ids,
+            "max_tokens": request.max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "stop": request.stop,
+            "stop_token_ids": (request.stop_token,),
+            "return_token_ids": True,
+        }
+        if temperature > 0:  # greedy decoding draws nothing, and seeds cost the server time
+            asked["seed"] = request.seed
+        body = orjson.dumps(asked)
         failed: Server | None = None
         reason = ""
         for attempt in range(self._serving.max_attempts):
@@ -208,11 +214,14 @@ class CompletionClient:
             reason = choice["finish_reason"]
             if reason not in ("stop", "length"):  # a server that shuts down aborts its requests
                 raise _RetryableError(f"a completion ended by {reason!r}")
+            ids = choice.get("token_ids")
             return Completion(
                 text=choice["text"],
                 n_prompt_tokens=usage["prompt_tokens"],
                 n_tokens=usage["completion_tokens"],
-                finish_reason=reason,
+                # vLLM names the stop text that ended a completion, or the id of the token
+                finish_reason="label" if isinstance(choice.get("stop_reason"), str) else reason,
+                token_ids=None if ids is None else tuple(ids),
                 server=server,
             )
         except (ValueError, KeyError, IndexError, TypeError) as error:

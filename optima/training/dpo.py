@@ -6,8 +6,8 @@
     L = -log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected)) + alpha * NLL(chosen)
 
 whose ratios are against the model the training starts from. The negative log-likelihood is a mean
-per token. Pairs arrive as messages and leave as token ids before the trainer sees them; a pair
-with more than ``dpo.max_length`` tokens on either side is counted and dropped, never cut.
+per token. Pairs are the token ids of generation, so that no template or tokenizer takes part; a
+pair with more than ``dpo.max_length`` tokens on either side is counted and dropped, never cut.
 """
 
 import logging
@@ -22,11 +22,9 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from optima.conversation.template import ChatTemplate
 from optima.errors import StageError
 from optima.training.arguments import trainer_arguments
 from optima.training.jobs import CHECKPOINTS_DIR, TrainJob, TrainResult, read_lines
-from optima.training.masks import TokenizedPair, tokenize_pairs
 from optima.training.parallelism import BatchPlan, plan_batches
 from optima.training.policy import (
     load_start,
@@ -43,9 +41,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Tokenised pairs that fit, and how many did not."""
+    """Pairs that fit, and how many did not."""
 
-    pairs: tuple[TokenizedPair, ...]
+    pairs: tuple[PreferenceRow, ...]
     n_dropped: int
 
     @property
@@ -64,7 +62,9 @@ class Pairs:
     def dataset(self) -> Dataset:
         """Return the columns that the trainer takes as they are."""
         names = ("prompt_ids", "chosen_ids", "rejected_ids")
-        return Dataset.from_dict({n: [getattr(pair, n) for pair in self.pairs] for n in names})
+        return Dataset.from_dict(
+            {n: [list(getattr(pair, n)) for pair in self.pairs] for n in names}
+        )
 
 
 class PairTrainer(DPOTrainer):
@@ -74,14 +74,18 @@ class PairTrainer(DPOTrainer):
         return dataset
 
 
-def read_pairs(path: str | None, job: TrainJob, template: ChatTemplate, tokenizer: Any) -> Pairs:
-    """Tokenise a file of preference rows and drop those that are too long."""
+def read_pairs(path: str | None, job: TrainJob) -> Pairs:
+    """Read a file of preference rows and drop those that are too long."""
     if path is None:
         return Pairs((), 0)
     rows = read_lines(path, PreferenceRow)
-    tokenized = tuple(tokenize_pairs(rows, template, tokenizer))
-    kept = tuple(pair for pair in tokenized if pair.n_longest <= job.train.max_length)
-    return Pairs(kept, len(tokenized) - len(kept))
+    kept = tuple(row for row in rows if n_longest(row) <= job.train.max_length)
+    return Pairs(kept, len(rows) - len(kept))
+
+
+def n_longest(row: PreferenceRow) -> int:
+    """Return the tokens of the prompt with the longer utterance."""
+    return len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids))
 
 
 def share(dataset: Dataset, directory: Path) -> Dataset:
@@ -111,9 +115,8 @@ def trainer_config(job: TrainJob, plan: BatchPlan, n_rows: int, has_eval: bool) 
 def run(job: TrainJob) -> TrainResult:
     """Train and write the model; the result is returned, not written."""
     tokenizer = load_tokenizer(job)
-    template = ChatTemplate.load(job.model.path, revision=job.revision)
-    pairs = read_pairs(job.rows_path, job, template, tokenizer)
-    eval_pairs = read_pairs(job.eval_rows_path, job, template, tokenizer)
+    pairs = read_pairs(job.rows_path, job)
+    eval_pairs = read_pairs(job.eval_rows_path, job)
     if not pairs.pairs:
         raise StageError(
             f"{job.rows_path}: no pair to train on ({pairs.n_dropped} are longer than "

@@ -1,15 +1,14 @@
 """Supervised fine-tuning of one iteration, run inside the training environment (method.md 3).
 
-``accelerate launch … -m optima.training.sft --job job.json``. Rows arrive as messages and leave
-as token ids with labels before the trainer sees them, so that no template or mask of the library
-takes part. Rows over ``train.max_length`` are counted and dropped, never cut. A training that was
-killed continues from its last complete checkpoint.
+``accelerate launch … -m optima.training.sft --job job.json``. Rows are the token ids of generation
+with the spans that carry loss, so that no template, tokenizer or mask of the library takes part.
+Rows over ``train.max_length`` are counted and dropped, never cut. A training that was killed
+continues from its last complete checkpoint.
 """
 
 import logging
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -17,24 +16,23 @@ from trl import SFTConfig, SFTTrainer
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from optima.conversation.template import ChatTemplate
 from optima.errors import StageError
 from optima.training.arguments import trainer_arguments
 from optima.training.jobs import TrainJob, TrainResult, read_lines
-from optima.training.masks import TokenizedRow, tokenize_rows
 from optima.training.parallelism import BatchPlan, plan_batches
 from optima.training.policy import load_tokenizer, prepare_model, read_format, training_dtype
 from optima.training.session import Counts, conduct, run_job
 from optima.types import TrainingRow
 
 logger = logging.getLogger(__name__)
+IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Tokenised rows that fit, how many did not, and how many tokens those that fit have."""
+    """Rows that fit, how many did not, and how many tokens those that fit have."""
 
-    rows: tuple[TokenizedRow, ...]
+    rows: tuple[TrainingRow, ...]
     n_dropped: int
 
     @property
@@ -45,26 +43,33 @@ class Rows:
     @property
     def n_loss_tokens(self) -> int:
         """Trained tokens of all rows; a first token has nothing before it and is never one."""
-        return sum(sum(row.is_trained[1:]) for row in self.rows)
+        return sum(stop - max(1, start) for row in self.rows for start, stop in row.trained)
 
     def dataset(self) -> Dataset:
         """Return the columns that the trainer takes as they are."""
         return Dataset.from_dict(
             {
-                "input_ids": [row.input_ids for row in self.rows],
-                "labels": [row.labels for row in self.rows],
+                "input_ids": [list(row.input_ids) for row in self.rows],
+                "labels": [labels(row) for row in self.rows],
             }
         )
 
 
-def read_rows(path: str | None, job: TrainJob, template: ChatTemplate, tokenizer: Any) -> Rows:
-    """Tokenise a file of training rows and drop those that are too long."""
+def labels(row: TrainingRow) -> list[int]:
+    """Return the token ids, -100 where no loss is taken."""
+    found = [IGNORED] * len(row.input_ids)
+    for start, stop in row.trained:
+        found[start:stop] = row.input_ids[start:stop]
+    return found
+
+
+def read_rows(path: str | None, job: TrainJob) -> Rows:
+    """Read a file of training rows and drop those that are too long."""
     if path is None:
         return Rows((), 0)
     rows = read_lines(path, TrainingRow)
-    tokenized = tuple(tokenize_rows(rows, template, tokenizer))
-    kept = tuple(row for row in tokenized if len(row.input_ids) <= job.train.max_length)
-    return Rows(kept, len(tokenized) - len(kept))
+    kept = tuple(row for row in rows if len(row.input_ids) <= job.train.max_length)
+    return Rows(kept, len(rows) - len(kept))
 
 
 def prepare_data(job: TrainJob, rows: Rows) -> tuple[Dataset, BatchPlan]:
@@ -98,9 +103,8 @@ def trainer_config(job: TrainJob, plan: BatchPlan, n_rows: int, has_eval: bool) 
 def run(job: TrainJob) -> TrainResult:
     """Train and write the model; the result is returned, not written."""
     tokenizer = load_tokenizer(job)
-    template = ChatTemplate.load(job.model.path, revision=job.revision)
-    rows = read_rows(job.rows_path, job, template, tokenizer)
-    eval_rows = read_rows(job.eval_rows_path, job, template, tokenizer)
+    rows = read_rows(job.rows_path, job)
+    eval_rows = read_rows(job.eval_rows_path, job)
     if not rows.rows:
         raise StageError(
             f"{job.rows_path}: no row to train on ({rows.n_dropped} are longer than "

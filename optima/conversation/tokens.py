@@ -1,0 +1,238 @@
+"""A conversation as token ids: what a model is prompted with is what it is trained on.
+
+A prompt is put together from pieces: text of the chat template, of prompts and of partners, each
+tokenised by itself, and between them the very ids that the model sampled for its own utterances.
+Tokenising the whole text anew would give other ids wherever a token reaches across such a border
+(with Llama-3's vocabulary ``Alice:`` and ``<A>`` meet in the token ``:<``). So every prompt goes on
+from the one before it, and a training row holds nothing that was not generated.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from tokenizers import Tokenizer
+
+from optima.conversation.template import ChatTemplate, Roles, model_file
+from optima.errors import ModelError
+from optima.types import Message
+
+HOLE = "\ue0a0optima\ue0a1"  # stands for what a model said while the template renders around it
+N_CACHED_PIECES = 8192  # system prompts of the problems under way, mostly
+
+Ids = tuple[int, ...]
+
+
+class Encoder:
+    """A model's own tokenizer: pieces of text to ids and back, nothing added at either end.
+
+    ``special_ids`` are its special tokens: they end turns and belong to no utterance.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop_tokens: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        named = (tokenizer.token_to_id(text) for text in stop_tokens)
+        self.special_ids = frozenset(
+            {index for index, token in added.items() if token.special}
+            | {index for index in named if index is not None}
+        )
+        self._cached = lru_cache(maxsize=N_CACHED_PIECES)(self.encode_once)
+
+    @classmethod
+    def load(
+        cls, model: str, *, revision: str | None = None, field: str = "model.path"
+    ) -> "Encoder":
+        """Read ``tokenizer.json`` of a model directory or hub id; ModelError without one."""
+        place = f"{field}={model}"
+        path = model_file(model, "tokenizer.json", revision, place=place)
+        if path is None:
+            raise ModelError(
+                f"{place}: has no tokenizer.json, which conversations are tokenised with; load "
+                "its tokenizer with transformers and save it there (save_pretrained writes one)"
+            )
+        return cls(_read(path, place), _stop_tokens(model, revision, place))
+
+    def encode(self, text: str) -> Ids:
+        """Return the ids of a piece of text; special tokens written in it are recognised."""
+        return self._cached(text)
+
+    def token(self, index: int) -> str:
+        """Return a token as the vocabulary writes it."""
+        return str(self._tokenizer.id_to_token(index))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def encode_once(self, text: str) -> Ids:
+        """Return the ids of a piece that will not come again, such as an utterance."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """Token ids of one training row; ``trained`` are the spans [start, end) that carry loss."""
+
+    input_ids: Ids
+    trained: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCodec:
+    """A model's chat template with its tokenizer: from what was said to what the model is given.
+
+    Messages that the model said itself have ``label + HOLE`` as their content, and what it said is
+    handed in beside them as ids without the end of turn, one tuple for each hole.
+    """
+
+    template: ChatTemplate
+    encoder: Encoder
+    end_token: int
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        *,
+        revision: str | None = None,
+        roles: Roles | Literal["auto"] = "auto",
+        field: str = "model.path",
+    ) -> "ChatCodec":
+        """Read template and tokenizer of a model and prove that conversations can be trained on.
+
+        Raises ModelError with the reason when they cannot.
+        """
+        return cls.of(
+            ChatTemplate.load(model, revision=revision, roles=roles, field=field),
+            Encoder.load(model, revision=revision, field=field),
+        )
+
+    @classmethod
+    def of(cls, template: ChatTemplate, encoder: Encoder) -> "ChatCodec":
+        """Put a template and a tokenizer together; ModelError when no token ends a turn."""
+        codec = cls(template, encoder, end_token=-1)
+        tail = codec._pieces([Message(role="user", content="optima-probe"), _hole()])[-1]
+        return replace(codec, end_token=codec._end_ids(tail)[-1])
+
+    def prompt_ids(self, messages: Sequence[Message], said: Sequence[Ids], label: str) -> Ids:
+        """Return what the model continues with its next utterance; it ends with ``label``."""
+        return self._fill(self._prompt_pieces(messages, label), said)
+
+    def rows(
+        self, messages: Sequence[Message], own: Sequence[int], said: Sequence[Ids], label: str
+    ) -> list[TokenRow]:
+        """Return the rows that train what a speaker said, ``own`` being its messages' places.
+
+        One row, cut after its last utterance, where every prompt goes on from the one before;
+        where the template rewrites what came before, one row for each utterance.
+        """
+        last = own[-1] + 1
+        whole = self._pieces(messages[:last])
+        prompts = [self._prompt_pieces(messages[:place], label) for place in own]
+        if all(prompt == whole[: len(prompt)] for prompt in prompts):
+            return [self._row(whole, said)]
+        rows = []
+        for k, (place, prompt) in enumerate(zip(own, prompts, strict=True)):
+            tail = self._pieces(messages[: place + 1])[-1]
+            rows.append(self._row([*prompt, tail], said[: k + 1], only_last=True))
+        return rows
+
+    def continuation(self, messages: Sequence[Message], utterance: Message) -> tuple[Ids, Ids]:
+        """Return (prompt, utterance) of messages that come from elsewhere, as ids.
+
+        The utterance ends with its end of turn.
+        """
+        prompt, tail = self._pieces([*messages, _hole()])
+        said = self.encoder.encode_once(utterance.content)
+        return self.encoder.encode(prompt), said + self._end_ids(tail)
+
+    def ended(self, messages: Sequence[Message], said: Ids, label: str) -> Ids:
+        """Return an utterance after ``messages`` with its end of turn."""
+        return said + self._end_ids(self._pieces([*messages, _hole(label)])[-1])
+
+    def _prompt_pieces(self, messages: Sequence[Message], label: str) -> list[str]:
+        """Return the rendered text up to where the next utterance goes on from ``label``."""
+        return self._pieces([*messages, _hole(label)])[:-1]
+
+    def _pieces(self, messages: Sequence[Message]) -> list[str]:
+        """Return the rendered text between the holes, one piece more than there are holes."""
+        text = self.template.render(messages)
+        pieces = text.split(HOLE)
+        n_holes = sum(message.content.endswith(HOLE) for message in messages)
+        if len(pieces) != n_holes + 1:
+            raise ModelError(
+                f"{self.template.origin}: the chat template renders {len(pieces) - 1} of "
+                f"{n_holes} assistant messages, so a conversation cannot be put before the model; "
+                "give the model a template that keeps them all"
+            )
+        return pieces
+
+    def _fill(self, pieces: Sequence[str], said: Sequence[Ids]) -> Ids:
+        ids = list(self.encoder.encode(pieces[0]))
+        for utterance, piece in zip(said, pieces[1:], strict=True):
+            ids += utterance
+            ids += self.encoder.encode(piece)
+        return tuple(ids)
+
+    def _row(
+        self, pieces: Sequence[str], said: Sequence[Ids], *, only_last: bool = False
+    ) -> TokenRow:
+        """Return the row of ``pieces`` around ``said``; its last piece is the end of a turn."""
+        ids = list(self.encoder.encode(pieces[0]))
+        trained = []
+        for k, (utterance, piece) in enumerate(zip(said, pieces[1:], strict=True)):
+            start, end = len(ids), self._end_ids(piece)
+            ids += utterance
+            ids += end if k == len(said) - 1 else self.encoder.encode(piece)
+            trained.append((start, start + len(utterance)))
+            # What a template writes between an utterance and its end of turn was not sampled.
+            stop = start + len(utterance) + len(end)
+            trained.append((stop - 1, stop))
+        return TokenRow(tuple(ids), _joined(trained[-2:] if only_last else trained))
+
+    def _end_ids(self, tail: str) -> Ids:
+        """Return the ids of what follows an utterance, up to its end of turn."""
+        ids = self.encoder.encode(tail) if tail else ()
+        for place, index in enumerate(ids):
+            if index in self.encoder.special_ids:
+                return ids[: place + 1]
+        raise ModelError(
+            f"{self.template.origin}: no special token ends an assistant message (the template "
+            f"writes {tail!r} after it), so a model could not learn to stop; add an end-of-turn "
+            "token to the chat template"
+        )
+
+
+def _hole(label: str = "") -> Message:
+    return Message(role="assistant", content=label + HOLE)
+
+
+def _joined(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return the spans without empty ones, neighbours made one."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in spans:
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], stop)
+        elif start < stop:
+            joined.append((start, stop))
+    return tuple(joined)
+
+
+def _read(path: Path, place: str) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise ModelError(f"{place}: tokenizer.json is no tokenizer ({error})") from error
+
+
+def _stop_tokens(model: str, revision: str | None, place: str) -> list[str]:
+    """Return the end-of-sequence token that the tokenizer's configuration names."""
+    path = model_file(model, "tokenizer_config.json", revision, place=place)
+    config = json.loads(path.read_text()) if path else {}
+    token = config.get("eos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    return [text] if isinstance(text, str) else []

@@ -1,0 +1,40 @@
+"""When two agents agree: the comparison that scores the task decides, in talks as in votes.
+
+What can be told cheaply is told at once. Two formulas that are not equal as text or number are
+handed to the judge's processes, so that an expression that hangs holds up nobody but its talk.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from optima.tasks.comparison import same_answer
+from optima.tasks.judging import Judge, JudgeError
+from optima.tasks.restatement import restates
+from optima.types import Metric
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskAgreement:
+    """Compares answers about one problem; ``choices`` are its texts in the order of the letters."""
+
+    metric: Metric
+    choices: tuple[str, ...]
+    judge: Judge
+
+    async def is_same(self, answer: str, other: str) -> bool:
+        """Tell whether both mean the same; False, with a warning, where that takes too long."""
+        told = same_answer(answer, other, metric=self.metric, choices=self.choices)
+        if told is not None:
+            return told
+        try:
+            return await asyncio.to_thread(self.judge.are_same, self.metric, answer, other)
+        except JudgeError as error:
+            logger.warning("answers counted as different: %s", error)
+            return False
+
+    def is_restated(self, text: str, answer: str) -> bool:
+        """Tell whether an utterance without a mark says nothing but that ``answer`` is right."""
+        return restates(text, answer, metric=self.metric, choices=self.choices)
