@@ -75,13 +75,19 @@ def encoder() -> Encoder:
 
 def codec(family: str, roles: Roles | Literal["auto"] = "auto") -> ChatCodec:
     """Return the codec of a family of templates."""
-    template = ChatTemplate(FAMILIES[family], SPECIAL_TOKENS[family], roles=roles, origin=family)
+    return codec_of(FAMILIES[family], SPECIAL_TOKENS[family], roles=roles, origin=family)
+
+
+def codec_of(
+    source: str,
+    special_tokens: dict[str, str] | None = None,
+    *,
+    roles: Roles | Literal["auto"] = "auto",
+    origin: str = "template",
+) -> ChatCodec:
+    """Return the codec of a template; ModelError where conversations cannot be held with it."""
+    template = ChatTemplate(source, special_tokens or {}, roles=roles, origin=origin)
     return ChatCodec.of(template, encoder())
-
-
-def tokens(ids: Sequence[int]) -> list[str]:
-    """Return the text of each id by itself, special tokens in."""
-    return [tiny_tokenizer().decode([index], skip_special_tokens=False) for index in ids]
 
 
 def text_of(ids: Sequence[int]) -> str:
