@@ -19,7 +19,7 @@ WORDS = ("ash", "birch", "cedar", "dogwood", "elder", "fir", "hazel", "juniper")
 
 def dialogue(names: tuple[str, ...] = ("Alice", "Bob"), max_turns: int = 6) -> Dialogue:
     speakers = tuple(
-        Speaker(i, name, f"You are {name}, place {i}.", codec("chatml"))
+        Speaker(i, name, f"You are {name}, place {i}.", codec("chatml", roles="assistant"))
         for i, name in enumerate(names)
     )
     return Dialogue(
