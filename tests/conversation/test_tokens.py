@@ -119,6 +119,21 @@ def test_template_that_rewrites_earlier_messages_gives_a_row_for_each_utterance(
     ]
 
 
+def test_template_that_ends_its_last_message_otherwise_gives_a_row_for_each_utterance() -> None:
+    # As GPT-OSS's does. A row of the whole talk would train an end that ends no generation.
+    source = CHATML.replace(
+        "<|im_end|>",
+        "{{ '<|eot_id|>' if loop.last and message['role'] == 'assistant' else '<|im_end|>' }}",
+    )
+    alice = Speaker(0, "Alice", "You are Alice.", codec_of(source))
+    assert encoder().token(alice.codec.end_token) == "<|eot_id|>"
+    rows = alice.rows([turn(0, " one"), turn(1, " two"), turn(0, " three")])
+    trained = [text_of(row.input_ids[start:stop]) for row in rows for start, stop in row.trained]
+    assert len(rows) == 2
+    assert trained == [" one<|eot_id|>", " three<|eot_id|>"]
+    assert "Alice: one<|im_end|>" in text_of(rows[1].input_ids)
+
+
 def test_what_a_template_writes_before_the_end_of_turn_carries_no_loss() -> None:
     source = CHATML.replace("<|im_end|>", "\n(done)\n<|im_end|>")
     alice = Speaker(0, "Alice", "You are Alice.", codec_of(source))
