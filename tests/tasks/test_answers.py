@@ -8,6 +8,7 @@ from optima.tasks.answers import is_same_answer, last_marked_answer, marked_answ
 from optima.tasks.choices import choice_letter, named_choice
 from optima.tasks.comparison import exact_match, same_answer
 from optima.tasks.numbers import parse_number, stated_number
+from optima.tasks.restatement import restates
 from optima.tasks.texts import f1_score, normalise_latex, normalise_text, undress
 from optima.types import Metric
 
@@ -284,4 +285,5 @@ def test_runaway_texts_cost_no_time() -> None:
         for metric in METRICS:
             same_answer(text, text + "1", metric=metric)
             same_answer(text, text + "1", metric=metric, choices=("wood", "iron"))
+            restates(text, "5", metric=metric)
     assert time.monotonic() - start < 10
