@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,7 @@ class FakeServer:
         """End ``text`` as vLLM would: by a stop text, by the end of turn or at the limit."""
         limit, ends = asked["max_tokens"], asked.get("stop_token_ids") or ()
         tokens: list[Any]
+        join: Callable[[list[Any]], str]
         if self._tokenizer is None:
             tokens, join = text.split(" "), " ".join  # the leading space stands for the end of turn
         else:
