@@ -1,7 +1,6 @@
 """Token ids from a real vLLM server: what it says comes back as ids and is prompted on as ids."""
 
 import asyncio
-import itertools
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -61,9 +60,9 @@ def ask_all(fleet: Fleet, requests: list[Request], temperature: float = 0.0) -> 
     return asyncio.run(each())
 
 
-def speakers(codec: ChatCodec) -> tuple[Speaker, ...]:
+def speakers(codec: ChatCodec, hint: str = "") -> tuple[Speaker, ...]:
     return tuple(
-        Speaker(i, name, f"You are {name}. {FACTS}Talk about the lamps.", codec)
+        Speaker(i, name, f"{hint}You are {name}. {FACTS}Talk about the lamps.", codec)
         for i, name in enumerate(NAMES[:2])
     )
 
@@ -76,20 +75,24 @@ def first_request(codec: ChatCodec) -> Request:
     )  # fmt: skip
 
 
-def hold(fleet: Fleet, codec: ChatCodec) -> tuple[Conversation, list[tuple[Request, Completion]]]:
-    heard: list[tuple[Request, Completion]] = []
+def hold(
+    fleet: Fleet, codec: ChatCodec, hint: str = ""
+) -> tuple[Conversation, list[tuple[Request, Completion, float]]]:
+    """Return a talk, and of each turn what was asked, answered and found in the prefix cache."""
+    heard: list[tuple[Request, Completion, float]] = []
 
     async def talk() -> Conversation:
         serving = load_recipe(RECIPE, []).serving
         async with CompletionClient(fleet.servers, fleet.model_name, serving) as client:
 
             async def complete(request: Request) -> Completion:
+                before = n_cached(fleet)
                 completion = await client.complete(request, temperature=0.7, top_p=1.0)
-                heard.append((request, completion))
+                heard.append((request, completion, n_cached(fleet) - before))
                 return completion
 
             held = Dialogue(
-                problem_id="p", n=0, speakers=speakers(codec), answer_style="tag",
+                problem_id="p", n=0, speakers=speakers(codec, hint), answer_style="tag",
                 agreement=SameText(), seed=1,
                 limits=ConversationSection(max_turns=6, max_turn_tokens=32),
             )  # fmt: skip
@@ -104,7 +107,7 @@ def test_ids_come_back_are_the_text_and_are_trained_as_they_are(
     conversation, heard = hold(fleet, codec)
     assert conversation.error is None
     assert len(heard) == len(conversation.turns)
-    for (asked, said), turn in zip(heard, conversation.turns, strict=True):
+    for (asked, said, _), turn in zip(heard, conversation.turns, strict=True):
         assert said.token_ids is not None
         assert said.n_tokens == len(said.token_ids)
         assert said.n_prompt_tokens == len(asked.prompt_ids)
@@ -120,7 +123,7 @@ def test_ids_come_back_are_the_text_and_are_trained_as_they_are(
             (*(turn.token_ids or ()), codec.end_token) for turn in own
         ]
         assert row.n_retokenised == 0
-        for asked, _ in heard:
+        for asked, *_ in heard:
             if asked.agent == row.agent:
                 assert row.input_ids[: len(asked.prompt_ids)] == asked.prompt_ids
 
@@ -136,21 +139,19 @@ def n_cached(fleet: Fleet) -> float:
     )
 
 
-def test_next_prompt_goes_on_from_the_last_one_and_finds_it_cached(
+def test_next_prompt_goes_on_from_what_was_sampled_and_finds_it_cached(
     fleet: Fleet, codec: ChatCodec
 ) -> None:
-    conversation, heard = hold(fleet, codec)
-    by_alice = [pair for pair in heard if pair[0].agent == 0]
-    assert len(by_alice) == 3
-    for (asked, said), (later, _) in itertools.pairwise(by_alice):
-        turn = conversation.turns[heard.index((asked, said))]
-        known = asked.prompt_ids + (turn.token_ids or ())
-        assert later.prompt_ids[: len(known)] == known
-    # The whole talk has passed through the server: its last prompt is cached up to a block.
-    last = replace(by_alice[-1][0], max_tokens=1)
-    before = n_cached(fleet)
-    ask_all(fleet, [last])
-    assert n_cached(fleet) - before >= len(last.prompt_ids) - BLOCK
+    conversation, heard = hold(fleet, codec, "You have never spoken of this before. ")
+    by_agent: dict[int, tuple[int, ...]] = {}
+    for (asked, _, n_found), turn in zip(heard, conversation.turns, strict=True):
+        known = by_agent.get(asked.agent, ())
+        assert asked.prompt_ids[: len(known)] == known
+        # All full blocks of it, what was sampled included; the last id never was an input.
+        assert n_found >= (len(known) - 1) // BLOCK * BLOCK
+        by_agent[asked.agent] = asked.prompt_ids + (turn.token_ids or ())
+    assert [n_found for *_, n_found in heard[:2]] == [0, 0]
+    assert all(n_found > 0 for *_, n_found in heard[2:])
 
 
 def test_stop_text_ends_a_turn_and_is_no_part_of_its_text(fleet: Fleet, codec: ChatCodec) -> None:

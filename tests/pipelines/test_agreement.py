@@ -109,7 +109,7 @@ def test_what_is_no_restatement_right_after_a_mark_ends_no_talk(texts: tuple[str
 def test_answers_that_hang_when_compared_hold_up_no_other_talk() -> None:
     ended: list[str] = []
 
-    async def both(judge: Judge) -> list[Conversation]:
+    async def both(judge: Judge) -> tuple[Conversation, Conversation]:
         async def run(name: str, texts: Sequence[str]) -> Conversation:
             held = await converse(dialogue("math", judge), texts)
             ended.append(name)
