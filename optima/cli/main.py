@@ -9,7 +9,7 @@ from pathlib import Path
 from optima.cli import evaluations, reports, studies
 from optima.cli.console import run_command, set_up_logging
 from optima.errors import UsageError
-from optima.prompts.rendering import system_prompt
+from optima.prompts.rendering import PromptStyle, system_prompt
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.tasks import TASKS, get_task
 from optima.tasks.loading import load_problems
@@ -206,14 +206,7 @@ def _show_prompts(options: argparse.Namespace) -> int:
         if options.agent not in (None, name):
             continue
         print(f"--- {name} ({problem.problem_id})")
-        prompt = system_prompt(
-            problem,
-            setting=task.setting,
-            answer_style=task.answer_style,
-            names=names,
-            agent=agent,
-            worked_example=recipe.conversation.worked_example,
-        )
+        prompt = system_prompt(problem, PromptStyle.of(recipe, task), agent=agent)
         print(prompt)
     return 0
 

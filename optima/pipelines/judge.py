@@ -115,6 +115,15 @@ def rank(
     return stage
 
 
+def read_candidates(talk: Stage, ranked: Stage) -> Iterator[tuple[Conversation, RewardParts]]:
+    """Yield the conversations of a stage with their rewards."""
+    yield from zip(
+        read_records(talk.path / CONVERSATIONS, Conversation),
+        read_records(ranked.path / REWARDS, RewardParts),
+        strict=True,
+    )
+
+
 def read_judged(folder: Path) -> Iterator[tuple[Conversation, RewardParts]]:
     """Yield the conversations of an evaluated model's folder with their rewards.
 

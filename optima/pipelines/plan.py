@@ -24,6 +24,7 @@ from optima.pipelines.status import is_owned
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, require_environment
 from optima.prompts.formats import load_formats
+from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
 from optima.reward import needs_losses, search_reward
 from optima.rundir import check_same_recipe
@@ -62,6 +63,7 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
     devices = detect_devices(recipe.serving)
     places = split_devices(recipe, devices)
     codec = model_codec(recipe, recipe.model.path)
+    PromptStyle.of(recipe, task)
     loss_template(recipe, codec.template)
     window = context_window(recipe.model)
     extra = recipe.sampling.format_pool_path
