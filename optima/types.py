@@ -32,7 +32,8 @@ class Problem(Record):
 
     ``contexts`` has one text per agent for information exchange and is empty for debate.
     ``golds`` is never empty; a score is the maximum over it. ``evidence`` is in the order in
-    which a reader needs it, empty where the benchmark has none.
+    which a reader needs it, empty where the benchmark has none. ``choices`` has the texts of a
+    multiple-choice question in the order of their letters, and is empty for all others.
     """
 
     schema_version: Literal[1] = 1
@@ -42,6 +43,7 @@ class Problem(Record):
     golds: tuple[str, ...]
     contexts: tuple[str, ...] = ()
     evidence: tuple[Fact, ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 class Turn(Record):

@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     tasks.set_defaults(run=_tasks)
     _add_prompts(commands)
     _add_pairs(commands)
+    trial.add_try(commands)
     studies.add_sweep(commands)
     studies.add_ablate(commands)
     evaluations.add_baselines(commands)

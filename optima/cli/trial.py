@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from optima.cli.configs import add_config
+from optima.errors import UsageError
 from optima.pipelines.trial import Trial
 from optima.types import Conversation, Problem, RewardParts
 
@@ -30,7 +32,8 @@ def add_try(commands: "Commands") -> None:
         "  optima try --config recipes/sft/quickstart.yaml conversation.worked_example=true\n\n"
         "exit status: 0 fit to train, 1 something to change, 2 wrong input.",
     )  # fmt: skip
-    add_config(parser)
+    add_config(parser, is_required=True)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
     parser.add_argument("--n", type=int, default=20, help="problems (default: 20)")
     parser.add_argument("--show", type=int, default=3, help="conversations printed (default: 3)")
     parser.add_argument(
@@ -46,13 +49,13 @@ def add_try(commands: "Commands") -> None:
 def _try(options: argparse.Namespace) -> int:
     from optima.pipelines.trial import try_recipe
     from optima.processes.environment import require_environment
-    from optima.recipe.loading import dump_recipe
+    from optima.recipe.loading import dump_recipe, load_recipe
     from optima.seeding import digest
 
     for name in ("n", "show"):
         if getattr(options, name) < (1 if name == "n" else 0):
             raise UsageError(f"--{name} {getattr(options, name)}: must be positive")
-    recipe = config_recipe(options)
+    recipe = load_recipe(options.config, options.overrides)
     directory = options.output or Path("runs", "try", digest(dump_recipe(recipe), str(options.n)))
     trial = try_recipe(
         recipe,

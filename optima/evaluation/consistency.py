@@ -1,25 +1,22 @@
 """Self-consistency and coverage of several samples a problem (paper section 4).
 
-Answers that mean the same form a group: equal answers, equivalent expressions, or, where F1 is the
-metric, answers whose pairwise F1 exceeds 0.9. The vote of k samples is the largest group, the first
-begun among equals; its score is the mean score of its members. Coverage is the best score of the k.
+Answers that are the same by the rule that scores the task (``Judge.are_same``) form a group: the
+same choice or number, equivalent expressions, or, where F1 is the metric, a pairwise F1 above 0.9.
+The vote of k samples is the largest group, the first begun among equals; its score is the mean
+score of its members. Coverage is the best score of the k.
 What has no answer never wins. A figure for k is the mean over seeded orders of the samples: one
 order alone would say more about the order than about k.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import accumulate
 
 import numpy as np
 
 from optima.evaluation.statistics import Estimate, estimate_mean
 from optima.seeding import rng
-from optima.tasks.answers import choice_letter, f1_score, normalise_text, parse_number
-from optima.types import Metric
 
-MIN_F1 = 0.9
 N_ORDERS = 20
 
 IsSame = Callable[[str, str], bool]
@@ -42,21 +39,6 @@ class Point:
     score: Estimate
     coverage: Estimate
     n_tokens: float
-
-
-def is_same_by_text(metric: Metric) -> IsSame:
-    """Return how two answers are compared where no judge is needed; ``math`` needs one."""
-    if metric == "f1":
-        return lambda a, b: f1_score(a, b) > MIN_F1
-    return lambda a, b: _key(a) == _key(b)
-
-
-def _key(answer: str) -> str | Fraction:
-    """Return what exact match goes by: the choice's letter, the number, or the text."""
-    number = parse_number(answer, units="ignore")
-    if (letter := choice_letter(answer)) is not None:
-        return letter
-    return normalise_text(answer) if number is None else number
 
 
 def group_answers(answers_N: Sequence[str | None], is_same: IsSame) -> list[int | None]:

@@ -70,7 +70,7 @@ def _row(
         return row_of(single, model, hold(single, model, told))
     several = _alone(context, ballot)
     held = hold(several, model, told)
-    return _voted(several, row_of(several, model, held), held)
+    return _voted(several, row_of(several, model, held), held[0], told)
 
 
 def _alone(context: RunContext, ballot: Votes | None = None) -> RunContext:
@@ -84,7 +84,9 @@ def _alone(context: RunContext, ballot: Votes | None = None) -> RunContext:
     return replace(context, recipe=recipe)
 
 
-def _voted(context: RunContext, row: InferenceRow, held: tuple[Stage, Stage]) -> InferenceRow:
-    grouped = group_stage(context, f"{row.label}/groups", held[0])
+def _voted(
+    context: RunContext, row: InferenceRow, talked: Stage, problems: Sequence[Problem]
+) -> InferenceRow:
+    grouped = group_stage(context, f"{row.label}/groups", talked, problems)
     samples = read_samples(grouped.path.parent)
     return replace(row, summary=voted(row.summary, samples, seed=context.recipe.seed))

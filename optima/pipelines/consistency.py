@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -18,11 +19,9 @@ from tqdm import tqdm
 
 from optima.errors import StageError
 from optima.evaluation.consistency import (
-    IsSame,
     Point,
     Sample,
     group_answers,
-    is_same_by_text,
     scaling_curve,
     vote_of_all,
 )
@@ -39,13 +38,11 @@ from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
 from optima.records import read_records, write_records
 from optima.rundir import Stage
-from optima.tasks.answers import is_same_answer
-from optima.tasks.judging import Judge, JudgeError
-from optima.types import Conversation, Record
+from optima.tasks.judging import Judge
+from optima.types import Conversation, Problem, Record
 
 logger = logging.getLogger(__name__)
 GROUPS = "groups.jsonl"
-_HARMLESS = "7y"  # an expression that anything sound is compared with in no time
 
 
 class AnswerGroups(Record):
@@ -79,7 +76,7 @@ def run_consistency(
         problems = read_test_problems(context)
         for model in models:
             talked, _ = hold(context, model, problems)
-            grouped = group_stage(context, f"{model.label}/groups", talked)
+            grouped = group_stage(context, f"{model.label}/groups", talked, problems)
             samples = read_samples(grouped.path.parent)
             points = scaling_curve(samples, seed=recipe.seed)
             curves.append(
@@ -94,62 +91,31 @@ def run_consistency(
     return tuple(curves)
 
 
-def group_stage(context: RunContext, name: str, talked: Stage) -> Stage:
+def group_stage(
+    context: RunContext, name: str, talked: Stage, problems: Sequence[Problem]
+) -> Stage:
     """Write which samples of a problem have the same answer."""
     stage = context.run.stage(name, talked.output_digest)
     if stage.done:
         return stage
     metric = context.task.metric
+    choices_by_id = {problem.problem_id: problem.choices for problem in problems}
     conversations = read_records(talked.path / CONVERSATIONS, Conversation)
 
-    def found(is_same: IsSame) -> Iterator[AnswerGroups]:
+    def found(judge_: Judge) -> Iterator[AnswerGroups]:
         groups = groupby(conversations, key=lambda conversation: conversation.problem_id)
         bar = tqdm(groups, desc="groups", unit="problem", disable=not sys.stderr.isatty())
         for problem_id, samples in bar:
+            is_same = partial(judge_.are_same, metric, choices=choices_by_id[problem_id])
             numbers = group_answers([sample.answer for sample in samples], is_same)
             yield AnswerGroups(problem_id=problem_id, groups=tuple(numbers))
 
     path = stage.path / GROUPS
-    if metric == "math":
-        with Judge() as judge_:
-            n = write_records(path, found(Equivalence(judge_)))
-    else:
-        n = write_records(path, found(is_same_by_text(metric)))
+    with Judge() as judge_:
+        n = write_records(path, found(judge_))
     stage.finish([path], {"groups/problems": float(n)})
     context.run.write_metrics()
     return stage
-
-
-class Equivalence:
-    """Tells whether mathematical answers mean the same, and gives up on those that hang.
-
-    An answer that cannot be compared with a harmless one either is the same as none but its equal
-    text: it costs two comparisons, not one with every other answer of its problem.
-    """
-
-    def __init__(self, judge_: Judge) -> None:
-        self._judge = judge_
-        self._can_be_compared: dict[str, bool] = {}
-
-    def __call__(self, answer: str, other: str) -> bool:
-        """Return whether both are equivalent; False, with a warning, where that takes too long."""
-        if not all(self._can_be_compared.get(text, True) for text in (answer, other)):
-            return is_same_answer(answer, other, "boxed")
-        try:
-            return self._judge.score("math", answer, (other,)) == 1.0
-        except JudgeError as error:
-            logger.warning("answers counted as different: %s", error)
-            for text in (answer, other):
-                if text not in self._can_be_compared:
-                    self._can_be_compared[text] = self._is_harmless(text)
-            return False
-
-    def _is_harmless(self, answer: str) -> bool:
-        try:
-            self._judge.score("math", answer, (_HARMLESS,))
-        except JudgeError:
-            return False
-        return True
 
 
 def voted(

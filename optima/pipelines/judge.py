@@ -17,7 +17,7 @@ from optima.pipelines.talk import FILE as CONVERSATIONS
 from optima.records import read_records, write_records
 from optima.reward import compute_reward
 from optima.rundir import Stage
-from optima.tasks.judging import Judge, JudgeError
+from optima.tasks.judging import Judge, JudgeError, Judgement
 from optima.types import Conversation, Problem, RewardParts, TurnLosses
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def rank(
         losses = read_records(scored.path / LOSSES, TurnLosses) if scored else None
         with Judge() as judge:
             for batch in _batches(conversations):
-                judged = [(c.answer, problem_by_id[c.problem_id].golds) for c in batch]
+                judged = [judgement(c, problem_by_id[c.problem_id]) for c in batch]
                 scores = judge.score_many(context.task.metric, judged)
                 for conversation, task_score in zip(batch, scores, strict=True):
                     parts = compute_reward(
@@ -122,6 +122,11 @@ def read_candidates(talk: Stage, ranked: Stage) -> Iterator[tuple[Conversation, 
         read_records(ranked.path / REWARDS, RewardParts),
         strict=True,
     )
+
+
+def judgement(conversation: Conversation, problem: Problem) -> Judgement:
+    """Return what the judge needs to score a conversation about ``problem``."""
+    return Judgement(conversation.answer, problem.golds, problem.choices)
 
 
 def read_judged(folder: Path) -> Iterator[tuple[Conversation, RewardParts]]:

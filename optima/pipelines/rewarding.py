@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from optima.pipelines.context import RunContext
+from optima.pipelines.judge import judgement
 from optima.recipe.schema import RewardSection
 from optima.reward import compute_reward, search_reward
 from optima.tasks.judging import N_WORKERS, Judge, JudgeError, Judgement
@@ -76,7 +77,7 @@ class RewardDesk:
     def __init__(
         self, problems: Sequence[Problem], yardstick: Yardstick, judge: Judge | None = None
     ) -> None:
-        self._golds = {problem.problem_id: problem.golds for problem in problems}
+        self._problem_by_id = {problem.problem_id: problem for problem in problems}
         self._yardstick = yardstick
         self._judge = judge or Judge()
         self._judging = ThreadPoolExecutor(N_WORKERS, "judge")
@@ -104,7 +105,9 @@ class RewardDesk:
 
         async def rewards(conversations: Sequence[Conversation]) -> list[RewardParts]:
             scores, _ = await asyncio.gather(
-                self._score([(c.answer, self._golds[c.problem_id]) for c in conversations]),
+                self._score(
+                    [judgement(c, self._problem_by_id[c.problem_id]) for c in conversations]
+                ),
                 self._learn_losses(conversations, known),
             )
             return [
@@ -138,9 +141,9 @@ class RewardDesk:
             *(loop.run_in_executor(self._judging, self._score_one, item) for item in judgements)
         )
 
-    def _score_one(self, judgement: Judgement) -> float | JudgeError:
+    def _score_one(self, item: Judgement) -> float | JudgeError:
         try:
-            return self._judge.score(self._yardstick.metric, *judgement)
+            return self._judge.score(self._yardstick.metric, *item)
         except JudgeError as error:
             return error
 

@@ -1,48 +1,82 @@
-r"""Answers in text: finding the marked ones, comparing two cheaply, and the text metrics.
+r"""Answers in text: finding the marked ones, and telling a placeholder from an answer.
 
 Marks are ``<A>answer</A>`` (style ``tag``) and ``\boxed{answer}`` (style ``boxed``); a mark without
-content or without its end counts as no mark. Mathematical equivalence is in ``judging``: it can
-hang and so never runs here. Paper section 3 (marks), App. A (metrics).
+content, without its end, or with a placeholder ("answer", "your answer", "...") counts as no mark.
+Which answers are the same is in ``comparison``. Paper section 3.
 """
 
 import re
-import string
-from collections import Counter
-from fractions import Fraction
-from typing import Literal
+from collections.abc import Sequence
 
+from optima.tasks.numbers import parse_number
+from optima.tasks.texts import LATEX_TEXT, closing_braces, normalise_latex, normalise_text, undress
 from optima.types import AnswerStyle
 
-MAX_DIGITS = 1000  # a model that repeats a digit for ever states no number
+MAX_PLACEHOLDER_CHARACTERS = 60
 
 _TAG = re.compile(r"<A>((?:(?!<A>).)*?)</A>", re.DOTALL)
 _BOX = re.compile(r"\\f?boxed(?![A-Za-z])[ \t]*|\\fbox(?![A-Za-z])[ \t]*")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is none
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_DELIMITER_SIZE = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
-_LATEX_SPACE = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])|\s+")
-_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mbox|textrm)\s*\{([^{}]*)\}")
-_NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?"
-_PLAIN = re.compile(rf"({_NUMBER})(?:\s*/\s*(\d+))?\s*(?:%|°)?\.?")
-_WITH_UNIT = re.compile(
-    rf"({_NUMBER})(?:\s*/\s*(\d+))?\s*(?:%|°)?((?:\s+|-|[A-Za-z])[A-Za-z .\-]*)"
+_BRACKETS = re.compile(r"[\[<{(](.*)[\]>})]")
+_WHOSE = r"(?:(?:your|my|our|the|an?|insert|put|write|enter|type|state|give) )*"
+_KIND = r"(?:(?:final|short|concise|exact|correct|right|agreed|actual|best|full) )*"
+_NOUNS = r"answers?|choices?|options?|letters?|texts?|numbers?|values?|words?|names?|results?|"
+_NOUNS += r"solutions?|responses?|expressions?|formulas?|phrases?"
+_PLACE = r"(?: (?:goes )?here| in words| text| to the question| only)"
+_WORDS = (
+    # "answer", "your final answer", "the answer here": no benchmark's answer is this
+    re.compile(rf"{_WHOSE}{_KIND}answer{_PLACE}?"),
+    # other nouns only where they are addressed to the reader: "solution" alone may be an answer
+    re.compile(rf"(?:insert |put |write |enter )?your {_KIND}(?:{_NOUNS}){_PLACE}?"),
+    re.compile(rf"(?:insert |put |write |enter ){_WHOSE}{_KIND}(?:{_NOUNS}){_PLACE}?"),
+    re.compile(rf"{_WHOSE}{_KIND}(?:{_NOUNS}) (?:goes )?here"),
+    re.compile(r"x{5,}|_+|[.\u2026\s]*[.\u2026]{2,}|\u2026|\?+|\\(?:[lc]?dots|ldots)"),
 )
-_ASSIGNMENT = re.compile(r"[A-Za-z\\ ]+=([^=]+)")
-_LETTER = re.compile(r"\(?\s*([A-Za-z])\s*[).:]?\)?\.?|\(?([A-Z])\s*[).:]\s+\S.*", re.DOTALL)
-_MULTIPLIERS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
+_NOUN = re.compile(rf"{_WHOSE}{_KIND}(?:{_NOUNS}){_PLACE}?")
+_MATHEMATICAL = re.compile(rf"{_WHOSE}{_KIND}(?:answer|number|value|result|expression|formula)")
+_OF_CHOICES = re.compile(
+    rf"{_WHOSE}{_KIND}(?:letter|choice|option|text|answer)(?: (?:letter|text|of (?:the|your) \w+))*"
+)
+_LETTERS = re.compile(r"[a-z](?:\s*(?:[/|,]|,? or )\s*[a-z]){2,}")
 
 
-def marked_answers(text: str, style: AnswerStyle) -> list[str]:
-    """Return the contents of all complete, non-empty marks in ``text``, in order, stripped."""
+def marked_answers(text: str, style: AnswerStyle, choices: Sequence[str] = ()) -> list[str]:
+    """Return the contents of all marks in ``text`` that are answers, in order, stripped.
+
+    With the choices of the problem, placeholders of choices ("letter", "X") are none either.
+    """
     found = _TAG.findall(text) if style == "tag" else _boxes(text)
-    return [answer.strip() for answer in found if answer.strip()]
+    answers = [answer.strip() for answer in found if answer.strip()]
+    return [answer for answer in answers if not is_placeholder(answer, style, choices)]
 
 
-def last_marked_answer(text: str, style: AnswerStyle) -> str | None:
+def last_marked_answer(text: str, style: AnswerStyle, choices: Sequence[str] = ()) -> str | None:
     """Return the last marked answer of ``text``, None when nothing is marked."""
-    answers = marked_answers(text, style)
+    answers = marked_answers(text, style, choices)
     return answers[-1] if answers else None
+
+
+def is_placeholder(answer: str, style: AnswerStyle, choices: Sequence[str] = ()) -> bool:
+    """Tell whether a mark's content only stands for an answer: "your answer", "[letter]", "...".
+
+    What is the text of a choice is an answer. "letter" and "X" are placeholders beside choices
+    only, "number" in a box only, as each may be the answer of another task.
+    """
+    if len(answer) > MAX_PLACEHOLDER_CHARACTERS:
+        return False
+    bare = LATEX_TEXT.sub(r"\1", undress(answer)).strip()
+    if any(choice.strip().lower() in (answer.strip().lower(), bare.lower()) for choice in choices):
+        return False
+    match = _BRACKETS.fullmatch(bare)
+    inner = undress(match[1] if match else bare).replace("_", " ").strip(" .:!") or bare
+    words = " ".join(inner.lower().split())
+    if any(pattern.fullmatch(form) for pattern in _WORDS for form in (words, bare.lower())):
+        return True
+    if match and _NOUN.fullmatch(words):
+        return True
+    if choices:
+        is_unknown = words == "x" and len(choices) < 24
+        return bool(is_unknown or _OF_CHOICES.fullmatch(words) or _LETTERS.fullmatch(words))
+    return style == "boxed" and bool(_MATHEMATICAL.fullmatch(words))
 
 
 def is_same_answer(a: str, b: str, style: AnswerStyle) -> bool:
@@ -60,107 +94,8 @@ def is_same_answer(a: str, b: str, style: AnswerStyle) -> bool:
     return normalise_latex(a) == normalise_latex(b)
 
 
-def normalise_text(text: str) -> str:
-    """Return the SQuAD form: lower case, no punctuation, no articles, single spaces.
-
-    What would leave nothing (the choice "A", the band "The The", a bare "+") keeps its articles,
-    and then its punctuation, so that different answers never meet in the empty string.
-    """
-    lowered = text.lower()
-    bare = lowered.translate(_PUNCTUATION)
-    for candidate in (_ARTICLES.sub(" ", bare), bare):
-        if candidate.split():
-            return " ".join(candidate.split())
-    return " ".join(lowered.split())
-
-
-def normalise_latex(text: str) -> str:
-    r"""Return ``text`` without what does not change the meaning of a formula.
-
-    Dollar signs, spacing, sizes of delimiters, ``\text`` wrappers, the variants of ``\frac``, and
-    a full stop at the end go; ``\le`` stays what it is.
-    """
-    text = text.strip().removesuffix(".")
-    text = text.replace("\\$", "").replace("$", "")
-    text = _DELIMITER_SIZE.sub("", text)
-    text = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", text)
-    text = _LATEX_TEXT.sub(r"\1", text)
-    text = text.replace("{,}", ",").replace("\\%", "%").replace("^{\\circ}", "^\\circ")
-    return _LATEX_SPACE.sub("", text)
-
-
-def parse_number(text: str, units: Literal["refuse", "ignore"] = "refuse") -> Fraction | None:
-    r"""Return the number that ``text`` states, None when it states none or more than one.
-
-    "$1,234.00", "1{,}234", "50%", "x = 5", "3/4", "\frac{3}{4}" are numbers; with
-    ``units="ignore"`` so are "18 dollars" and "2 million". A comma that separates no group of three
-    digits makes two numbers of one.
-    """
-    text = text.replace("\\!", "").replace("{,}", ",").replace("\\%", "%").replace("\\$", "$")
-    text = re.sub(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}", r"\1/\2", text)
-    if units == "ignore":
-        text = _LATEX_TEXT.sub(r" \1", text)
-    text = re.sub(r"\^\{?\\circ\}?", "", text)
-    text = re.sub(r"[$€£]", "", re.sub(r"\\[,;: ]", " ", text)).replace("\u2212", "-").strip()
-    if assignment := _ASSIGNMENT.fullmatch(text):
-        text = assignment[1].strip()
-    if match := _PLAIN.fullmatch(text):
-        return _fraction(match[1], match[2])
-    if units == "ignore" and (match := _WITH_UNIT.fullmatch(text)):
-        words = match[3].lower().split()
-        if len(match[3].strip()) == 1 and not match[3].startswith(" "):
-            return None  # 5x is a term, not five of something
-        value = _fraction(match[1], match[2])
-        return value if value is None else value * _MULTIPLIERS.get(words[0] if words else "", 1)
-    return None
-
-
-def choice_letter(text: str) -> str | None:
-    """Return the letter in "B", "b", "(B)", "B." or "B. text", in upper case; None without one."""
-    match = _LETTER.fullmatch(text.strip())
-    return (match[1] or match[2]).upper() if match else None
-
-
-def f1_score(answer: str, gold: str) -> float:
-    """Return the SQuAD F1 of two answers, in [0, 1]: overlap of their normalised words.
-
-    F1 = 2 P R / (P + R),  P = shared / words of answer,  R = shared / words of gold
-    """
-    answer_words = normalise_text(answer).split()
-    gold_words = normalise_text(gold).split()
-    n_shared = sum((Counter(answer_words) & Counter(gold_words)).values())
-    if n_shared == 0:
-        return 0.0
-    precision, recall = n_shared / len(answer_words), n_shared / len(gold_words)
-    return 2 * precision * recall / (precision + recall)
-
-
-def exact_match(answer: str, gold: str) -> bool:
-    """Tell whether ``answer`` is ``gold``; the form of the gold says how they are compared.
-
-    One letter: the letters (see ``choice_letter``). A number: the numbers, units of the answer
-    ignored. Anything else: the texts, but for case, white space and a full stop at the end; signs
-    count, as "x > y" and "x < y" are different answers.
-    """
-    if re.fullmatch(r"[A-Z]", gold):
-        return choice_letter(answer) == gold
-    number = parse_number(gold)
-    if number is not None:
-        return parse_number(answer, units="ignore") == number
-    plain = [" ".join(text.lower().split()).removesuffix(".") for text in (answer, gold)]
-    return plain[0] == plain[1]
-
-
-def _fraction(numerator: str, denominator: str | None) -> Fraction | None:
-    digits = numerator.replace(",", "").rstrip(".")
-    if not re.search(r"\d", digits) or max(len(digits), len(denominator or "")) > MAX_DIGITS:
-        return None
-    divisor = int(denominator or 1)
-    return Fraction(digits) / divisor if divisor else None
-
-
 def _boxes(text: str) -> list[str]:
-    end_by_start = _closing_braces(text)
+    end_by_start = closing_braces(text)
     found = []
     position = 0
     while match := _BOX.search(text, position):
@@ -172,15 +107,3 @@ def _boxes(text: str) -> list[str]:
         elif match[0].endswith((" ", "\t")) and (bare := re.match(r"[^\s$\\{}]+", text[start:])):
             found.append(bare[0].rstrip(".,;"))  # "\boxed 2", as some MATH solutions have it
     return found
-
-
-def _closing_braces(text: str) -> dict[int, int]:
-    """Return the place of the closing brace for each opening one that has one, in one pass."""
-    end_by_start = {}
-    opened = []
-    for match in _BRACE.finditer(text):
-        if match[0] == "{":
-            opened.append(match.start())
-        elif match[0] == "}" and opened:
-            end_by_start[opened.pop()] = match.start()
-    return end_by_start

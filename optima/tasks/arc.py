@@ -10,7 +10,8 @@ import string
 from collections.abc import Mapping, Sequence
 
 from optima.seeding import digest
-from optima.tasks.answers import choice_letter, exact_match
+from optima.tasks.choices import choice_letter
+from optima.tasks.comparison import exact_match
 from optima.tasks.dealing import Dealing
 from optima.tasks.task import HubSource, MalformedRowError, Row, Task, describe, file_names
 from optima.tasks.task import text_field as text
@@ -31,9 +32,10 @@ def choice_problem(task: str, stem: str, choices: Sequence[str], gold: int) -> P
     if len(choices) < 2 or not all(choice.strip() for choice in choices):
         raise MalformedRowError(f"the choices {describe(list(choices))} are too few or empty")
     letters = string.ascii_uppercase[: len(choices)]
-    lines = [f"{k}. {choice.strip()}" for k, choice in zip(letters, choices, strict=True)]
-    accepted = choices[gold].strip()
-    others = [choice for index, choice in enumerate(choices) if index != gold]
+    texts = tuple(choice.strip() for choice in choices)
+    lines = [f"{k}. {choice}" for k, choice in zip(letters, texts, strict=True)]
+    accepted = texts[gold]
+    others = [choice for index, choice in enumerate(texts) if index != gold]
     is_ambiguous = choice_letter(accepted) or any(exact_match(c, accepted) for c in others)
     golds = (letters[gold],) if is_ambiguous else (letters[gold], accepted)
     return Problem(
@@ -41,6 +43,7 @@ def choice_problem(task: str, stem: str, choices: Sequence[str], gold: int) -> P
         task=task,
         question="\n".join([stem, *lines]),
         golds=golds,
+        choices=texts,
     )
 
 

@@ -14,7 +14,7 @@ import sys
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-from optima.tasks.answers import is_same_answer
+from optima.tasks.comparison import same_answer
 
 MEMORY_LIMIT_BYTES = 4 << 30  # towers of powers would otherwise take the whole machine
 TARGETS = (LatexExtractionConfig(), ExprExtractionConfig())
@@ -26,7 +26,7 @@ def is_equivalent(answer: str, golds: list[str]) -> bool:
     Equal text or numbers are equal; anything else is for math-verify. An answer that cannot be
     parsed as mathematics is not equivalent; a failing comparison raises.
     """
-    if any(is_same_answer(answer, gold, "boxed") for gold in golds):
+    if any(same_answer(answer, gold, metric="math") for gold in golds):
         return True
     parsed = _parsed(answer)
     # timeout None: the package's own timeouts need the main thread's SIGALRM, ours are the limits

@@ -3,8 +3,8 @@
 import re
 
 from optima.seeding import digest
-from optima.tasks.answers import parse_number
 from optima.tasks.dealing import Dealing
+from optima.tasks.numbers import parse_number
 from optima.tasks.task import HubSource, MalformedRowError, Row, Task, file_names, text_field
 from optima.types import Fact, Problem
 

@@ -2,11 +2,13 @@
 
 Text metrics are computed in place. ``math`` runs in worker processes that can be killed, with
 limits per answer, so it works from any thread and an expression that hangs costs seconds. A score
-that cannot be computed is a ``JudgeError`` that names the answer, never 0.
+that cannot be computed is a ``JudgeError`` that names the answer, never 0. Whether two answers are
+the same, for agreement and votes, goes by the same comparison.
 """
 
 import importlib.util
 import json
+import logging
 import os
 import queue
 import select
@@ -18,12 +20,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
 
 from optima.errors import OptimaError, UsageError
-from optima.tasks.answers import exact_match, f1_score, is_same_answer
+from optima.tasks.comparison import exact_match, same_answer
+from optima.tasks.texts import f1_score
 from optima.types import Metric
 
+logger = logging.getLogger(__name__)
 N_WORKERS = 2
 CPU_LIMIT_S = 5.0  # per answer; CPU time, so a busy machine does not change the result
 WALL_FACTOR = 6.0  # wall-clock limit in units of the CPU limit, for a process that only waits
@@ -34,7 +38,15 @@ MAX_ANSWER_CHARACTERS = (
     2000  # longer ones are no answer but a text; golds of MATH have up to 100 or so
 )
 
-Judgement = tuple[str | None, Sequence[str]]
+_HARMLESS = "7y"  # an expression that anything sound is compared with in no time
+
+
+class Judgement(NamedTuple):
+    """An answer to be scored, the golds of its problem, and its choices where it has any."""
+
+    answer: str | None
+    golds: Sequence[str]
+    choices: Sequence[str] = ()
 
 
 class JudgeError(OptimaError):
@@ -45,7 +57,7 @@ class Judge:
     """Scores answers; a context manager that owns its worker processes.
 
     Workers start when the first answer needs one, are replaced when they are killed, and end with
-    the ``with`` block. ``score`` and ``score_many`` may be called from any thread.
+    the ``with`` block. All methods may be called from any thread.
     """
 
     def __init__(self, n_workers: int = N_WORKERS, cpu_limit_s: float = CPU_LIMIT_S) -> None:
@@ -53,6 +65,7 @@ class Judge:
         self._n_workers = n_workers
         self._workers: list[_Worker] = []
         self._idle: queue.Queue[_Worker] = queue.Queue()
+        self._can_be_compared: dict[str, bool] = {}
 
     def __enter__(self) -> Self:
         if importlib.util.find_spec("math_verify") is None:
@@ -76,11 +89,18 @@ class Judge:
         self._workers = []
         self._idle = queue.Queue()
 
-    def score(self, metric: Metric, answer: str | None, golds: Sequence[str]) -> float:
+    def score(
+        self,
+        metric: Metric,
+        answer: str | None,
+        golds: Sequence[str],
+        choices: Sequence[str] = (),
+    ) -> float:
         """Return the score of ``answer`` in [0, 1], the maximum over ``golds``; None scores 0.
 
-        For ``math`` a text of more than ``MAX_ANSWER_CHARACTERS`` is no answer and scores 0 too.
-        Raises ``JudgeError`` when it cannot be computed.
+        ``choices`` are those of the problem, in the order of their letters. For ``math`` a text of
+        more than ``MAX_ANSWER_CHARACTERS`` is no answer and scores 0 too. Raises ``JudgeError``
+        when it cannot be computed.
         """
         if not golds:
             raise ValueError("a problem has at least one gold answer")
@@ -89,22 +109,23 @@ class Judge:
         if metric == "f1":
             return max(f1_score(answer, gold) for gold in golds)
         if metric == "exact_match":
-            return float(any(exact_match(answer, gold) for gold in golds))
+            return float(any(exact_match(answer, gold, choices) for gold in golds))
         return self._math_score(answer, golds)
 
     def score_many(
-        self, metric: Metric, judgements: Sequence[Judgement]
+        self, metric: Metric, judgements: Sequence[Judgement | tuple[str | None, Sequence[str]]]
     ) -> list[float | JudgeError]:
-        """Return one score, or the error that prevented it, for each (answer, golds).
+        """Return one score, or the error that prevented it, for each judgement.
 
         Equal judgements are computed once; ``math`` uses all workers.
         """
-        keys = [(answer, tuple(golds)) for answer, golds in judgements]
+        named = [Judgement(*judgement) for judgement in judgements]
+        keys = [Judgement(one.answer, tuple(one.golds), tuple(one.choices)) for one in named]
         distinct = list(dict.fromkeys(keys))
 
-        def score(key: tuple[str | None, tuple[str, ...]]) -> float | JudgeError:
+        def score(judgement: Judgement) -> float | JudgeError:
             try:
-                return self.score(metric, *key)
+                return self.score(metric, *judgement)
             except JudgeError as error:
                 return error
 
@@ -112,14 +133,43 @@ class Judge:
             with ThreadPoolExecutor(self._n_workers) as pool:
                 results = list(pool.map(score, distinct))
         else:
-            results = [score(key) for key in distinct]
+            results = [score(judgement) for judgement in distinct]
         result_by_key = dict(zip(distinct, results, strict=True))
         return [result_by_key[key] for key in keys]
 
+    def are_same(self, metric: Metric, a: str, b: str, choices: Sequence[str] = ()) -> bool:
+        """Tell whether two answers are the same; blocks, for ``math``, until that is known.
+
+        Symmetric. What cannot be compared is the same as its equal only, with a warning: an answer
+        that hangs costs two comparisons, not one with every other answer that it meets.
+        """
+        is_same = same_answer(a, b, metric=metric, choices=choices)
+        if is_same is not None:
+            return is_same
+        if not all(self._can_be_compared.get(text, True) for text in (a, b)):
+            return False
+        try:
+            return any(self.score(metric, *pair) == 1.0 for pair in ((a, (b,)), (b, (a,))))
+        except JudgeError as error:
+            logger.warning("answers counted as different: %s", error)
+            for text in (a, b):
+                if text not in self._can_be_compared:
+                    self._can_be_compared[text] = self._is_harmless(text)
+            return False
+
+    def _is_harmless(self, answer: str) -> bool:
+        try:
+            self.score("math", answer, (_HARMLESS,))
+        except JudgeError:
+            return False
+        return True
+
     def _math_score(self, answer: str, golds: Sequence[str]) -> float:
-        if any(is_same_answer(answer, gold, "boxed") for gold in golds):
+        verdicts = [same_answer(answer, gold, metric="math") for gold in golds]
+        if any(verdicts):
             return 1.0
-        if len(answer) > MAX_ANSWER_CHARACTERS:
+        golds = [gold for gold, verdict in zip(golds, verdicts, strict=True) if verdict is None]
+        if not golds or len(answer) > MAX_ANSWER_CHARACTERS:
             return 0.0
         if not self._workers:
             raise RuntimeError("the judge is used outside its with block")

@@ -1,27 +1,40 @@
 """Votes and coverage."""
 
 import itertools
+from functools import partial
 
 import pytest
 
 from optima.evaluation.consistency import (
+    IsSame,
     Sample,
     group_answers,
-    is_same_by_text,
     scaling_curve,
     vote_of_all,
     votes,
 )
+from optima.tasks.judging import Judge
+from optima.types import Metric
+
+
+def _is_same(metric: Metric, *choices: str) -> IsSame:
+    return partial(Judge().are_same, metric, choices=choices)
 
 
 def test_answers_of_one_meaning_form_a_group() -> None:
-    same = is_same_by_text("exact_match")
+    same = _is_same("exact_match")
     assert group_answers(["B", "(b)", None, "C", "", "B."], same) == [0, 0, None, 1, None, 0]
     assert group_answers(["1,000", "1000.0", "$1000", "999"], same) == [0, 0, 0, 1]
 
 
+def test_choices_are_grouped_by_the_one_they_name() -> None:
+    same = _is_same("exact_match", "wood", "iron")
+    answers = ["B", "B. iron", "iron", "wood", "B. wood", "A or B", "(a)"]
+    assert group_answers(answers, same) == [0, 0, 0, 1, 2, 3, 1]
+
+
 def test_texts_are_grouped_by_pairwise_f1_above_nine_tenths() -> None:
-    same = is_same_by_text("f1")
+    same = _is_same("f1")
     long = "one two three four five six seven eight nine ten"
     # 10 of 11 words: F1 = 2 * (10/11) * 1 / (10/11 + 1) = 0.952; 10 of 13: 0.870
     answers = [long, f"{long} eleven", f"{long} eleven twelve thirteen", "The Paris", "paris"]
@@ -84,7 +97,7 @@ def test_curve_is_the_mean_over_orders_of_votes_and_bests() -> None:
 
 
 def test_empty_answers_never_win_however_many() -> None:
-    same = is_same_by_text("exact_match")
+    same = _is_same("exact_match")
     groups = group_answers([None, "", "  ", None, "B"], same)
     assert groups == [None, None, None, None, 0]
     samples = [Sample(group, float(group == 0), 1) for group in groups]

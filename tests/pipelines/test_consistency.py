@@ -1,13 +1,14 @@
 """Groups of mathematical answers, and a vote as one row of a table."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 
 from optima.evaluation.consistency import Sample, group_answers
 from optima.evaluation.statistics import Estimate
 from optima.evaluation.summary import Summary
-from optima.pipelines.consistency import Equivalence, voted
+from optima.pipelines.consistency import voted
 from optima.tasks.judging import Judge, JudgeError
 from optima.types import Metric
 
@@ -21,22 +22,29 @@ class CountingJudge(Judge):
         super().__init__(n_workers=1, cpu_limit_s=1.0)
         self.asked: list[tuple[str | None, tuple[str, ...]]] = []
 
-    def score(self, metric: Metric, answer: str | None, golds: Sequence[str]) -> float:
+    def score(
+        self,
+        metric: Metric,
+        answer: str | None,
+        golds: Sequence[str],
+        choices: Sequence[str] = (),
+    ) -> float:
         self.asked.append((answer, tuple(golds)))
-        return super().score(metric, answer, golds)
+        return super().score(metric, answer, golds, choices)
 
 
 def test_equivalent_expressions_form_a_group() -> None:
     answers = [r"\frac12", "0.5", "x+1", None, "1+x", "", r"\frac{2}{4}", "2"]
     with Judge() as judge:
-        groups = group_answers(answers, Equivalence(judge))
+        groups = group_answers(answers, partial(judge.are_same, "math"))
     assert groups == [0, 0, 1, None, 1, None, 0, 2]
 
 
 def test_an_answer_that_hangs_is_compared_twice_not_with_every_other() -> None:
     others = [f"x+{n}" for n in range(6)]
     with CountingJudge() as judge:
-        groups = group_answers([*others[:3], HANGS, *others[3:], HANGS], Equivalence(judge))
+        is_same = partial(judge.are_same, "math")
+        groups = group_answers([*others[:3], HANGS, *others[3:], HANGS], is_same)
         hung = [one for one in judge.asked if HANGS in (one[0], *one[1])]
     assert groups == [0, 1, 2, 3, 4, 5, 6, 3]
     assert len(hung) == 2  # with another answer, and with a harmless expression
@@ -46,7 +54,7 @@ def test_a_sound_answer_is_not_blamed_for_those_it_met() -> None:
     with Judge(n_workers=1, cpu_limit_s=1.0) as judge:
         with pytest.raises(JudgeError):
             judge.score("math", HANGS, ["1+y"])
-        is_same = Equivalence(judge)
+        is_same = partial(judge.are_same, "math")
         assert not is_same(HANGS, "1+y")
         assert not is_same(f"{HANGS}+1", "1+y")
         assert is_same("y+1", "1+y")

@@ -10,7 +10,7 @@ from optima.errors import ProcessError
 from optima.pipelines.rewarding import RewardDesk, Yardstick
 from optima.recipe.schema import RewardSection
 from optima.tasks.judging import Judge
-from optima.types import Conversation, Problem
+from optima.types import Conversation, Problem, RewardParts
 from tests.search.game import turn
 
 HANGS = "9^{9^{9^{9^9}}}"
@@ -48,6 +48,22 @@ def test_answer_that_hangs_delays_its_own_tree_only() -> None:
 
     with RewardDesk(problems, yardstick, Judge(cpu_limit_s=1.0)) as desk:
         assert asyncio.run(reward_both()) == ["other", "hangs"]
+
+
+def test_choices_of_the_problem_reach_the_judge() -> None:
+    problem = Problem(
+        problem_id="p", task="arc", question="?", golds=("B",), choices=("wood", "iron")
+    )
+    yardstick = Yardstick("exact_match", RewardSection(lambda_loss=0.0), 10, None)
+    answers = {"iron": 1.0, "B. iron": 1.0, "B. wood": 0.0, "wood": 0.0, "B or A": 0.0}
+    with RewardDesk([problem], yardstick) as desk:
+        told = [_conversation("p", answer) for answer in answers]
+        rewards = asyncio.run(_gathered(desk, told))
+    assert [parts.task for parts in rewards] == list(answers.values())
+
+
+async def _gathered(desk: RewardDesk, told: list[Conversation]) -> list[RewardParts]:
+    return await desk.rewards_for()(told)
 
 
 def test_losses_of_many_trees_are_asked_for_together_and_of_a_tree_once() -> None:

@@ -4,17 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optima.tasks.answers import (
-    choice_letter,
-    exact_match,
-    f1_score,
-    is_same_answer,
-    last_marked_answer,
-    marked_answers,
-    normalise_latex,
-    normalise_text,
-    parse_number,
-)
+from optima.tasks.answers import is_same_answer, last_marked_answer, marked_answers
+from optima.tasks.choices import choice_letter, named_choice
+from optima.tasks.comparison import exact_match, same_answer
+from optima.tasks.numbers import parse_number, stated_number
+from optima.tasks.restatement import restates
+from optima.tasks.texts import f1_score, normalise_latex, normalise_text, undress
+from optima.types import Metric
 
 
 @pytest.mark.parametrize(
@@ -60,6 +56,78 @@ def test_the_last_mark_wins_and_an_empty_one_counts_as_none() -> None:
     assert last_marked_answer("<A>a</A> no, <A>b</A> <A></A>", "tag") == "b"
     assert last_marked_answer("<A></A>", "tag") is None
     assert last_marked_answer(r"\boxed{1}", "tag") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("answer", "Answer.", "ANSWER", "your answer", "the answer", "an answer", "final answer"),
+        *(
+            "your final answer",
+            "answer here",
+            "your answer here",
+            "insert answer here",
+            "...",
+            "..",
+        ),
+        *(
+            "\u2026",
+            "[answer]",
+            "<answer>",
+            "{answer}",
+            "(answer)",
+            "[your answer]",
+            "<your answer>",
+        ),
+        *("your_answer", "final_answer", "**answer**", '"answer"', "your choice", "[letter]"),
+        *(
+            "<choice>",
+            "[text]",
+            "your letter",
+            "letter here",
+            "____",
+            "XXXXX",
+            "?",
+            "the correct answer",
+        ),
+        *(r"\text{answer}", r"\ldots", "answer in words", "[number]", "my answer"),
+    ],
+)
+def test_a_placeholder_is_no_answer(content: str) -> None:
+    assert marked_answers(f"<A>{content}</A>", "tag") == []
+    assert last_marked_answer(f"<A>Paris</A> as <A>{content}</A>", "tag") == "Paris"
+    assert marked_answers(rf"\boxed{{{content}}} \boxed{{18}}", "boxed") == ["18"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("letter", "choice", "text", "X", "x", "solution", "The Final Solution", "number", "word"),
+        *("Answer the Call", "none", "unknown", "-", "+", "A", "U.S.", "[0, 1]", "(-5)", "XXX"),
+        *("a letter of intent", "...And Justice for All", "[Paris]", "yes", "option", "no answer"),
+    ],
+)
+def test_what_may_be_an_answer_is_no_placeholder(content: str) -> None:
+    assert marked_answers(f"<A>{content}</A>", "tag") == [content]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("letter", "the letter", "choice", "text", "option", "X", "choice text", "option letter"),
+        *("A/B/C/D", "A, B, C, or D", "letter of the choice", "correct option", "the text"),
+    ],
+)
+def test_placeholders_of_choices_are_none_beside_choices(content: str) -> None:
+    assert marked_answers(f"<A>{content}</A>", "tag", ("wood", "iron")) == []
+    assert marked_answers(f"<A>{content}</A>", "tag", ("wood", content)) == [content]
+
+
+def test_placeholders_of_numbers_are_none_in_a_box() -> None:
+    for content in ("number", "value", "the final value", "result", "expression"):
+        assert marked_answers(rf"\boxed{{{content}}}", "boxed") == []
+    for content in ("x", "n", "X", r"\text{even}", r"\text{no solution}", "(answer, 1)"):
+        assert marked_answers(rf"\boxed{{{content}}}", "boxed") == [content]
 
 
 def test_f1_of_the_worked_example() -> None:
@@ -182,6 +250,8 @@ def test_latex_is_compared_without_its_dress() -> None:
     assert normalise_latex(r"\leftarrow") == r"\leftarrow"
 
 
+METRICS: tuple[Metric, ...] = ("f1", "exact_match", "math")
+RUNAWAY = ("\\boxed{", "<A>", "9", "1,", "1=", "9 + ", "a ", "yes, ", "(", "**", "\\text{", "-")
 PIECES = st.sampled_from(
     [*r"aA15,.$%{}()\/-+= ", "<A>", "</A>", "\\boxed{", "\\frac", "\\text{", "the", "\n", "²", "١"]
 )
@@ -202,10 +272,18 @@ def test_no_text_makes_a_comparison_fail(a: str, b: str) -> None:
 
 def test_runaway_texts_cost_no_time() -> None:
     start = time.monotonic()
-    for text in ("\\boxed{" * 20_000, "<A>" * 20_000, "9" * 20_000, "1," * 20_000, " " * 5_000):
+    for text in (*(piece * 20_000 for piece in RUNAWAY), " " * 5_000):
         for style in ("tag", "boxed"):
             marked_answers(text, style)
             is_same_answer(text, text + "1", style)
         exact_match(text, "5")
+        exact_match(text, "B")
         f1_score(text, text)
-    assert time.monotonic() - start < 5
+        undress(text)
+        stated_number(text)
+        named_choice(text, ("wood", "iron"))
+        for metric in METRICS:
+            same_answer(text, text + "1", metric=metric)
+            same_answer(text, text + "1", metric=metric, choices=("wood", "iron"))
+            restates(text, "5", metric=metric)
+    assert time.monotonic() - start < 10

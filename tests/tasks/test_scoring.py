@@ -6,9 +6,9 @@ import pytest
 
 from optima.recipe.schema import DataSection
 from optima.tasks import TASKS
-from optima.tasks.answers import f1_score
 from optima.tasks.judging import Judge
 from optima.tasks.loading import load_problems
+from optima.tasks.texts import f1_score
 from optima.types import Problem
 
 # Precision and recall over words after lower case, without punctuation and articles, counted by
@@ -105,7 +105,8 @@ def test_gsm8k_rows_solved_by_hand(
 def test_arc_rows_answered_by_hand(
     begin: str, right: tuple[str, ...], wrong: tuple[str, ...], shared_data: Path
 ) -> None:
-    golds = _row(shared_data, "arc", begin).golds
+    row = _row(shared_data, "arc", begin)
     with Judge() as judge:
-        assert [judge.score("exact_match", answer, golds) for answer in right] == [1.0] * len(right)
-        assert [judge.score("exact_match", answer, golds) for answer in wrong] == [0.0] * len(wrong)
+        for answers, score in ((right, 1.0), (wrong, 0.0)):
+            for answer in answers:
+                assert judge.score("exact_match", answer, row.golds, row.choices) == score

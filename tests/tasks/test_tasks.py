@@ -9,11 +9,12 @@ import pytest
 from optima.errors import UsageError
 from optima.recipe.schema import DataSection
 from optima.tasks import TASKS, get_task
-from optima.tasks.answers import choice_letter, normalise_text
+from optima.tasks.choices import choice_letter
 from optima.tasks.dealing import NO_CONTEXT, Dealing
-from optima.tasks.judging import Judge
+from optima.tasks.judging import Judge, Judgement
 from optima.tasks.loading import LoadedProblems, Split, load_problems
 from optima.tasks.task import MalformedRowError, Task
+from optima.tasks.texts import normalise_text
 from optima.types import Problem
 
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -50,9 +51,11 @@ def test_gold_scores_one_and_wrong_scores_zero(task: Task, shared_data: Path) ->
     problems = [p for s in SPLITS for p in _load(shared_data, task.name, s).problems]
     problems = problems if task.metric != "math" else problems[::20]
     with Judge() as judge:
-        golds = [(gold, p.golds) for p in problems for gold in p.golds]
+        golds = [Judgement(gold, p.golds, p.choices) for p in problems for gold in p.golds]
         assert judge.score_many(task.metric, golds) == [1.0] * len(golds)
-        wrong = judge.score_many(task.metric, [(WRONG[task.metric], p.golds) for p in problems])
+        wrong = judge.score_many(
+            task.metric, [Judgement(WRONG[task.metric], p.golds, p.choices) for p in problems]
+        )
     assert wrong == [0.0] * len(problems)
 
 
@@ -181,11 +184,12 @@ def test_arc_choices_are_shown_and_answered_by_letter() -> None:
     problem = _parse("arc", row)
     assert problem.question == "Which?\nA. x y\nB. wet palms\nC. z"
     assert problem.golds == ("B", "wet palms")
+    assert problem.choices == ("x y", "wet palms", "z")
     with Judge() as judge:
         for answer in ("B", "b", "(B)", "B.", "B. wet palms", "Wet palms."):
-            assert judge.score("exact_match", answer, problem.golds) == 1.0
-        for answer in ("A", "2", "A. wet palms", "x y", "C"):
-            assert judge.score("exact_match", answer, problem.golds) == 0.0
+            assert judge.score("exact_match", answer, problem.golds, problem.choices) == 1.0
+        for answer in ("A", "2", "A. wet palms", "x y", "C", "B. x y"):
+            assert judge.score("exact_match", answer, problem.golds, problem.choices) == 0.0
     official = {
         "question": {
             "stem": "Which?",
@@ -200,16 +204,18 @@ def test_arc_choices_are_shown_and_answered_by_letter() -> None:
 
 
 @pytest.mark.parametrize("name", ["arc", "mmlu"])
-def test_every_wrong_choice_scores_zero_by_letter_and_by_text(name: str, shared_data: Path) -> None:
-    with Judge() as judge:
-        for problem in _load(shared_data, name, "test").problems:
-            for line in problem.question.splitlines()[-3:]:
-                letter, _, choice = line.partition(". ")
-                if len(letter) == 1 and letter != problem.golds[0] and choice:
-                    assert judge.score("exact_match", letter, problem.golds) == 0.0
-                    assert judge.score("exact_match", line, problem.golds) == 0.0
-                    if choice_letter(choice) is None:  # a choice "c" can only be read as C
-                        assert judge.score("exact_match", choice, problem.golds) == 0.0
+def test_choices_score_by_letter_and_by_text(name: str, shared_data: Path) -> None:
+    judge = Judge()
+    for problem in _load(shared_data, name, "test").problems:
+        for letter, choice in zip("ABCDE", problem.choices, strict=False):
+            score = float(letter == problem.golds[0])
+            answers = [letter, f"({letter.lower()})", f"Option {letter}", f"{letter}. {choice}"]
+            # a choice "c" can only be read as C, and two equal ones cannot be told apart
+            if choice_letter(choice) is None and problem.choices.count(choice) == 1:
+                answers += [choice, f"The answer is {choice}"]
+            for answer in answers:
+                got = judge.score("exact_match", answer, problem.golds, problem.choices)
+                assert got == score, (answer, problem)
 
 
 def test_a_choice_that_reads_like_a_letter_is_answered_by_its_own_letter_only() -> None:

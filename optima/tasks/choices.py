@@ -1,0 +1,180 @@
+"""Which of a problem's choices an answer names: one, or none.
+
+An answer names a choice by its letter, by its letter and text, or by its text alone. Several
+letters, a hedge, or a letter beside the text of another choice name none. Signs count: a choice
+"x > y" is not "x < y".
+"""
+
+import re
+import string
+from collections.abc import Callable, Iterator, Sequence
+
+from optima.tasks.numbers import parse_number
+from optima.tasks.texts import f1_score, normalise_latex, plain_text, undress, without_lead_in
+
+MAX_CHARACTERS = 5000  # a text longer than any choice of the benchmarks is no answer
+MIN_OVERLAP = 0.75  # F1 of words, for a text beside a letter that is nearly its choice's
+
+_TITLE = r"(?:(?:option|choice|answer|letter)\s*:?\s*)?"
+_LETTER_ALONE = re.compile(rf"{_TITLE}[(\[{{]?\s*([A-Za-z])\s*[)\]}}]?\s*[.:)]?", re.IGNORECASE)
+_LETTER_FIRST = re.compile(
+    rf"{_TITLE}(?:[(\[]\s*([A-Za-z])\s*[)\]]|\**([A-Za-z])\**(?:\s*[.):,=]|\s+[-\u2013\u2014]|"
+    r"\s+(?=because\b|since\b)|(?=\s*[(\[])))\s*(\S.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_LETTER_AND_WORDS = re.compile(r"([A-Z])\s+(\S.*)", re.DOTALL)
+_LETTER_LAST = re.compile(r"(\S.*?)\s*[(\[]([A-Za-z])[)\]]", re.DOTALL)
+_IN_BRACKETS = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
+_OTHER_LETTER = re.compile(r"(?<![\w'])(?:[B-Z](?![\w'])|A(?=\s*(?:[).:,]|$)))")
+
+_REASON = re.compile(r"[\s,;(\-]*\b(?:because|since)\b.*", re.DOTALL | re.IGNORECASE)
+_NO_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
+_LOOSE = re.compile(r"[!\"'`\u2018\u2019\u201c\u201d;:]|,(?!\d)|\.(?!\d)")
+_DASHES = re.compile(r"[\u2010-\u2015\u2212]")
+_ARTICLES = frozenset(("a", "an", "the"))
+_HEDGES = frozenset(
+    (
+        *("or", "not", "either", "neither", "nor", "maybe", "perhaps", "probably", "possibly"),
+        *("but", "both", "unsure", "isnt", "cannot", "cant", "wrong", "incorrect", "instead"),
+        *("guess", "might", "could", "unless", "although", "no", "dont", "doesnt", "arent"),
+    )
+)
+
+
+def named_choice(answer: str, choices: Sequence[str]) -> int | None:
+    """Return the index of the only choice that ``answer`` names; None when it names none.
+
+    A lone letter is a choice's letter, also where another choice's text is that letter; only a
+    small letter that is exactly the text of a choice names that choice.
+    """
+    if not answer.strip() or len(answer) > MAX_CHARACTERS:
+        return None
+    for form in dict.fromkeys((undress(answer), without_lead_in(answer))):
+        index = _read(form, choices)
+        if index is not None:
+            return index
+    return None
+
+
+def choice_letter(text: str) -> str | None:
+    """Return the letter in "B", "b", "(B)", "Option B" or "B. text", in upper case, or None.
+
+    For golds that are a letter where the choices are not known; what follows the letter is only
+    searched for a hedge and for other letters.
+    """
+    form = without_lead_in(text)
+    if len(text) > MAX_CHARACTERS:
+        return None
+    if match := _LETTER_ALONE.fullmatch(form):
+        return match[1].upper()
+    match = _LETTER_FIRST.fullmatch(form)
+    if match is None:
+        return None
+    letter, rest = (match[1] or match[2]).upper(), _REASON.sub("", match[3])
+    others = set(_OTHER_LETTER.findall(rest)) - {letter}
+    return None if others or _is_hedged(rest) else letter
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """Return the words of a choice in lower case, without articles; signs are words or in words."""
+    words = _NO_HYPHEN.sub(" ", _DASHES.sub("-", plain_text(text))).split()
+    kept = [word for word in words if word not in _ARTICLES] or words
+    return tuple(_LOOSE.sub("", " ".join(kept)).split())
+
+
+def _read(form: str, choices: Sequence[str]) -> int | None:
+    if match := _LETTER_ALONE.fullmatch(form):
+        exact = [i for i, choice in enumerate(choices) if form.islower() and choice.strip() == form]
+        index = exact[0] if len(exact) == 1 else _index(match[1], choices)
+        return _by_text(form, choices) if index is None else index
+    index = _by_text(form, choices)
+    if index is not None:
+        return index
+    named = {
+        _index(letter, choices)
+        for letter, rest in _letters_and_rests(form)
+        if _agrees(rest, _index(letter, choices), choices)
+    }
+    return named.pop() if len(named) == 1 else None
+
+
+def _letters_and_rests(form: str) -> Iterator[tuple[str, str]]:
+    """Yield every reading of ``form`` as a letter with something beside it."""
+    if match := _LETTER_FIRST.fullmatch(form):
+        yield match[1] or match[2], match[3]
+    if match := _LETTER_AND_WORDS.fullmatch(form):
+        yield match[1], match[2]
+    if match := _LETTER_LAST.fullmatch(form):
+        yield match[2], match[1]
+
+
+def _index(letter: str, choices: Sequence[str]) -> int | None:
+    index = string.ascii_uppercase.index(letter.upper())
+    return index if index < len(choices) else None
+
+
+def _by_text(text: str, choices: Sequence[str]) -> int | None:
+    """Return the choice whose text this is, by the strictest form in which any is equal."""
+    forms: list[Callable[[str], object]] = [undress, plain_text]
+    if "\\" in text or "$" in text:
+        forms.append(normalise_latex)
+    if not text.startswith("A "):  # which may be a letter, with the text of another choice
+        forms.append(words_of)
+    for form in forms:
+        wanted = form(text)
+        found = [index for index, choice in enumerate(choices) if form(choice) == wanted]
+        if found:
+            return found[0] if len(found) == 1 else None
+    return _by_number(text, choices)
+
+
+def _by_number(text: str, choices: Sequence[str]) -> int | None:
+    """Return the only choice of the same number, if a unit stands with one of both at most."""
+    value = parse_number(text, units="ignore")
+    if value is None:
+        return None
+    values = [parse_number(choice, units="ignore") for choice in choices]
+    if values.count(value) != 1:
+        return None
+    index = values.index(value)
+    has_two_units = parse_number(text) is None and parse_number(choices[index]) is None
+    return None if has_two_units else index
+
+
+def _agrees(rest: str, index: int | None, choices: Sequence[str]) -> bool:
+    """Tell whether what stands beside the letter of a choice says the same choice, or why."""
+    if index is None:
+        return False
+    rest = undress(rest)
+    if match := _IN_BRACKETS.fullmatch(rest):
+        rest = undress(match[1])
+    named = _by_text(rest, choices)
+    if named is not None:
+        return named == index
+    if match := _LETTER_ALONE.fullmatch(rest):
+        return _index(match[1], choices) == index
+    rest = _REASON.sub("", rest)
+    said, own = words_of(rest), words_of(choices[index])
+    if said == own[: len(said)]:
+        return True  # the whole text, its beginning, or nothing but a reason
+    added = " ".join(word for word in said if word not in own)
+    letters = {_index(letter, choices) for letter in _OTHER_LETTER.findall(rest)}
+    if _is_hedged(added) or "?" in rest or letters - {index, None}:
+        return False
+    others = [words_of(choice) for other, choice in enumerate(choices) if other != index]
+    if _holds(said, own):
+        has_other = any(_holds(said, other) and not _holds(own, other) for other in others)
+        return not has_other and not re.search(r"\d", added)
+    if not all(word.isalpha() for word in (*said, *own)):
+        return False  # signs and numbers are not nearly equal
+    overlaps = [f1_score(" ".join(said), " ".join(other)) for other in (own, *others)]
+    return overlaps[0] >= MIN_OVERLAP and overlaps[0] > max(overlaps[1:], default=0.0)
+
+
+def _holds(words: Sequence[str], part: Sequence[str]) -> bool:
+    n = len(part)
+    return any(tuple(words[k : k + n]) == tuple(part) for k in range(len(words) - n + 1))
+
+
+def _is_hedged(text: str) -> bool:
+    return not _HEDGES.isdisjoint(re.findall(r"[a-z]+", text.lower().replace("'", "")))

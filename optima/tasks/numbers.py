@@ -1,0 +1,173 @@
+r"""Numbers in answers: the one that a text states, exact as a fraction, or none.
+
+Two readings. ``parse_number`` takes what is a number and nothing else (by request with a unit, or
+at the end of a calculation); ``stated_number`` also a sentence about one number. A text with two
+different numbers, a variable beside a number, or a word that takes it back ("or", "not", "at
+least") states none.
+"""
+
+import re
+from fractions import Fraction
+from typing import Literal
+
+from optima.tasks.texts import LATEX_TEXT, undress, without_lead_in
+
+MAX_DIGITS = 1000  # a model that repeats a digit for ever states no number
+MAX_CHARACTERS = 2000  # longer ones are no answer but a text
+
+_NUMBER = r"[-+]?\s*(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d*)?"
+_PLAIN = re.compile(rf"({_NUMBER})(?:\s*/\s*(\d+))?\s*(?:%|°)?")
+_MIXED = re.compile(r"([-+]?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)\s*(?:%|°)?")
+_FRACTION = re.compile(
+    r"\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))(?!\s*[A-Za-z(\\^])"
+)
+_DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)")
+_ASSIGNMENT = re.compile(r"[A-Za-z\\ ]+=([^=]+)")
+_NAME = re.compile(r"[A-Za-z ]+")  # the side of an equation that a number is assigned to
+_OPERATOR = re.compile(r"[-+*/×÷·]|\d\s*[xX]\s*[\d(]")
+_ARITHMETIC = re.compile(r"[\d.,\s()+\-*/×÷·%°^]|(?<=[\d\s])[xX](?=\s*[\d(])|\b[A-Za-z]{2,}\b")
+_POWER = re.compile(r"\^\s*(?:\{\s*[23]\s*\}|[23])(?!\d)|[²³]")  # of a unit: m^2
+_UNIT = re.compile(r"(?:[\s\-/(]|(?=[A-Za-z]{2}))[A-Za-z\s.'\-/()]*")
+_VARIABLES = frozenset("abcdefijknopqrtuvwxyz")  # lone small letters that are no unit of theirs
+_BEFORE = re.compile(r"[A-Za-z\s.,:;'()]*[\s:(]")
+_WORD = re.compile(r"[A-Za-z']+")
+_MULTIPLIERS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
+# What takes a number back, or makes it a bound or a part of a calculation.
+_HEDGES = frozenset(
+    (
+        *("or", "and", "but", "not", "either", "neither", "nor", "maybe", "perhaps", "probably"),
+        *("possibly", "approximately", "roughly", "minus", "plus", "times", "divided", "if", "n't"),
+        *("unless", "except", "least", "most", "no", "never", "without", "versus", "vs", "instead"),
+        *("isn't", "wrong", "incorrect", "cannot", "can't", "unknown", "unsure"),
+    )
+)
+_HEDGES_BEFORE = _HEDGES | frozenset(
+    (
+        *("about", "above", "almost", "around", "below", "between", "from", "less", "more"),
+        *("nearly", "negative", "over", "than", "to", "under", "until", "up"),
+    )
+)
+
+
+def parse_number(text: str, units: Literal["refuse", "ignore"] = "refuse") -> Fraction | None:
+    r"""Return the number that ``text`` is, None when it is none or more than one.
+
+    "$1,234.00", "1{,}234", "50%", "x = 5", "3/4", "\frac{3}{4}", "3\frac{1}{2}", "\mathbf{5}" are
+    numbers; with ``units="ignore"`` so are "18 dollars", "2 million", "18 m^2" and what stands at
+    the end (or the beginning) of a calculation, "9 + 9 = 18". A comma that separates no group of
+    three digits makes two numbers of one.
+    """
+    if len(text) > MAX_CHARACTERS:
+        return None
+    text = _plain_notation(text, is_unwrapped=units == "ignore")
+    if (assignment := _ASSIGNMENT.fullmatch(text)) and not _is_hedged(assignment[0]):
+        text = assignment[1].strip()
+    value = _value(text)
+    if value is None and units == "ignore":
+        value = _with_unit(text) if "=" not in text else _equation(text)
+    return value
+
+
+def stated_number(text: str) -> Fraction | None:
+    """Return the only number that ``text`` states, units ignored, also in a sentence about it."""
+    if len(text) > MAX_CHARACTERS:
+        return None
+    text = without_lead_in(text)
+    value = parse_number(text, units="ignore")
+    return _in_sentence(text) if value is None else value
+
+
+def number_and_unit(text: str) -> tuple[Fraction, str] | None:
+    """Return the number of ``text`` and its unit, "" without one or behind a calculation."""
+    value = parse_number(text, units="ignore")
+    plain = _plain_notation(text, is_unwrapped=True)
+    match = _PLAIN.match(plain)
+    if value is None or match is None:
+        return None
+    is_bare = "=" in plain or parse_number(text) is not None
+    return value, "" if is_bare else plain[match.end() :].strip().lower()
+
+
+def _plain_notation(text: str, *, is_unwrapped: bool) -> str:
+    """Return ``text`` with LaTeX's and currencies' notation of a number made plain."""
+    text = undress(text)
+    if is_unwrapped:
+        text = undress(LATEX_TEXT.sub(r" \1", text))
+    text = re.sub(r"\s*\\!\s*", "", text).replace("{,}", ",").replace("\\%", "%")
+    text = re.sub(r"(?<=\d)\\,(?=\d{3}(?!\d))", ",", text).replace("US$", "$").replace("\\$", "$")
+    text = _FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]} ", text)
+    text = re.sub(r"\\(?:times|cdot|div)(?![A-Za-z])", "*", _DEGREES.sub("°", text))
+    text = re.sub(r"°\s*[CF]\b", "°", re.sub(r"\\[,;: ]", " ", text))
+    text = re.sub(r"[$€£]", "", text).replace("\u2212", "-").strip()
+    text = re.sub(r"^\u2013(?=\s*[\d.])", "-", text)
+    return re.sub(r"^(?:negative|minus)\s+(?=[\d.])", "-", text, flags=re.IGNORECASE)
+
+
+def _value(text: str) -> Fraction | None:
+    if match := _PLAIN.fullmatch(text):
+        return _fraction(match[1], match[2])
+    if match := _MIXED.fullmatch(text):
+        whole, part = _fraction(match[2], None), _fraction(match[3], match[4])
+        if whole is None or part is None or part >= 1:
+            return None
+        return -(whole + part) if match[1] == "-" else whole + part
+    return None
+
+
+def _with_unit(text: str) -> Fraction | None:
+    text = _POWER.sub("", text)
+    match = _MIXED.match(text) or _PLAIN.match(text)
+    if match is None or not match[0].strip():
+        return None
+    unit = text[match.end() :]
+    if match[0][-1:].isspace():  # the pattern took the space before the unit
+        unit = f" {unit}"
+    words = _WORD.findall(unit.lower())
+    if not words or not _UNIT.fullmatch(unit) or _is_hedged(unit):
+        return None
+    if len(unit.strip()) == 1 and unit.strip() in _VARIABLES:
+        return None  # 5 x is a term, not five of something
+    value = _value(match[0].strip())
+    return None if value is None else value * _MULTIPLIERS.get(words[0], 1)
+
+
+def _equation(text: str) -> Fraction | None:
+    """Return the result of a calculation: the same number on every side that is one."""
+    sides = [side.strip() for side in text.split("=")]
+    plain = [_value(side) for side in sides]
+    values = [_with_unit(s) if v is None else v for s, v in zip(sides, plain, strict=True)]
+    found = {value for value in values if value is not None}
+    if len(found) != 1 or (values[-1] is None and values[0] is None):
+        return None
+    rest = [side for side, value in zip(sides, values, strict=True) if value is None]
+    if all((_NAME.fullmatch(side) and not _is_hedged(side)) or _is_sum(side) for side in rest):
+        return found.pop()
+    return None
+
+
+def _is_sum(side: str) -> bool:
+    """Tell whether a side of an equation is a calculation with numbers, units allowed."""
+    has_parts = re.search(r"\d", side) and _OPERATOR.search(side)
+    return bool(has_parts) and not _ARITHMETIC.sub("", side) and not _is_hedged(side)
+
+
+def _in_sentence(text: str) -> Fraction | None:
+    text = _plain_notation(text, is_unwrapped=True)
+    match = re.search(r"[-+]?\.?\d", text)
+    if match is None or not _BEFORE.fullmatch(text[: match.start()]):
+        return None
+    if _is_hedged(text[: match.start()], _HEDGES_BEFORE):
+        return None
+    return parse_number(text[match.start() :], units="ignore")
+
+
+def _is_hedged(text: str, hedges: frozenset[str] = _HEDGES) -> bool:
+    return not hedges.isdisjoint(_WORD.findall(text.lower()))
+
+
+def _fraction(numerator: str, denominator: str | None) -> Fraction | None:
+    digits = re.sub(r"[,\s]", "", numerator).rstrip(".")
+    if not re.search(r"\d", digits) or max(len(digits), len(denominator or "")) > MAX_DIGITS:
+        return None
+    divisor = int(denominator or 1)
+    return Fraction(digits) / divisor if divisor else None

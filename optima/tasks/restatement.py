@@ -1,0 +1,96 @@
+"""Utterances without a mark that say nothing but what the answer is.
+
+Such an utterance may end a talk as a marked answer does, so this is a closed grammar and refuses
+whatever it does not know: a question, a negation, another number, choice or name, any further
+word, and an assent that does not name the answer.
+"""
+
+import re
+from collections.abc import Sequence
+
+from optima.tasks.choices import named_choice, words_of
+from optima.tasks.comparison import same_answer
+from optima.tasks.numbers import number_and_unit
+from optima.tasks.texts import normalise_text, undress
+from optima.types import Metric
+
+MAX_CHARACTERS = 500  # a longer utterance says more than an answer
+
+UNITS = ("", "dollars", "dollar", "percent")  # what a number may carry where the answer does not
+
+_SOUND = (
+    r"ok|okay|sure|right|exactly|indeed|great|good|correct|confirmed|agreed|we agree|"
+    r"i (?:also |fully |completely )?agree(?: with (?:you|that|this|your answer))?|"
+    r"i (?:can )?confirm(?: that| it| this)?|"
+    r"(?:that|this|it) (?:is|looks|seems) (?:right|correct)|(?:that|it)'s (?:right|correct)|"
+    r"(?:you are|you're|your (?:answer|solution) is) (?:right|correct)"
+)
+_ASSENT = rf"yes|yeah|yep|{_SOUND}"
+_NAMING = (
+    r"(?:(?:that|and|so) )?(?:the|my|our|your)? ?(?:(?:final|correct|right) )*"
+    r"(?:answer|choice|option) (?:is(?: indeed| also)?|remains|must be)|"
+    r"(?:final |correct )?answer(?=\s*:)|(?:it is|it's|that is)(?: indeed)?|"
+    r"i (?:also )?(?:get|say|answer|got)|so|thus|therefore|hence|then|that"
+)
+_LEAD = re.compile(rf"(?:{_ASSENT}|{_NAMING})(?![\w'-])", re.IGNORECASE)
+_LEAD_TO_NO = re.compile(rf"(?:{_SOUND}|{_NAMING})(?![\w'-])", re.IGNORECASE)
+_TRAIL = re.compile(
+    rf"(?:(?<=[.,;!] )(?:{_ASSENT})|"
+    r"(?<=\s)is (?:(?:indeed )?(?:the )?(?:(?:final|right|correct) )?answer|right|correct))$",
+    re.IGNORECASE,
+)
+_PAUSE_AT_START = re.compile(r"^(?:[,.;:!]+(?=\s|$)|\s+)+")  # not the point of ".5"
+_PAUSE_AT_END = re.compile(r"[\s,.;:!]+$")
+
+
+def restates(text: str, answer: str, *, metric: Metric, choices: Sequence[str] = ()) -> bool:
+    """Tell whether ``text`` says that the answer is ``answer``, and nothing else.
+
+    "Yes, the answer is 18." restates "18"; "Agreed.", "It is 18, not 20." and "18?" do not.
+    """
+    if len(text) > MAX_CHARACTERS or not answer.strip():
+        return False
+    if text.count("?") > answer.count("?"):
+        return False
+    # "yes, the answer is no" may mean either
+    lead = _LEAD_TO_NO if normalise_text(answer) == "no" else _LEAD
+    return _says(_core(text, lead), answer, metric, choices)
+
+
+def _core(text: str, lead: re.Pattern[str]) -> str:
+    """Return what is left of ``text`` between the lead-ins and the words that close it."""
+    core = " ".join(text.replace("\u2019", "'").replace("**", "").split())
+    while True:
+        before = core
+        if (match := lead.match(core)) and _PAUSE_AT_END.sub("", core[match.end() :]):
+            core = _PAUSE_AT_START.sub("", core[match.end() :])
+        core = _PAUSE_AT_END.sub("", core)
+        if match := _TRAIL.search(core):
+            core = _PAUSE_AT_END.sub("", core[: match.start()])
+        if core == before:
+            return core
+
+
+def _says(core: str, answer: str, metric: Metric, choices: Sequence[str]) -> bool:
+    core = undress(core)
+    if not core or core.count("=") > answer.count("="):
+        return False  # a calculation has other numbers
+    if metric == "f1":
+        return normalise_text(core) == normalise_text(answer)
+    if same_answer(core, answer, metric=metric, choices=choices) is not True:
+        return False
+    if choices:
+        return _adds_no_word(core, answer, choices)
+    numbers = number_and_unit(core), number_and_unit(answer)
+    if numbers[0] is None or numbers[1] is None:
+        return metric == "math" or normalise_text(core) == normalise_text(answer)
+    return numbers[0][1] in (*UNITS, numbers[1][1])
+
+
+def _adds_no_word(core: str, answer: str, choices: Sequence[str]) -> bool:
+    index = named_choice(answer, choices)
+    if index is None:
+        return True  # then both are the same text
+    words = set(words_of(re.sub(r"[()\[\]]", " ", core)))
+    own = set(words_of(re.sub(r"[()\[\]]", " ", choices[index])))
+    return words <= own | {chr(ord("a") + index), "option", "choice"}

@@ -1,0 +1,136 @@
+r"""Texts of answers: what is mere dress, the normal forms, and the F1 of words.
+
+Dress is what changes no meaning: emphasis, quotes, dollar signs and LaTeX wrappers around the whole
+answer, a lead-in such as "the answer is". Signs are never dress. Paper App. A (metrics).
+"""
+
+import re
+import string
+from collections import Counter
+
+MAX_LAYERS = 10  # of dress around one answer; a model that opens brackets for ever has no answer
+VERDICTS = frozenset(("yes", "no", "noanswer"))  # as in HotpotQA's official evaluation script
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_DELIMITER_SIZE = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
+_LATEX_SPACE = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])|\s+")
+_LATEX_FONT = (
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|rm|it|sf|tt|normal)|mbox|hbox|bm|boldsymbol|"
+    r"operatorname|underline|emph)(?![A-Za-z])\s*"
+)
+LATEX_TEXT = re.compile(_LATEX_FONT + r"\{([^{}]*)\}")
+_LATEX_WRAPPER = re.compile(rf"(?:{_LATEX_FONT}|\\f?boxed(?![A-Za-z])\s*|\\fbox\s*)(?=\{{)")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is none
+_PAIRS = (
+    *(("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("`", "`"), ("$$", "$$"), ("$", "$")),
+    *(('"', '"'), ("'", "'"), ("\u201c", "\u201d"), ("\u2018", "\u2019")),
+    *((r"\(", r"\)"), (r"\[", r"\]")),
+)
+_LEAD_IN = re.compile(
+    r"(?:(?:so|thus|therefore|hence)\b,?\s*)?(?:(?:the|my|our)\s+)?"
+    r"(?:(?:final|correct|right|best)\s+)*(?:answer|choice|option|result|solution)\s*"
+    r"(?:is\b\s*:?|:|=)\s*(?=\S)",
+    re.IGNORECASE,
+)
+
+
+def undress(text: str) -> str:
+    r"""Return ``text`` without what wraps the whole of it: ``**B**``, "$18$", ``\boxed{B}``.
+
+    White space at both ends and a full stop or comma at the end go too.
+    """
+    for _ in range(MAX_LAYERS):
+        before, text = text, _without_wrapper(_without_stop(text.strip())).strip()
+        if text == before:
+            break
+    return text
+
+
+def without_lead_in(text: str) -> str:
+    """Return ``text`` without "the answer is", "Answer:" and the like before it, undressed."""
+    text = undress(text)
+    match = _LEAD_IN.match(text)
+    return undress(text[match.end() :]) if match else text
+
+
+def plain_text(text: str) -> str:
+    """Return ``text`` undressed, in lower case, with single spaces; all signs are kept."""
+    return " ".join(undress(text).lower().split())
+
+
+def normalise_text(text: str) -> str:
+    """Return the SQuAD form: lower case, no punctuation, no articles, single spaces.
+
+    What would leave nothing (the choice "A", the band "The The", a bare "+") keeps its articles,
+    and then its punctuation, so that different answers never meet in the empty string.
+    """
+    lowered = text.lower()
+    bare = lowered.translate(_PUNCTUATION)
+    for candidate in (_ARTICLES.sub(" ", bare), bare):
+        if candidate.split():
+            return " ".join(candidate.split())
+    return " ".join(lowered.split())
+
+
+def normalise_latex(text: str) -> str:
+    r"""Return ``text`` without what does not change the meaning of a formula.
+
+    Dollar signs, spacing, sizes of delimiters, ``\text`` and fonts, the variants of ``\frac``, and
+    a full stop at the end go; ``\le`` stays what it is.
+    """
+    text = text.strip().removesuffix(".")
+    text = text.replace("\\$", "").replace("$", "")
+    text = _DELIMITER_SIZE.sub("", text)
+    text = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", text)
+    text = LATEX_TEXT.sub(r"\1", text)
+    text = text.replace("{,}", ",").replace("\\%", "%").replace("^{\\circ}", "^\\circ")
+    return _LATEX_SPACE.sub("", text)
+
+
+def f1_score(answer: str, gold: str) -> float:
+    """Return the F1 of two answers by HotpotQA's official rule, in [0, 1].
+
+    The overlap of their normalised words, as in SQuAD; 0 where one of them is "yes", "no" or
+    "noanswer" and the other is not the same.
+
+    F1 = 2 P R / (P + R),  P = shared / words of answer,  R = shared / words of gold
+    """
+    normal = normalise_text(answer), normalise_text(gold)
+    if normal[0] != normal[1] and not VERDICTS.isdisjoint(normal):
+        return 0.0
+    answer_words, gold_words = normal[0].split(), normal[1].split()
+    n_shared = sum((Counter(answer_words) & Counter(gold_words)).values())
+    if n_shared == 0:
+        return 0.0
+    precision, recall = n_shared / len(answer_words), n_shared / len(gold_words)
+    return 2 * precision * recall / (precision + recall)
+
+
+def closing_braces(text: str) -> dict[int, int]:
+    """Return the place of the closing brace for each opening one that has one, in one pass."""
+    end_by_start = {}
+    opened = []
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            end_by_start[opened.pop()] = match.start()
+    return end_by_start
+
+
+def _without_stop(text: str) -> str:
+    is_stopped = text[-1:] in (".", ",", ";") and len(text) > 1 and not text.endswith("..")
+    return text[:-1] if is_stopped else text
+
+
+def _without_wrapper(text: str) -> str:
+    if match := _LATEX_WRAPPER.match(text):
+        start, end = match.end(), len(text) - 1
+        return text[start + 1 : end] if closing_braces(text).get(start) == end else text
+    for opening, closing in _PAIRS:
+        inner = text[len(opening) : -len(closing)]
+        is_wrapped = text.startswith(opening) and text.endswith(closing) and inner.strip()
+        if is_wrapped and opening not in inner and closing not in inner:
+            return inner
+    return text
