@@ -1,26 +1,12 @@
 import pytest
 
-from optima.conversation.agent import Speaker
-from optima.conversation.template import ChatTemplate
 from optima.trainset import conversation_rows, is_held_out
-from optima.types import Turn
-from tests.templates import FAMILIES, SPECIAL_TOKENS
-
-
-def turn(agent: int, text: str) -> Turn:
-    return Turn(
-        agent=agent, name=("Alice", "Bob", "Carol")[agent], text=text, answer=None,
-        n_prompt_tokens=1, n_tokens=1, finish_reason="stop", seconds=0.0,
-    )  # fmt: skip
-
-
-def speakers(family: str, n: int = 2) -> list[Speaker]:
-    template = ChatTemplate(FAMILIES[family], SPECIAL_TOKENS[family])
-    names = ("Alice", "Bob", "Carol")[:n]
-    return [Speaker(i, name, f"Prompt of {name}.", template) for i, name in enumerate(names)]
-
+from tests.talks import NAMES, ids_of, speakers, turn
+from tests.templates import FAMILIES
+from tests.tokenizers import text_of
 
 TALK = [turn(0, " one"), turn(1, " two"), turn(0, " three")]
+ENDS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "alternating": "<end_of_turn>"}
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
@@ -29,30 +15,38 @@ def test_each_agent_gets_a_row_with_its_own_prompt_that_trains_its_own_utterance
 ) -> None:
     alice, bob = conversation_rows("p", 3, TALK, speakers(family))
     for row, name, said in ((alice, "Alice", (" one", " three")), (bob, "Bob", (" two",))):
-        assert row.n == 3
-        assert f"Prompt of {name}." in row.messages[0].content
-        trained = [row.messages[index] for index in row.trained]
-        assert [m.content for m in trained] == [f"{name}:{text}" for text in said]
-        assert all(message.role == "assistant" for message in trained)
+        assert (row.problem_id, row.n, row.agent) == ("p", 3, NAMES.index(name))
+        text = text_of(row.input_ids)
+        assert f"You are {name}." in text
+        trained = [text_of(row.input_ids[start:stop]) for start, stop in row.trained]
+        assert trained == [spoken + ENDS[family] for spoken in said]
+        for (start, _), spoken in zip(row.trained, said, strict=True):
+            assert text_of(row.input_ids[:start]).endswith(f"{name}:"), spoken
+        assert row.n_utterances == len(said)
 
 
 def test_row_ends_with_the_last_own_utterance() -> None:
     _, bob = conversation_rows("p", 0, TALK, speakers("chatml"))
-    assert [m.content for m in bob.messages] == ["Prompt of Bob.", "Alice: one", "Bob: two"]
+    assert text_of(bob.input_ids) == (
+        "<|im_start|>system\nYou are Bob.<|im_end|>\n<|im_start|>user\nAlice: one<|im_end|>\n"
+        "<|im_start|>assistant\nBob: two<|im_end|>"
+    )
+    assert bob.trained[-1][1] == len(bob.input_ids)
 
 
 def test_agent_that_never_spoke_has_no_row() -> None:
-    rows = conversation_rows("p", 0, TALK[:2], speakers("chatml", 3))
+    rows = conversation_rows("p", 0, TALK[:2], speakers("chatml", NAMES))
     assert [row.agent for row in rows] == [0, 1]
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
-def test_training_prompt_is_the_generation_prompt_byte_for_byte(family: str) -> None:
-    alice, _ = speakers(family)
-    row = conversation_rows("p", 0, TALK, [alice])[0]
-    whole = alice.template.render(row.messages, add_generation_prompt=False)
-    assert whole.startswith(alice.next_prompt([]) + " one")
-    assert whole.startswith(alice.next_prompt(TALK[:2]) + " three")
+def test_utterances_whose_ids_were_not_sampled_are_counted() -> None:
+    talk = [
+        turn(0, " one", ids=ids_of(" one")), turn(1, " two"),
+        turn(0, " three"), turn(1, " four"), turn(0, " five", ids=ids_of(" ", "five")),
+    ]  # fmt: skip
+    alice, bob = conversation_rows("p", 0, talk, speakers())
+    assert (alice.n_utterances, alice.n_retokenised) == (3, 1)
+    assert (bob.n_utterances, bob.n_retokenised) == (2, 2)
 
 
 def test_held_out_share_is_by_problem_and_seed() -> None:

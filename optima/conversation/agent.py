@@ -99,13 +99,14 @@ def prove_talk(codec: ChatCodec, names: Sequence[str]) -> None:
 
     So all that generation and training need of a chat template is known before a server starts.
     """
-    turns = tuple(_made_up_turn(k, names) for k in range(N_PROVEN_TURNS))
+    n_turns = N_PROVEN_TURNS if len(names) > 1 else 1  # an agent alone speaks once
+    turns = tuple(_made_up_turn(k, names) for k in range(n_turns))
     for agent, name in enumerate(names):
         speaker = Speaker(agent, name, f"optima-prompt of {name}", codec)
         rows = speaker.rows(turns)
         if not all(row.trained for row in rows):
             raise ModelError(f"{codec.template.origin}: nothing of an utterance is trained")
-        for n in range(agent, N_PROVEN_TURNS, len(names)):
+        for n in range(agent, n_turns, len(names)):
             seen = codec.encoder.decode(speaker.prompt_ids(turns[:n]))
             texts = [speaker.system_prompt, *(utterance(turn) for turn in turns[:n])]
             lost = next((text for text in texts if text not in seen), None)

@@ -128,12 +128,14 @@ class ChatCodec:
         """Return the rows that train what a speaker said, ``own`` being its messages' places.
 
         One row, cut after its last utterance, where every prompt goes on from the one before;
-        where the template rewrites what came before, one row for each utterance.
+        where the template rewrites what came before, one row for each utterance. So it is where
+        the token that ends the last message is none that ends an earlier one (GPT-OSS).
         """
         last = own[-1] + 1
         whole = self._pieces(messages[:last])
         prompts = [self._prompt_pieces(messages[:place], label) for place in own]
-        if all(prompt == whole[: len(prompt)] for prompt in prompts):
+        is_one = all(prompt == whole[: len(prompt)] for prompt in prompts)
+        if is_one and all(self._end_ids(piece)[-1] == self.end_token for piece in whole[1:]):
             return [self._row(whole, said)]
         rows = []
         for k, (place, prompt) in enumerate(zip(own, prompts, strict=True)):

@@ -4,6 +4,8 @@ For tests, dry measurements of the orchestrator, and trying a recipe without a m
 /v1/completions, /v1/models and /health with the key from VLLM_API_KEY, as vLLM does, and can be
 made slow, failing, dying or deaf. A completion is a pure function of (prompt, seed): a few words
 and mostly a marked answer, taken from the prompt or, once one is marked there, agreeing with it.
+Prompts are token ids or text. With the tokenizer of ``--tokenizer`` or ``--model`` it reads ids,
+gives them back and counts in them; without one words are its tokens, and ids are read as numbers.
 Arguments of a real server that it does not know are ignored.
 """
 
@@ -15,9 +17,12 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import orjson
 from aiohttp import web
+from tokenizers import Tokenizer
 
 HOST = "127.0.0.1"
 CHARS_PER_TOKEN = 4
@@ -49,11 +54,29 @@ class Behaviour:
     max_model_len: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What is answered: a text, its tokens, why it ended, and the stop that ended it, if any."""
+
+    text: str
+    n_tokens: int
+    finish_reason: str
+    stop_reason: str | int | None = None
+    token_ids: list[int] | None = None
+
+
 class FakeServer:
     """The requests' handler."""
 
-    def __init__(self, models: Sequence[str], api_key: str, behaviour: Behaviour) -> None:
+    def __init__(
+        self,
+        models: Sequence[str],
+        api_key: str,
+        behaviour: Behaviour,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
         self._models = tuple(models)
+        self._tokenizer = tokenizer
         self._authorization = f"Bearer {api_key}" if api_key else None
         self._behaviour = behaviour
         self._n_completions = 0
@@ -92,28 +115,62 @@ class FakeServer:
             return _error(400, f"bad request: {error!r}")
         if model not in self._models:
             return _error(404, f"The model `{model}` does not exist.")
-        n_prompt = len(prompt) // CHARS_PER_TOKEN + 1
-        problem = self._overflow(prompt, n_prompt, max_tokens)
+        text, n_prompt = self._read(prompt)
+        problem = self._overflow(text, n_prompt, max_tokens)
         if problem:
             return _error(400, problem)
-        words = compose(prompt, seed).split(" ")
-        is_cut = len(words) > max_tokens  # the leading space stands for the end of turn
-        text = " ".join(words[:max_tokens])
-        n_tokens = min(len(words), max_tokens)
-        return _answer(
-            {
-                "id": f"cmpl-{self._n_completions}",
-                "object": "text_completion",
-                "model": model,
-                "choices": [
-                    {"index": 0, "text": text, "finish_reason": "length" if is_cut else "stop"}
-                ],
-                "usage": {
-                    "prompt_tokens": n_prompt,
-                    "completion_tokens": n_tokens,
-                    "total_tokens": n_prompt + n_tokens,
-                },
-            }
+        said = self._say(compose(text, seed), asked)
+        choice = {
+            "index": 0,
+            "text": said.text,
+            "finish_reason": said.finish_reason,
+            "stop_reason": said.stop_reason,
+            "token_ids": said.token_ids if asked.get("return_token_ids") else None,
+        }
+        usage = {
+            "prompt_tokens": n_prompt,
+            "completion_tokens": said.n_tokens,
+            "total_tokens": n_prompt + said.n_tokens,
+        }
+        head = {"id": f"cmpl-{self._n_completions}", "object": "text_completion", "model": model}
+        return _answer({**head, "choices": [choice], "usage": usage})
+
+    def _read(self, prompt: str | list[int]) -> tuple[str, int]:
+        """Return the prompt as text and its number of tokens."""
+        if isinstance(prompt, str):
+            if self._tokenizer is None:
+                return prompt, len(prompt) // CHARS_PER_TOKEN + 1
+            return prompt, len(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
+        if self._tokenizer is None:
+            return " ".join(map(str, prompt)), len(prompt)
+        return self._tokenizer.decode(prompt, skip_special_tokens=False), len(prompt)
+
+    def _say(self, text: str, asked: dict[str, Any]) -> Said:
+        """End ``text`` as vLLM would: by a stop text, by the end of turn or at the limit."""
+        limit, ends = asked["max_tokens"], asked.get("stop_token_ids") or ()
+        tokens: list[Any]
+        if self._tokenizer is None:
+            tokens, join = text.split(" "), " ".join  # the leading space stands for the end of turn
+        else:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+            tokens = [*ids, *ends[:1]]
+            join = self._tokenizer.decode
+        stops = [stop for stop in asked.get("stop") or () if stop in join(tokens)]
+        ended = (k for k in range(len(tokens)) if any(stop in join(tokens[:k]) for stop in stops))
+        n = next(ended, len(tokens))
+        is_cut, kept = n > limit, tokens[: min(n, limit)]
+        text, stop_reason = join(kept), next(iter(ends), None)
+        if is_cut:
+            stop_reason = None
+        elif stops:
+            stop_reason = min((stop for stop in stops if stop in text), key=text.index)
+            text = text[: text.index(stop_reason)]
+        return Said(
+            text=text,
+            n_tokens=len(kept),
+            finish_reason="length" if is_cut else "stop",
+            stop_reason=stop_reason,
+            token_ids=None if self._tokenizer is None else kept,
         )
 
     def _overflow(self, prompt: str, n_prompt: int, max_tokens: int) -> str | None:
@@ -174,6 +231,12 @@ def _error(status: int, message: str) -> web.Response:
     return web.Response(body=orjson.dumps(content), status=status, content_type="application/json")
 
 
+def load_tokenizer(model: str | None) -> Tokenizer | None:
+    """Return the tokenizer in the directory of a model, if there is one."""
+    path = Path(model or "") / "tokenizer.json"
+    return Tokenizer.from_file(str(path)) if path.is_file() else None
+
+
 async def serve(server: FakeServer, host: str, port: int) -> None:
     """Serve until cancelled."""
     runner = web.ServerRunner(web.Server(server.handle, access_log=None, keepalive_timeout=60))
@@ -190,7 +253,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="optima.serving.fake", allow_abbrev=False)
     parser.add_argument("--host", default=HOST)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--model", help="name of the model if --served-model-name gives none")
+    parser.add_argument("--model", help="its directory; its name without --served-model-name")
+    parser.add_argument("--tokenizer", help="the directory of another tokenizer")
     parser.add_argument("--served-model-name")
     parser.add_argument("--lora-modules", nargs="*", default=[], metavar="NAME=PATH")
     parser.add_argument("--max-model-len", type=int)
@@ -210,7 +274,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         overflow_chars=options.overflow_chars,
         max_model_len=options.max_model_len,
     )
-    server = FakeServer(models, os.environ.get("VLLM_API_KEY", ""), behaviour)
+    tokenizer = load_tokenizer(options.tokenizer or options.model)
+    server = FakeServer(models, os.environ.get("VLLM_API_KEY", ""), behaviour, tokenizer)
     try:
         asyncio.run(serve(server, options.host, options.port))
     except KeyboardInterrupt:

@@ -1,39 +1,24 @@
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import pytest
 
-from optima.conversation.agent import Speaker
 from optima.conversation.dialogue import Completion, Dialogue, Request, clean_utterance
 from optima.conversation.rollouts import hold_conversations
-from optima.conversation.template import ChatTemplate
 from optima.errors import ContextOverflowError, ServerError
 from optima.recipe.schema import ConversationSection
 from optima.types import AnswerStyle, Conversation
-from tests.templates import CHATML, SPECIAL_TOKENS
-
-TEMPLATE = ChatTemplate(CHATML, SPECIAL_TOKENS["chatml"])
-
-
-@dataclass(frozen=True)
-class Reply:
-    text: str
-    finish_reason: Literal["stop", "length"] = "stop"
-    n_prompt_tokens: int = 7
-    n_tokens: int = 3
-    server: object = None
+from tests.talks import Reply, SameText, ids_of, speakers
+from tests.tokenizers import codec, text_of
 
 
 def dialogue(
     *, names: Sequence[str] = ("Alice", "Bob"), style: AnswerStyle = "tag", n: int = 0,
     max_turns: int = 10,
 ) -> Dialogue:  # fmt: skip
-    speakers = tuple(Speaker(i, name, f"You are {name}.", TEMPLATE) for i, name in enumerate(names))
     return Dialogue(
-        problem_id="p", n=n, speakers=speakers, answer_style=style,
-        limits=ConversationSection(max_turns=max_turns), seed=1,
+        problem_id="p", n=n, speakers=speakers(names=names), answer_style=style,
+        agreement=SameText(), limits=ConversationSection(max_turns=max_turns), seed=1,
     )  # fmt: skip
 
 
@@ -54,7 +39,14 @@ def test_conversation_ends_when_the_partner_marks_the_same_answer() -> None:
     assert held.stop_reason == "agreement"
     assert held.answer == "paris."
     assert [turn.name for turn in held.turns] == ["Alice", "Bob"]
-    assert held.n_tokens == 6
+
+
+def test_tokens_are_counted_with_labels_as_spoken_and_by_the_server_as_generated() -> None:
+    held = converse([Reply(" <A>Paris</A>"), Reply(" Yes, <A>paris.</A>")], dialogue())
+    spoken = ("Alice: <A>Paris</A>", "Bob: Yes, <A>paris.</A>")
+    assert [turn.n_spoken for turn in held.turns] == [len(ids_of(text)) for text in spoken]
+    assert held.n_tokens == sum(len(ids_of(text)) for text in spoken)
+    assert held.n_generated == 6
 
 
 def test_same_agent_may_confirm_its_own_answer_later() -> None:
@@ -71,8 +63,9 @@ def test_different_answers_go_on_and_the_last_marked_one_counts() -> None:
 
 
 def test_boxed_answers_are_read_for_mathematical_tasks() -> None:
-    held = converse([Reply(r" \boxed{1,200}"), Reply(r" \boxed{1200}")], dialogue(style="boxed"))
+    held = converse([Reply(r" \boxed{12}"), Reply(r" So \boxed{12}.")], dialogue(style="boxed"))
     assert held.stop_reason == "agreement"
+    assert held.answer == "12"
 
 
 def test_three_agents_speak_in_turn() -> None:
@@ -183,3 +176,96 @@ def test_turn_carries_its_own_seconds_and_the_servers_counts() -> None:
     first, second = asyncio.run(dialogue().converse(complete)).turns
     assert first.seconds >= 0.5 > second.seconds
     assert (first.n_prompt_tokens, first.n_tokens) == (11, 4)
+
+
+END = codec("chatml").end_token
+
+
+def test_request_asks_for_the_next_utterance_and_says_all_that_ends_it() -> None:
+    asked: list[Request] = []
+
+    async def complete(request: Request) -> Completion:
+        asked.append(request)
+        return Reply(" a")
+
+    held = dialogue(names=("Ann", "Ben", "Cleo"), max_turns=3)
+    asyncio.run(held.converse(complete))
+    assert [request.stop for request in asked] == [
+        ("Ben:", "Cleo:", "\nAnn:"), ("Ann:", "Cleo:", "\nBen:"), ("Ann:", "Ben:", "\nCleo:"),
+    ]  # fmt: skip
+    assert {request.stop_token for request in asked} == {END}
+    assert [text_of(request.prompt_ids).splitlines()[-1] for request in asked] == [
+        "Ann:", "Ben:", "Cleo:",
+    ]  # fmt: skip
+
+
+def test_ids_of_an_utterance_that_ended_by_itself_are_kept_without_the_end_of_turn() -> None:
+    said = ids_of("<A>", "Riga", "</A>")
+    held = converse(
+        [Reply("<A>Riga</A>", token_ids=(*said, END)), Reply(" ok")], dialogue(max_turns=2)
+    )
+    assert held.turns[0].token_ids == said
+
+
+def test_ids_of_an_utterance_that_the_limit_cut_are_kept_whole() -> None:
+    said = ids_of(" the lamp", " is")
+    reply = Reply(" the lamp is", "length", token_ids=said)
+    assert converse([reply, Reply(" ok")], dialogue(max_turns=2)).turns[0].token_ids == said
+
+
+def test_white_space_sampled_before_the_end_of_turn_stays_in_the_ids_alone() -> None:
+    said = ids_of(" Yes", " ", "\n")
+    held = converse([Reply(" Yes \n", token_ids=(*said, END)), Reply(" ok")], dialogue(max_turns=2))
+    assert (held.turns[0].text, held.turns[0].token_ids) == (" Yes", said)
+
+
+@pytest.mark.parametrize(
+    ("sampled", "returned", "text", "kept"),
+    [
+        ((" Yes", "\n", "Bob", ":"), " Yes\n", " Yes", (" Yes",)),
+        ((" Yes", " ", "Bob", ":"), " Yes ", " Yes", (" Yes",)),
+        ((" Yes", " Bob", ":<"), " Yes ", " Yes", (" Yes",)),
+        ((" one", "\n\n", "two", "\n\n", "Alice", ":"), " one\n\ntwo\n", " one\n\ntwo",
+         (" one", "\n\n", "two")),
+        ((" Yes:\n", "Bob", ":"), " Yes:\n", " Yes:", (" Yes:\n",)),  # the break is no token
+    ],
+)  # fmt: skip
+def test_text_and_ids_are_cut_where_a_label_begins(
+    sampled: tuple[str, ...], returned: str, text: str, kept: tuple[str, ...]
+) -> None:
+    reply = Reply(returned, "label", token_ids=ids_of(*sampled))
+    held = converse([reply, Reply(" ok")], dialogue(max_turns=2))
+    assert (held.turns[0].text, held.turns[0].token_ids) == (text, ids_of(*kept))
+    assert held.turns[0].finish_reason == "label"
+    assert held.faults == ()
+
+
+@pytest.mark.parametrize("sampled", [("Bob", ":"), ("\n", "Alice", ":"), (" ", "Bob", ":")])
+def test_utterance_of_which_a_label_leaves_nothing_is_a_fault(sampled: tuple[str, ...]) -> None:
+    returned = "".join(sampled[:-2])
+    reply = Reply(returned, "label", token_ids=ids_of(*sampled))
+    held = converse([reply, Reply(" ok")], dialogue(max_turns=2))
+    assert (held.turns[0].text, held.turns[0].token_ids) == ("", ())
+    assert held.faults == ("role_leakage",)
+    assert len(held.turns) == 2  # the talk goes on
+    by_itself = converse([Reply("", token_ids=(END,)), Reply(" ok")], dialogue(max_turns=2))
+    assert by_itself.faults == ()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        # The label "Riga:" was sampled inside the token ">Riga".
+        Reply("<A>", "label", token_ids=ids_of("<A>Riga:")),
+        # The server leaves special tokens out of the text.
+        Reply(" one two", token_ids=(*ids_of(" one", "<|eot_id|>", " two"), END)),
+        # The own label, said again, is taken off the text.
+        Reply(" Alice: hm", token_ids=(*ids_of(" Alice: hm"), END)),
+        # A server that gives no ids.
+        Reply(" hm"),
+    ],
+)
+def test_ids_that_are_not_exactly_the_text_are_not_kept(reply: Reply) -> None:
+    held = converse([reply, Reply(" ok")], dialogue(names=("Alice", "Riga"), max_turns=2))
+    assert held.turns[0].text.strip() in ("<A>", "one two", "hm")
+    assert held.turns[0].token_ids is None

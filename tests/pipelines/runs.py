@@ -11,6 +11,7 @@ from typing import Any
 
 from optima.processes.environment import Environment
 from tests.templates import CHATML
+from tests.tokenizers import write_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MARK = "OPTIMA_TEST_RUN"  # every process of a run inherits it
@@ -38,7 +39,7 @@ def write_recipe(directory: Path, method: str) -> Path:
     model = directory / "model"
     model.mkdir(parents=True, exist_ok=True)
     (model / "chat_template.jinja").write_text(CHATML)
-    (model / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    write_tokenizer(model)
     (model / "config.json").write_text('{"max_position_embeddings": 4096}')
     (model / "model.safetensors").write_bytes(b"start")
     recipe = directory / "recipe.yaml"

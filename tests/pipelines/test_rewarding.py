@@ -11,7 +11,7 @@ from optima.pipelines.rewarding import RewardDesk, Yardstick
 from optima.recipe.schema import RewardSection
 from optima.tasks.judging import Judge
 from optima.types import Conversation, Problem, RewardParts
-from tests.search.game import turn
+from tests.talks import turn
 
 HANGS = "9^{9^{9^{9^9}}}"
 
@@ -21,7 +21,7 @@ def _problem(problem_id: str, gold: str) -> Problem:
 
 
 def _conversation(problem_id: str, answer: str, *texts: str) -> Conversation:
-    turns = tuple(turn(text, i % 2) for i, text in enumerate(texts or ("so it is",)))
+    turns = tuple(turn(i % 2, text) for i, text in enumerate(texts or ("so it is",)))
     return Conversation(
         problem_id=problem_id, n=0, format_id=None, turns=turns, stop_reason="agreement",
         answer=answer,

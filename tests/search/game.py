@@ -6,49 +6,34 @@ its reward is that number over 10. What is said depends on (prompt, seed) alone.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from optima.conversation.agent import Speaker
 from optima.conversation.dialogue import Completion, Dialogue, Request
-from optima.conversation.template import ChatTemplate
 from optima.recipe.schema import ConversationSection
-from optima.types import Conversation, RewardParts, Turn
-from tests.templates import CHATML, SPECIAL_TOKENS
+from optima.types import Conversation, RewardParts
+from tests.talks import Reply, SameText
+from tests.tokenizers import codec, text_of
 
 WORDS = ("ash", "birch", "cedar", "dogwood", "elder", "fir", "hazel", "juniper")
 
 
-@dataclass(frozen=True)
-class Reply:
-    text: str
-    finish_reason: Literal["stop", "length"] = "stop"
-    n_prompt_tokens: int = 9
-    n_tokens: int = 4
-
-
-def turn(text: str, agent: int = 0, *, answer: str | None = None) -> Turn:
-    return Turn(
-        agent=agent, name=("Alice", "Bob", "Cleo")[agent], text=text, answer=answer,
-        n_prompt_tokens=1, n_tokens=1, finish_reason="stop", seconds=0.0,
-    )  # fmt: skip
-
-
 def dialogue(names: tuple[str, ...] = ("Alice", "Bob"), max_turns: int = 6) -> Dialogue:
-    template = ChatTemplate(CHATML, SPECIAL_TOKENS["chatml"])
     speakers = tuple(
-        Speaker(i, name, f"You are {name}, place {i}.", template) for i, name in enumerate(names)
+        Speaker(i, name, f"You are {name}, place {i}.", codec("chatml", roles="assistant"))
+        for i, name in enumerate(names)
     )
     return Dialogue(
-        problem_id="p", n=0, speakers=speakers, answer_style="tag",
+        problem_id="p", n=0, speakers=speakers, answer_style="tag", agreement=SameText(),
         limits=ConversationSection(max_turns=max_turns, max_turn_tokens=8), seed=11,
     )  # fmt: skip
 
 
 async def complete(request: Request) -> Completion:
-    drawn = hashlib.blake2b(f"{request.prompt}|{request.seed}".encode(), digest_size=3).digest()
+    drawn = hashlib.blake2b(
+        f"{text_of(request.prompt_ids)}|{request.seed}".encode(), digest_size=3
+    ).digest()
     word, number = WORDS[drawn[0] % len(WORDS)] * 3, drawn[1] % 4
-    return Reply(f" {word} {drawn[2] % 8} <A>{number}</A>")
+    return Reply(f" {word} {drawn[2] % 8} <A>{number}</A>", n_tokens=4)
 
 
 async def reward(conversations: Sequence[Conversation]) -> list[RewardParts]:

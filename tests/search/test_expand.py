@@ -14,7 +14,9 @@ from optima.search.expand import TreeGrower
 from optima.search.pairs import sibling_pairs
 from optima.search.tree import Node, Tree
 from optima.types import TreeRound
-from tests.search.game import Reply, complete, dialogue, reward
+from tests.search.game import complete, dialogue, reward
+from tests.talks import Reply
+from tests.tokenizers import text_of
 
 GOLDEN = Path(__file__).parent / "golden_tree.txt"
 SECTION = SearchSection(n_rounds=4)
@@ -72,7 +74,7 @@ def test_every_utterance_is_asked_with_its_speakers_own_prompt() -> None:
     prompts = []
 
     async def listen(request: Request) -> Completion:
-        prompts.append((request.agent, request.prompt))
+        prompts.append((request.agent, text_of(request.prompt_ids)))
         return await complete(request)
 
     grow(complete=listen)
@@ -127,7 +129,7 @@ def test_failed_rollout_counts_in_no_value() -> None:
 
 def test_full_context_ends_a_rollout_with_its_reward() -> None:
     async def overflow(request: Request) -> Completion:
-        if request.prompt.count("<|im_start|>") > 4:
+        if text_of(request.prompt_ids).count("<|im_start|>") > 4:
             raise ContextOverflowError("maximum context length")
         return Reply(f" {request.seed} keeps talking")
 
@@ -139,7 +141,7 @@ def test_full_context_ends_a_rollout_with_its_reward() -> None:
 
 def test_merged_rollouts_go_on_from_the_same_text() -> None:
     async def parrot(request: Request) -> Completion:
-        return Reply(f" always nearly the same words {request.seed % 2}")
+        return Reply(f" always nearly the same words {request.seed % 2}", n_tokens=4)
 
     tree, rounds = grow(complete=parrot)
     assert [len(node.children) for node in tree.nodes[:-1]] == [1] * (len(tree.nodes) - 1)
@@ -151,7 +153,7 @@ def test_merged_rollouts_go_on_from_the_same_text() -> None:
 
 def test_answer_is_never_read_from_the_prompt() -> None:
     async def chat(request: Request) -> Completion:
-        assert "<A>Paris</A>" in request.prompt
+        assert "<A>Paris</A>" in text_of(request.prompt_ids)
         return Reply(f" {request.seed} is all that I know")
 
     plain = dialogue(names=("Alice", "Bob"))

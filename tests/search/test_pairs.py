@@ -8,7 +8,9 @@ from optima.recipe.schema import PairSection, SearchSection
 from optima.search.pairs import preference_row, select_pairs, sibling_pairs
 from optima.search.tree import Tree
 from optima.types import Fault, PreferencePair
-from tests.search.game import dialogue, turn
+from tests.search.game import dialogue
+from tests.talks import ids_of, turn
+from tests.tokenizers import text_of
 
 DRAW = random.Random(0)
 
@@ -18,7 +20,7 @@ def _siblings(*totals: float, faults: tuple[int, ...] = ()) -> Tree:
     tree = Tree(SearchSection())
     for i, total in enumerate(totals):
         found: tuple[Fault, ...] = ("overflow",) if i in faults else ()
-        tree.reward(tree.insert(tree.root, turn("abcdefgh"[i] * 5), found), total)
+        tree.reward(tree.insert(tree.root, turn(0, "abcdefgh"[i] * 5), found), total)
     return tree
 
 
@@ -49,7 +51,7 @@ def test_single_children_and_equal_values_make_no_pair() -> None:
 
 def _pair(high: float, low: float, parent: int = 0) -> PreferencePair:
     return PreferencePair(
-        problem_id="p", parent=parent, history=(), chosen=turn("x"), rejected=turn("y"),
+        problem_id="p", parent=parent, history=(), chosen=turn(0, "x"), rejected=turn(0, "y"),
         chosen_value=high, rejected_value=low,
     )  # fmt: skip
 
@@ -94,7 +96,7 @@ def test_pairs_obey_both_thresholds_and_share_their_history(
     for path, total in rollouts:
         node = tree.root
         for depth, branch in enumerate(path):
-            node = tree.insert(node, turn("pqrs"[branch] * 6, depth % 2))
+            node = tree.insert(node, turn(depth % 2, "pqrs"[branch] * 6))
         tree.reward(node, total)
     section = PairSection(theta_filter=theta_filter, theta_diff=theta_diff, keep_share=1.0)
     for pair in select_pairs(sibling_pairs(tree, "p"), section, DRAW):
@@ -111,10 +113,18 @@ def test_pairs_obey_both_thresholds_and_share_their_history(
 
 def test_row_is_what_the_acting_agent_sees() -> None:
     pair = PreferencePair(
-        problem_id="p", parent=1, history=(turn(" hello", 0),), chosen=turn(" yes", 1),
-        rejected=turn(" no", 1), chosen_value=1.0, rejected_value=0.0,
+        problem_id="p", parent=1, history=(turn(0, " hello"),),
+        chosen=turn(1, " yes", ids=ids_of(" ye", "s")), rejected=turn(1, " no"),
+        chosen_value=1.0, rejected_value=0.0,
     )  # fmt: skip
     row = preference_row(pair, dialogue().speakers)
     assert row.agent == 1
     assert [message.content for message in row.prompt] == ["You are Bob, place 1.", "Alice: hello"]
     assert (row.chosen[0].content, row.rejected[0].content) == ("Bob: yes", "Bob: no")
+    assert text_of(row.prompt_ids) == (
+        "<|im_start|>system\nYou are Bob, place 1.<|im_end|>\n<|im_start|>assistant\nAlice: hello"
+        "<|im_end|>\n<|im_start|>assistant\nBob:"
+    )
+    assert row.chosen_ids == ids_of(" ye", "s", "<|im_end|>")
+    assert row.rejected_ids == ids_of(" no", "<|im_end|>")
+    assert row.n_retokenised == 1  # of the two the rejected one was not sampled

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from optima.recipe.schema import SearchSection
 from optima.search.tree import Node, Tree, text_distance
-from tests.search.game import turn
+from tests.talks import turn
 
 SECTION = SearchSection()
 
@@ -20,7 +20,7 @@ def _tree(section: SearchSection = SECTION) -> Tree:
 def _chain(tree: Tree, *texts: str) -> Node:
     node = tree.root
     for depth, text in enumerate(texts):
-        node = tree.insert(node, turn(text, depth % 2))
+        node = tree.insert(node, turn(depth % 2, text))
     return node
 
 
@@ -80,23 +80,23 @@ def test_values_do_not_depend_on_the_order_of_rollouts(
 
 def test_child_within_the_merge_distance_joins_its_sibling_and_keeps_its_text() -> None:
     tree = _tree()
-    first = tree.insert(tree.root, turn("the lamp is in Riga"))  # 19 characters
-    assert tree.insert(tree.root, turn("the lamp is at Riga")) is not first  # 2 / 19 > 0.1
-    assert tree.insert(tree.root, turn("the lamp is in Rigo")) is first  # 1 / 19 < 0.1
+    first = tree.insert(tree.root, turn(0, "the lamp is in Riga"))  # 19 characters
+    assert tree.insert(tree.root, turn(0, "the lamp is at Riga")) is not first  # 2 / 19 > 0.1
+    assert tree.insert(tree.root, turn(0, "the lamp is in Rigo")) is first  # 1 / 19 < 0.1
     assert first.text == "the lamp is in Riga"
     assert len(tree.root.children) == 2
 
 
 def test_child_at_the_merge_distance_is_a_node_of_its_own() -> None:
     tree = _tree()
-    first = tree.insert(tree.root, turn("0123456789"))
-    assert tree.insert(tree.root, turn("012345678x")) is not first  # 1 / 10 is not below 0.1
+    first = tree.insert(tree.root, turn(0, "0123456789"))
+    assert tree.insert(tree.root, turn(0, "012345678x")) is not first  # 1 / 10 is not below 0.1
 
 
 def test_same_text_elsewhere_in_the_tree_is_no_sibling() -> None:
     tree = _tree()
-    above = tree.insert(tree.root, turn("hello"))
-    assert tree.insert(above, turn("hello", 1)) is not above
+    above = tree.insert(tree.root, turn(0, "hello"))
+    assert tree.insert(above, turn(1, "hello")) is not above
 
 
 def test_root_is_always_eligible_leaves_and_parents_of_leaves_never() -> None:

@@ -8,12 +8,14 @@ import orjson
 import pytest
 from aiohttp import web
 
+from optima.conversation.dialogue import Request
 from optima.errors import ContextOverflowError, ServerError
 from optima.recipe.schema import ServingSection
 from optima.serving import client as client_module
 from optima.serving.client import Completion, CompletionClient, Server
 from optima.serving.fake import Behaviour, FakeServer
 from optima.serving.worker import free_port
+from tests.tokenizers import codec, encoder, tiny_tokenizer
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 SERVING = ServingSection(start_timeout_s=2.0, max_attempts=3)
@@ -41,11 +43,17 @@ def fake(key: str = "", **behaviour: object) -> Handler:
 
 
 async def ask(
-    client: CompletionClient, prompt: str = "Is it Paris?", prefer: Server | None = None
+    client: CompletionClient,
+    prompt_ids: tuple[int, ...] = (5, 6, 7),
+    prefer: Server | None = None,
+    temperature: float = 0.7,
+    stop_token: int = 2,
 ) -> Completion:
-    return await client.complete(
-        prompt, max_tokens=50, temperature=0.7, top_p=0.9, seed=2**63 - 1, prefer=prefer
-    )
+    request = Request(
+        agent=0, prompt_ids=prompt_ids, stop=("Bob:", "\nAlice:"), stop_token=stop_token,
+        max_tokens=50, seed=2**63 - 1,
+    )  # fmt: skip
+    return await client.complete(request, temperature=temperature, top_p=0.9, prefer=prefer)
 
 
 async def test_request_carries_the_exact_prompt_and_the_sampling() -> None:
@@ -56,27 +64,63 @@ async def test_request_carries_the_exact_prompt_and_the_sampling() -> None:
         assert request.headers["Authorization"] == "Bearer secret"
         return web.json_response(
             {
-                "choices": [{"text": " hi", "finish_reason": "length"}],
+                "choices": [{"text": " hi", "finish_reason": "length", "token_ids": [8, 9]}],
                 "usage": {"prompt_tokens": 7, "completion_tokens": 2},
             }
         )
 
     async with serving(handler, key="secret") as server:
         async with CompletionClient([server], "m", SERVING) as client:
-            completion = await ask(client, "<s>Alice:")
-    assert completion == Completion(" hi", 7, 2, "length", server)
-    assert seen == [
-        {
-            "model": "m",
-            "prompt": "<s>Alice:",
-            "max_tokens": 50,
-            "temperature": 0.7,
-            "top_p": 0.9,
-            "seed": 2**63 - 1,
-            "add_special_tokens": False,
-        }
-    ]
+            completion = await ask(client, (1, 20, 5))
+            await ask(client, temperature=0.0)
+    assert completion == Completion(" hi", 7, 2, "length", (8, 9), server)
+    assert seen[0] == {
+        "model": "m",
+        "prompt": [1, 20, 5],
+        "max_tokens": 50,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "seed": 2**63 - 1,
+        "stop": ["Bob:", "\nAlice:"],
+        "stop_token_ids": [2],
+        "return_token_ids": True,
+    }
+    assert "seed" not in seen[1]  # greedy decoding draws nothing
     assert server.n_in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason", "ids"),
+    [
+        ({"finish_reason": "stop", "stop_reason": None, "token_ids": [4, 2]}, "stop", (4, 2)),
+        ({"finish_reason": "stop", "stop_reason": 2, "token_ids": [4, 2]}, "stop", (4, 2)),
+        ({"finish_reason": "stop", "stop_reason": "Bob:", "token_ids": [4]}, "label", (4,)),
+        ({"finish_reason": "length", "stop_reason": None, "token_ids": None}, "length", None),
+        ({"finish_reason": "stop"}, "stop", None),  # a server that knows neither
+    ],
+)
+async def test_what_ended_a_completion_and_its_ids_are_read_from_the_answer(
+    choice: dict[str, object], reason: str, ids: tuple[int, ...] | None
+) -> None:
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        usage = {"prompt_tokens": 3, "completion_tokens": 2}
+        return web.json_response({"choices": [{"text": " a", **choice}], "usage": usage})
+
+    async with serving(handler) as server:
+        async with CompletionClient([server], "m", SERVING) as client:
+            completion = await ask(client)
+    assert (completion.finish_reason, completion.token_ids) == (reason, ids)
+
+
+async def test_server_with_a_tokenizer_gives_back_the_ids_of_what_it_said() -> None:
+    prompt, end = encoder().encode("<|im_start|>assistant\nAlice:"), codec("chatml").end_token
+    server_with_ids = FakeServer(["m"], "", Behaviour(), tiny_tokenizer())
+    async with serving(server_with_ids.handle) as server:
+        async with CompletionClient([server], "m", SERVING) as client:
+            completion = await ask(client, prompt, stop_token=end)
+    assert completion.token_ids == (*encoder().encode(completion.text), end)
+    assert completion.n_tokens == len(completion.token_ids)
+    assert completion.n_prompt_tokens == len(prompt)
 
 
 async def test_preferred_server_is_kept_while_it_lives() -> None:
@@ -142,7 +186,7 @@ async def test_prompt_that_does_not_fit_is_told_apart_and_not_tried_again() -> N
     async with serving(fake(overflow_chars=100)) as server:
         async with CompletionClient([server], "m", SERVING) as client:
             with pytest.raises(ContextOverflowError, match="maximum context length is 25"):
-                await ask(client, "x" * 101)
+                await ask(client, (10,) * 40)  # "10 10 10 ..." has 119 characters
 
 
 async def test_refused_request_rises_at_once_with_the_servers_words() -> None:

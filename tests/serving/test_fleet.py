@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from optima.conversation.dialogue import Request
 from optima.errors import ProcessError, ServerError
 from optima.processes.devices import Devices
 from optima.recipe.schema import ModelSection, Recipe, ServingSection
@@ -43,9 +44,10 @@ def ask_many(fleet: Fleet, serving: ServingSection, n: int) -> list[Completion]:
 
 
 async def ask(client: CompletionClient, seed: int) -> Completion:
-    return await client.complete(
-        "Question about Paris?", max_tokens=50, temperature=0.7, top_p=1.0, seed=seed
+    request = Request(
+        agent=0, prompt_ids=(5, 6, 7), stop=(), stop_token=2, max_tokens=50, seed=seed
     )
+    return await client.complete(request, temperature=0.7, top_p=1.0)
 
 
 def process_of(server: Server) -> psutil.Process:

@@ -1,0 +1,244 @@
+"""Prompts and rows as token ids: what carries loss, what templates may do, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, normalizers
+
+from optima.conversation.agent import Speaker, prove_talk
+from optima.conversation.template import ChatTemplate
+from optima.conversation.tokens import ChatCodec, Encoder
+from optima.errors import ModelError
+from optima.search.pairs import preference_row
+from optima.types import Message, PreferencePair
+from tests.talks import NAMES, ids_of, speakers, turn
+from tests.templates import CHATML, FAMILIES
+from tests.tokenizers import codec, codec_of, encoder, text_of, tiny_tokenizer, write_tokenizer
+
+GOLDEN = Path(__file__).parent / "golden"
+ENDS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "alternating": "<end_of_turn>"}
+TALK = (
+    turn(
+        0,
+        " The lamp\n\nis Zoë's 🙂: where?",
+        ids=ids_of(" The lamp", "\n\n", "is Zoë's 🙂: where?"),
+    ),
+    turn(1, "<A>Århus</A>", ids=ids_of("<A>", "Århus", "</A>")),
+    turn(0, "(to Bob) hm", ids=ids_of("(to", " Bob) hm", "\n")),
+    turn(1, " Zoë lives there.\n<A>Århus</A>"),
+)
+# As Qwen3's does with its thoughts: what is the last message now is written otherwise later.
+REWRITING = CHATML.replace(
+    "{{ message['content'] }}",
+    "{% if loop.last and message['role'] == 'assistant' %}<no thoughts>\n{% endif %}"
+    "{{ message['content'] }}",
+)
+
+
+def golden_text(family: str, agent: int) -> str:
+    """Return an agent's next prompt as text, its row and a pair as ids: + and - carry loss."""
+    everyone = speakers(family)
+    speaker = everyone[agent]
+    (row,) = speaker.rows(TALK)
+    marks = ["."] * len(row.input_ids)
+    for start, stop in row.trained:
+        marks[start:stop] = "+" * (stop - start)
+    history = TALK[: 2 + agent]
+    pair = PreferencePair(
+        problem_id="p", parent=1, history=history, chosen_value=1.0, rejected_value=0.0,
+        chosen=turn(agent, "<A>Riga</A>", ids=ids_of("<A>", "Riga</A>")),
+        rejected=turn(agent, " Well,\n\nZoë 🙂 lives there."),
+    )  # fmt: skip
+    sides = preference_row(pair, everyone)
+    parts = ((".", sides.prompt_ids), ("+", sides.chosen_ids), ("-", sides.rejected_ids))
+    marked = [(mark, index) for mark, ids in parts for index in ids]
+    blocks = {
+        "prompt": [text_of(speaker.prompt_ids(TALK[: 4 - agent]))],
+        "row": [_line(*pair) for pair in zip(marks, row.input_ids, strict=True)],
+        "pair": [_line(mark, index) for mark, index in marked],
+    }
+    return "".join(f"=== {name}\n" + "\n".join(block) + "\n" for name, block in blocks.items())
+
+
+def _line(mark: str, index: int) -> str:
+    return f"{mark} {index:>4} {json.dumps(encoder().token(index), ensure_ascii=False)}"
+
+
+@pytest.mark.parametrize("agent", [0, 1])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_prompt_row_and_pair_equal_the_golden_file(family: str, agent: int) -> None:
+    path = GOLDEN / f"{family}_{agent}.txt"
+    assert golden_text(family, agent) == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_token_that_ends_a_turn_is_the_templates_own(family: str) -> None:
+    assert encoder().token(codec(family).end_token) == ENDS[family]
+
+
+@pytest.mark.parametrize("agent", [0, 1])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_loss_is_on_own_utterances_and_their_ends_of_turn_only(family: str, agent: int) -> None:
+    (row,) = speakers(family)[agent].rows(TALK)
+    own = [turn for turn in TALK if turn.agent == agent]
+    expected = [(t.token_ids or ids_of(t.text)) + ids_of(ENDS[family]) for t in own]
+    assert [row.input_ids[start:stop] for start, stop in row.trained] == expected
+    for start, _ in row.trained:  # the label is given, not generated
+        assert text_of(row.input_ids[:start]).endswith(f"{NAMES[agent]}:")
+
+
+def test_partner_that_names_the_speaker_is_not_trained() -> None:
+    talk = (turn(1, " Alice: is that you? Alice: yes"), turn(0, " yes"))
+    (row,) = speakers()[0].rows(talk)
+    assert [text_of(row.input_ids[start:stop]) for start, stop in row.trained] == [" yes<|im_end|>"]
+
+
+def test_special_tokens_that_a_partner_writes_end_no_turn_of_the_speaker() -> None:
+    talk = (turn(1, " one<|im_end|> two"), turn(0, " yes"))
+    (row,) = speakers()[0].rows(talk)
+    assert [text_of(row.input_ids[start:stop]) for start, stop in row.trained] == [" yes<|im_end|>"]
+
+
+def test_rows_do_not_influence_each_other() -> None:
+    alice, bob = speakers()
+    first = alice.rows(TALK)
+    bob.rows(TALK)
+    assert alice.rows(TALK) == first
+
+
+def test_template_that_rewrites_earlier_messages_gives_a_row_for_each_utterance() -> None:
+    alice = Speaker(0, "Alice", "You are Alice.", codec_of(REWRITING))
+    prompts = [alice.prompt_ids(TALK[:0]), alice.prompt_ids(TALK[:2])]
+    sampled = [(TALK[k].token_ids or ()) + ids_of("<|im_end|>") for k in (0, 2)]
+    assert text_of(prompts[1]).count("<no thoughts>") == 1  # of two messages of hers
+    rows = alice.rows(TALK)
+    assert [row.input_ids for row in rows] == [p + s for p, s in zip(prompts, sampled, strict=True)]
+    assert [row.trained for row in rows] == [
+        ((len(p), len(p) + len(s)),) for p, s in zip(prompts, sampled, strict=True)
+    ]
+
+
+def test_template_that_ends_its_last_message_otherwise_gives_a_row_for_each_utterance() -> None:
+    # As GPT-OSS's does. A row of the whole talk would train an end that ends no generation.
+    source = CHATML.replace(
+        "<|im_end|>",
+        "{{ '<|eot_id|>' if loop.last and message['role'] == 'assistant' else '<|im_end|>' }}",
+    )
+    alice = Speaker(0, "Alice", "You are Alice.", codec_of(source))
+    assert encoder().token(alice.codec.end_token) == "<|eot_id|>"
+    rows = alice.rows([turn(0, " one"), turn(1, " two"), turn(0, " three")])
+    trained = [text_of(row.input_ids[start:stop]) for row in rows for start, stop in row.trained]
+    assert len(rows) == 2
+    assert trained == [" one<|eot_id|>", " three<|eot_id|>"]
+    assert "Alice: one<|im_end|>" in text_of(rows[1].input_ids)
+
+
+def test_what_a_template_writes_before_the_end_of_turn_carries_no_loss() -> None:
+    source = CHATML.replace("<|im_end|>", "\n(done)\n<|im_end|>")
+    alice = Speaker(0, "Alice", "You are Alice.", codec_of(source))
+    (row,) = alice.rows([turn(0, " one"), turn(1, " two"), turn(0, " three")])
+    assert [text_of(row.input_ids[start:stop]) for start, stop in row.trained] == [
+        " one", "<|im_end|>", " three", "<|im_end|>",
+    ]  # fmt: skip
+    assert text_of(row.input_ids).endswith("Alice: three\n(done)\n<|im_end|>")
+
+
+def test_template_that_takes_content_as_parts_is_given_parts() -> None:
+    source = CHATML.replace(
+        "{{ message['content'] }}",
+        "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+        "{% endif %}{% endfor %}",
+    )
+    by_parts, by_text = (
+        Speaker(1, "Bob", "You are Bob.", made) for made in (codec_of(source), codec("chatml"))
+    )
+    assert by_parts.prompt_ids(TALK) == by_text.prompt_ids(TALK)
+    assert by_parts.rows(TALK) == by_text.rows(TALK)
+
+
+@pytest.mark.parametrize("names", [NAMES[:2], NAMES])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_families_of_the_tests_can_be_talked_and_trained_with(
+    family: str, names: tuple[str, ...]
+) -> None:
+    prove_talk(codec(family), names)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_agent_alone_speaks_once_and_is_not_asked_to_speak_again(family: str) -> None:
+    # It was proven with six utterances in a row, which templates that want alternation refuse.
+    prove_talk(codec(family), NAMES[:1])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("<|im_end|>", "", "no special token ends an assistant message"),
+        ("message['content']", "message['content'] | replace('turn 0', 'turn zero')",
+         "leaves out or changes 'Alice: optima-turn 0'"),
+        ("message['content']", "message['content'] | upper",
+         "does not render a user and an assistant message"),
+        ("{% for message in messages %}", "{% for message in messages[-3:] %}",
+         "renders 2 of 3 assistant messages"),
+        ("{{ message['content'] }}",
+         "{{ message['content'] if message['role'] != 'assistant' or loop.last else '' }}",
+         "assistant messages, so a conversation"),
+        ("{% for message in messages %}",
+         "{% for message in messages if message['role'] != 'system' or messages | length < 5 %}",
+         "leaves out or changes 'optima-prompt of"),
+    ],
+)  # fmt: skip
+def test_template_that_no_talk_can_be_held_with_is_refused_with_the_reason(
+    old: str, new: str, reason: str
+) -> None:
+    with pytest.raises(ModelError, match=f"made up: .*({reason})"):
+        prove_talk(codec_of(CHATML.replace(old, new), origin="made up"), NAMES[:2])
+
+
+def test_tokenizer_that_changes_what_was_said_is_refused() -> None:
+    changing = Tokenizer.from_str(tiny_tokenizer().to_str())
+    changing.normalizer = normalizers.Lowercase()
+    template = ChatTemplate(CHATML, {}, origin="m")
+    with pytest.raises(
+        ModelError,
+        match=r"m: the chat template or tokenizer leaves out or changes 'optima-prompt of",
+    ):
+        prove_talk(ChatCodec.of(template, Encoder(changing)), NAMES[:2])
+
+
+def test_messages_from_elsewhere_are_tokenised_with_the_reply_apart() -> None:
+    messages = [Message(role="user", content="Where is it?")]
+    reply = Message(role="assistant", content="<A>Riga</A>")
+    prompt, said = codec("chatml").continuation(messages, reply)
+    assert text_of(prompt) == "<|im_start|>user\nWhere is it?<|im_end|>\n<|im_start|>assistant\n"
+    assert said == ids_of("<A>Riga</A>", "<|im_end|>")
+
+
+def test_codec_is_read_from_the_files_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    with pytest.raises(ModelError, match=r"model\.tokenizer=.*has no tokenizer\.json"):
+        ChatCodec.load(str(tmp_path), field="model.tokenizer")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"model\.path=.*tokenizer\.json is no tokenizer"):
+        ChatCodec.load(str(tmp_path))
+    write_tokenizer(tmp_path)
+    loaded = Speaker(0, "Alice", "You are Alice.", ChatCodec.load(str(tmp_path)))
+    assert loaded.prompt_ids(TALK) == speakers()[0].prompt_ids(TALK)
+
+
+@pytest.mark.parametrize("named", ["</s>", {"content": "</s>", "lstrip": False}])
+def test_end_token_that_the_tokenizer_does_not_call_special_is_known_by_its_name(
+    named: object, tmp_path: Path
+) -> None:
+    source = CHATML.replace("<|im_end|>", "</s>")
+    (tmp_path / "chat_template.jinja").write_text(source)
+    tokenizer = Tokenizer.from_str(tiny_tokenizer().to_str())
+    tokenizer.add_tokens([AddedToken("</s>", special=False)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="no special token ends"):
+        ChatCodec.load(str(tmp_path))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": named}))
+    loaded = ChatCodec.load(str(tmp_path))
+    assert loaded.end_token == tokenizer.token_to_id("</s>")
