@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from optima.cli import evaluations, reports, studies
+from optima.cli import evaluations, reports, studies, trial
 from optima.cli.configs import NAMES, RecipeParser, add_config, split_words
 from optima.cli.console import run_command, set_up_logging
 from optima.errors import UsageError
@@ -27,6 +27,7 @@ examples:
   optima recipes show recipes/sft/arc.yaml recipes/models/qwen2.5-1.5b.yaml
   optima tasks                                     list the benchmarks
   optima doctor --config recipes/sft/arc.yaml      check environments, GPUs, model, disk
+  optima try --config recipes/sft/quickstart.yaml  does this model converse? shares and advice
   optima prompts show --recipe recipes/sft/quickstart.yaml
   optima pairs --run runs/dpo-arc-seed0 pairs.theta_diff=0.1 --out pairs.jsonl
   optima sweep --config recipes/dpo/quickstart.yaml --over pairs.strategy=value,random \\
