@@ -15,12 +15,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from optima.conversation.agent import Speaker
 from optima.conversation.dialogue import Dialogue, Request
 from optima.conversation.rollouts import RoutedCompletion, hold_conversations
-from optima.conversation.template import ChatTemplate
+from optima.conversation.tokens import ChatCodec
+from optima.pipelines.agreement import TaskAgreement
 from optima.processes.managed import ManagedProcess
 from optima.prompts.rendering import system_prompt
 from optima.recipe.schema import ConversationSection, DataSection, ServingSection
@@ -28,6 +30,7 @@ from optima.serving.client import CompletionClient, Server
 from optima.serving.probe import is_healthy
 from optima.serving.worker import free_port
 from optima.tasks import get_task
+from optima.tasks.judging import Judge
 from optima.tasks.loading import load_problems
 from optima.types import Conversation
 
@@ -38,7 +41,8 @@ N_SAMPLES = 10
 def dialogues(model: Path, n: int) -> Iterator[Dialogue]:
     """Yield ``n`` dialogues about two-hop problems, ten for each as in a run."""
     task = get_task("two_hop")
-    template = ChatTemplate.load(str(model))
+    codec = ChatCodec.load(str(model))
+    agreement = TaskAgreement(task.metric, (), Judge())  # texts need none of its processes
     section = DataSection(n_train=max(1, n // N_SAMPLES))
     problems = load_problems(task, section, "train", n_agents=2, seed=0).problems
     limits = ConversationSection()
@@ -56,14 +60,16 @@ def dialogues(model: Path, n: int) -> Iterator[Dialogue]:
                         names=NAMES,
                         agent=agent,
                     ),
-                    template=template,
+                    codec=codec,
                 )
                 for agent, name in enumerate(NAMES)
             )
             for _ in range(N_SAMPLES):
                 if made == n:
                     return
-                yield Dialogue(problem.problem_id, made, speakers, task.answer_style, limits, 0)
+                yield Dialogue(
+                    problem.problem_id, made, speakers, task.answer_style, agreement, limits, 0
+                )
                 made += 1
 
 
@@ -81,11 +87,9 @@ async def hold(server: Server, stream: Iterator[Dialogue], concurrency: int) -> 
 
         async def generate(request: Request, preferred: object) -> RoutedCompletion:
             return await client.complete(
-                request.prompt,
-                max_tokens=request.max_tokens,
+                request,
                 temperature=0.7,
                 top_p=1.0,
-                seed=request.seed,
                 prefer=preferred if isinstance(preferred, Server) else None,
             )
 
@@ -93,14 +97,29 @@ async def hold(server: Server, stream: Iterator[Dialogue], concurrency: int) -> 
     return n_turns, n_errors
 
 
-async def ask_only(server: Server, prompt: str, n: int, concurrency: int) -> None:
+def first_request(model: Path) -> Request:
+    """Return the request for the first turn of the first dialogue."""
+    speaker = next(dialogues(model, 1)).speakers[0]
+    return Request(
+        agent=0, prompt_ids=speaker.prompt_ids([]), stop=(), stop_token=speaker.codec.end_token,
+        max_tokens=99, seed=0,
+    )  # fmt: skip
+
+
+def fake_server_argv(model: Path, port: int) -> list[str]:
+    """Return the command of a fake server that reads and writes the model's token ids."""
+    argv = [sys.executable, "-m", "optima.serving.fake", "--port", str(port)]
+    return [*argv, "--model", str(model), "--served-model-name", "policy"]
+
+
+async def ask_only(server: Server, request: Request, n: int, concurrency: int) -> None:
     """Ask ``n`` times for a completion and do nothing with it."""
     seeds = iter(range(n))
     async with CompletionClient([server], "policy", ServingSection()) as client:
 
         async def work() -> None:
             for seed in seeds:
-                await client.complete(prompt, max_tokens=99, temperature=0.7, top_p=1.0, seed=seed)
+                await client.complete(replace(request, seed=seed), temperature=0.7, top_p=1.0)
 
         await asyncio.gather(*(work() for _ in range(concurrency)))
 
@@ -114,7 +133,7 @@ def main() -> None:
     options = parser.parse_args()
     port = free_port()
     fake = ManagedProcess(
-        [sys.executable, "-m", "optima.serving.fake", "--port", str(port)],
+        fake_server_argv(options.model, port),
         name="fake server",
         log_path=Path(tempfile.mkdtemp()) / "fake.log",
         env={**os.environ, "VLLM_API_KEY": "key"},
@@ -125,10 +144,10 @@ def main() -> None:
         while not is_healthy(server, 1.0):
             assert time.monotonic() < deadline, "the fake server does not start"
             time.sleep(0.1)
-        prompt = next(dialogues(options.model, 1)).speakers[0].next_prompt([])
+        request = first_request(options.model)
         n_asked = min(options.n, 20_000)
         started = time.perf_counter()
-        asyncio.run(ask_only(server, prompt, n_asked, options.concurrency))
+        asyncio.run(ask_only(server, request, n_asked, options.concurrency))
         limit = n_asked / (time.perf_counter() - started)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         stream = dialogues(options.model, options.n)

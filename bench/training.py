@@ -15,7 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from optima.conversation.template import ChatTemplate
+from optima.conversation.agent import Speaker
+from optima.conversation.tokens import ChatCodec
 from optima.pipelines.talk import speakers_of
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import resolve_environment
@@ -30,12 +31,13 @@ from optima.recipe.schema import (
     TrainSection,
 )
 from optima.records import write_records
+from optima.search.pairs import preference_row
 from optima.tasks import get_task
 from optima.tasks.loading import load_problems
 from optima.training.jobs import TrainJob, TrainResult
 from optima.training.launch import run_training
 from optima.trainset import conversation_rows
-from optima.types import Message, ModelRef, PreferenceRow, TrainingRow, Turn
+from optima.types import ModelRef, PreferencePair, PreferenceRow, TrainingRow, Turn
 
 NAMES = ("Alice", "Bob")
 TOLERANCE = 0.05  # of the loss of the first way; what rounding and the order of rows do is 1 %
@@ -43,11 +45,13 @@ WAYS = ("none", "ddp", "zero3", "fsdp")
 
 
 def make_rows(model: str, n: int) -> tuple[list[TrainingRow], list[PreferenceRow]]:
-    """Return n SFT rows, and a preference for the last utterance of each over another row's."""
-    template, task = ChatTemplate.load(model), get_task("two_hop")
+    """Return n SFT rows, and n preferences for a last utterance over another problem's."""
+    codec, task = ChatCodec.load(model), get_task("two_hop")
     recipe = Recipe(method="sft", task=task.name, model=ModelSection(path=model))
     problems = load_problems(task, DataSection(n_train=n), "train", n_agents=2, seed=0).problems
     rows: list[TrainingRow] = []
+    talks: list[tuple[Turn, ...]] = []
+    speakers_N: list[tuple[Speaker, ...]] = []
     for problem in problems[:n]:
         texts = scripted_utterances(
             problem, answer_style=task.answer_style, setting=task.setting, names=NAMES,
@@ -60,25 +64,25 @@ def make_rows(model: str, n: int) -> tuple[list[TrainingRow], list[PreferenceRow
             )
             for i, text in enumerate(texts)
         )  # fmt: skip
-        speakers = speakers_of(recipe, task, template, problem)
-        rows += conversation_rows(problem.problem_id, 0, turns, speakers)
-    rows = rows[:n]
+        talks.append(turns)
+        speakers_N.append(speakers_of(recipe, task, codec, problem))
+        rows += conversation_rows(problem.problem_id, 0, turns, speakers_N[-1])
     preferences = []
-    for row, other in zip(rows, rows[1:] + rows[:1], strict=True):
-        chosen, rejected = (
-            Message(role="assistant", content=r.messages[r.trained[-1]].content)
-            for r in (row, other)
+    for problem, turns, other, speakers in zip(
+        problems, talks, talks[1:] + talks[:1], speakers_N, strict=False
+    ):
+        last = turns[-1]
+        pair = PreferencePair(
+            problem_id=problem.problem_id,
+            parent=len(turns) - 1,
+            history=turns[:-1],
+            chosen=last,
+            rejected=last.model_copy(update={"text": other[-1].text}),
+            chosen_value=1.0,
+            rejected_value=0.0,
         )
-        preferences.append(
-            PreferenceRow(
-                problem_id=row.problem_id,
-                agent=row.agent,
-                prompt=row.messages[: row.trained[-1]],
-                chosen=(chosen,),
-                rejected=(rejected,),
-            )
-        )
-    return rows, preferences
+        preferences.append(preference_row(pair, speakers))
+    return rows[:n], preferences
 
 
 def train(

@@ -13,7 +13,6 @@ import asyncio
 import os
 import random
 import resource
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from bench.rollouts import ask_only, dialogues
+from bench.rollouts import ask_only, dialogues, fake_server_argv, first_request
 from optima.conversation.dialogue import Dialogue, Request
 from optima.conversation.rollouts import RoutedCompletion
 from optima.pipelines.rewarding import RewardDesk, Yardstick
@@ -77,13 +76,12 @@ async def grow(server: Server, model: Path, n: int, concurrency: int, n_words: i
         ) as client:
 
             async def generate(request: Request, _: object) -> RoutedCompletion:
-                completion = await client.complete(
-                    request.prompt, max_tokens=99, temperature=0.7, top_p=1.0, seed=request.seed
-                )
+                completion = await client.complete(request, temperature=0.7, top_p=1.0)
                 if not n_words:
                     return completion
                 more = random.Random(request.seed).choices(WORDS, k=n_words)
-                return replace(completion, text=f"{' '.join(more)} {completion.text}")
+                text = f"{' '.join(more)} {completion.text}"
+                return replace(completion, text=text, token_ids=None)
 
             forest = Forest(section, generate, desk.rewards_for, keep, concurrency)
             await forest.grow(one_per_problem(model, n), {})
@@ -100,7 +98,7 @@ def main() -> None:
     options = parser.parse_args()
     port = free_port()
     fake = ManagedProcess(
-        [sys.executable, "-m", "optima.serving.fake", "--port", str(port)],
+        fake_server_argv(options.model, port),
         name="fake server",
         log_path=Path(tempfile.mkdtemp()) / "fake.log",
         env={**os.environ, "VLLM_API_KEY": "key"},
@@ -111,9 +109,9 @@ def main() -> None:
         while not is_healthy(server, 1.0):
             assert time.monotonic() < deadline, "the fake server does not start"
             time.sleep(0.1)
-        prompt = next(dialogues(options.model, 1)).speakers[0].next_prompt([])
+        request = first_request(options.model)
         started = time.perf_counter()
-        asyncio.run(ask_only(server, prompt, N_ASKED, 512))
+        asyncio.run(ask_only(server, request, N_ASKED, 512))
         limit = N_ASKED / (time.perf_counter() - started)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         started, used = time.perf_counter(), time.process_time()

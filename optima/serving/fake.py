@@ -148,13 +148,7 @@ class FakeServer:
     def _say(self, text: str, asked: dict[str, Any]) -> Said:
         """End ``text`` as vLLM would: by a stop text, by the end of turn or at the limit."""
         limit, ends = asked["max_tokens"], asked.get("stop_token_ids") or ()
-        tokens: list[Any]
-        if self._tokenizer is None:
-            tokens, join = text.split(" "), " ".join  # the leading space stands for the end of turn
-        else:
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-            tokens = [*ids, *ends[:1]]
-            join = self._tokenizer.decode
+        tokens, join = self._split(text, ends), self._join
         stops = [stop for stop in asked.get("stop") or () if stop in join(tokens)]
         ended = (k for k in range(len(tokens)) if any(stop in join(tokens[:k]) for stop in stops))
         n = next(ended, len(tokens))
@@ -172,6 +166,15 @@ class FakeServer:
             stop_reason=stop_reason,
             token_ids=None if self._tokenizer is None else kept,
         )
+
+    def _split(self, text: str, ends: Sequence[int]) -> list[Any]:
+        """Return the tokens of a whole completion, its end of turn included."""
+        if self._tokenizer is None:
+            return text.split(" ")  # the leading space stands for the end of turn
+        return [*self._tokenizer.encode(text, add_special_tokens=False).ids, *ends[:1]]
+
+    def _join(self, tokens: list[Any]) -> str:
+        return " ".join(tokens) if self._tokenizer is None else self._tokenizer.decode(tokens)
 
     def _overflow(self, prompt: str, n_prompt: int, max_tokens: int) -> str | None:
         limits = self._behaviour

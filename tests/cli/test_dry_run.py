@@ -8,24 +8,32 @@ from pathlib import Path
 
 import pytest
 
-from optima.cli import dpo, sft_dpo
+from optima.cli import doctor, dpo, sft_dpo
 from optima.cli.sft import main
 from optima.errors import RecipeError
 from optima.pipelines.footprint import n_parameters
 from optima.processes.environment import Environment
+from optima.recipe.loading import load_recipe
 from optima.training.launch import check_trackers
-from tests.fakes import fake_environment
+from tests.fakes import commands, fake_environment
 from tests.hub import fake_hub
+from tests.templates import CHATML
+from tests.tokenizers import tiny_tokenizer, write_tokenizer
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}<assistant>"
+
+
+def write_model(model: Path) -> None:
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text(json.dumps({"max_position_embeddings": 2048}))
+    (model / "chat_template.jinja").write_text(CHATML)
+    write_tokenizer(model)
 
 
 def arguments(folder: Path, *overrides: str, method: str = "sft") -> list[str]:
     model = folder / "model"
-    model.mkdir(exist_ok=True)
-    (model / "config.json").write_text(json.dumps({"max_position_embeddings": 2048}))
-    (model / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    if not model.exists():
+        write_model(model)
     python = str(fake_environment(folder).python)
     recipe = RECIPES / method / "quickstart.yaml"
     argv = ["--config", str(recipe), "--dry-run", "--run-dir", str(folder / "run"), "--quiet"]
@@ -132,7 +140,8 @@ CONFIG = {
 }  # fmt: skip
 HUB_FILES = {
     "config.json": json.dumps(CONFIG).encode(),
-    "tokenizer_config.json": json.dumps({"chat_template": TEMPLATE}).encode(),
+    "tokenizer_config.json": json.dumps({"chat_template": CHATML}).encode(),
+    "tokenizer.json": tiny_tokenizer().to_str().encode(),
 }
 
 
@@ -231,3 +240,45 @@ def test_tracker_that_the_training_environment_lacks_is_refused() -> None:
     check_trackers((), env)
     with pytest.raises(RecipeError, match=r"train\.report_to: \[wandbx\] cannot be .*wandbx"):
         check_trackers(("wandbx",), env)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("tokenizer.json", None, "has no tokenizer.json, which conversations are tokenised with"),
+        ("tokenizer.json", "{}", "tokenizer.json is no tokenizer"),
+        ("chat_template.jinja", None, "no chat_template.jinja and no chat_template in"),
+        ("chat_template.jinja", CHATML.replace("<|im_end|>", ""),
+         "no special token ends an assistant message"),
+        ("chat_template.jinja", CHATML.replace("in messages", "in messages[-2:]"),
+         "assistant messages, so a conversation cannot be put before the model"),
+        ("chat_template.jinja", CHATML.replace("['content']", "['content'] | replace('tur', '')"),
+         "leaves out or changes 'Bob: optima-turn 1' in the prompt of turn 3"),
+    ],
+)  # fmt: skip
+def test_model_no_talk_can_be_trained_with_is_refused_by_doctor_dry_run_and_run_alike(
+    name: str, text: str | None, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = arguments(tmp_path)
+    path = tmp_path / "model" / name
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    environment = Environment(tmp_path / "fake_env", tmp_path / "fake_env/bin/python")
+    recipe = load_recipe(RECIPES / "sft" / "quickstart.yaml", [f"model.path={tmp_path}/model"])
+    findings = {f.name: f for f in doctor.examine(recipe, argv[6], argv[6])}
+    assert reason in findings["model"].text
+    assert not findings["model"].is_ok
+    for command in (argv, [word for word in argv if word != "--dry-run"]):
+        assert main(command) == 2
+        assert reason in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert not any(call[0] == "-m" for call in commands(environment))  # nothing was started
+
+
+def test_doctor_names_the_token_that_ends_a_turn(tmp_path: Path) -> None:
+    argv = arguments(tmp_path)
+    recipe = load_recipe(RECIPES / "sft" / "quickstart.yaml", [f"model.path={tmp_path}/model"])
+    (model,) = (f for f in doctor.examine(recipe, argv[6], argv[6]) if f.name == "model")
+    assert model.is_ok
+    assert model.text.endswith("chat template with roles alternate, <|im_end|> ends a turn")

@@ -10,8 +10,13 @@ from typing import Any
 
 import pytest
 
+from optima.records import read_records
+from optima.types import Conversation, TrainingRow
 from tests.fakes import commands, fake_environment
 from tests.pipelines.runs import debate_data, finish, processes_of, results, run, start, wait_until
+from tests.tokenizers import codec, encoder, text_of
+
+END = codec("chatml").end_token
 
 STAGES = (
     "evaluate/base/talk",
@@ -73,9 +78,50 @@ def test_candidates_are_complete_ordered_and_pooled_in_iteration_0_only(
         assert [c["n"] for c in held] == [0, 1, 2] * 8
         assert all((c["format_id"] is not None) == (t == 0) for c in held)
     pool = Path(__file__).parents[2] / "optima" / "prompts" / "formats"
-    rows = (root / "iter_0/select/rows.jsonl").read_text()
+    rows = read_records(root / "iter_0/select/rows.jsonl", TrainingRow)
+    text = "".join(text_of(row.input_ids) for row in rows)
+    assert text.count("Together with Bob you answer a question.") > 0
     for path in pool.glob("*.txt"):
-        assert path.read_text().strip()[:40] not in rows
+        assert path.read_text().strip()[:40] not in text
+
+
+@pytest.mark.parametrize("t", [0, 1])
+def test_rows_hold_the_ids_that_the_server_gave_and_was_given(
+    t: int, undisturbed: tuple[dict[str, Any], str, Path]
+) -> None:
+    root = undisturbed[2]
+    held = {
+        (talk.problem_id, talk.n): talk
+        for talk in read_records(root / f"iter_{t}/generate/conversations.jsonl", Conversation)
+    }
+    rows = list(read_records(root / f"iter_{t}/select/rows.jsonl", TrainingRow))
+    assert rows
+    for row in rows:
+        own = [turn for turn in held[row.problem_id, row.n].turns if turn.agent == row.agent]
+        assert row.n_utterances == len(own)
+        assert row.n_retokenised == 0
+        for turn, (first, stop) in zip(own, row.trained, strict=True):
+            assert row.input_ids[first:stop] == (*(turn.token_ids or ()), END)
+            assert turn.token_ids == encoder().encode(turn.text)  # as the fake server has it
+            assert turn.n_tokens == stop - first
+            if t == 1:  # in iteration 0 the pool's format is left out
+                assert turn.n_prompt_tokens == first
+
+
+def test_utterances_without_sampled_ids_are_counted_in_the_metrics(
+    undisturbed: tuple[dict[str, Any], str, Path],
+) -> None:
+    root = undisturbed[2]
+    stages = {m["stage"]: m for m in map(json.loads, (root / "metrics.jsonl").open())}
+    assert stages["iter_0/select"]["rows/retokenised"] == 0
+    scripts = root / "cold_start/script"
+    rows = [
+        row
+        for name in ("rows.jsonl", "eval_rows.jsonl")
+        for row in read_records(scripts / name, TrainingRow)
+    ]
+    n_said = sum(row.n_utterances for row in rows)
+    assert stages["cold_start/script"]["rows/retokenised"] == n_said > len(rows)
 
 
 def test_same_seed_gives_the_same_run_and_another_seed_another(

@@ -26,7 +26,9 @@ from tests.pipelines.runs import (
     wait_until,
     write_recipe,
 )
+from tests.tokenizers import codec, text_of
 
+END = codec("chatml").end_token
 STAGES = {
     "dpo": (
         "initial/train",
@@ -145,7 +147,16 @@ def test_every_node_is_spoken_and_trained_with_its_own_speakers_prompt(
             assert node["turn"]["name"] == names[speaker]
     rows = [json.loads(line) for line in (root / "iter_0/pairs/rows.jsonl").open()]
     assert {row["agent"] for row in rows} == {0, 1}
+    sampled = {
+        (*node["turn"]["token_ids"], END)
+        for tree in _trees(root, "iter_0")
+        for r in tree["rounds"]
+        for node in r["nodes"]
+    }
     for row in rows:
+        assert {tuple(row["chosen_ids"]), tuple(row["rejected_ids"])} <= sampled
+        assert row["n_retokenised"] == 0
+        assert text_of(row["prompt_ids"]).endswith(f"\n{names[row['agent']]}:")
         own, other = (contexts[row["problem_id"]][a] for a in (row["agent"], 1 - row["agent"]))
         assert own in row["prompt"][0]["content"]
         assert other not in row["prompt"][0]["content"]
@@ -159,7 +170,7 @@ def test_normaliser_is_the_percentile_of_the_probe_plus_one(
     for method, name, share in (("dpo", "iter_1", 85), ("sft_dpo", "iter_0_dpo", 80)):
         root = undisturbed[method][1]
         held = [json.loads(line) for line in (root / name / "probe/conversations.jsonl").open()]
-        counts = [sum(turn["n_tokens"] for turn in c["turns"]) for c in held]
+        counts = [sum(turn["n_spoken"] for turn in c["turns"]) for c in held]
         normaliser = int(np.percentile(counts, share)) + 1
         metrics = {m["stage"]: m for m in map(json.loads, (root / "metrics.jsonl").open())}
         assert metrics[f"{name}/search"]["tokens/normaliser"] == normaliser
@@ -375,6 +386,9 @@ def test_imported_preferences_are_trained_on_with_the_runs_own(
     rows = [json.loads(line) for line in (pairs / "rows.jsonl").open()]
     assert [r["chosen"][0]["content"] for r in rows].count("Alice: imported") == 1
     assert len(rows) == 1 + len((pairs / "pairs.jsonl").read_text().splitlines())
+    assert [r["n_retokenised"] for r in rows].count(2) == 1
+    figures = json.loads((pairs / "DONE.json").read_text())["metrics"]
+    assert figures["rows/retokenised"] == 2
 
 
 def test_sweep_over_strategies_selects_from_the_same_trees(

@@ -5,38 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from optima.conversation.template import ChatTemplate
+from optima.conversation.tokens import ChatCodec
 from optima.errors import StageError
 from optima.processes.devices import Devices
 from optima.processes.environment import resolve_environment
 from optima.recipe.schema import DpoSection, LoraSection, TrainSection
-from optima.training.jobs import TrainJob, TrainResult
+from optima.training.jobs import TrainJob, TrainResult, read_lines
 from optima.training.launch import run_training
-from optima.types import Message, ModelRef, PreferenceRow
+from optima.types import ModelRef, PreferenceRow
+from tests.training.rows import pair_row, write_rows
 
-CITIES = ("Riga", "Turku", "Lyon", "Graz")
 pytestmark = pytest.mark.e2e
-
-
-def _write_pairs(path: Path, n: int) -> Path:
-    """Write pairs whose chosen side is terse and whose rejected side is wordy."""
-    lines = []
-    for k in range(n):
-        city = CITIES[k % len(CITIES)]
-        wordy = f"Alice: Well, I looked at what I was told and I would say that it is {city}."
-        row = PreferenceRow(
-            problem_id=f"p{k}",
-            agent=0,
-            prompt=(
-                Message(role="system", content=f"You are Alice. Lamp {k} is in {city}."),
-                Message(role="assistant", content="Bob: Where is the lamp?"),
-            ),
-            chosen=(Message(role="assistant", content=f"Alice: <A>{city}</A>"),),
-            rejected=(Message(role="assistant", content=wordy),),
-        )
-        lines.append(row.model_dump_json() + "\n")
-    path.write_text("".join(lines), encoding="utf-8")
-    return path
 
 
 def _job(model: ModelRef, tmp_path: Path, dpo: DpoSection, **train: object) -> TrainJob:
@@ -49,10 +28,12 @@ def _job(model: ModelRef, tmp_path: Path, dpo: DpoSection, **train: object) -> T
         "max_length": 128,
         **train,
     }
+    codec = ChatCodec.load(model.path)
+    rows = [pair_row(codec, k) for k in range(12)]
     return TrainJob(
         model=model,
-        rows_path=str(_write_pairs(tmp_path / "rows.jsonl", 12)),
-        eval_rows_path=str(_write_pairs(tmp_path / "eval.jsonl", 2)),
+        rows_path=str(write_rows(tmp_path / "rows.jsonl", rows)),
+        eval_rows_path=str(write_rows(tmp_path / "eval.jsonl", rows[:2])),
         output_dir=str(tmp_path / "out"),
         train=TrainSection.model_validate(options),
         dpo=dpo,
@@ -97,13 +78,9 @@ def test_dpo_starts_at_its_own_reference_and_learns_to_prefer(
 def _negative_log_likelihood(model_path: Path, rows_path: Path) -> float:
     """Return the mean per token over all chosen utterances, by one plain forward a row."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    masks = pytest.importorskip("optima.training.masks")
     model = transformers.AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
-    lines = rows_path.read_text(encoding="utf-8").splitlines()
-    rows = [PreferenceRow.model_validate_json(line) for line in lines]
     total = n_tokens = 0.0
-    for pair in masks.tokenize_pairs(rows, ChatTemplate.load(str(model_path)), tokenizer):
+    for pair in read_lines(str(rows_path), PreferenceRow):
         ids = torch.tensor([pair.prompt_ids + pair.chosen_ids])
         with torch.no_grad():
             logs = model(ids).logits[0, :-1].log_softmax(-1)

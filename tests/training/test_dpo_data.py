@@ -5,29 +5,20 @@ from typing import Any
 
 import pytest
 
+from optima.conversation.tokens import ChatCodec
 from optima.recipe.schema import DpoSection, TrainSection
 from optima.training.jobs import TrainJob
-from optima.types import Message, ModelRef, PreferenceRow
+from optima.types import ModelRef
+from tests.training.rows import pair_row, write_rows
 
 dpo = pytest.importorskip("optima.training.dpo")
 parallelism = pytest.importorskip("optima.training.parallelism")
-policy = pytest.importorskip("optima.training.policy")
-template = pytest.importorskip("optima.conversation.template")
-
-
-def _row(n_words: int) -> PreferenceRow:
-    return PreferenceRow(
-        problem_id=f"p{n_words}",
-        agent=0,
-        prompt=(Message(role="system", content="You are Alice."),),
-        chosen=(Message(role="assistant", content="Alice: yes"),),
-        rejected=(Message(role="assistant", content="Alice: no" + " no" * n_words),),
-    )
 
 
 def _job(smollm2: Path, tmp_path: Path, section: DpoSection, max_length: int = 64) -> TrainJob:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(_row(n).model_dump_json() + "\n" for n in (1, 20, 200)))
+    codec = ChatCodec.load(str(smollm2))
+    rows = [pair_row(codec, k, " no" * n) for k, n in enumerate((1, 20, 200))]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
     return TrainJob(
         model=ModelRef(path=str(smollm2)), rows_path=str(path), output_dir=str(tmp_path),
         train=TrainSection(max_length=max_length, optimizer_state_dtype="model"), dpo=section,
@@ -36,8 +27,7 @@ def _job(smollm2: Path, tmp_path: Path, section: DpoSection, max_length: int = 6
 
 
 def _pairs(job: TrainJob) -> Any:
-    tokenizer = policy.load_tokenizer(job)
-    return dpo.read_pairs(job.rows_path, job, template.ChatTemplate.load(job.model.path), tokenizer)
+    return dpo.read_pairs(job.rows_path, job)
 
 
 def test_pairs_that_fit_are_whole_and_the_others_are_counted(smollm2: Path, tmp_path: Path) -> None:
@@ -60,9 +50,9 @@ def test_batch_carries_loss_on_the_utterances_alone(smollm2: Path, tmp_path: Pat
     for i, pair in enumerate(pairs.pairs):
         for row, utterance in ((i, pair.chosen_ids), (n + i, pair.rejected_ids)):
             trained = [t for t, m in zip(ids[row], mask[row], strict=True) if m]
-            assert trained == utterance  # the stop token at its end is no padding
+            assert tuple(trained) == utterance  # the stop token at its end is no padding
             n_prompt = len(pair.prompt_ids)
-            assert ids[row][:n_prompt] == pair.prompt_ids
+            assert tuple(ids[row][:n_prompt]) == pair.prompt_ids
             assert not any(mask[row][:n_prompt])
 
 

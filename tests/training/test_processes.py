@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from optima.conversation.tokens import ChatCodec
 from optima.processes.environment import resolve_environment
 from optima.recipe.schema import DpoSection, TrainSection
 from optima.training.jobs import TrainJob, TrainResult
-from optima.types import Message, ModelRef, PreferenceRow
+from optima.types import ModelRef
+from tests.training.rows import pair_row, write_rows
 
 pytestmark = pytest.mark.e2e
 
@@ -66,21 +68,8 @@ def test_preferences_are_trained_by_two_processes_that_share_precomputed_referen
     smollm2: Path, tmp_path: Path
 ) -> None:
     model = _tiny_model(smollm2, tmp_path / "model")
-    rows = tmp_path / "rows.jsonl"
-    cities = ("Riga", "Turku", "Lyon", "Graz", "Bern", "Oslo", "Kiel", "Bari")
-    rows.write_text(
-        "".join(
-            PreferenceRow(
-                problem_id=city,
-                agent=0,
-                prompt=(Message(role="user", content=f"Where? {city}"),),
-                chosen=(Message(role="assistant", content=f"Alice: {city}"),),
-                rejected=(Message(role="assistant", content="Alice: I do not know where."),),
-            ).model_dump_json()
-            + "\n"
-            for city in cities
-        )
-    )
+    codec = ChatCodec.load(model.path)
+    rows = write_rows(tmp_path / "rows.jsonl", [pair_row(codec, k) for k in range(8)])
     result = _train(_job(model, rows, tmp_path / "two"), 2)
     assert result.n_steps == 2  # 8 pairs in steps of 4: 2 processes with 2 pairs each
     assert (result.n_rows, result.n_eval_rows) == (8, 8)

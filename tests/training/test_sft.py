@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from optima.conversation.tokens import ChatCodec
 from optima.errors import ProcessError, RecipeError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment, resolve_environment
 from optima.recipe.schema import LoraSection, TrainSection
-from optima.training.jobs import CHECKPOINTS_DIR, TrainJob, TrainResult
+from optima.training.jobs import CHECKPOINTS_DIR, TrainJob, TrainResult, read_lines
 from optima.training.launch import run_training, training_argv, training_variables
 from optima.training.parallelism import (
     BatchPlan,
@@ -22,25 +23,8 @@ from optima.training.parallelism import (
     plan_batches,
     resolve_parallelism,
 )
-from optima.types import Message, ModelRef, TrainingRow
-
-CITIES = ("Riga", "Turku", "Lyon", "Graz")
-
-
-def _write_rows(path: Path, n: int) -> Path:
-    rows = []
-    for k in range(n):
-        city = CITIES[k % len(CITIES)]
-        messages = (
-            Message(role="system", content=f"You are Alice. Lamp {k} is in {city}. Where is it?"),
-            Message(role="assistant", content=f"Alice: lamp {k}: {city}."),
-            Message(role="assistant", content=f"Bob: <A>{city}</A>"),
-            Message(role="assistant", content=f"Alice: <A>{city}</A>"),
-        )
-        row = TrainingRow(problem_id=f"p{k}", n=0, agent=0, messages=messages, trained=(1, 3))
-        rows.append(row.model_dump_json() + "\n")
-    path.write_text("".join(rows), encoding="utf-8")
-    return path
+from optima.types import ModelRef, TrainingRow
+from tests.training.rows import training_row, write_rows
 
 
 def _job(model: Path, tmp_path: Path, **train: object) -> TrainJob:
@@ -50,13 +34,15 @@ def _job(model: Path, tmp_path: Path, **train: object) -> TrainJob:
         "batch_size": 4,
         "micro_batch_size": 4,
         "gradient_checkpointing": False,
-        "max_length": 144,  # two rows of these fit into a pack
+        "max_length": 160,  # two rows of these fit into a pack
         **train,
     }
+    codec = ChatCodec.load(str(model))
+    rows = [training_row(codec, k) for k in range(16)]
     return TrainJob(
         model=ModelRef(path=str(model)),
-        rows_path=str(_write_rows(tmp_path / "rows.jsonl", 16)),
-        eval_rows_path=str(_write_rows(tmp_path / "eval.jsonl", 2)),
+        rows_path=str(write_rows(tmp_path / "rows.jsonl", rows)),
+        eval_rows_path=str(write_rows(tmp_path / "eval.jsonl", rows[:2])),
         output_dir=str(tmp_path / "out"),
         train=TrainSection.model_validate(options),
         seed=5,
@@ -80,6 +66,9 @@ def _check(result: TrainResult, tmp_path: Path) -> None:
     assert result.eval_loss is not None
     assert result.eval_loss_before is not None
     assert result.eval_loss < 0.7 * result.eval_loss_before
+    rows = read_lines(str(tmp_path / "rows.jsonl"), TrainingRow)
+    assert result.n_tokens == sum(len(row.input_ids) for row in rows)
+    assert result.n_loss_tokens == sum(b - a for row in rows for a, b in row.trained)
     assert 0 < result.n_loss_tokens < result.n_tokens
     assert not (out / CHECKPOINTS_DIR).exists()
     progress = json.loads((out / "progress.json").read_text())
