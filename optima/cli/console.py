@@ -17,15 +17,24 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM arrived; unwinds the stack so that every owner stops what it started."""
-
-
 def run_command(command: Callable[[], int]) -> int:
     """Run a command and turn its errors into one line on stderr and an exit status."""
-    signal.signal(signal.SIGTERM, _terminate)
+    is_terminated = False
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal is_terminated
+        is_terminated = True
+        # SIGTERM goes the way of Ctrl-C, for which asyncio cancels what runs. An exception raised
+        # wherever the signal arrives may be logged by a transport or wrapped by a group of tasks.
+        interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(interrupt):  # ignored, as in a script's background processes
+            raise KeyboardInterrupt
+        interrupt(number, frame)
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
-        return command()
+        status = command()
+        return EXIT_TERMINATED if is_terminated else status
     except UsageError as error:
         _complain(error)
         return EXIT_USAGE
@@ -33,11 +42,9 @@ def run_command(command: Callable[[], int]) -> int:
         _complain(error)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        _complain("interrupted; the same command goes on from here")
-        return EXIT_INTERRUPTED
-    except _TerminatedError:
-        _complain("terminated; the same command goes on from here")
-        return EXIT_TERMINATED
+        what = "terminated" if is_terminated else "interrupted"
+        _complain(f"{what}; the same command goes on from here")
+        return EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as in `optima recipes | head`
         sys.stderr.close()
         return EXIT_FAILED
@@ -52,10 +59,6 @@ def set_up_logging(*, is_verbose: bool = False, is_quiet: bool = False) -> None:
     logger.handlers = [handler]
     logger.setLevel(level)
     logger.propagate = False
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise _TerminatedError
 
 
 def _complain(message: object) -> None:

@@ -67,7 +67,7 @@ def test_models_of_a_run_are_evaluated_in_the_order_of_training(
         mean = sum(summary["score_by_problem"].values()) / 5
         assert summary["score"]["mean"] == pytest.approx(mean)
         held = (output / model["label"] / "talk/conversations.jsonl").read_text().splitlines()
-        tokens = [sum(t["n_tokens"] for t in json.loads(line)["turns"]) for line in held]
+        tokens = [sum(t["n_spoken"] for t in json.loads(line)["turns"]) for line in held]
         assert summary["n_tokens"] == sum(tokens)
     assert (output / "table.md").read_text().startswith("| model | score |")
     assert len((output / "table.csv").read_text().splitlines()) == 5
@@ -342,7 +342,7 @@ def test_votes_are_computed_for_every_k_from_one_sampling(finished: Path, tmp_pa
     held = [json.loads(line) for line in (output / "model/talk/conversations.jsonl").open()]
     n_problems = len({record["problem_id"] for record in held})
     assert len(held) == 5 * n_problems
-    tokens = sum(turn["n_tokens"] for record in held for turn in record["turns"])
+    tokens = sum(turn["n_spoken"] for record in held for turn in record["turns"])
     assert points[-1]["n_tokens"] == pytest.approx(tokens / n_problems)
     assert points[0]["n_tokens"] == pytest.approx(tokens / n_problems / 5, rel=0.2)
     assert len((output / "table.csv").read_text().splitlines()) == 6

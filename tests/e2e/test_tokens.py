@@ -1,0 +1,178 @@
+"""Token ids from a real vLLM server: what it says comes back as ids and is prompted on as ids."""
+
+import asyncio
+import itertools
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from optima.conversation.agent import Speaker
+from optima.conversation.dialogue import Dialogue, Request
+from optima.conversation.tokens import ChatCodec
+from optima.processes.devices import Devices
+from optima.processes.environment import resolve_environment
+from optima.recipe.loading import load_recipe
+from optima.recipe.schema import ConversationSection
+from optima.serving.client import Completion, CompletionClient
+from optima.serving.fleet import Fleet
+from optima.trainset import conversation_rows
+from optima.types import Conversation, ModelRef
+from tests.e2e.conftest import RECIPE
+from tests.pipelines.runs import ROOT
+from tests.talks import NAMES, SameText
+
+pytestmark = pytest.mark.e2e
+MODEL = ROOT / "models" / "smollm2-135m-instruct"
+FACTS = "The red lamp is in Riga, the green lamp is in Turku and the blue lamp is in Lyon. " * 4
+BLOCK = 32  # tokens of a cached block, as the CPU server is started
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    started = Fleet(
+        ModelRef(path=str(MODEL)),
+        recipe=load_recipe(RECIPE, ["serving.device=cpu"]),
+        devices=Devices(kind="cpu"),
+        env=resolve_environment(None, "vllm"),
+        log_dir=tmp_path_factory.mktemp("logs"),
+    )
+    with started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def codec() -> ChatCodec:
+    return ChatCodec.load(str(MODEL))
+
+
+def ask_all(fleet: Fleet, requests: list[Request], temperature: float = 0.0) -> list[Completion]:
+    """Return the completions of requests, asked one after another."""
+    serving = load_recipe(RECIPE, []).serving
+
+    async def each() -> list[Completion]:
+        async with CompletionClient(fleet.servers, fleet.model_name, serving) as client:
+            return [
+                await client.complete(request, temperature=temperature, top_p=1.0)
+                for request in requests
+            ]
+
+    return asyncio.run(each())
+
+
+def speakers(codec: ChatCodec) -> tuple[Speaker, ...]:
+    return tuple(
+        Speaker(i, name, f"You are {name}. {FACTS}Talk about the lamps.", codec)
+        for i, name in enumerate(NAMES[:2])
+    )
+
+
+def first_request(codec: ChatCodec) -> Request:
+    speaker = speakers(codec)[0]
+    return Request(
+        agent=0, prompt_ids=speaker.prompt_ids([]), stop=(), stop_token=codec.end_token,
+        max_tokens=32, seed=3,
+    )  # fmt: skip
+
+
+def hold(fleet: Fleet, codec: ChatCodec) -> tuple[Conversation, list[tuple[Request, Completion]]]:
+    heard: list[tuple[Request, Completion]] = []
+
+    async def talk() -> Conversation:
+        serving = load_recipe(RECIPE, []).serving
+        async with CompletionClient(fleet.servers, fleet.model_name, serving) as client:
+
+            async def complete(request: Request) -> Completion:
+                completion = await client.complete(request, temperature=0.7, top_p=1.0)
+                heard.append((request, completion))
+                return completion
+
+            held = Dialogue(
+                problem_id="p", n=0, speakers=speakers(codec), answer_style="tag",
+                agreement=SameText(), seed=1,
+                limits=ConversationSection(max_turns=6, max_turn_tokens=32),
+            )  # fmt: skip
+            return await held.converse(complete)
+
+    return asyncio.run(talk()), heard
+
+
+def test_ids_come_back_are_the_text_and_are_trained_as_they_are(
+    fleet: Fleet, codec: ChatCodec
+) -> None:
+    conversation, heard = hold(fleet, codec)
+    assert conversation.error is None
+    assert len(heard) == len(conversation.turns)
+    for (asked, said), turn in zip(heard, conversation.turns, strict=True):
+        assert said.token_ids is not None
+        assert said.n_tokens == len(said.token_ids)
+        assert said.n_prompt_tokens == len(asked.prompt_ids)
+        if said.finish_reason != "label":
+            assert codec.encoder.decode(said.token_ids) == said.text
+        assert turn.token_ids is not None
+        assert said.token_ids[: len(turn.token_ids)] == turn.token_ids
+        assert codec.encoder.decode(turn.token_ids).rstrip() == turn.text
+    rows = conversation_rows("p", 0, conversation.turns, speakers(codec))
+    for row in rows:
+        own = [turn for turn in conversation.turns if turn.agent == row.agent]
+        assert [row.input_ids[start:stop] for start, stop in row.trained] == [
+            (*(turn.token_ids or ()), codec.end_token) for turn in own
+        ]
+        assert row.n_retokenised == 0
+        for asked, _ in heard:
+            if asked.agent == row.agent:
+                assert row.input_ids[: len(asked.prompt_ids)] == asked.prompt_ids
+
+
+def n_cached(fleet: Fleet) -> float:
+    """Return how many prompt tokens the server has found in its prefix cache so far."""
+    with urllib.request.urlopen(f"{fleet.servers[0].base_url}/metrics", timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    return sum(
+        float(line.split()[-1])
+        for line in lines
+        if line.startswith("vllm:prefix_cache_hits") and "created" not in line
+    )
+
+
+def test_next_prompt_goes_on_from_the_last_one_and_finds_it_cached(
+    fleet: Fleet, codec: ChatCodec
+) -> None:
+    conversation, heard = hold(fleet, codec)
+    by_alice = [pair for pair in heard if pair[0].agent == 0]
+    assert len(by_alice) == 3
+    for (asked, said), (later, _) in itertools.pairwise(by_alice):
+        turn = conversation.turns[heard.index((asked, said))]
+        known = asked.prompt_ids + (turn.token_ids or ())
+        assert later.prompt_ids[: len(known)] == known
+    # The whole talk has passed through the server: its last prompt is cached up to a block.
+    last = replace(by_alice[-1][0], max_tokens=1)
+    before = n_cached(fleet)
+    ask_all(fleet, [last])
+    assert n_cached(fleet) - before >= len(last.prompt_ids) - BLOCK
+
+
+def test_stop_text_ends_a_turn_and_is_no_part_of_its_text(fleet: Fleet, codec: ChatCodec) -> None:
+    request = first_request(codec)
+    (whole,) = ask_all(fleet, [request])
+    assert whole.token_ids is not None
+    word = whole.text.split()[3]
+    (cut,) = ask_all(fleet, [replace(request, stop=("never said", word))])
+    assert cut.finish_reason == "label"
+    assert cut.text == whole.text[: whole.text.index(word)]
+    assert cut.token_ids is not None
+    assert cut.token_ids == whole.token_ids[: len(cut.token_ids)]
+    assert word in codec.encoder.decode(cut.token_ids)
+
+
+def test_stop_token_ends_a_turn_and_is_the_last_of_its_ids(fleet: Fleet, codec: ChatCodec) -> None:
+    request = first_request(codec)
+    (whole,) = ask_all(fleet, [request])
+    assert whole.token_ids is not None
+    token = whole.token_ids[5]
+    first = whole.token_ids.index(token)
+    (cut,) = ask_all(fleet, [replace(request, stop_token=token)])
+    assert cut.finish_reason == "stop"
+    assert cut.token_ids == whole.token_ids[: first + 1]
+    assert cut.n_tokens == first + 1
