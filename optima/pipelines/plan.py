@@ -164,7 +164,7 @@ def _processes(
         yield f"  server {index} on {_where(gpus)}: {shlex.join(argv)}"
     if needs_losses(recipe):
         loss_ref = ModelRef(path=recipe.model.loss_path or recipe.model.path)
-        scorer = scorer_argv(loss_ref, recipe=recipe, env=train_env, device=scoring.kind)
+        scorer = scorer_argv(loss_ref, recipe=recipe, env=train_env, devices=scoring)
         beside = "beside the servers" if recipe.search else "while no server runs"
         yield f"  scorer on {_where(scoring.gpus)}, {beside}: {shlex.join(scorer)}"
     for kind in {"sft": ("sft",), "dpo": ("dpo",), "sft_dpo": ("sft", "dpo")}[recipe.method]:

@@ -26,7 +26,7 @@ from optima.evaluation.health import HealthCount, TalkHealth
 from optima.pipelines.agreement import TaskAgreement
 from optima.pipelines.context import Model, RunContext
 from optima.prompts.formats import Format
-from optima.prompts.rendering import PromptStyle, system_prompt
+from optima.prompts.rendering import PromptStyle, cue, system_prompt
 from optima.records import RecordAppender, atomic_writer, disk_errors, repair_tail
 from optima.rundir import Stage
 from optima.seeding import derive_seed, rng
@@ -166,6 +166,7 @@ def speakers_of(
             name=name,
             system_prompt=system_prompt(problem, style, agent=agent, format_text=format_text),
             codec=codec,
+            cue=cue(problem, style, agent=agent),
         )
         for agent, name in enumerate(style.names)
     )

@@ -66,21 +66,35 @@ def system_prompt(
     (paper section 3.1). With two agents the first of a debate solves and the second criticises,
     with more they are peers. One agent alone is asked to think step by step.
     """
-    names = style.names
-    open_mark, close_mark = MARKS[style.answer_style]
-    is_choice = bool(problem.choices)
     text: str = _template(_kind(style, agent), style.directory).render(
-        name=names[agent],
-        partners=_listed([name for name in names if name != names[agent]]),
+        **_words(problem, style, agent),
         context=problem.contexts[agent] if problem.contexts else "",
         question=problem.question,
-        open_mark=open_mark,
-        close_mark=close_mark,
-        choice_kind=style.choice_answer if is_choice else None,
         format_text=format_text if style.setting == "information_exchange" or agent == 0 else None,
-        example=_example(style, is_choice) if style.worked_example else None,
+        example=_example(style, bool(problem.choices)) if style.worked_example else None,
     )
     return text
+
+
+def cue(problem: Problem, style: PromptStyle, *, agent: int) -> str:
+    """Return what follows each message of partners to ``style.names[agent]``; mostly nothing."""
+    kind = _kind(style, agent)
+    text: str = _template("cue", style.directory).render(
+        **_words(problem, style, agent), is_critic=kind == "critic", is_alone=kind == "alone"
+    )
+    return text.strip()
+
+
+def _words(problem: Problem, style: PromptStyle, agent: int) -> dict[str, str | None]:
+    names = style.names
+    open_mark, close_mark = MARKS[style.answer_style]
+    return {
+        "name": names[agent],
+        "partners": _listed([name for name in names if name != names[agent]]),
+        "open_mark": open_mark,
+        "close_mark": close_mark,
+        "choice_kind": style.choice_answer if problem.choices else None,
+    }
 
 
 def _kind(style: PromptStyle, agent: int) -> str:
