@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from optima.recipe.loading import change_recipe, dump_recipe
+from optima.recipe.layers import Layers
+from optima.recipe.loading import build_recipe, dump_recipe
 from optima.records import write_records, write_text
 from optima.reporting.report import Limits, write_report
 from optima.rundir import StageDone
@@ -75,8 +76,8 @@ class Maker:
 
     def __init__(self, root: Path) -> None:
         self.root, self._clock = root, 1e9
-        recipe = change_recipe(
-            {"method": "sft", "task": "two_hop", "model": {"path": "m"}}, "bench", ()
+        recipe = build_recipe(
+            Layers("bench", {"method": "sft", "task": "two_hop", "model": {"path": "m"}})
         )
         write_text(root / "recipe.yaml", dump_recipe(recipe))
 

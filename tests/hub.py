@@ -28,7 +28,14 @@ def fake_hub(model: str, files: Mapping[str, bytes], sizes: Mapping[str, int]) -
         def _answer(self, has_body: bool) -> None:
             path = self.path.partition("?")[0]
             headers = {"X-Repo-Commit": COMMIT}
-            if path.startswith(f"/api/models/{model}"):
+            if path.startswith(f"/api/models/{model}/tree/"):
+                tree = [
+                    {"type": "file", "path": name, "size": len(text),
+                     "oid": hashlib.sha1(text).hexdigest()}
+                    for name, text in files.items()
+                ]  # fmt: skip
+                body, status = json.dumps(tree).encode(), 200
+            elif path.startswith(f"/api/models/{model}"):
                 siblings = [{"rfilename": name, "size": size} for name, size in sizes.items()]
                 body = json.dumps({"id": model, "sha": COMMIT, "siblings": siblings}).encode()
                 status = 200

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # longest entry that fits a module counts, so a file that reads or starts something stands apart
 # from its package.
 LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("words", ("optima", "optima.types", "optima.errors", "optima.seeding")),
+    ("words", ("optima", "optima.types", "optima.errors", "optima.seeding", "optima.models")),
     (
         "core",
         (

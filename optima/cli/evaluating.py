@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from optima.cli.configs import add_config
 from optima.errors import UsageError
 from optima.pipelines.checkpoints import find_models, name_model, run_of
 from optima.pipelines.context import Model
 from optima.pipelines.infer import inference_recipe
 from optima.processes.environment import Environment, require_environment, resolve_environment
-from optima.recipe.loading import load_tree
+from optima.recipe.layers import Layers, merge_layers
 from optima.recipe.schema import Recipe
 from optima.tasks import get_task
 from optima.types import Metric
@@ -33,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser, *, has_base: bool = True) -> No
         "--metric", metavar="NAME", choices=get_args(Metric),
         help="f1, exact_match or math: stop if the task is scored by another (default: its own)",
     )  # fmt: skip
-    parser.add_argument("--config", metavar="RECIPE", type=Path, help="recipe file (YAML)")
+    add_config(parser)
     parser.add_argument("--output", metavar="DIR", type=Path, help="where results are written")
     parser.add_argument("--limit", metavar="N", type=int, help="a seeded sample of N problems")
     parser.add_argument("--vllm-env", metavar="ENV", help="environment with vLLM")
@@ -74,20 +75,21 @@ def read_recipe(options: argparse.Namespace, models: Sequence[Model]) -> Recipe:
     All test problems are asked unless something says otherwise. Raises UsageError when the task is
     not scored by ``--metric``.
     """
-    path = options.config or _stored_recipe(options.model_root, models)
-    if path is None and options.task is None:
+    paths = options.config or _stored_recipe(options.model_root, models)
+    if not paths and options.task is None:
         raise UsageError("--task: is missing; name a benchmark, or a recipe by --config")
-    tree = load_tree(path) if path is not None else {}
+    layers = (
+        merge_layers(paths, options.overrides, task=options.task) if paths else Layers("defaults")
+    )
     overrides = [f"model.path={models[-1].ref.path}", *options.overrides]
-    stored = tree.get("model")
+    stored = layers.tree.get("model")
     if not isinstance(stored, dict) or stored.get("path") != models[-1].ref.path:
         overrides.insert(0, "model.revision=null")  # it is another model's
     if options.limit is not None:
         overrides.append(f"data.n_test={options.limit}")
     elif not any(override.startswith("data.n_test=") for override in overrides):
         overrides.append("data.n_test=null")
-    place = str(path or "defaults")
-    recipe = inference_recipe(tree, place, task=options.task, overrides=overrides)
+    recipe = inference_recipe(layers, task=options.task, overrides=overrides)
     metric = get_task(recipe.task).metric
     if options.metric not in (None, metric):
         raise UsageError(
@@ -97,12 +99,12 @@ def read_recipe(options: argparse.Namespace, models: Sequence[Model]) -> Recipe:
     return recipe
 
 
-def _stored_recipe(root: Path | None, models: Sequence[Model]) -> Path | None:
+def _stored_recipe(root: Path | None, models: Sequence[Model]) -> list[Path]:
     """Return the recipe of the run that ``root`` is, or that trained all the trained models."""
     if root is not None and (root / "recipe.yaml").is_file():
-        return root / "recipe.yaml"
+        return [root / "recipe.yaml"]
     runs = {run_of(model.ref.adapter or model.ref.path) for model in models} - {None}
-    return next(run / "recipe.yaml" for run in runs if run) if len(runs) == 1 else None
+    return [run / "recipe.yaml" for run in runs if run] if len(runs) == 1 else []
 
 
 def find_vllm(options: argparse.Namespace, recipe: Recipe) -> Environment:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from optima.cli import evaluating
+from optima.cli.configs import add_config
 from optima.errors import UsageError
 from optima.processes.environment import require_environment
 from optima.tasks import get_task
@@ -70,7 +71,7 @@ def add_transfer(commands: "Commands") -> None:
         "--data", metavar="TASK=DIR", action="append", default=[],
         help="native files of a task instead of the dataset hub; may be given for each",
     )  # fmt: skip
-    parser.add_argument("--config", metavar="RECIPE", type=Path, help="recipe file (YAML)")
+    add_config(parser)
     parser.add_argument("--output", metavar="DIR", type=Path, help="where results are written")
     parser.add_argument("--limit", metavar="N", type=int, help="a seeded sample of N problems")
     parser.add_argument("--vllm-env", metavar="ENV", help="environment with vLLM")
@@ -130,7 +131,7 @@ def _baselines(options: argparse.Namespace) -> int:
     output = evaluating.check_output(options)
     if options.of_run is not None:
         recipe = read_run(options.of_run)
-        options.config = options.config or options.of_run / "recipe.yaml"
+        options.config = options.config or [options.of_run / "recipe.yaml"]
         if options.model is None and options.model_root is None:
             options.model = recipe.model.path
     models = evaluating.read_models(options)

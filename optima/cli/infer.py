@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from optima.cli import evaluating, originals
+from optima.cli.configs import RecipeParser
 from optima.cli.console import run_command, set_up_logging
 from optima.pipelines.infer import run_inference
 from optima.reporting.inference import write_inference
@@ -30,7 +31,7 @@ The spellings of the original project are accepted too."""
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    parser = argparse.ArgumentParser(
+    parser = RecipeParser(
         prog="optima-infer", description=DESCRIPTION, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip

@@ -6,11 +6,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from optima.cli import evaluations, reports, studies
+from optima.cli import evaluations, reports, studies, trial
+from optima.cli.configs import NAMES, RecipeParser, add_config, split_words
 from optima.cli.console import run_command, set_up_logging
 from optima.errors import UsageError
-from optima.prompts.rendering import system_prompt
+from optima.prompts.rendering import PromptStyle, system_prompt
+from optima.recipe.layers import is_layer
 from optima.recipe.loading import dump_recipe, load_recipe
+from optima.recipe.text import read_tree
 from optima.tasks import TASKS, get_task
 from optima.tasks.loading import load_problems
 
@@ -19,10 +22,12 @@ Look at recipes, tasks and prompts, evaluate and compare models, read runs, and 
 Training: optima-sft, optima-dpo, optima-sft-dpo. Inference: optima-infer, optima-multi-sc."""
 EPILOG = """\
 examples:
-  optima recipes                                   list the recipes
+  optima recipes                                   list the recipes and layers
   optima recipes show recipes/sft/arc.yaml seed=1  print a recipe with every default
+  optima recipes show recipes/sft/arc.yaml recipes/models/qwen2.5-1.5b.yaml
   optima tasks                                     list the benchmarks
   optima doctor --config recipes/sft/arc.yaml      check environments, GPUs, model, disk
+  optima try --config recipes/sft/quickstart.yaml  does this model converse? shares and advice
   optima prompts show --recipe recipes/sft/quickstart.yaml
   optima pairs --run runs/dpo-arc-seed0 pairs.theta_diff=0.1 --out pairs.jsonl
   optima sweep --config recipes/dpo/quickstart.yaml --over pairs.strategy=value,random \\
@@ -35,13 +40,14 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of ``optima``."""
-    parser = _parser(argparse.ArgumentParser, "optima", DESCRIPTION, EPILOG)
+    parser = _parser(RecipeParser, "optima", DESCRIPTION, EPILOG)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_recipes(commands)
     tasks = commands.add_parser("tasks", help="list the benchmarks", allow_abbrev=False)
     tasks.set_defaults(run=_tasks)
     _add_prompts(commands)
     _add_pairs(commands)
+    trial.add_try(commands)
     studies.add_sweep(commands)
     studies.add_ablate(commands)
     evaluations.add_baselines(commands)
@@ -54,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         "doctor", help="check environments, GPUs, model, ports and disk", allow_abbrev=False,
         description="Check what a run needs; exit status 1 if something is wrong.",
     )  # fmt: skip
-    doctor.add_argument("--config", metavar="RECIPE", type=Path, help="check for this recipe")
+    add_config(doctor, text="check for this recipe, and layers that go over it")
     doctor.add_argument("--vllm-env", metavar="ENV", help="environment with vLLM")
     doctor.add_argument("--train-env", metavar="ENV", help="environment with TRL")
     doctor.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
@@ -98,14 +104,19 @@ def _parser(
 
 
 def _add_recipes(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    recipes = commands.add_parser("recipes", help="list recipes, or show one", allow_abbrev=False)
+    recipes = commands.add_parser(
+        "recipes", help="list recipes and layers, or show one", allow_abbrev=False
+    )
     recipes.set_defaults(run=_list_recipes)
     recipes.add_argument(
         "--dir", type=Path, default=Path("recipes"), help="folder to list (default: recipes)"
     )
     below = recipes.add_subparsers(dest="recipes_command", metavar="show")
     show = below.add_parser("show", help="print a recipe with every default", allow_abbrev=False)
-    show.add_argument("path", type=Path, help="recipe file")
+    show.add_argument(
+        "words", nargs="+", metavar="RECIPE",
+        help="recipe file, and layers that go over it, from left to right",
+    )  # fmt: skip
     show.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
     show.set_defaults(run=_show_recipe)
 
@@ -116,7 +127,7 @@ def _add_prompts(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     show = below.add_parser(
         "show", help="print every agent's prompt for one problem", allow_abbrev=False
     )
-    show.add_argument("--recipe", type=Path, required=True, help="recipe file")
+    add_config(show, *reversed(NAMES), is_required=True)
     show.add_argument("--agent", metavar="NAME", help="only this agent's prompt (default: all)")
     show.add_argument("--index", type=int, default=0, help="problem of the test split (default: 0)")
     show.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
@@ -171,15 +182,26 @@ def _list_recipes(options: argparse.Namespace) -> int:
     paths = sorted(options.dir.rglob("*.yaml"))
     if not paths:
         raise UsageError(f"--dir {options.dir}: holds no recipe; run in the repository's root")
-    width = max(len(str(path)) for path in paths)
-    for path in paths:
-        first = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
-        print(f"{path!s:<{width}}  {first}")
+    layers = [path for path in paths if is_layer(read_tree(path))]
+    _print_files([path for path in paths if path not in layers])
+    if layers:
+        print("\nLayers, to go over a recipe (--config RECIPE LAYER):")
+        _print_files(layers)
     return 0
 
 
+def _print_files(paths: Sequence[Path]) -> None:
+    width = max((len(str(path)) for path in paths), default=0)
+    for path in paths:
+        first = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+        print(f"{path!s:<{width}}  {first}")
+
+
 def _show_recipe(options: argparse.Namespace) -> int:
-    print(dump_recipe(load_recipe(options.path, options.overrides)), end="")
+    files, overrides = split_words([*options.words, *options.overrides])
+    if not files:
+        raise UsageError(f"recipes show {options.words[0]}: names no file; put a recipe before it")
+    print(dump_recipe(load_recipe(files, overrides)), end="")
     return 0
 
 
@@ -206,14 +228,7 @@ def _show_prompts(options: argparse.Namespace) -> int:
         if options.agent not in (None, name):
             continue
         print(f"--- {name} ({problem.problem_id})")
-        prompt = system_prompt(
-            problem,
-            setting=task.setting,
-            answer_style=task.answer_style,
-            names=names,
-            agent=agent,
-            worked_example=recipe.conversation.worked_example,
-        )
+        prompt = system_prompt(problem, PromptStyle.of(recipe, task), agent=agent)
         print(prompt)
     return 0
 

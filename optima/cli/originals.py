@@ -52,7 +52,7 @@ REFUSED = {
     "tokenizer_path": "a model is trained with its own tokenizer; remove the option",
 }
 _ORIGINAL_RECIPE = re.compile(r"(?:.*/)?train/(sft|dpo|sft_dpo)_recipes/(\w+)\.yaml")
-PATHS = ("config", "run_dir", "model_root", "output")  # options that hold a path
+PATHS = ("run_dir", "model_root", "output")  # options that hold a path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def translate(options: argparse.Namespace) -> None:
     """Move the original spellings to their counterparts; UsageError for those without one."""
     _translate(options, REFUSED, TO_OPTION, TO_FIELD)
     if options.config is not None:
-        options.config = _recipe_here(options.config)
+        options.config = [_recipe_here(path) for path in options.config]
 
 
 def translate_inference(options: argparse.Namespace) -> None:
@@ -98,11 +98,17 @@ def _translate(
             continue
         if getattr(options, target) is not None:
             raise UsageError(f"--{name}: says the same as --{target.replace('_', '-')}; give one")
-        setattr(options, target, Path(value) if target in PATHS else value)
+        setattr(options, target, _value_of(target, value))
     for name, field in to_field.items():
         value = getattr(options, f"original_{name}", None)
         if value is not None:
             options.overrides += _devices(value) if name == "device" else [f"{field}={value}"]
+
+
+def _value_of(target: str, value: str) -> object:
+    if target == "config":
+        return [Path(value)]
+    return Path(value) if target in PATHS else value
 
 
 def _recipe_here(path: Path) -> Path:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from optima.cli.configs import add_config
 from optima.processes.environment import require_environment
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def add_sweep(commands: "Commands") -> None:
         "  a weight of the reward:     --over reward.lambda_token=0.3,0.6,0.9\n"
         "  the paper's ablations:      optima ablate",
     )  # fmt: skip
-    parser.add_argument("--config", metavar="RECIPE", type=Path, required=True, help="recipe file")
+    add_config(parser, is_required=True)
     parser.add_argument(
         "--over", metavar="FIELD=V,V,...", required=True, help="the field and its values"
     )
@@ -49,7 +50,7 @@ def add_ablate(commands: "Commands") -> None:
         "  optima ablate --config recipes/sft/quickstart.yaml --run-dir runs/ablations\n"
         "  optima ablate --config recipes/dpo/arc.yaml --run-dir runs/ablations seed=1",
     )  # fmt: skip
-    parser.add_argument("--config", metavar="RECIPE", type=Path, required=True, help="recipe file")
+    add_config(parser, is_required=True)
     parser.add_argument(
         "--run-dir", metavar="DIR", type=Path, required=True, help="the three runs go below it"
     )

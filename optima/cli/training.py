@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optima.cli import originals
+from optima.cli.configs import RecipeParser, add_config
 from optima.cli.console import run_command, set_up_logging
 from optima.errors import RecipeError, UsageError
 from optima.processes.environment import require_environment
-from optima.recipe.loading import load_recipe
+from optima.recipe.layers import merge_layers
+from optima.recipe.loading import change_recipe
 from optima.recipe.schema import Method, Recipe
 
 DESCRIPTION = """\
@@ -23,7 +25,7 @@ examples:
   {prog} --config {quickstart}
   {prog} --config {quickstart} seed=1 iterations=3
   {prog} --config {folder}/arc.yaml --dry-run
-  {prog} --config {folder}/hotpot_qa.yaml data.path=/data/hotpot_qa --run-dir runs/hotpot
+  {prog} --config {folder}/hotpot_qa.yaml recipes/models/qwen2.5-1.5b.yaml data.path=/data/hotpot_qa
 
 exit status: 0 done, 1 the run failed (and can be resumed), 2 wrong input, 130 interrupted.
 The spellings of the original project (--train_config_path, --vllm_env, --alignment_env,
@@ -44,21 +46,21 @@ def build_parser(command: TrainingCommand) -> argparse.ArgumentParser:
     """Return the parser of the command."""
     folder = f"recipes/{command.method}"
     quickstart = f"{folder}/quickstart.yaml"
-    parser = argparse.ArgumentParser(
+    parser = RecipeParser(
         prog=command.prog,
         description=DESCRIPTION.format(summary=command.summary),
         epilog=EPILOG.format(prog=command.prog, folder=folder, quickstart=quickstart),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="RECIPE", type=Path, help="recipe file (YAML)")
+    add_config(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value",
         help="fields of the recipe to change, such as train.learning_rate=1.0e-5",
     )  # fmt: skip
     parser.add_argument(
         "--run-dir", metavar="DIR", type=Path,
-        help="where the run is stored (default: runs/<recipe>-seed<seed>)",
+        help="where the run is stored (default: runs/<recipe>+<layer>-seed<seed>)",
     )  # fmt: skip
     parser.add_argument(
         "--vllm-env", metavar="ENV",
@@ -91,14 +93,15 @@ def run(command: TrainingCommand, argv: Sequence[str] | None = None) -> int:
 
 def _run(command: TrainingCommand, options: argparse.Namespace) -> int:
     originals.translate(options)
-    if options.config is None:
+    if not options.config:
         raise UsageError("--config: is missing; name a recipe (`optima recipes` lists them)")
-    recipe = load_recipe(options.config, options.overrides)
+    layers = merge_layers(options.config, options.overrides)
+    recipe = change_recipe(layers, options.overrides)
     if recipe.method != command.method:
         right = f"optima-{recipe.method.replace('_', '-')}"
         raise RecipeError(
-            f"{options.config}: method: is {recipe.method}, {command.prog} runs {command.method}; "
-            f"use {right}"
+            f"{layers.place_of('method')}: is {recipe.method}, {command.prog} runs "
+            f"{command.method}; use {right}"
         )
     run_dir = options.run_dir or default_run_dir(options.config, recipe)
     if options.dry_run:
@@ -120,8 +123,16 @@ def _run(command: TrainingCommand, options: argparse.Namespace) -> int:
     return 0
 
 
-def default_run_dir(config: Path, recipe: Recipe) -> Path:
-    """Return ``runs/<folders below recipes/>-<file stem>-seed<seed>``."""
-    parts = config.with_suffix("").parts
+def default_run_dir(configs: Sequence[Path], recipe: Recipe) -> Path:
+    """Return ``runs/<name of each layer, joined by +>-seed<seed>``.
+
+    A name is that of the file with its folders below ``recipes``, the folder of models left out.
+    """
+    return Path("runs") / f"{'+'.join(map(_name_of, configs))}-seed{recipe.seed}"
+
+
+def _name_of(config: Path) -> str:
+    is_yaml = config.suffix in (".yaml", ".yml")  # other dots belong to a model's name
+    parts = (config.with_suffix("") if is_yaml else config).parts
     below = parts[parts.index("recipes") + 1 :] if "recipes" in parts else parts[-1:]
-    return Path("runs") / f"{'-'.join(below)}-seed{recipe.seed}"
+    return "-".join(below[1:] if below[:1] == ("models",) else below)

@@ -13,12 +13,16 @@ N_PROVEN_TURNS = 6
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """One agent of one conversation: its index from 0, name, own prompt and model's codec."""
+    """One agent of one conversation: its index from 0, name, own prompt and model's codec.
+
+    ``cue`` ends what it hears from partners, where roles alternate.
+    """
 
     agent: int
     name: str
     system_prompt: str
     codec: ChatCodec
+    cue: str = ""
 
     @property
     def label(self) -> str:
@@ -73,6 +77,10 @@ class Speaker:
         sampled = turn.token_ids
         return self.codec.encoder.encode_once(turn.text) if sampled is None else sampled
 
+    def _heard(self, heard: Sequence[str]) -> str:
+        """Return the user message of what was heard since this speaker spoke."""
+        return "\n\n".join(filter(None, (*(heard or (OPENING,)), self.cue)))
+
     def _alternating_view(
         self, turns: Sequence[Turn]
     ) -> tuple[tuple[Message, ...], tuple[int, ...]]:
@@ -85,12 +93,12 @@ class Speaker:
                 heard.append(utterance(turn))
                 continue
             # A user message precedes every own one, also when nobody has spoken yet.
-            messages.append(Message(role="user", content=_joined(heard)))
+            messages.append(Message(role="user", content=self._heard(heard)))
             heard = []
             own.append(len(messages))
             messages.append(Message(role="assistant", content=utterance(turn)))
         if heard or not turns:
-            messages.append(Message(role="user", content=_joined(heard)))
+            messages.append(Message(role="user", content=self._heard(heard)))
         return tuple(messages), tuple(own)
 
 
@@ -129,7 +137,3 @@ def _made_up_turn(k: int, names: Sequence[str]) -> Turn:
 def utterance(turn: Turn) -> str:
     """Return the turn as every agent sees it."""
     return f"{turn.name}:{turn.text}"
-
-
-def _joined(heard: Sequence[str]) -> str:
-    return "\n\n".join(heard) if heard else OPENING

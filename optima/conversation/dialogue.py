@@ -87,6 +87,7 @@ class Dialogue:
     limits: ConversationSection
     seed: int
     format_id: str | None = None
+    choices: tuple[str, ...] = ()
 
     async def converse(self, complete: Complete, turns: Sequence[Turn] = ()) -> Conversation:
         """Hold the conversation to its end, from ``turns`` on; ``complete`` generates one turn."""
@@ -160,7 +161,7 @@ class Dialogue:
             agent=speaker.agent,
             name=speaker.name,
             text=text,
-            answer=last_marked_answer(text, self.answer_style),
+            answer=last_marked_answer(text, self.answer_style, self.choices),
             n_prompt_tokens=completion.n_prompt_tokens,
             n_tokens=completion.n_tokens,
             n_spoken=speaker.n_spoken(text),

@@ -20,6 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from optima.errors import ModelError
+from optima.models import check_fetched
 from optima.types import Message
 
 Roles = Literal["assistant", "alternate"]
@@ -192,6 +193,7 @@ def model_file(model: str, name: str, revision: str | None, *, place: str) -> Pa
     if directory.is_dir():
         path = directory / name
         return path if path.is_file() else None
+    check_fetched(model, place)
     if directory.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise ModelError(
             f"{place}: no such directory and no hub id; give the directory of a model "

@@ -10,11 +10,16 @@ from optima.types import Conversation, RewardParts
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What a summary takes of one conversation: its task score in [0, 1], tokens and turns."""
+    """What a summary takes of one conversation: its task score in [0, 1], tokens and turns.
+
+    ``n_tokens`` are those of the utterances by the paper's count, ``n_generated`` those that the
+    server generated.
+    """
 
     problem_id: str
     score: float
     n_tokens: int
+    n_generated: int
     n_turns: int
     is_answered: bool
     has_failed: bool
@@ -29,6 +34,7 @@ class Tally:
     """
 
     counts: tuple[int, ...]
+    n_generated: int
     turns: float
     answered: float
     failed: float
@@ -40,8 +46,10 @@ class Tally:
 class Summary:
     """Figures of one model on the problems of one task.
 
-    ``score``, ``answered`` and ``failed`` in [0, 1]; tokens are those the agents generated in a
-    conversation; failed and overlong conversations count in full. ``score_by_problem`` are the
+    ``score``, ``answered`` and ``failed`` in [0, 1]; tokens are those of the utterances of a
+    conversation by the paper's count (label in, end of turn out), ``generated`` the mean of those
+    that the server generated (label out, end of turn in) and ``n_generated`` all of them; failed
+    and overlong conversations count in full. ``score_by_problem`` are the
     means over each problem's conversations, which the interval is drawn over.
     """
 
@@ -54,7 +62,8 @@ class Summary:
     turns: float
     answered: float
     failed: float
-    n_tokens: int
+    generated: float
+    n_generated: int
     score_by_problem: dict[str, float]
     tokens_by_problem: dict[str, float]
 
@@ -66,6 +75,7 @@ def summarise(judged: Iterable[tuple[Conversation, RewardParts]], *, seed: int) 
             problem_id=conversation.problem_id,
             score=parts.task,
             n_tokens=conversation.n_tokens,
+            n_generated=conversation.n_generated,
             n_turns=len(conversation.turns),
             is_answered=conversation.answer is not None,
             has_failed=conversation.error is not None or parts.error is not None,
@@ -79,10 +89,11 @@ def tally(judged: Iterable[Judged]) -> Tally:
     """Count conversations problem by problem."""
     scores: dict[str, list[float]] = defaultdict(list)
     tokens: dict[str, list[int]] = defaultdict(list)
-    n_turns = n_answered = n_failed = 0
+    n_turns = n_answered = n_failed = n_generated = 0
     for one in judged:
         scores[one.problem_id].append(one.score)
         tokens[one.problem_id].append(one.n_tokens)
+        n_generated += one.n_generated
         n_turns += one.n_turns
         n_answered += one.is_answered
         n_failed += one.has_failed
@@ -90,6 +101,7 @@ def tally(judged: Iterable[Judged]) -> Tally:
     n = max(1, len(counts))
     return Tally(
         counts=counts,
+        n_generated=n_generated,
         turns=n_turns / n,
         answered=n_answered / n,
         failed=n_failed / n,
@@ -127,7 +139,8 @@ def _summary(counted: Tally, score: Estimate, tokens: Estimate) -> Summary:
         turns=counted.turns,
         answered=counted.answered,
         failed=counted.failed,
-        n_tokens=sum(counted.counts),
+        generated=counted.n_generated / max(1, len(counted.counts)),
+        n_generated=counted.n_generated,
         score_by_problem=counted.score_by_problem,
         tokens_by_problem=counted.tokens_by_problem,
     )

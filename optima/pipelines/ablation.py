@@ -20,19 +20,19 @@ FULL = "full"
 WEIGHTS = {"no_token": "lambda_token", "no_loss": "lambda_loss"}
 
 
-def read_ablations(config: Path, overrides: Sequence[str]) -> dict[str, Recipe]:
+def read_ablations(configs: Path | Sequence[Path], overrides: Sequence[str]) -> dict[str, Recipe]:
     """Return the recipe as it is and with one weight of the reward at 0, by the run's name.
 
     Where trees grow by weights of their own, those are 0 too.
     """
-    full = load_recipe(config, overrides)
+    full = load_recipe(configs, overrides)
     check_trainable(full)
     found = {FULL: full}
     for name, weight in WEIGHTS.items():
         without = [f"reward.{weight}=0.0"]
         if full.search is not None:
             without.append(f"search.{weight}=null")
-        found[name] = load_recipe(config, [*overrides, *without])
+        found[name] = load_recipe(configs, [*overrides, *without])
     return found
 
 

@@ -15,6 +15,7 @@ from optima.conversation.tokens import ChatCodec
 from optima.errors import UsageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
+from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
 from optima.reward import needs_losses
 from optima.rundir import RunDir
@@ -148,6 +149,7 @@ class RunContext:
     run: RunDir
     task: Task
     codec: ChatCodec
+    style: PromptStyle
     base: Model
     loss_model: Model
     loss_header: str

@@ -66,6 +66,10 @@ def _row(model: Model, talked: Stage, ranked: Stage, seconds: float) -> Evaluati
         score=ranked.metrics["reward/task"],
         answered=talked.metrics["conversations/answered"],
         tokens=talked.metrics["tokens/conversation"],
+        # not stored by runs of before the paper's count, whose tokens are the generated ones
+        generated=talked.metrics.get(
+            "tokens/generated_conversation", talked.metrics["tokens/conversation"]
+        ),
         turns=talked.metrics["turns/conversation"],
         reward=ranked.metrics["reward/total"],
         seconds=seconds,

@@ -8,7 +8,6 @@ stages of the output directory, so an interrupted inference goes on where it sto
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from optima.errors import UsageError
 from optima.evaluation.summary import Summary, summarise
@@ -20,6 +19,7 @@ from optima.pipelines.run import model_codec, open_run
 from optima.pipelines.talk import TalkPlan, talk
 from optima.processes.environment import Environment
 from optima.prompts.formats import Format
+from optima.recipe.layers import Layers
 from optima.recipe.loading import change_recipe
 from optima.recipe.schema import Recipe
 from optima.rundir import Stage
@@ -91,20 +91,18 @@ def check_labels(models: Sequence[Model]) -> None:
         raise UsageError(f"models have the same name: {', '.join(sorted(labels))}; rename a folder")
 
 
-def inference_recipe(
-    tree: dict[str, Any], place: str, *, task: str | None, overrides: Sequence[str]
-) -> Recipe:
-    """Return the recipe in a mapping without its training, for another task if one is given.
+def inference_recipe(layers: Layers, *, task: str | None, overrides: Sequence[str]) -> Recipe:
+    """Return the recipe in layers without its training, for another task if one is given.
 
     Another task leaves the data of the recipe's own behind. Raises RecipeError.
     """
-    kept = {key: value for key, value in tree.items() if key not in _TRAINING}
+    kept = {key: value for key, value in layers.tree.items() if key not in _TRAINING}
     kept["method"] = "sft"
     if isinstance(kept.setdefault("reward", {}) or {}, dict):  # else validation says what is wrong
         kept["reward"] = {**(kept["reward"] or {}), "lambda_loss": 0.0}
     if task is not None:
         name = get_task(task).name
-        if name != kept.get("task"):
+        if "task" in kept and name != kept["task"]:
             kept.pop("data", None)
         kept["task"] = name
-    return change_recipe(kept, place, overrides)
+    return change_recipe(replace(layers, tree=kept), overrides)

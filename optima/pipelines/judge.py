@@ -115,6 +115,15 @@ def rank(
     return stage
 
 
+def read_candidates(talk: Stage, ranked: Stage) -> Iterator[tuple[Conversation, RewardParts]]:
+    """Yield the conversations of a stage with their rewards."""
+    yield from zip(
+        read_records(talk.path / CONVERSATIONS, Conversation),
+        read_records(ranked.path / REWARDS, RewardParts),
+        strict=True,
+    )
+
+
 def judgement(conversation: Conversation, problem: Problem) -> Judgement:
     """Return what the judge needs to score a conversation about ``problem``."""
     return Judgement(conversation.answer, problem.golds, problem.choices)

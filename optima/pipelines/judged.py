@@ -28,7 +28,8 @@ def read_judged(folder: Path) -> Iterator[Judged]:
         yield Judged(
             problem_id=conversation["problem_id"],
             score=parts["task"],
-            n_tokens=sum(turn["n_tokens"] for turn in turns),
+            n_tokens=sum(turn.get("n_spoken") or turn["n_tokens"] for turn in turns),
+            n_generated=sum(turn["n_tokens"] for turn in turns),
             n_turns=len(turns),
             is_answered=conversation["answer"] is not None,
             has_failed=conversation["error"] is not None or parts["error"] is not None,

@@ -6,12 +6,13 @@ from itertools import groupby
 from pathlib import Path
 
 from optima.errors import StageError
+from optima.evaluation.health import examine
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.judge import REWARDS
 from optima.pipelines.talk import FILE as CONVERSATIONS
 from optima.pipelines.talk import speakers_for
 from optima.prompts.scripts import scripted_utterances
-from optima.recipe.schema import ColdStartSection, DpoSection, TrainSection
+from optima.recipe.schema import ColdStartSection, DpoSection, SelectSection, TrainSection
 from optima.records import read_records, write_records
 from optima.rundir import Stage
 from optima.seeding import derive_seed, rng
@@ -62,6 +63,8 @@ def select(
             "lower select.theta, raise sampling.n_samples, or help the model with cold_start or "
             "conversation.worked_example"
         )
+    if len(selected) < section.min_share * len(problems):
+        raise StageError(too_few(name, talk, problems, len(selected), section))
     keys = {(parts.problem_id, parts.n) for parts in selected}
     problem_by_id = {problem.problem_id: problem for problem in problems}
 
@@ -97,6 +100,22 @@ def select(
         name, len(selected), len(problems), total, tokens,
     )  # fmt: skip
     return stage
+
+
+def too_few(
+    name: str, talk: Stage, problems: Sequence[Problem], n_selected: int, section: SelectSection
+) -> str:
+    """Say why so little was selected, and which fields to change."""
+    health = examine(read_records(talk.path / CONVERSATIONS, Conversation), problems)
+    advice = [
+        *health.advice(),
+        "or lower select.theta, raise sampling.n_samples, or lower select.min_share to train "
+        "on so little; `optima try` shows conversations and shares in minutes",
+    ]
+    return (
+        f"stage {name}: {n_selected} of {len(problems)} problems selected, select.min_share is "
+        f"{section.min_share}: too few to learn from\n  - " + "\n  - ".join(advice)
+    )
 
 
 def script(context: RunContext, name: str, problems: Sequence[Problem]) -> Stage:

@@ -8,6 +8,7 @@ from optima.pipelines.outline import steps
 from optima.pipelines.run import model_codec
 from optima.pipelines.search import TREES
 from optima.pipelines.talk import speakers_of
+from optima.prompts.rendering import PromptStyle
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
 from optima.records import atomic_writer, disk_errors, read_records
@@ -74,8 +75,9 @@ def _training_rows(
     run_dir: Path, recipe: Recipe, pairs: Sequence[PreferencePair]
 ) -> Iterator[PreferenceRow]:
     codec = model_codec(recipe, recipe.model.path)
+    style = PromptStyle.of(recipe, get_task(recipe.task))
     problems = read_records(run_dir / "problems" / "train.jsonl", Problem)
     problem_by_id = {problem.problem_id: problem for problem in problems}
     for pair in pairs:
         problem = problem_by_id[pair.problem_id]
-        yield preference_row(pair, speakers_of(recipe, get_task(recipe.task), codec, problem))
+        yield preference_row(pair, speakers_of(style, codec, problem))

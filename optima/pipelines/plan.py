@@ -24,6 +24,7 @@ from optima.pipelines.status import is_owned
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, require_environment
 from optima.prompts.formats import load_formats
+from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
 from optima.reward import needs_losses, search_reward
 from optima.rundir import check_same_recipe
@@ -62,6 +63,7 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
     devices = detect_devices(recipe.serving)
     places = split_devices(recipe, devices)
     codec = model_codec(recipe, recipe.model.path)
+    PromptStyle.of(recipe, task)
     loss_template(recipe, codec.template)
     window = context_window(recipe.model)
     extra = recipe.sampling.format_pool_path
@@ -162,7 +164,7 @@ def _processes(
         yield f"  server {index} on {_where(gpus)}: {shlex.join(argv)}"
     if needs_losses(recipe):
         loss_ref = ModelRef(path=recipe.model.loss_path or recipe.model.path)
-        scorer = scorer_argv(loss_ref, recipe=recipe, env=train_env, device=scoring.kind)
+        scorer = scorer_argv(loss_ref, recipe=recipe, env=train_env, devices=scoring)
         beside = "beside the servers" if recipe.search else "while no server runs"
         yield f"  scorer on {_where(scoring.gpus)}, {beside}: {shlex.join(scorer)}"
     for kind in {"sft": ("sft",), "dpo": ("dpo",), "sft_dpo": ("sft", "dpo")}[recipe.method]:

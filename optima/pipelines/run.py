@@ -17,6 +17,7 @@ from optima.conversation.tokens import ChatCodec
 from optima.pipelines.context import Device, Model, RunContext
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, package_versions
+from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
 from optima.records import write_text
 from optima.rundir import RunDir, read_attempts
@@ -40,6 +41,7 @@ def open_run(
     """Own ``run_dir`` and the device for the time of the context."""
     task = get_task(recipe.task)
     codec = model_codec(recipe, recipe.model.path)
+    style = PromptStyle.of(recipe, task)
     devices = detect_devices(recipe.serving)
     with RunDir(run_dir, recipe) as run, _log_file(run.log_dir / "optima.log"):
         logger.info("run directory %s, logs in %s", run.root, run.log_dir)
@@ -50,6 +52,7 @@ def open_run(
                 run=run,
                 task=task,
                 codec=codec,
+                style=style,
                 base=base_model(recipe),
                 loss_model=loss_model(recipe),
                 loss_header=loss_template(recipe, codec.template).assistant_header(),

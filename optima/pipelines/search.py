@@ -78,8 +78,9 @@ def grow(
     section = search_section(context)
     ids = "\n".join(problem.problem_id for problem in problems)
     stage = context.run.stage(
-        name, model.digest, context.loss_model.digest, ids, repr(normaliser_tokens)
-    )
+        name, model.digest, context.loss_model.digest, ids, repr(normaliser_tokens),
+        "\n".join(context.style.texts()),
+    )  # fmt: skip
     if stage.done:
         return stage
     path = stage.path / ROUNDS
@@ -139,6 +140,14 @@ def pair(
             f"stage {name}: no pair to train on: {harvest.best()}, pairs.theta_filter is "
             f"{section.theta_filter} and pairs.theta_diff {section.theta_diff}; lower them, or "
             "raise search.n_rounds"
+        )
+    share = len({p.problem_id for p in chosen}) / len(problems)
+    if share < section.min_share and not imported:
+        raise StageError(
+            f"stage {name}: {len(chosen)} pairs from {100 * share:.1f} % of {len(problems)} "
+            f"problems, pairs.min_share is {section.min_share}: too few to learn from; raise "
+            "search.n_rounds, lower pairs.theta_filter or pairs.theta_diff (`optima pairs` counts "
+            "without generating), or lower pairs.min_share"
         )
     problem_by_id = {problem.problem_id: problem for problem in problems}
     rows = (preference_row(p, speakers_for(context, problem_by_id[p.problem_id])) for p in chosen)
@@ -237,6 +246,7 @@ def _dialogues(
             speakers=speakers_for(context, problem),
             answer_style=context.task.answer_style,
             agreement=TaskAgreement(context.task.metric, problem.choices, judge),
+            choices=problem.choices,
             limits=context.recipe.conversation,
             seed=derive_seed(context.recipe.seed, stage.name),
         )

@@ -24,7 +24,9 @@ _LATE_SECTIONS = ("pairs", "dpo")
 _FIRST_LATE_STAGES = ("pairs", "influence", "train")
 
 
-def read_variants(config: Path, over: str, overrides: Sequence[str]) -> dict[str, Recipe]:
+def read_variants(
+    configs: Path | Sequence[Path], over: str, overrides: Sequence[str]
+) -> dict[str, Recipe]:
     """Return a recipe per value of ``over`` (``section.key=value,value,...``), by the value.
 
     Raises UsageError for fewer than two values, RecipeError for one the recipe does not take.
@@ -36,7 +38,7 @@ def read_variants(config: Path, over: str, overrides: Sequence[str]) -> dict[str
             f"--over {over}: must be a field and at least two values of it, such as "
             "pairs.strategy=value,random"
         )
-    recipes = {value: load_recipe(config, [*overrides, f"{key}={value}"]) for value in values}
+    recipes = {value: load_recipe(configs, [*overrides, f"{key}={value}"]) for value in values}
     for recipe in recipes.values():
         check_trainable(recipe)
     return recipes

@@ -22,18 +22,17 @@ from optima.conversation.dialogue import Dialogue, Request
 from optima.conversation.rollouts import RoutedCompletion, hold_conversations
 from optima.conversation.tokens import ChatCodec
 from optima.errors import StageError
+from optima.evaluation.health import HealthCount, TalkHealth
 from optima.pipelines.agreement import TaskAgreement
 from optima.pipelines.context import Model, RunContext
 from optima.prompts.formats import Format
-from optima.prompts.rendering import system_prompt
-from optima.recipe.schema import Recipe
+from optima.prompts.rendering import PromptStyle, cue, system_prompt
 from optima.records import RecordAppender, atomic_writer, disk_errors, repair_tail
 from optima.rundir import Stage
 from optima.seeding import derive_seed, rng
 from optima.serving.client import CompletionClient, Server
 from optima.serving.fleet import Fleet
 from optima.tasks.judging import Judge
-from optima.tasks.task import Task
 from optima.types import Conversation, Problem
 
 logger = logging.getLogger(__name__)
@@ -59,7 +58,8 @@ def talk(
     rerun tries exactly those again.
     """
     ids = "\n".join(problem.problem_id for problem in problems)
-    stage = context.run.stage(name, model.digest, ids, repr(plan))
+    prompts = "\n".join(context.style.texts())
+    stage = context.run.stage(name, model.digest, ids, repr(plan), prompts)
     if stage.done:
         return stage
     path = stage.path / FILE
@@ -75,7 +75,7 @@ def talk(
         with Judge() as judge:
             missing = _dialogues(context, name, problems, plan, held, judge)
             asyncio.run(_hold(context, fleet, missing, stage, plan, (len(held), n_total)))
-    statistics = _finalise(path, {problem.problem_id: i for i, problem in enumerate(problems)})
+    statistics, health = _finalise(path, problems)
     n_errors = statistics["conversations/errors"]
     if n_errors > context.recipe.conversation.max_error_rate * n_total:
         raise StageError(
@@ -90,6 +90,8 @@ def talk(
         name, stage.done.seconds if stage.done else 0.0, statistics["tokens/conversation"],
         100 * statistics["conversations/answered"],
     )  # fmt: skip
+    if health.has_collapsed:
+        logger.warning("%s: one answer everywhere: %s", name, list(health.advice())[-1])
     return stage
 
 
@@ -151,33 +153,22 @@ def speakers_for(
     context: RunContext, problem: Problem, format_text: str | None = None
 ) -> tuple[Speaker, ...]:
     """Return the speakers of a problem in a run."""
-    return speakers_of(context.recipe, context.task, context.codec, problem, format_text)
+    return speakers_of(context.style, context.codec, problem, format_text)
 
 
 def speakers_of(
-    recipe: Recipe,
-    task: Task,
-    codec: ChatCodec,
-    problem: Problem,
-    format_text: str | None = None,
+    style: PromptStyle, codec: ChatCodec, problem: Problem, format_text: str | None = None
 ) -> tuple[Speaker, ...]:
     """Return the speakers of a problem, each with its own prompt, in order of speaking."""
     return tuple(
         Speaker(
             agent=agent,
             name=name,
-            system_prompt=system_prompt(
-                problem,
-                setting=task.setting,
-                answer_style=task.answer_style,
-                names=recipe.agents.names,
-                agent=agent,
-                format_text=format_text,
-                worked_example=recipe.conversation.worked_example,
-            ),
+            system_prompt=system_prompt(problem, style, agent=agent, format_text=format_text),
             codec=codec,
+            cue=cue(problem, style, agent=agent),
         )
-        for agent, name in enumerate(recipe.agents.names)
+        for agent, name in enumerate(style.names)
     )
 
 
@@ -208,6 +199,7 @@ def _dialogues(
                 limits=context.recipe.conversation,
                 seed=derive_seed(seed, name),
                 format_id=drawn.format_id if drawn else None,
+                choices=problem.choices,
             )
 
 
@@ -236,8 +228,10 @@ def _keep_good_records(stage: Stage) -> set[tuple[str, int]]:
     return held
 
 
-def _finalise(path: Path, order: dict[str, int]) -> dict[str, float]:
-    """Put the file in the order of problems and samples, and return its statistics."""
+def _finalise(path: Path, problems: Sequence[Problem]) -> tuple[dict[str, float], TalkHealth]:
+    """Put the file in the order of problems and samples, and return what was counted in it."""
+    order = {problem.problem_id: i for i, problem in enumerate(problems)}
+    health = HealthCount({problem.problem_id: problem for problem in problems})
     places: list[tuple[int, int, int]] = []
     counts: Counter[str] = Counter()
     if not path.exists():
@@ -248,6 +242,7 @@ def _finalise(path: Path, order: dict[str, int]) -> dict[str, float]:
             conversation = Conversation.model_validate_json(line)
             places.append((order[conversation.problem_id], conversation.n, offset))
             offset += len(line)
+            health.add(conversation)
             counts["tokens"] += conversation.n_tokens
             counts["generated"] += conversation.n_generated
             counts["prompt_tokens"] += sum(turn.n_prompt_tokens for turn in conversation.turns)
@@ -264,7 +259,8 @@ def _finalise(path: Path, order: dict[str, int]) -> dict[str, float]:
                 ordered.write(file.readline().decode())
     n = max(1, len(places))
     shares = {key: counts[key] / n for key in sorted(counts) if key.startswith(("stop/", "fault/"))}
-    return {
+    found = health.health()
+    statistics = {
         "conversations": float(len(places)),
         "conversations/errors": float(counts["errors"]),
         "conversations/answered": counts["answered"] / n,
@@ -274,7 +270,9 @@ def _finalise(path: Path, order: dict[str, int]) -> dict[str, float]:
         "tokens/generated": float(counts["generated"]),
         "tokens/prompt": float(counts["prompt_tokens"]),
         **shares,
+        **found.metrics(),
     }
+    return statistics, found
 
 
 def _first_error(path: Path) -> str:

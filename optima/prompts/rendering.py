@@ -1,89 +1,168 @@
-"""System prompts, rendered from the text files in ``templates/``.
+"""System prompts, rendered from the text files in ``templates/`` or from a recipe's own.
 
 The same arguments give the same bytes at generation and at training: nothing here depends on the
-iteration, the time, or the order of a dict.
+iteration, the time, or the order of a dict. Templates get ``open_mark`` and ``close_mark``, never a
+mark with something in it: small models copy what stands there (docs/decisions/0005-prompts.md).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import jinja2
 
+from optima.errors import UsageError
+from optima.recipe.schema import ChoiceAnswer, Recipe
+from optima.tasks.task import Task
 from optima.types import AnswerStyle, Problem, Setting
 
 TEMPLATE_DIR = Path(__file__).parent / "templates"
-MARKS: dict[AnswerStyle, str] = {"tag": "<A>answer</A>", "boxed": r"\boxed{answer}"}
-# Multiple choice marks the letter.
-CHOICE_TASKS = frozenset({"arc", "mmlu"})
-CHOICE_MARKS: dict[AnswerStyle, str] = {"tag": "<A>letter</A>", "boxed": r"\boxed{letter}"}
+MARKS: dict[AnswerStyle, tuple[str, str]] = {"tag": ("<A>", "</A>"), "boxed": (r"\boxed{", "}")}
 
 
-def system_prompt(  # noqa: PLR0913  what a prompt says is exactly this
-    problem: Problem,
-    *,
-    setting: Setting,
-    answer_style: AnswerStyle,
-    names: Sequence[str],
-    agent: int,
-    format_text: str | None = None,
-    worked_example: bool = False,
+@dataclass(frozen=True, slots=True)
+class PromptStyle:
+    """What the prompts of a run have in common.
+
+    ``choice_answer`` says what multiple choice marks; ``directory`` holds templates that replace
+    the built-in ones of the same names.
+    """
+
+    setting: Setting
+    answer_style: AnswerStyle
+    names: tuple[str, ...]
+    worked_example: bool = False
+    choice_answer: ChoiceAnswer = "text"
+    directory: Path | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, task: Task) -> "PromptStyle":
+        """Return the style of a run; UsageError when its own templates cannot be used."""
+        section = recipe.conversation
+        directory = None if section.prompts is None else Path(section.prompts).expanduser()
+        if directory is not None:
+            _check(directory)
+        return cls(
+            setting=task.setting,
+            answer_style=task.answer_style,
+            names=recipe.agents.names,
+            worked_example=section.worked_example,
+            choice_answer=section.choice_answer,
+            directory=directory,
+        )
+
+    def texts(self) -> tuple[str, ...]:
+        """Return the sources of all templates, for the identity of what is made with them."""
+        return tuple(_path(name, self.directory).read_text("utf-8") for name in _names())
+
+
+def system_prompt(
+    problem: Problem, style: PromptStyle, *, agent: int, format_text: str | None = None
 ) -> str:
-    """Return the system prompt of ``names[agent]``.
+    """Return the system prompt of ``style.names[agent]``.
 
     ``format_text`` comes from the pool; in debate it changes only the first agent's prompt
     (paper section 3.1). With two agents the first of a debate solves and the second criticises,
     with more they are peers. One agent alone is asked to think step by step.
     """
-    if len(names) == 1:
-        template = "alone"
-    elif setting == "information_exchange":
-        template = "information_exchange"
-    elif len(names) > 2:
-        template = "debater"
-    else:
-        template = "critic" if agent else "solver"
-    is_choice = problem.task in CHOICE_TASKS
-    partners = [name for name in names if name != names[agent]]
-    text: str = _template(template).render(
-        name=names[agent],
-        partners=_listed(partners),
+    text: str = _template(_kind(style, agent), style.directory).render(
+        **_words(problem, style, agent),
         context=problem.contexts[agent] if problem.contexts else "",
         question=problem.question,
-        mark=(CHOICE_MARKS if is_choice else MARKS)[answer_style],
-        format_text=format_text if setting == "information_exchange" or agent == 0 else None,
-        example=_example(setting, is_choice, answer_style, names) if worked_example else None,
+        format_text=format_text if style.setting == "information_exchange" or agent == 0 else None,
+        example=_example(style, bool(problem.choices)) if style.worked_example else None,
     )
     return text
 
 
-def _example(
-    setting: Setting, is_choice: bool, answer_style: AnswerStyle, names: Sequence[str]
-) -> str:
-    kind = "exchange" if setting == "information_exchange" else "choice" if is_choice else "sum"
-    text: str = _template(f"example_{kind}" if len(names) > 1 else "example_alone").render(
+def cue(problem: Problem, style: PromptStyle, *, agent: int) -> str:
+    """Return what follows each message of partners to ``style.names[agent]``; mostly nothing."""
+    kind = _kind(style, agent)
+    text: str = _template("cue", style.directory).render(
+        **_words(problem, style, agent), is_critic=kind == "critic", is_alone=kind == "alone"
+    )
+    return text.strip()
+
+
+def _words(problem: Problem, style: PromptStyle, agent: int) -> dict[str, str | None]:
+    names = style.names
+    open_mark, close_mark = MARKS[style.answer_style]
+    return {
+        "name": names[agent],
+        "partners": _listed([name for name in names if name != names[agent]]),
+        "open_mark": open_mark,
+        "close_mark": close_mark,
+        "choice_kind": style.choice_answer if problem.choices else None,
+    }
+
+
+def _kind(style: PromptStyle, agent: int) -> str:
+    if len(style.names) == 1:
+        return "alone"
+    if style.setting == "information_exchange":
+        return "information_exchange"
+    if len(style.names) > 2:
+        return "debater"
+    return "critic" if agent else "solver"
+
+
+def _example(style: PromptStyle, is_choice: bool) -> str:
+    is_exchange = style.setting == "information_exchange"
+    kind = "exchange" if is_exchange else "choice" if is_choice else "sum"
+    names = style.names
+    name = f"example_{kind}" if len(names) > 1 else "example_alone"
+    text: str = _template(name, style.directory).render(
         kind=kind,
         first=names[0],
         second=names[1 % len(names)],
         third=names[2 % len(names)],
-        mark=_marker(answer_style),
+        mark=_marker(style.answer_style),
+        choice_kind=style.choice_answer,
     )
     return text.strip()
 
 
 def _marker(answer_style: AnswerStyle) -> Callable[[str], str]:
     """Return the function that marks an answer."""
-    return lambda answer: MARKS[answer_style].replace("answer", answer)
+    open_mark, close_mark = MARKS[answer_style]
+    return lambda answer: f"{open_mark}{answer}{close_mark}"
+
+
+def _check(directory: Path) -> None:
+    place = f"conversation.prompts: {directory}"
+    if not directory.is_dir():
+        raise UsageError(f"{place}: is no directory; name one with templates of prompts")
+    found = {path.stem for path in directory.glob("*.txt")}
+    known = ", ".join(f"{name}.txt" for name in _names())
+    if unknown := found - set(_names()):
+        raise UsageError(f"{place}/{min(unknown)}.txt: is no template; there are {known}")
+    if not found:
+        raise UsageError(f"{place}: holds none of {known}; add the one that is to be replaced")
+    for name in sorted(found):
+        try:
+            _template(name, directory)
+        except (jinja2.TemplateError, UnicodeDecodeError) as error:
+            raise UsageError(f"{place}/{name}.txt: does not parse: {error}") from error
 
 
 @cache
-def _template(name: str) -> jinja2.Template:
+def _names() -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in TEMPLATE_DIR.glob("*.txt")))
+
+
+def _path(name: str, directory: Path | None) -> Path:
+    own = directory / f"{name}.txt" if directory is not None else None
+    return own if own is not None and own.is_file() else TEMPLATE_DIR / f"{name}.txt"
+
+
+@cache
+def _template(name: str, directory: Path | None) -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE_DIR),
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # noqa: S701  prompts are no HTML
     )
-    return environment.get_template(f"{name}.txt")
+    return environment.from_string(_path(name, directory).read_text("utf-8"))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from optima.recipe.checks import check_agents, check_data, check_recipe, check_serving
 
 Method = Literal["sft", "dpo", "sft_dpo"]
+ChoiceAnswer = Literal["text", "letter"]
 # Sections that a method has beyond those of all, with what it has other than their defaults.
 METHOD_SECTIONS: dict[str, dict[str, dict[str, float]]] = {
     "sft": {},
@@ -110,6 +111,12 @@ class ConversationSection(Section):
     """New tokens per turn."""
     worked_example: bool = False
     """Put one worked example in every prompt; a help for small models, not in the paper."""
+    choice_answer: ChoiceAnswer = "text"
+    """What multiple choice (arc, mmlu) marks: the choice's text (paper, Table 5) or its letter,
+    which costs fewer tokens. Either is scored right, whatever was asked for."""
+    prompts: str | None = None
+    """Directory of prompt templates in place of the built-in ones of the same file names
+    (optima/prompts/templates); None takes those."""
     max_error_rate: float = Field(default=0.02, ge=0, le=1)
     """Share of conversations that may end in an error before the stage fails."""
 
@@ -157,6 +164,9 @@ class SelectSection(Section):
     """A problem is kept when its best conversation's R exceeds this (theta_sft)."""
     threshold_on: Literal["total", "task"] = "total"
     """What theta is compared with: total reward (reference, Alg. 1) or R_task (Eq. 3)."""
+    min_share: float = Field(default=0.05, ge=0, le=1)
+    """Least share of an iteration's problems that must be selected: below it the run stops and
+    says why, as a model trained on a handful of conversations learns their accidents."""
     keep_from: float = Field(default=0.0, ge=0, lt=1)
     """Rank share at which the kept range starts (reference: 0.1 for math)."""
     keep_to: float = Field(default=0.7, gt=0, le=1)
@@ -290,6 +300,8 @@ class PairSection(Section):
     strategy: Literal["value", "random", "influence"] = "value"
     """Which of the pairs above both thresholds are kept: those with the best chosen child (paper),
     as many drawn at random, or those whose training helps most on held-out problems (DITS)."""
+    min_share: float = Field(default=0.05, ge=0, le=1)
+    """Least share of an iteration's problems that must give a pair, as in ``select``."""
     path: str | None = None
     """JSON Lines file of further preferences (prompt, chosen, rejected as lists of messages) that
     every iteration trains on beside its own pairs."""

@@ -274,7 +274,7 @@ def _scan(index: int, source: Source) -> Iterator[tuple[str, _Place, tuple[float
             STOPS.index(record["stop_reason"]),
             flags,
             len(record["turns"]),
-            sum(turn["n_tokens"] for turn in record["turns"]),
+            sum(turn.get("n_spoken") or turn["n_tokens"] for turn in record["turns"]),
             reward.get("task", np.nan),
             np.nan if total is None else total,
         )

@@ -25,8 +25,8 @@ from optima.reporting.tables import EvaluationRow, Table, interval
 from optima.rundir import read_done
 
 HEAD = (
-    *("model", "score", "95 %", "answered", "tokens", "95 %", "median", "p95", "turns", "failed"),
-    "seconds",
+    *("model", "score", "95 %", "answered", "tokens", "95 %", "median", "p95", "generated"),
+    *("turns", "failed", "seconds"),
 )
 
 COMPARISON_LEGEND = (
@@ -64,11 +64,12 @@ def write_inference(recipe: Recipe, rows: Sequence[InferenceRow], output: Path) 
     write_text(output / "results.json", json.dumps(results, indent=1) + "\n")
     n = rows[0].summary.n_problems
     tokens = {row.label: row.summary.tokens.mean for row in rows}
-    generated = sum(row.summary.n_tokens for row in rows)
+    generated = sum(row.summary.n_generated for row in rows)
     before = base_tokens(rows[-1].model, recipe.task)
     return (
-        f"{table.text()}\n\n{recipe.task}, {n} problems. Score in per cent, tokens generated per "
-        f"conversation; {generated:,} in all."
+        f"{table.text()}\n\n{recipe.task}, {n} problems. Score in per cent; "
+        "tokens of a conversation's utterances (label in, end of turn out), and as generated; "
+        f"{generated:,} generated in all."
         f"{cost_text(costs, tokens, evaluations, before, output)}\nResults: {output}"
     )
 
@@ -228,6 +229,7 @@ def _cells(row: InferenceRow) -> tuple[str, ...]:
         interval(summary.tokens, 1),
         f"{summary.tokens_median:.0f}",
         f"{summary.tokens_p95:.0f}",
+        f"{summary.generated:.1f}",
         f"{summary.turns:.2f}",
         f"{100 * summary.failed:.1f} %",
         f"{row.seconds:.0f}",

@@ -68,6 +68,7 @@ def models_table(histories: Sequence[History]) -> ReportTable | None:
         "tokens, 95 %": lambda _, model: interval(model.summary.tokens),
         "median": lambda _, model: f"{model.summary.tokens_median:.0f}",
         "p95": lambda _, model: f"{model.summary.tokens_p95:.0f}",
+        "generated": lambda _, model: f"{model.summary.generated:.1f}",
         "turns": lambda _, model: f"{model.summary.turns:.2f}",
         "failed": lambda _, model: f"{100 * model.summary.failed:.1f} %",
         "reward": lambda _, model: "" if model.reward is None else f"{model.reward:.3f}",
@@ -90,9 +91,11 @@ def models_table(histories: Sequence[History]) -> ReportTable | None:
         return None
     table = Table((*_place_head(histories), *kept), tuple(lines), n_left=_n_left(histories))
     caption = (
-        "Score in per cent with its 95 % interval (bootstrap over problems). Tokens that the "
-        "agents generated per conversation: mean with its interval, median, 95th percentile; "
-        "failed and overlong conversations count in full, a vote counts all its samples. reward: "
+        "Score in per cent with its 95 % interval (bootstrap over problems). Tokens of "
+        "a conversation's utterances by the paper's count (label in, end of turn out): mean with "
+        "its interval, median, 95th percentile; generated: mean as the server counts (label out, "
+        "end of turn in). Failed and overlong conversations count in full, a vote counts all its "
+        "samples. reward: "
         "mean R, with the tokens of the run's first model as normaliser. made in: wall time of the "
         "stages that made the model; asked in: of its conversations."
     )

@@ -13,7 +13,8 @@ from optima.evaluation.statistics import Estimate
 class EvaluationRow:
     """One model's figures on the held-out problems.
 
-    ``score`` and ``answered`` in [0, 1]; ``tokens`` and ``turns`` are means per conversation;
+    ``score`` and ``answered`` in [0, 1]; ``tokens`` (of the utterances, label in, end of turn
+    out), ``generated`` (by the server) and ``turns`` are means per conversation;
     ``seconds`` is the wall time of the stages that made the model, 0 for the base model.
     """
 
@@ -22,17 +23,19 @@ class EvaluationRow:
     score: float
     answered: float
     tokens: float
+    generated: float
     turns: float
     reward: float
     seconds: float
 
 
-COLUMNS = ("model", "score", "answered", "tokens", "turns", "reward", "made in")
+COLUMNS = ("model", "score", "answered", "tokens", "generated", "turns", "reward", "made in")
 
 
 def run_table(root: Path, rows: Sequence[EvaluationRow]) -> str:
     """Return the table as text: score in per cent, tokens and turns per conversation.
 
+    ``tokens`` are the paper's count, ``generated`` the server's.
     ``reward`` is R with the tokens of the first row's model as normaliser; ``made in`` is the
     wall time of the stages that made the model.
     """
@@ -107,6 +110,7 @@ def _cells(row: EvaluationRow) -> tuple[str, ...]:
         f"{100 * row.score:.1f}",
         f"{100 * row.answered:.0f} %",
         f"{row.tokens:.1f}",
+        f"{row.generated:.1f}",
         f"{row.turns:.2f}",
         f"{row.reward:.3f}",
         f"{row.seconds:.0f} s" if row.seconds else "",

@@ -41,7 +41,10 @@ def server_argv(
     argv += ["--host", HOST, "--port", str(port), "--model", model.path]
     if recipe.model.tokenizer is not None:
         argv += ["--tokenizer", recipe.model.tokenizer]
-    argv += ["--dtype", recipe.model.dtype, "--max-num-seqs", str(serving.max_num_seqs)]
+    dtype = recipe.model.dtype
+    if dtype == "auto" and not devices.has_bfloat16:
+        dtype = "float32"
+    argv += ["--dtype", dtype, "--max-num-seqs", str(serving.max_num_seqs)]
     # Sampling is the recipe's alone: a model's generation_config.json may bring a top_k or a
     # repetition penalty of its own. Its stop tokens still count.
     argv += ["--generation-config", "vllm"]

@@ -61,7 +61,7 @@ class LossScorer:
             extra["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else devices.mask((gpu,))
             self._workers.append(
                 _Worker(
-                    scorer_argv(model, recipe=recipe, env=env, device=devices.kind),
+                    scorer_argv(model, recipe=recipe, env=env, devices=devices),
                     name=f"scorer {place}",
                     log_path=log_dir / f"scorer_{place}.log",
                     environ=env.environ(extra),
@@ -126,12 +126,13 @@ class LossScorer:
 
 
 def scorer_argv(
-    model: ModelRef, *, recipe: Recipe, env: Environment, device: str
+    model: ModelRef, *, recipe: Recipe, env: Environment, devices: Devices
 ) -> tuple[str, ...]:
     """Return the command of one worker."""
     argv = [str(env.python), "-m", "optima.training.score", "--model", model.path]
-    argv += ["--device", device, "--batch-tokens", str(recipe.serving.scorer_batch_tokens)]
-    if recipe.model.dtype == "float32":
+    argv += ["--device", devices.kind, "--batch-tokens", str(recipe.serving.scorer_batch_tokens)]
+    is_auto, has_bfloat16 = recipe.model.dtype == "auto", devices.has_bfloat16
+    if recipe.model.dtype == "float32" or (is_auto and not has_bfloat16):
         argv += ["--dtype", "float32"]
     if recipe.model.revision is not None and model.path == recipe.model.path:
         argv += ["--revision", recipe.model.revision]

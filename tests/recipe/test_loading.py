@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from optima.errors import RecipeError
+from optima.recipe.layers import Layers
 from optima.recipe.loading import build_recipe, dump_recipe, load_recipe
 from optima.recipe.schema import Recipe
 
@@ -178,6 +179,6 @@ def test_resolved_recipe_loads_back_equal(tmp_path: Path) -> None:
 
 def test_section_of_influence_may_be_null_as_earlier_runs_stored_it() -> None:
     tree = {"method": "dpo", "task": "arc", "model": {"path": "m"}, "pairs": {"influence": None}}
-    recipe = build_recipe(tree, "recipe.yaml")
+    recipe = build_recipe(Layers("recipe.yaml", tree))
     assert recipe.pairs is not None
     assert recipe.pairs.influence.n_groups == 4

@@ -9,6 +9,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from optima.models import MODELS
+from optima.recipe.layers import is_layer
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.schema import (
     METHOD_SECTIONS,
@@ -22,7 +24,8 @@ from optima.recipe.schema import (
 from optima.tasks import TASKS
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-ALL = sorted(RECIPES.rglob("*.yaml"))
+LAYERS = sorted((RECIPES / "models").glob("*.yaml"))
+ALL = sorted(set(RECIPES.rglob("*.yaml")) - set(LAYERS))
 
 # Paper Table 8, iSFT: learning rate, epochs, batch, lambda_token, lambda_loss, theta_sft.
 TABLE_8: dict[str, tuple[float, ...]] = {
@@ -170,21 +173,53 @@ def test_first_iteration_uses_the_format_pool_except_for_math_and_gsm8k(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_task_has_a_recipe_and_a_small_one(method: str) -> None:
+def test_every_task_has_a_recipe(method: str) -> None:
     tasks = {name for name in TASKS if name != "two_hop"}
-    folder = RECIPES / method
-    assert {path.stem for path in folder.glob("*.yaml")} == tasks | {"quickstart"}
-    assert {path.stem for path in (folder / "small").glob("*.yaml")} == tasks
+    assert {path.stem for path in (RECIPES / method).rglob("*.yaml")} == tasks | {"quickstart"}
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/small/*.yaml")), ids=name_of)
-def test_small_recipe_has_one_means_that_teaches_the_format(path: Path) -> None:
-    recipe = load_recipe(path)
-    assert recipe.task == path.stem
-    assert recipe.method == path.parent.parent.name
+@pytest.mark.parametrize("layer", LAYERS, ids=name_of)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TABLE_8)
+def test_every_model_goes_over_every_recipe(task: str, method: str, layer: Path) -> None:
+    below = load_recipe(RECIPES / method / f"{task}.yaml")
+    recipe = load_recipe([RECIPES / method / f"{task}.yaml", layer])
+    assert (recipe.task, recipe.method) == (task, method)
+    model = MODELS[Path(recipe.model.path).name]
+    assert recipe.model.path == f"models/{model.name}"
+    assert model.name.startswith(layer.stem.split("-")[0])
+    assert model.name.endswith(f"{layer.stem.split('-')[1]}-instruct")
+    assert recipe.reward == below.reward  # what the paper says of a task stays
+    assert recipe.select == below.select
+    assert (recipe.search is None) is (method == "sft")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", TABLE_8)
+def test_smallest_model_has_one_means_that_teaches_the_format(task: str, method: str) -> None:
+    layers = [RECIPES / method / f"{task}.yaml", RECIPES / "models" / "smollm2-135m.yaml"]
+    recipe = load_recipe(layers)
     has_cold_start = recipe.cold_start is not None
     assert has_cold_start is TASKS[recipe.task].has_evidence
     assert recipe.conversation.worked_example is not has_cold_start
+    assert recipe.conversation.max_turn_tokens == (256 if task in ("gsm8k", "math") else 128)
+    is_exchange = TASKS[task].setting == "information_exchange"
+    assert recipe.data.max_context_words == (350 if is_exchange else None)
+    assert recipe.iterations == (3 if method == "sft" else 2)
+
+
+@pytest.mark.parametrize("path", LAYERS, ids=name_of)
+def test_layer_of_a_model_starts_with_its_two_commands(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 40
+    assert all(len(line) <= 100 for line in lines)
+    assert is_layer(yaml.safe_load(path.read_text()))
+    name = Path(yaml.safe_load(path.read_text())["model"]["path"]).name
+    assert lines[1] == f"#   scripts/fetch_model.sh {name}"
+    assert lines[2].startswith("#   optima-sft --config recipes/sft/hotpot_qa.yaml recipes/models/")
+    assert name_of(path) in lines[2]
+    assert "docs/results.md" in lines[3]
+    assert lines[4].startswith("# Cost: ")
 
 
 @pytest.mark.parametrize("path", ALL, ids=name_of)

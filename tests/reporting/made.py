@@ -7,7 +7,8 @@ from pathlib import Path
 
 from optima.evaluation.consistency import Sample, scaling_curve
 from optima.pipelines.consistency import AnswerGroups
-from optima.recipe.loading import change_recipe, dump_recipe
+from optima.recipe.layers import Layers
+from optima.recipe.loading import build_recipe, dump_recipe
 from optima.recipe.schema import Recipe
 from optima.records import write_records, write_text
 from optima.rundir import StageDone
@@ -37,7 +38,7 @@ class Maker:
             "evaluation": {"n_samples": n_samples},
             **(TREES if method != "sft" else {}),
         }
-        self.recipe: Recipe = change_recipe(tree, "made", ())
+        self.recipe: Recipe = build_recipe(Layers("made", tree))
         root.mkdir(parents=True)
         write_text(root / "recipe.yaml", dump_recipe(self.recipe))
         write_text(root / "LOCK", "")

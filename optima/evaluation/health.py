@@ -1,0 +1,156 @@
+"""Whether a model converses at all: shares of what goes wrong in conversations, and what helps.
+
+Small models copy, speak for their partner, repeat themselves, never mark an answer, or give one
+answer to everything. Scores alone do not tell which; these shares do, before anything is trained.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from optima.reward import has_repeated_utterance
+from optima.tasks.texts import normalise_text
+from optima.types import Conversation, Problem
+
+COLLAPSED_SHARE = 0.5  # of the problems with one and the same answer
+MIN_PROBLEMS = 10  # fewer agree on an answer by chance
+POOR_SHARE = 0.3  # of conversations with a fault above which its remedy is named
+
+
+@dataclass(frozen=True, slots=True)
+class TalkHealth:
+    """Shares in [0, 1] of conversations, ``n`` in all; ``top_share`` is one of problems.
+
+    ``leaked``: a speaker's label began in an utterance. ``cut``: a turn reached its token limit or
+    the window was full. ``repeated``: an utterance stands there twice. ``empty``: an utterance says
+    nothing. ``top_answer`` is the commonest answer, ``top_gold_share`` how often it is right.
+    """
+
+    n: int
+    marked: float
+    agreed: float
+    leaked: float
+    cut: float
+    repeated: float
+    empty: float
+    top_answer: str
+    top_share: float
+    top_gold_share: float
+    n_problems: int
+
+    @property
+    def has_collapsed(self) -> bool:
+        """Whether most problems get one answer that is right for far fewer of them."""
+        return (
+            self.n_problems >= MIN_PROBLEMS
+            and self.top_share >= COLLAPSED_SHARE
+            and self.top_share > 2 * self.top_gold_share
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Return the shares under their names in metrics.jsonl."""
+        names = ("marked", "agreed", "leaked", "cut", "repeated", "empty", "top_share")
+        shares = {f"health/{name}": float(getattr(self, name)) for name in names}
+        return {**shares, "health/collapsed": float(self.has_collapsed)}
+
+    def advice(self) -> Iterator[str]:
+        """Yield what is bad and which field of the recipe to change, one line each."""
+        if self.marked < 1 - POOR_SHARE:
+            yield (
+                f"{_percent(1 - self.marked)} of the conversations mark no answer: show one with "
+                "conversation.worked_example=true, help with cold_start where the task has "
+                "evidence, or write prompts of your own (conversation.prompts)"
+            )
+        if self.marked - self.agreed > POOR_SHARE:
+            yield (
+                f"{_percent(self.marked - self.agreed)} mark an answer that nobody confirms: lower "
+                "sampling.first_temperature, or conversation.max_turns so that less is spent on it"
+            )
+        if self.leaked > POOR_SHARE:
+            yield (
+                f"{_percent(self.leaked)} begin to speak for a partner: try the other "
+                "model.roles (assistant, alternate)"
+            )
+        if self.cut > POOR_SHARE:
+            yield (
+                f"{_percent(self.cut)} have a turn that is cut: raise conversation.max_turn_tokens "
+                "(and model.max_model_len), or lower the temperature"
+            )
+        if self.repeated > POOR_SHARE:
+            yield (
+                f"{_percent(self.repeated)} repeat an utterance: try the other model.roles, or "
+                "raise sampling.first_temperature"
+            )
+        if self.has_collapsed:
+            yield (
+                f"{_percent(self.top_share)} of the problems get the answer {self.top_answer!r}, "
+                f"which is right for {_percent(self.top_gold_share)}: lower train.learning_rate or "
+                "train.epochs, or go back to an earlier model"
+            )
+
+
+@dataclass(slots=True)
+class HealthCount:
+    """Counts conversations one by one, so that none is kept."""
+
+    problems: Mapping[str, Problem]
+    _counts: Counter[str] = field(default_factory=Counter)
+    _answers: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+
+    def add(self, conversation: Conversation) -> None:
+        """Count a conversation."""
+        turns = conversation.turns
+        found = {
+            "n": True,
+            "marked": conversation.answer is not None,
+            "agreed": conversation.stop_reason in ("agreement", "alone"),
+            "leaked": "role_leakage" in conversation.faults
+            or any(turn.finish_reason == "label" for turn in turns),
+            "cut": "overflow" in conversation.faults,
+            "repeated": has_repeated_utterance(conversation),
+            "empty": any(not turn.text.strip() for turn in turns),
+        }
+        self._counts.update(name for name, is_so in found.items() if is_so)
+        if conversation.answer is not None:
+            answer = normalise_text(conversation.answer)
+            self._answers[conversation.problem_id][answer] += 1
+
+    def health(self) -> TalkHealth:
+        """Return the shares of what was counted."""
+        n = max(1, self._counts["n"])
+        chosen = Counter(counts.most_common(1)[0][0] for counts in self._answers.values())
+        answer, n_top = chosen.most_common(1)[0] if chosen else ("", 0)
+        n_problems = max(1, len(self.problems))
+        n_right = sum(
+            answer in map(normalise_text, _accepted(problem)) for problem in self.problems.values()
+        )
+        names = ("marked", "agreed", "leaked", "cut", "repeated", "empty")
+        return TalkHealth(
+            n=self._counts["n"],
+            **{name: self._counts[name] / n for name in names},
+            top_answer=answer,
+            top_share=n_top / n_problems,
+            top_gold_share=n_right / n_problems,
+            n_problems=len(self.problems),
+        )
+
+
+def examine(conversations: Iterable[Conversation], problems: Sequence[Problem]) -> TalkHealth:
+    """Return the shares of ``conversations`` about ``problems``."""
+    count = HealthCount({problem.problem_id: problem for problem in problems})
+    for conversation in conversations:
+        count.add(conversation)
+    return count.health()
+
+
+def _accepted(problem: Problem) -> Iterator[str]:
+    """Yield the answers that are right: the golds, and of choices their texts."""
+    for gold in problem.golds:
+        yield gold
+        place = ord(gold) - ord("A") if len(gold) == 1 else -1
+        if 0 <= place < len(problem.choices):
+            yield problem.choices[place]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

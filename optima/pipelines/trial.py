@@ -1,0 +1,97 @@
+"""A short trial of a model on a recipe: does it converse, and would anything be selected?
+
+The first generation of a run on a few problems of the train split, scored, ranked and selected as
+the run would, and nothing trained. Costs one start of the servers and some minutes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from optima.evaluation.health import TalkHealth, examine
+from optima.pipelines import judge
+from optima.pipelines.problems import read_problems
+from optima.pipelines.run import open_run
+from optima.pipelines.sft import talk_plan
+from optima.pipelines.talk import talk
+from optima.processes.environment import Environment
+from optima.recipe.schema import Recipe
+from optima.selection import best_of_n, select_top
+from optima.types import Conversation, Problem, RewardParts
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a trial found: shares, means of the reward's parts, and what would be selected.
+
+    ``shown`` are conversations with their problems and rewards, one a problem.
+    """
+
+    health: TalkHealth
+    n_problems: int
+    n_selected: int
+    min_share: float
+    parts: dict[str, float]
+    tokens: float
+    generated: float
+    turns: float
+    shown: tuple[tuple[Problem, Conversation, RewardParts], ...]
+
+    def advice(self) -> tuple[str, ...]:
+        """Return what is bad and which fields to change; empty when all is well."""
+        found = list(self.health.advice())
+        if self.n_selected < self.min_share * self.n_problems:
+            found.append(
+                f"{self.n_selected} of {self.n_problems} problems would be selected, less than "
+                f"select.min_share={self.min_share}: a run would stop; lower select.theta or raise "
+                "sampling.n_samples, if the above is mended"
+            )
+        return tuple(found)
+
+
+def try_recipe(
+    recipe: Recipe,
+    directory: Path,
+    *,
+    n: int,
+    n_shown: int,
+    vllm_env: Environment,
+    train_env: Environment,
+) -> Trial:
+    """Hold the conversations of iteration 0 about ``n`` problems and judge them; resumable."""
+    data = recipe.data.model_copy(update={"n_train": n, "n_test": 1})
+    recipe = recipe.model_copy(update={"data": data})
+    with open_run(recipe, directory, vllm_env=vllm_env, train_env=train_env) as context:
+        problems = read_problems(context).for_iteration(0)
+        talked = talk(context, "iter_0/generate", context.base, problems, talk_plan(context, 0))
+        losses = judge.score(context, "iter_0/score", talked)
+        ranked = judge.rank(context, "iter_0/rank", problems, (talked, losses))
+        judged = list(judge.read_candidates(talked, ranked))
+    best = [
+        parts
+        for _, group in groupby((parts for _, parts in judged), key=lambda p: p.problem_id)
+        if (parts := best_of_n(group)) is not None
+    ]
+    names = ("total", "task", "token", "loss_term")
+    return Trial(
+        health=examine((conversation for conversation, _ in judged), problems),
+        n_problems=len(problems),
+        n_selected=len(select_top(best, recipe.select)),
+        min_share=recipe.select.min_share,
+        parts={name: ranked.metrics[f"reward/{name}"] for name in names},
+        tokens=talked.metrics["tokens/conversation"],
+        generated=talked.metrics["tokens/generated_conversation"],
+        turns=talked.metrics["turns/conversation"],
+        shown=tuple(_shown(judged, problems, n_shown)),
+    )
+
+
+def _shown(
+    judged: Sequence[tuple[Conversation, RewardParts]], problems: Sequence[Problem], n: int
+) -> Iterator[tuple[Problem, Conversation, RewardParts]]:
+    """Yield the first sample of the first ``n`` problems."""
+    problem_by_id = {problem.problem_id: problem for problem in problems[:n]}
+    for conversation, parts in judged:
+        if conversation.n == 0 and conversation.problem_id in problem_by_id:
+            yield problem_by_id[conversation.problem_id], conversation, parts

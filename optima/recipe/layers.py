@@ -1,0 +1,234 @@
+"""Recipes in layers: files and overrides merged from left to right, and where each key was set.
+
+A later layer wins key by key, and sections merge. A null in a layer that lies on another, or in an
+override, takes back what was set: the field has its default again, a section such as ``cold_start``
+is gone. Only the merged whole is validated, so a layer alone may lack method, task and model.
+
+What a layer holds for some methods or tasks only stands below ``for``, by names that are methods,
+tasks, settings, ``evidence`` or ``no_evidence`` (whether the task's rows carry gold evidence)::
+
+    for:
+      dpo, sft_dpo:
+        search: {n_problems: 100}
+      no_evidence:
+        conversation: {worked_example: true}
+
+It counts where one of the names applies to the merged recipe, over what the same file says outside
+of ``for`` and in the order of the file. Overrides have no ``for``: what is said there is meant.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from optima.errors import RecipeError, UsageError
+from optima.recipe.schema import METHOD_SECTIONS
+from optima.recipe.sections import section_above
+from optima.recipe.text import parse_yaml, read_tree
+from optima.tasks import TASKS, get_task
+from optima.types import Setting
+
+WHERE = "for"
+_EVIDENCE = {True: "evidence", False: "no_evidence"}
+WHOLE = ("method", "task", "model")  # what a file must hold to be a recipe by itself
+_OVERRIDE = re.compile(r"[a-z_][\w.]*=")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who set a key: a file, or an override."""
+
+    place: str
+    is_override: bool = False
+
+
+@dataclass(slots=True)
+class Layers:
+    """What layers come to: the merged mapping, and who set each of its keys last.
+
+    ``place`` stands for all files together, for what none of them says.
+    """
+
+    place: str
+    tree: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, Origin] = field(default_factory=dict)
+
+    def add(self, layer: Mapping[str, Any], origin: Origin, *, is_first: bool = False) -> None:
+        """Lay a mapping on what is there; the first one's nulls stay, for validation to judge."""
+        _merge(self, self.tree, layer, "", origin, keeps_nulls=is_first)
+
+    def add_override(self, override: str) -> None:
+        """Lay ``key.sub=value`` on what is there; RecipeError when it is no such text."""
+        key, value = _parse_override(override)
+        *sections, last = key.split(".")
+        node: Any = self.tree
+        for depth, section in enumerate(sections):
+            node = node.get(section)
+            if node is None:
+                break
+            if not isinstance(node, dict):
+                above = ".".join(sections[: depth + 1])
+                raise RecipeError(f"override {override}: {above} is a value, not a section")
+        layer = {last: value}
+        for section in reversed(sections):
+            layer = {section: layer}
+        origin = Origin(f"override {override}", is_override=True)
+        if isinstance(value, dict):  # a section given as a whole replaces what was there
+            _forget(self, key)
+            if isinstance(node, dict):
+                node.pop(last, None)
+        self.add(layer, origin)
+
+    def place_of(self, key: str) -> str:
+        """Return ``place: key`` with the place where the key, or what is below it, was set."""
+        origin = self._origin_of(key)
+        where = origin.place if origin else self.place
+        return f"{where}: {key}" if key else where
+
+    def place_of_check(self, message: str, section: str) -> str:
+        """Return the place of a check over several fields, ``key: what is wrong``.
+
+        An override of any field that the message names is that place; else it is where the key
+        stands, or, if it has its default, the last of the others.
+        """
+        prefix = f"{section}." if section else ""
+        key = prefix + message.partition(": ")[0]
+        named = [
+            origin
+            for name, origin in reversed(self.origins.items())
+            if name == key
+            or name.startswith(f"{key}.")
+            or re.search(rf"(?<![\w.]){re.escape(name.removeprefix(prefix))}=", message)
+        ]
+        overrides = [origin for origin in named if origin.is_override]
+        chosen = overrides or [found for found in [self._origin_of(key)] if found] or named
+        return f"{chosen[0].place}: {key}" if chosen else self.place_of(key)
+
+    def _origin_of(self, key: str) -> Origin | None:
+        below = None
+        for name, origin in reversed(self.origins.items()):
+            if key == name or key.startswith(f"{name}."):
+                return origin
+            if below is None and name.startswith(f"{key}."):
+                below = origin
+        return below
+
+
+def merge_layers(
+    paths: Path | Sequence[Path], overrides: Sequence[str] = (), *, task: str | None = None
+) -> Layers:
+    """Read recipe files and merge them, what holds ``for`` some methods and tasks resolved.
+
+    Overrides are not applied yet, but a method or task that they set decides, and so does ``task``.
+    Raises RecipeError for a file that cannot be read and for names after ``for`` that are none.
+    """
+    files = [paths] if isinstance(paths, Path) else list(paths)
+    trees = [read_tree(path) for path in files]
+    merged = Layers(" + ".join(map(str, files)))
+    given = dict(_parse_override(text) for text in overrides if _OVERRIDE.match(text))
+    applying = _applying(
+        *(
+            given.get(key) or next((tree[key] for tree in reversed(trees) if tree.get(key)), None)
+            for key in ("method", "task")
+        ),
+        task=task,
+    )
+    for index, (path, tree) in enumerate(zip(files, trees, strict=True)):
+        general = {key: value for key, value in tree.items() if key != WHERE}
+        merged.add(general, Origin(str(path)), is_first=index == 0)
+        for names, layer in _conditions(tree.get(WHERE), str(path)):
+            if applying.intersection(names):
+                merged.add(layer, Origin(f"{path}: {WHERE} {', '.join(names)}"))
+    return merged
+
+
+def is_layer(tree: Mapping[str, Any]) -> bool:
+    """Return whether a file is no recipe by itself, but lies on one."""
+    return any(tree.get(key) is None for key in WHOLE)
+
+
+def is_override(text: str) -> bool:
+    """Return whether a word of a command line is ``key=value`` and no file."""
+    return _OVERRIDE.match(text) is not None
+
+
+def _applying(method: Any, own_task: Any, *, task: str | None) -> frozenset[str]:
+    """Return the names after ``for`` that apply; a wrong method or task is for validation."""
+    names = {str(method)}
+    try:
+        found = get_task(str(task or own_task))
+    except UsageError:
+        return frozenset(names)
+    return frozenset({*names, found.name, found.setting, _EVIDENCE[found.has_evidence]})
+
+
+def _conditions(value: Any, place: str) -> list[tuple[list[str], dict[str, Any]]]:
+    """Return what stands below ``for``: names, and what holds for them; RecipeError for others."""
+    if value is None:
+        return []
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{place}: {WHERE}: must be a section, such as `for: {{dpo: ...}}`")
+    known = [*METHOD_SECTIONS, *TASKS, *get_args(Setting), *_EVIDENCE.values()]
+    found = []
+    for key, layer in value.items():
+        names = [name.strip() for name in str(key).split(",")]
+        for name in names:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+                raise RecipeError(f"{place}: {WHERE}: {name!r} is no method or task ({hint})")
+        where = f"{place}: {WHERE} {', '.join(names)}"
+        if not isinstance(layer, dict):
+            raise RecipeError(f"{where}: must be a section of keys, such as `iterations: 2`")
+        for banned in ("method", "task", WHERE):
+            if banned in layer:
+                raise RecipeError(f"{where}: {banned}: cannot stand here; move it out of {WHERE}")
+        found.append((names, layer))
+    return found
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, separator, text = override.partition("=")
+    if not separator or not key or not all(key.split(".")):
+        raise RecipeError(
+            f"override {override}: must be key=value or section.key=value, such as "
+            "train.learning_rate=1.0e-5"
+        )
+    return key, parse_yaml(text, f"override {override}") if text else ""
+
+
+def _merge(
+    merged: Layers, node: dict[str, Any], layer: Mapping[str, Any], above: str, origin: Origin, *,
+    keeps_nulls: bool,
+) -> None:  # fmt: skip
+    for name, value in layer.items():
+        key = f"{above}.{name}" if above else str(name)
+        if isinstance(value, Mapping) and value:
+            if not isinstance(node.get(name), dict):
+                _forget(merged, key)
+                node[name] = {}
+            _merge(merged, node[name], value, key, origin, keeps_nulls=keeps_nulls)
+            continue
+        if isinstance(value, Mapping) and isinstance(node.get(name), dict):
+            continue  # an empty section on one that is there
+        _forget(merged, key)
+        merged.origins[key] = origin
+        if value is None and not keeps_nulls and _has_default(key):
+            node.pop(name, None)
+        else:
+            node[name] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _forget(merged: Layers, key: str) -> None:
+    for name in [name for name in merged.origins if name == key or name.startswith(f"{key}.")]:
+        del merged.origins[name]
+
+
+def _has_default(key: str) -> bool:
+    keys = key.split(".")
+    section = section_above(keys)
+    known = section.model_fields.get(keys[-1]) if section else None
+    return known is not None and not known.is_required()
