@@ -24,7 +24,7 @@ from optima.conversation.rollouts import RoutedCompletion, hold_conversations
 from optima.conversation.tokens import ChatCodec
 from optima.pipelines.agreement import TaskAgreement
 from optima.processes.managed import ManagedProcess
-from optima.prompts.rendering import system_prompt
+from optima.prompts.rendering import PromptStyle, system_prompt
 from optima.recipe.schema import ConversationSection, DataSection, ServingSection
 from optima.serving.client import CompletionClient, Server
 from optima.serving.probe import is_healthy
@@ -43,6 +43,7 @@ def dialogues(model: Path, n: int) -> Iterator[Dialogue]:
     task = get_task("two_hop")
     codec = ChatCodec.load(str(model))
     agreement = TaskAgreement(task.metric, (), Judge())  # texts need none of its processes
+    style = PromptStyle(task.setting, task.answer_style, NAMES)
     section = DataSection(n_train=max(1, n // N_SAMPLES))
     problems = load_problems(task, section, "train", n_agents=2, seed=0).problems
     limits = ConversationSection()
@@ -53,13 +54,7 @@ def dialogues(model: Path, n: int) -> Iterator[Dialogue]:
                 Speaker(
                     agent=agent,
                     name=name,
-                    system_prompt=system_prompt(
-                        problem,
-                        setting=task.setting,
-                        answer_style=task.answer_style,
-                        names=NAMES,
-                        agent=agent,
-                    ),
+                    system_prompt=system_prompt(problem, style, agent=agent),
                     codec=codec,
                 )
                 for agent, name in enumerate(NAMES)

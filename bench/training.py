@@ -20,13 +20,12 @@ from optima.conversation.tokens import ChatCodec
 from optima.pipelines.talk import speakers_of
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import resolve_environment
+from optima.prompts.rendering import PromptStyle
 from optima.prompts.scripts import scripted_utterances
 from optima.recipe.schema import (
     DataSection,
     DpoSection,
     LoraSection,
-    ModelSection,
-    Recipe,
     ServingSection,
     TrainSection,
 )
@@ -47,7 +46,7 @@ WAYS = ("none", "ddp", "zero3", "fsdp")
 def make_rows(model: str, n: int) -> tuple[list[TrainingRow], list[PreferenceRow]]:
     """Return n SFT rows, and n preferences for a last utterance over another problem's."""
     codec, task = ChatCodec.load(model), get_task("two_hop")
-    recipe = Recipe(method="sft", task=task.name, model=ModelSection(path=model))
+    style = PromptStyle(task.setting, task.answer_style, NAMES)
     problems = load_problems(task, DataSection(n_train=n), "train", n_agents=2, seed=0).problems
     rows: list[TrainingRow] = []
     talks: list[tuple[Turn, ...]] = []
@@ -65,7 +64,7 @@ def make_rows(model: str, n: int) -> tuple[list[TrainingRow], list[PreferenceRow
             for i, text in enumerate(texts)
         )  # fmt: skip
         talks.append(turns)
-        speakers_N.append(speakers_of(recipe, task, codec, problem))
+        speakers_N.append(speakers_of(style, codec, problem))
         rows += conversation_rows(problem.problem_id, 0, turns, speakers_N[-1])
     preferences = []
     for problem, turns, other, speakers in zip(

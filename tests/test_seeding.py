@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from optima.prompts.rendering import system_prompt
+from optima.prompts.rendering import PromptStyle, system_prompt
 from optima.recipe.schema import DataSection
 from optima.seeding import SEED_BITS, derive_seed, digest, rng
 from optima.tasks import TASKS
@@ -20,7 +20,7 @@ ROWS = [
     json.dumps({"question": f"What is {k} and 1?", "answer": f"{k}+1={k + 1}\n#### {k + 1}"})
     for k in range(40)
 ]
-PLAN = "210aa18ee6a7d2c0"
+PLAN = "9d940495f518747b"
 
 
 def plan_of_a_run(folder: Path, seed: int) -> str:
@@ -39,11 +39,12 @@ def plan_of_a_run(folder: Path, seed: int) -> str:
             parts += [str(is_held_out(problem.problem_id, seed=seed, share=0.3))]
             parts += [
                 system_prompt(
-                    problem, setting=task.setting, answer_style=task.answer_style,
-                    names=("Alice", "Bob"), agent=agent, worked_example=True,
+                    problem,
+                    PromptStyle(task.setting, task.answer_style, ("Alice", "Bob"), True),
+                    agent=agent,
                 )
                 for agent in (0, 1)
-            ]  # fmt: skip
+            ]
     return digest(*parts)
 
 

@@ -83,6 +83,18 @@ def test_three_agents_under_alternation_merge_what_partners_said() -> None:
     assert own == (1,)
 
 
+def test_cue_ends_what_a_speaker_hears_and_stands_in_no_own_message() -> None:
+    bob = Speaker(1, "Bob", "PROMPT", codec("alternating"), cue="(Check it.)")
+    assert text_of(bob.prompt_ids(TALK)) == (
+        "<bos><start_of_turn>user\nPROMPT\n\nAlice: Hello.\n\n(Check it.)<end_of_turn>\n"
+        "<start_of_turn>model\nBob: Hi.<end_of_turn>\n"
+        "<start_of_turn>user\nAlice: Bye.\n\n(Check it.)<end_of_turn>\n"
+        "<start_of_turn>model\nBob:"
+    )
+    (row,) = bob.rows(TALK)
+    assert row.input_ids[: len(bob.prompt_ids(TALK[:1]))] == bob.prompt_ids(TALK[:1])
+
+
 def test_assistant_header_is_what_stands_before_the_content() -> None:
     assert template("chatml").assistant_header() == "<|im_start|>assistant\n"
     assert template("alternating").assistant_header().endswith("<start_of_turn>model\n")

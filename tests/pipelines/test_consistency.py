@@ -62,7 +62,7 @@ def test_a_sound_answer_is_not_blamed_for_those_it_met() -> None:
 
 def test_a_vote_costs_what_its_samples_cost_and_is_answered_when_one_of_them_is() -> None:
     zero = Estimate(0.0, 0.0, 0.0)
-    summary = Summary(2, 4, zero, zero, 0.0, 0.0, 1.0, 0.25, 0.0, 60, {}, {})
+    summary = Summary(2, 4, zero, zero, 0.0, 0.0, 1.0, 0.25, 0.0, 15.0, 60, {}, {})
     samples = {
         "a": [Sample(None, 0.0, 10), Sample(0, 1.0, 20)],
         "b": [Sample(None, 0.0, 10), Sample(None, 0.0, 20)],

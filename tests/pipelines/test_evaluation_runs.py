@@ -58,7 +58,7 @@ def test_baselines_are_one_table_of_the_same_problems(finished: Path, tmp_path: 
     assert not any(record["format_id"] for record in held["mad"])
     results = json.loads((output / "results.json").read_text())
     vote = next(m for m in results["models"] if m["label"] == "sc")["summary"]
-    tokens = [sum(turn["n_tokens"] for turn in record["turns"]) for record in held["sc"]]
+    tokens = [sum(turn["n_spoken"] for turn in record["turns"]) for record in held["sc"]]
     assert sum(vote["tokens_by_problem"].values()) == sum(tokens)
     assert "evaluated: tokens" in table
     # A comparison says of the vote what the table says, not the mean of its samples.

@@ -67,8 +67,14 @@ def test_models_of_a_run_are_evaluated_in_the_order_of_training(
         mean = sum(summary["score_by_problem"].values()) / 5
         assert summary["score"]["mean"] == pytest.approx(mean)
         held = (output / model["label"] / "talk/conversations.jsonl").read_text().splitlines()
-        tokens = [sum(t["n_spoken"] for t in json.loads(line)["turns"]) for line in held]
-        assert summary["n_tokens"] == sum(tokens)
+        turns = [json.loads(line)["turns"] for line in held]
+        spoken, generated = (
+            [sum(turn[key] for turn in of_one) for of_one in turns]
+            for key in ("n_spoken", "n_tokens")
+        )
+        assert summary["tokens"]["mean"] == pytest.approx(sum(spoken) / 5)
+        assert summary["generated"] == pytest.approx(sum(generated) / 5)
+        assert summary["n_generated"] == sum(generated)
     assert (output / "table.md").read_text().startswith("| model | score |")
     assert len((output / "table.csv").read_text().splitlines()) == 5
     costs = (output / "costs.csv").read_text().splitlines()

@@ -6,7 +6,10 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from optima.prompts.rendering import TEMPLATE_DIR, system_prompt
+from optima.errors import UsageError
+from optima.prompts.rendering import TEMPLATE_DIR, PromptStyle, cue, system_prompt
+from optima.recipe.loading import load_recipe
+from optima.tasks import get_task
 from optima.tasks.loading import told_to_one
 from optima.types import AnswerStyle, Problem, Setting
 
@@ -15,7 +18,8 @@ ALONE = ("Solver",)
 PAIR = ("Alice", "Bob")
 TRIO = ("Alice", "Bob", "Carol")
 FORMAT = "Write one line of key=value pairs."
-N_WORDS_MAX = 90
+N_WORDS_MAX = 100
+QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "sft" / "quickstart.yaml"
 
 EXCHANGE = Problem(
     problem_id="exchange-1",
@@ -39,6 +43,7 @@ CHOICE = Problem(
     task="arc",
     question="Which of these melts first in the sun?\nA. iron\nB. ice cream\nC. granite\nD. glass",
     golds=("B",),
+    choices=("iron", "ice cream", "granite", "glass"),
 )
 CASES: dict[str, tuple[Problem, Setting, AnswerStyle, tuple[str, ...]]] = {
     "exchange": (EXCHANGE, "information_exchange", "tag", PAIR),
@@ -58,15 +63,8 @@ def render(
     case: str, agent: int, format_text: str | None = None, worked_example: bool = False
 ) -> str:
     problem, setting, answer_style, names = CASES[case]
-    return system_prompt(
-        problem,
-        setting=setting,
-        answer_style=answer_style,
-        names=names,
-        agent=agent,
-        format_text=format_text,
-        worked_example=worked_example,
-    )
+    style = PromptStyle(setting, answer_style, names, worked_example)
+    return system_prompt(problem, style, agent=agent, format_text=format_text)
 
 
 SPEAKERS = [(case, agent) for case, parts in CASES.items() for agent in range(len(parts[3]))]
@@ -94,12 +92,54 @@ def test_prompt_says_who_speaks_what_is_asked_and_how_to_mark(case: str, agent: 
     problem, _, answer_style, names = CASES[case]
     prompt = render(case, agent)
     assert prompt.startswith(f"You are {names[agent]}.")
-    assert f'"{names[agent]}:"' in prompt
     assert problem.question in prompt
     assert all(name in prompt for name in names)
-    assert ("<A>" if answer_style == "tag" else "\\boxed{") in prompt
-    assert ("letter" in prompt) == (problem.task == "arc")
+    # Small models copy what stands between the marks, so nothing does.
+    assert ("<A> and </A>" if answer_style == "tag" else "\\boxed{ and }") in prompt
+    is_critic = CASES[case][1] == "debate" and len(names) == 2 and agent == 1
+    assert ("the text of the right choice" in prompt) == (bool(problem.choices) and not is_critic)
     assert prompt == prompt.strip()
+
+
+def test_choices_may_be_marked_by_their_letters() -> None:
+    style = PromptStyle("debate", "tag", PAIR, choice_answer="letter")
+    assert "letter" in system_prompt(CHOICE, style, agent=0)
+    assert "letter" not in system_prompt(CHOICE, PromptStyle("debate", "tag", PAIR), agent=0)
+    sums = PromptStyle("debate", "boxed", PAIR, choice_answer="letter")
+    assert "letter" not in system_prompt(SUM, sums, agent=0)
+
+
+def test_own_templates_replace_the_built_in_ones_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "solver.txt").write_text("{{ name }}, solve: {{ question }}")
+    (tmp_path / "cue.txt").write_text("\n{% if is_critic %}Check, {{ name }}.{% endif %}\n")
+    own = PromptStyle("debate", "boxed", PAIR, directory=tmp_path)
+    built_in = PromptStyle("debate", "boxed", PAIR)
+    assert system_prompt(SUM, own, agent=0) == f"Alice, solve: {SUM.question}"
+    assert system_prompt(SUM, own, agent=1) == system_prompt(SUM, built_in, agent=1)
+    assert [cue(SUM, own, agent=agent) for agent in (0, 1)] == ["", "Check, Bob."]
+    assert [cue(SUM, built_in, agent=agent) for agent in (0, 1)] == ["", ""]
+    assert own.texts() != built_in.texts()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        (None, "", "holds none of .*solver.txt"),
+        ("solvr.txt", "x", "solvr.txt: is no template; there are .*solver.txt"),
+        ("solver.txt", "{% if %}", "solver.txt: does not parse"),
+    ],
+)
+def test_own_templates_that_cannot_be_used_are_refused(
+    name: str | None, text: str, reason: str, tmp_path: Path
+) -> None:
+    if name is not None:
+        (tmp_path / name).write_text(text)
+    recipe = load_recipe(QUICKSTART, [f"conversation.prompts={tmp_path}"])
+    with pytest.raises(UsageError, match=f"conversation.prompts: .*{reason}"):
+        PromptStyle.of(recipe, get_task(recipe.task))
+    missing = load_recipe(QUICKSTART, [f"conversation.prompts={tmp_path}/none"])
+    with pytest.raises(UsageError, match="is no directory"):
+        PromptStyle.of(missing, get_task(recipe.task))
 
 
 @pytest.mark.parametrize(("case", "agent"), SPEAKERS)
@@ -130,9 +170,7 @@ def test_braces_in_problems_and_formats_are_not_read_as_template() -> None:
     text = "Find {{ name }} in $\\frac{1}{2}$ {% if x %} & <b>"
     prompt = system_prompt(
         SUM.model_copy(update={"question": text}),
-        setting="debate",
-        answer_style="boxed",
-        names=PAIR,
+        PromptStyle("debate", "boxed", PAIR),
         agent=0,
         format_text='{"k": {{ v }}}',
     )
@@ -143,5 +181,9 @@ def test_braces_in_problems_and_formats_are_not_read_as_template() -> None:
 def test_a_template_that_lacks_a_value_fails() -> None:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
     for path in sorted(TEMPLATE_DIR.glob("*.txt")):
+        text = path.read_text(encoding="utf-8")
+        if path.stem == "cue":  # says nothing, so that a recipe's own may take its place
+            assert text.strip() == ""
+            continue
         with pytest.raises(jinja2.UndefinedError):
-            environment.from_string(path.read_text(encoding="utf-8")).render()
+            environment.from_string(text).render()

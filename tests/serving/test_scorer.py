@@ -132,7 +132,9 @@ def test_requests_are_bounded_in_characters_and_items() -> None:
 
 def test_command_names_the_model_and_the_batch() -> None:
     env = Environment(prefix=Path("/e"), python=Path("/e/bin/python"))
-    argv = scorer_argv(ModelRef(path="/models/m"), recipe=_recipe(), env=env, devices=Devices("cuda", (0,)))
+    argv = scorer_argv(
+        ModelRef(path="/models/m"), recipe=_recipe(), env=env, devices=Devices("cuda", (0,))
+    )
     assert argv == (
         *("/e/bin/python", "-m", "optima.training.score", "--model", "/models/m"),
         *("--device", "cuda", "--batch-tokens", "16384"),
