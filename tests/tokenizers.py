@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
@@ -63,6 +63,41 @@ def tiny_tokenizer() -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     tokenizer.train_from_iterator([_CORPUS] * 2 + list(MERGED) * 40, trainer)
+    tokenizer.add_special_tokens(list(SPECIALS))
+    return tokenizer
+
+
+def sentence_tokenizer(*, is_legacy: bool) -> Tokenizer:
+    """Return a tokenizer as Llama-2's or Mistral's: a text begins with a space of its own.
+
+    The legacy form puts one at the beginning of every text, the other where there is none yet;
+    both leave it out again of what they decode.
+    """
+    tokenizer = Tokenizer(BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    if is_legacy:
+        marks = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        tokenizer.normalizer = normalizers.Sequence(marks)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    trainer = BpeTrainer(
+        vocab_size=VOCABULARY,
+        min_frequency=1,
+        show_progress=False,
+        special_tokens=["<unk>", *(f"<0x{value:02X}>" for value in range(256))],
+    )
+    tokenizer.train_from_iterator([_CORPUS.replace("\n", " ")] * 2, trainer)
+    tree = json.loads(tokenizer.to_str())
+    tree["added_tokens"] = []  # the bytes are tokens as all others
+    tokenizer = Tokenizer.from_str(json.dumps(tree))
     tokenizer.add_special_tokens(list(SPECIALS))
     return tokenizer
 

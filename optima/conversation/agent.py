@@ -75,7 +75,7 @@ class Speaker:
 
     def _said(self, turn: Turn) -> Ids:
         sampled = turn.token_ids
-        return self.codec.encoder.encode_once(turn.text) if sampled is None else sampled
+        return self.codec.encoder.encode_said(turn.text) if sampled is None else sampled
 
     def _heard(self, heard: Sequence[str]) -> str:
         """Return the user message of what was heard since this speaker spoke."""

@@ -21,6 +21,7 @@ from optima.errors import ModelError
 from optima.types import Message
 
 HOLE = "\ue0a0optima\ue0a1"  # stands for what a model said while the template renders around it
+ANCHORS = ("\n", ":")  # texts that what follows them rarely merges with
 N_CACHED_PIECES = 8192  # system prompts of the problems under way, mostly
 
 Ids = tuple[int, ...]
@@ -41,6 +42,10 @@ class Encoder:
             | {index for index in named if index is not None}
         )
         self._cached = lru_cache(maxsize=N_CACHED_PIECES)(self.encode_once)
+        self._anchor = self.encode_once(ANCHORS[0])
+        self._anchor_text = self._text(self._anchor)
+        # SentencePiece's tokenizers begin every text with a space that is not in it.
+        self._adds_space = self.token(self.encode_once("a")[0]).startswith("\u2581")
 
     @classmethod
     def load(
@@ -65,12 +70,23 @@ class Encoder:
         return str(self._tokenizer.id_to_token(index))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, special tokens left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        """Return the text of ids that go on from others, special tokens left out."""
+        return self._text((*self._anchor, *ids))[len(self._anchor_text) :]
 
     def encode_once(self, text: str) -> Ids:
-        """Return the ids of a piece that will not come again, such as an utterance."""
+        """Return the ids of a piece that will not come again."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_said(self, text: str) -> Ids:
+        """Return the ids of an utterance, which goes on from the text before it."""
+        for anchor in ANCHORS if self._adds_space else ():
+            head, whole = self.encode(anchor), self.encode_once(anchor + text)
+            if whole[: len(head)] == head:
+                return whole[len(head) :]
+        return self.encode_once(text)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +165,7 @@ class ChatCodec:
         The utterance ends with its end of turn.
         """
         prompt, tail = self._pieces([*messages, _hole()])
-        said = self.encoder.encode_once(utterance.content)
+        said = self.encoder.encode_said(utterance.content)
         return self.encoder.encode(prompt), said + self._end_ids(tail)
 
     def ended(self, messages: Sequence[Message], said: Ids, label: str) -> Ids:

@@ -7,14 +7,23 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, normalizers
 
 from optima.conversation.agent import Speaker, prove_talk
+from optima.conversation.dialogue import sampled_ids
 from optima.conversation.template import ChatTemplate
 from optima.conversation.tokens import ChatCodec, Encoder
 from optima.errors import ModelError
 from optima.search.pairs import preference_row
 from optima.types import Message, PreferencePair
-from tests.talks import NAMES, ids_of, speakers, turn
+from tests.talks import NAMES, Reply, ids_of, speakers, turn
 from tests.templates import CHATML, FAMILIES
-from tests.tokenizers import codec, codec_of, encoder, text_of, tiny_tokenizer, write_tokenizer
+from tests.tokenizers import (
+    codec,
+    codec_of,
+    encoder,
+    sentence_tokenizer,
+    text_of,
+    tiny_tokenizer,
+    write_tokenizer,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 ENDS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "alternating": "<end_of_turn>"}
@@ -213,6 +222,30 @@ def test_messages_from_elsewhere_are_tokenised_with_the_reply_apart() -> None:
     prompt, said = codec("chatml").continuation(messages, reply)
     assert text_of(prompt) == "<|im_start|>user\nWhere is it?<|im_end|>\n<|im_start|>assistant\n"
     assert said == ids_of("<A>Riga</A>", "<|im_end|>")
+
+
+@pytest.mark.parametrize("is_legacy", [False, True])
+@pytest.mark.parametrize("text", [" Hello. lamp", "<A>Riga</A>", "(to Bob) Zoë 🙂", "\nwell"])
+def test_tokenizer_that_begins_texts_with_a_space_puts_none_before_an_utterance(
+    text: str, is_legacy: bool
+) -> None:
+    # As Llama-2's and Mistral's. Their ids were taken for another text, and tokenised anew with a
+    # space too many.
+    tokenizer = sentence_tokenizer(is_legacy=is_legacy)
+    made = ChatCodec.of(ChatTemplate(CHATML, {}), Encoder(tokenizer))
+    alice = Speaker(0, "Alice", "You are Alice.", made)
+    before = made.encoder.encode_once("Alice:\n")  # a line break is a token that never merges
+    whole = made.encoder.encode_once(f"Alice:\n{text}")
+    assert whole[: len(before)] == before
+    said = whole[len(before) :]
+    assert made.encoder.decode(said) == text
+    completion = Reply(text, token_ids=(*said, made.end_token))
+    assert sampled_ids(completion, text, made.encoder) == said
+    for known in (said, None):  # also where an utterance is known as text alone
+        (row,) = alice.rows([turn(0, text, ids=known)])
+        trained = [row.input_ids[start:stop] for start, stop in row.trained]
+        assert trained == [(*said, made.end_token)]
+    prove_talk(made, NAMES)
 
 
 def test_codec_is_read_from_the_files_of_a_model(tmp_path: Path) -> None:
