@@ -115,7 +115,9 @@ class Dialogue:
             return False
         if last.answer is not None:
             return await self.agreement.is_same(last.answer, before)
-        return turns[-2].answer is not None and self.agreement.is_restated(last.text, before)
+        if not self.limits.assent_ends or turns[-2].answer is None:
+            return False
+        return self.agreement.is_restated(last.text, before)
 
     def record(
         self, turns: Sequence[Turn], stop: StopReason, error: str | None = None

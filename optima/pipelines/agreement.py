@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from optima.tasks.comparison import same_answer
 from optima.tasks.judging import Judge, JudgeError
-from optima.tasks.restatement import restates
+from optima.tasks.restatement import assents, restates
 from optima.types import Metric
 
 logger = logging.getLogger(__name__)
@@ -37,4 +37,4 @@ class TaskAgreement:
 
     def is_restated(self, text: str, answer: str) -> bool:
         """Tell whether an utterance without a mark says nothing but that ``answer`` is right."""
-        return restates(text, answer, metric=self.metric, choices=self.choices)
+        return assents(text) or restates(text, answer, metric=self.metric, choices=self.choices)

@@ -78,9 +78,12 @@ def system_prompt(
 
 def cue(problem: Problem, style: PromptStyle, *, agent: int) -> str:
     """Return what follows each message of partners to ``style.names[agent]``; mostly nothing."""
-    kind = _kind(style, agent)
+    if len(style.names) == 1:
+        return ""  # nobody is heard, and thinking step by step is not brief
     text: str = _template("cue", style.directory).render(
-        **_words(problem, style, agent), is_critic=kind == "critic", is_alone=kind == "alone"
+        **_words(problem, style, agent),
+        setting=style.setting,
+        is_critic=_kind(style, agent) == "critic",
     )
     return text.strip()
 

@@ -109,6 +109,9 @@ class ConversationSection(Section):
     """Turns after which a conversation ends unanswered."""
     max_turn_tokens: int = Field(default=2000, ge=1)
     """New tokens per turn."""
+    assent_ends: bool = True
+    """Whether a partner agrees by saying, right after a marked answer, nothing but that it is right
+    or that answer without the mark; false asks for the mark twice, as the paper does."""
     worked_example: bool = False
     """Put one worked example in every prompt; a help for small models, not in the paper."""
     choice_answer: ChoiceAnswer = "text"

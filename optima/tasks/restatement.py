@@ -43,6 +43,26 @@ _PAUSE_AT_START = re.compile(r"^(?:[,.;:!]+(?=\s|$)|\s+)+")  # not the point of 
 _PAUSE_AT_END = re.compile(r"[\s,.;:!]+$")
 
 
+_BARE_ASSENT = re.compile(
+    r"(?:(?:right|correct|agreed|exactly|confirmed|"
+    r"i (?:also |fully |completely )?agree(?: with (?:you|that|this|your answer|your solution))?|"
+    r"(?:that|this|it) (?:is|looks) (?:right|correct)|(?:that|it)'s (?:right|correct)|"
+    r"(?:you are|you're|your (?:answer|solution|result) is) (?:right|correct)|"
+    r"(?:all )?(?:the )?steps are (?:right|correct))[\s,.;:!]*)+",
+    re.IGNORECASE,
+)
+
+
+def assents(text: str) -> bool:
+    """Tell whether ``text`` is "Right.", "I agree, that is correct." or the like, and nothing else.
+
+    After a marked answer it agrees with it. "Yes" is none, as it may be an answer itself, and "OK"
+    and "Great!" say only that something was heard.
+    """
+    plain = " ".join(text.replace("\u2019", "'").replace("**", "").split())
+    return len(plain) <= MAX_CHARACTERS and _BARE_ASSENT.fullmatch(plain) is not None
+
+
 def restates(text: str, answer: str, *, metric: Metric, choices: Sequence[str] = ()) -> bool:
     """Tell whether ``text`` says that the answer is ``answer``, and nothing else.
 

@@ -48,6 +48,7 @@ def trainer_arguments(
         "use_cpu": job.device == "cpu",
         "logging_steps": train.logging_steps,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would write 0 for a loss that is no number
         "eval_on_start": has_eval,
         "eval_strategy": "no",
         "save_strategy": "epoch" if train.save_steps is None else "steps",

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optima.tasks.restatement import restates
+from optima.tasks.restatement import assents, restates
 from optima.types import Metric
 
 METALS = ("wood", "iron", "water", "air")
@@ -110,3 +110,21 @@ def test_no_negation_question_or_other_number_is_ever_passed_over(text: str) -> 
     if restates(text, "18", metric="exact_match"):
         assert text.split().count("18") == 1
         assert not {"no", "not", "?", "20", "Paris", "or"} & set(text.split())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Right.", " right", "Correct!", "I agree.", "Agreed, that is correct.", "You\u2019re right.",
+     "**Right**", "I agree with your answer. All steps are correct.", "Exactly."],
+)  # fmt: skip
+def test_bare_assent_is_told_from_everything_else(text: str) -> None:
+    assert assents(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Yes.", "OK.", "Great!", "Right?", "Not right.", "Right, but 7 is wrong.", "Wrong.",
+     "That is not correct.", "I agree that it is 18.", "Right. What else?", "Is it right", "I do not agree."],
+)  # fmt: skip
+def test_whatever_else_is_said_is_no_bare_assent(text: str) -> None:
+    assert not assents(text)
