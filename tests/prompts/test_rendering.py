@@ -7,7 +7,7 @@ import jinja2
 import pytest
 
 from optima.errors import UsageError
-from optima.prompts.rendering import TEMPLATE_DIR, PromptStyle, cue, system_prompt
+from optima.prompts.rendering import MARKS, TEMPLATE_DIR, PromptStyle, cue, system_prompt
 from optima.recipe.loading import load_recipe
 from optima.tasks import get_task
 from optima.tasks.loading import told_to_one
@@ -18,7 +18,7 @@ ALONE = ("Solver",)
 PAIR = ("Alice", "Bob")
 TRIO = ("Alice", "Bob", "Carol")
 FORMAT = "Write one line of key=value pairs."
-N_WORDS_MAX = 100
+N_WORDS_MAX = 120
 QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "sft" / "quickstart.yaml"
 
 EXCHANGE = Problem(
@@ -94,19 +94,19 @@ def test_prompt_says_who_speaks_what_is_asked_and_how_to_mark(case: str, agent: 
     assert prompt.startswith(f"You are {names[agent]}.")
     assert problem.question in prompt
     assert all(name in prompt for name in names)
-    # Small models copy what stands between the marks, so nothing does.
-    assert ("<A> and </A>" if answer_style == "tag" else "\\boxed{ and }") in prompt
-    is_critic = CASES[case][1] == "debate" and len(names) == 2 and agent == 1
-    assert ("the text of the right choice" in prompt) == (bool(problem.choices) and not is_critic)
+    assert all(mark in prompt for mark in MARKS[answer_style])
+    assert "the letter of" not in prompt
     assert prompt == prompt.strip()
 
 
 def test_choices_may_be_marked_by_their_letters() -> None:
     style = PromptStyle("debate", "tag", PAIR, choice_answer="letter")
-    assert "letter" in system_prompt(CHOICE, style, agent=0)
-    assert "letter" not in system_prompt(CHOICE, PromptStyle("debate", "tag", PAIR), agent=0)
+    assert "the letter of the right choice" in system_prompt(CHOICE, style, agent=0)
+    by_text = system_prompt(CHOICE, PromptStyle("debate", "tag", PAIR), agent=0)
+    assert "the right choice in its own words" in by_text
+    assert "the letter" not in by_text
     sums = PromptStyle("debate", "boxed", PAIR, choice_answer="letter")
-    assert "letter" not in system_prompt(SUM, sums, agent=0)
+    assert "the letter" not in system_prompt(SUM, sums, agent=0)
 
 
 def test_own_templates_replace_the_built_in_ones_of_their_names(tmp_path: Path) -> None:
@@ -117,8 +117,18 @@ def test_own_templates_replace_the_built_in_ones_of_their_names(tmp_path: Path) 
     assert system_prompt(SUM, own, agent=0) == f"Alice, solve: {SUM.question}"
     assert system_prompt(SUM, own, agent=1) == system_prompt(SUM, built_in, agent=1)
     assert [cue(SUM, own, agent=agent) for agent in (0, 1)] == ["", "Check, Bob."]
-    assert [cue(SUM, built_in, agent=agent) for agent in (0, 1)] == ["", ""]
     assert own.texts() != built_in.texts()
+
+
+@pytest.mark.parametrize(("case", "agent"), SPEAKERS)
+def test_cue_reminds_of_the_marks_in_exchanges_and_multiple_choice(case: str, agent: int) -> None:
+    problem, setting, answer_style, names = CASES[case]
+    text = cue(problem, PromptStyle(setting, answer_style, names), agent=agent)
+    if names == ALONE or problem is SUM:
+        assert text == ""
+    else:
+        assert text.startswith(f"({names[agent]}, ")
+        assert "between <A> and </A>" in text
 
 
 @pytest.mark.parametrize(
@@ -181,9 +191,5 @@ def test_braces_in_problems_and_formats_are_not_read_as_template() -> None:
 def test_a_template_that_lacks_a_value_fails() -> None:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
     for path in sorted(TEMPLATE_DIR.glob("*.txt")):
-        text = path.read_text(encoding="utf-8")
-        if path.stem == "cue":  # says nothing, so that a recipe's own may take its place
-            assert text.strip() == ""
-            continue
         with pytest.raises(jinja2.UndefinedError):
-            environment.from_string(text).render()
+            environment.from_string(path.read_text(encoding="utf-8")).render()
