@@ -67,8 +67,8 @@ def _check(result: TrainResult, tmp_path: Path) -> None:
     assert result.eval_loss_before is not None
     assert result.eval_loss < 0.7 * result.eval_loss_before
     rows = read_lines(str(tmp_path / "rows.jsonl"), TrainingRow)
-    assert result.n_tokens == sum(len(row.input_ids) for row in rows)
-    assert result.n_loss_tokens == sum(b - a for row in rows for a, b in row.trained)
+    assert result.n_tokens == 2 * sum(len(row.input_ids) for row in rows)  # of both epochs
+    assert result.n_loss_tokens == 2 * sum(b - a for row in rows for a, b in row.trained)
     assert 0 < result.n_loss_tokens < result.n_tokens
     assert not (out / CHECKPOINTS_DIR).exists()
     progress = json.loads((out / "progress.json").read_text())
