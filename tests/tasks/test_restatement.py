@@ -124,7 +124,8 @@ def test_bare_assent_is_told_from_everything_else(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "Yes.", "OK.", "Great!", "Right?", "Not right.", "Right, but 7 is wrong.", "Wrong.",
-     "That is not correct.", "I agree that it is 18.", "Right. What else?", "Is it right", "I do not agree."],
+     "That is not correct.", "I agree that it is 18.", "Right. What else?", "Is it right",
+     "I do not agree."],
 )  # fmt: skip
 def test_whatever_else_is_said_is_no_bare_assent(text: str) -> None:
     assert not assents(text)
