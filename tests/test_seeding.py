@@ -20,7 +20,7 @@ ROWS = [
     json.dumps({"question": f"What is {k} and 1?", "answer": f"{k}+1={k + 1}\n#### {k + 1}"})
     for k in range(40)
 ]
-PLAN = "9d940495f518747b"
+PLAN = "8d8115340e69d77a"
 
 
 def plan_of_a_run(folder: Path, seed: int) -> str:

@@ -81,7 +81,8 @@ def _alone(context: RunContext, ballot: Votes | None = None) -> RunContext:
             update={"n_samples": ballot.n, "temperature": ballot.temperature}
         )
         recipe = recipe.model_copy(update={"evaluation": section})
-    return replace(context, recipe=recipe)
+    style = replace(context.style, names=ALONE.names)
+    return replace(context, recipe=recipe, style=style)
 
 
 def _voted(

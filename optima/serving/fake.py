@@ -201,7 +201,8 @@ def compose(prompt: str, seed: int) -> str:
     style = "boxed" if "\\boxed" in prompt else "tag"
     first_end = _END_OF_MESSAGE.search(prompt)  # before it stand the instructions
     said = prompt[first_end.end() :] if first_end else ""
-    marked = _MARKED[style].findall(said)
+    # A cue that names the marks, "between <A> and </A>", marks no answer.
+    marked = [answer for answer in _MARKED[style].findall(said) if answer != " and "]
     start = draws[0] % len(_FILLERS)
     words = [_FILLERS[(start + i) % len(_FILLERS)] for i in range(draws[1] % 16)]
     if marked and draws[2] < _P_AGREE * 256:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -78,6 +79,7 @@ def test_talk_goes_on_when_the_second_answer_is_another(
     ("metric", "first", "restated", "choices"),
     [
         ("f1", " <A>Paris</A>", " Yes, the answer is Paris.", ()),
+        ("f1", " <A>Paris</A>", " I agree, that is correct.", ()),
         ("math", r" \boxed{18}", " I agree, it is 18.", ()),
         ("exact_match", " <A>B</A>", " The answer is dark blue.", COLOURS),
     ],
@@ -91,11 +93,21 @@ def test_partner_who_says_nothing_but_the_answer_again_agrees(
     assert held.turns[1].answer is None
 
 
+def test_paper_rule_asks_for_the_mark_twice() -> None:
+    with Judge(n_workers=1) as judge:
+        plain = dialogue("f1", judge)
+        limits = plain.limits.model_copy(update={"assent_ends": False})
+        paper = replace(plain, limits=limits)
+        held = asyncio.run(converse(paper, (" <A>Paris</A>", " Right.", " <A>Paris</A>")))
+    assert (held.stop_reason, len(held.turns)) == ("agreement", 3)
+
+
 @pytest.mark.parametrize(
     "texts",
     [
         (" <A>Paris</A>", " Paris?"),
-        (" <A>Paris</A>", " I agree."),
+        (" <A>Paris</A>", " OK."),
+        (" <A>Paris</A>", " Let me see.", " I agree."),
         (" <A>Paris</A>", " It is Paris, and not Rome."),
         (" <A>Paris</A>", " Let me see.", " The answer is Paris."),  # not right after the mark
         (" The answer is Paris.", " The answer is Paris."),  # never marked

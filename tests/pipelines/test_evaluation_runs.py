@@ -212,7 +212,8 @@ def test_runs_are_compared_problem_by_problem(finished: Path) -> None:
         (("baselines", "--model", "x/y", "--task", "arc", "--methods", "trained"), "needs --run"),
         (("baselines", "--run", "nowhere", "--output", "o"), "--run nowhere: is no training run"),
         (("status", "nowhere"), "is no run directory"),
-        (("ablate", "--config", "nowhere.yaml", "--run-dir", "d"), "nowhere.yaml: cannot be read"),
+        (("ablate", "--config", "nowhere.yaml", "--run-dir", "d"),
+         "nowhere.yaml: there is no such file"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line_and_status_2(

@@ -117,10 +117,12 @@ def test_what_partners_say_is_followed_by_a_cue_where_that_was_measured_to_help(
 
 def test_choices_may_be_marked_by_their_letters() -> None:
     style = PromptStyle("debate", "tag", PAIR, choice_answer="letter")
-    assert "letter" in system_prompt(CHOICE, style, agent=0)
-    assert "letter" not in system_prompt(CHOICE, PromptStyle("debate", "tag", PAIR), agent=0)
+    assert "the letter of the right choice" in system_prompt(CHOICE, style, agent=0)
+    by_text = system_prompt(CHOICE, PromptStyle("debate", "tag", PAIR), agent=0)
+    assert "the right choice in its own words" in by_text
+    assert "the letter" not in by_text
     sums = PromptStyle("debate", "boxed", PAIR, choice_answer="letter")
-    assert "letter" not in system_prompt(SUM, sums, agent=0)
+    assert "the letter" not in system_prompt(SUM, sums, agent=0)
 
 
 def test_own_templates_replace_the_built_in_ones_of_their_names(tmp_path: Path) -> None:
@@ -131,8 +133,18 @@ def test_own_templates_replace_the_built_in_ones_of_their_names(tmp_path: Path) 
     assert system_prompt(SUM, own, agent=0) == f"Alice, solve: {SUM.question}"
     assert system_prompt(SUM, own, agent=1) == system_prompt(SUM, built_in, agent=1)
     assert [cue(SUM, own, agent=agent) for agent in (0, 1)] == ["", "Check, Bob."]
-    assert [cue(SUM, built_in, agent=agent) for agent in (0, 1)] == ["", ""]
     assert own.texts() != built_in.texts()
+
+
+@pytest.mark.parametrize(("case", "agent"), SPEAKERS)
+def test_cue_reminds_of_the_marks_in_exchanges_and_multiple_choice(case: str, agent: int) -> None:
+    problem, setting, answer_style, names = CASES[case]
+    text = cue(problem, PromptStyle(setting, answer_style, names), agent=agent)
+    if names == ALONE or problem is SUM:
+        assert text == ""
+    else:
+        assert text.startswith(f"({names[agent]}, ")
+        assert "between <A> and </A>" in text
 
 
 @pytest.mark.parametrize(
@@ -195,6 +207,5 @@ def test_braces_in_problems_and_formats_are_not_read_as_template() -> None:
 def test_a_template_that_lacks_a_value_fails() -> None:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True)
     for path in sorted(TEMPLATE_DIR.glob("*.txt")):
-        text = path.read_text(encoding="utf-8")
         with pytest.raises(jinja2.UndefinedError):
-            environment.from_string(text).render()
+            environment.from_string(path.read_text(encoding="utf-8")).render()

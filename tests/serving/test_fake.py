@@ -33,6 +33,13 @@ def test_marked_answer_is_mostly_agreed_with() -> None:
     assert 150 < answers.count("Bern") < 200
 
 
+def test_cue_that_names_the_marks_is_no_answer_to_agree_with() -> None:
+    cue = "<|im_start|>user\n(Alice, your answer goes between <A> and </A>.)<|im_end|>\n"
+    prompt = PROMPT.replace("<|im_start|>assistant", cue + "<|im_start|>assistant")
+    answers = {last_marked_answer(compose(prompt, seed), "tag") for seed in range(200)}
+    assert answers == {None, "Bern", "Porto"}
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_boxed_answers_are_numbers_and_texts_start_with_a_space(seed: int) -> None:
     text = compose("Use \\boxed{}. There are 12 eggs and 30 hens.<|im_end|>Alice:", seed)
