@@ -96,8 +96,13 @@ def loss_term(conversation: Conversation, loss: float | None, section: RewardSec
 
 
 def has_repeated_utterance(conversation: Conversation) -> bool:
-    """Tell whether two turns say the same, white space at the ends aside."""
-    texts = [turn.text.strip() for turn in conversation.turns]
+    """Tell whether two turns say the same, white space at the ends aside.
+
+    The last turn of an agreement may: a partner confirms an answer best by its mark alone.
+    """
+    has_agreed = conversation.stop_reason == "agreement"
+    turns = conversation.turns[:-1] if has_agreed else conversation.turns
+    texts = [turn.text.strip() for turn in turns]
     return len(set(texts)) < len(texts)
 
 

@@ -54,14 +54,21 @@ def test_weights_scale_their_parts_and_zero_turns_them_off() -> None:
 
 
 def test_repeated_utterance_sets_the_loss_term_to_zero() -> None:
-    repeated = conversation(" same", " same ")
+    repeated = conversation(" same", " same ", " <A>x</A>")
     assert has_repeated_utterance(repeated)
     for is_on, expected in ((True, 0.0), (False, 0.5)):
         parts = compute_reward(
-            repeated, task_score=0.0, normaliser_tokens=20, turn_losses=(2.0, 2.0),
+            repeated, task_score=0.0, normaliser_tokens=30, turn_losses=(2.0, 2.0, 2.0),
             section=RewardSection(repeat_zeroes_loss=is_on),
         )  # fmt: skip
         assert parts.loss_term == pytest.approx(expected)
+
+
+def test_confirmation_that_ends_a_talk_is_no_repetition() -> None:
+    confirmed = conversation(" <A>x</A>", " <A>x</A>")
+    assert not has_repeated_utterance(confirmed)
+    endless = confirmed.model_copy(update={"stop_reason": "max_turns"})
+    assert has_repeated_utterance(endless)
 
 
 def test_rules_of_the_reference_are_fields() -> None:

@@ -20,7 +20,7 @@ ROWS = [
     json.dumps({"question": f"What is {k} and 1?", "answer": f"{k}+1={k + 1}\n#### {k + 1}"})
     for k in range(40)
 ]
-PLAN = "8d8115340e69d77a"
+PLAN = "75b59ce55f3aade7"
 
 
 def plan_of_a_run(folder: Path, seed: int) -> str:

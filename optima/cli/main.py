@@ -10,7 +10,7 @@ from optima.cli import evaluations, reports, studies, trial
 from optima.cli.configs import NAMES, RecipeParser, add_config, split_words
 from optima.cli.console import run_command, set_up_logging
 from optima.errors import UsageError
-from optima.prompts.rendering import PromptStyle, system_prompt
+from optima.prompts.rendering import PromptStyle, cue, system_prompt
 from optima.recipe.layers import is_layer
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.text import read_tree
@@ -228,8 +228,10 @@ def _show_prompts(options: argparse.Namespace) -> int:
         if options.agent not in (None, name):
             continue
         print(f"--- {name} ({problem.problem_id})")
-        prompt = system_prompt(problem, PromptStyle.of(recipe, task), agent=agent)
-        print(prompt)
+        style = PromptStyle.of(recipe, task)
+        print(system_prompt(problem, style, agent=agent))
+        if said := cue(problem, style, agent=agent):
+            print(f"--- after what {name} hears\n{said}")
     return 0
 
 

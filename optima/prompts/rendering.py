@@ -2,7 +2,7 @@
 
 The same arguments give the same bytes at generation and at training: nothing here depends on the
 iteration, the time, or the order of a dict. Templates get ``open_mark`` and ``close_mark``, never a
-mark with something in it: small models copy what stands there (docs/decisions/0005-prompts.md).
+mark with a placeholder in it: small models copy what stands there (docs/decisions/0005-prompts.md).
 """
 
 from collections.abc import Callable, Sequence

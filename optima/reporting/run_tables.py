@@ -1,6 +1,6 @@
 """The tables of a report, each where the runs hold data for it, as Markdown and CSV."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,13 @@ _SEED = 0  # of the intervals of differences, as for ``optima compare``
 _REWARDS = ("total", "task", "token", "loss_term", "eligible")
 _STOPS = ("agreement", "alone", "max_turns", "context_overflow", "error")
 _FAULTS = ("role_leakage", "overflow")
+# What else goes wrong in conversations, by its metric.
+_HABITS = {
+    "health/leaked": "a label began",
+    "health/repeated": "repeated",
+    "health/empty": "empty",
+    "health/top_share": "one answer",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +223,7 @@ def reward_table(histories: Sequence[History]) -> ReportTable | None:
 
 
 def stop_table(histories: Sequence[History]) -> ReportTable | None:
-    """Return why conversations ended, of models and of candidates."""
+    """Return why conversations ended and what went wrong in them, of models and of candidates."""
     metrics = [
         (history, f"{what}{one.label}", one.metrics)
         for history in histories
@@ -224,23 +231,36 @@ def stop_table(histories: Sequence[History]) -> ReportTable | None:
         for one in ones
     ]
     keys = [f"stop/{reason}" for reason in _STOPS] + [f"fault/{fault}" for fault in _FAULTS]
+    keys += _HABITS
     kept = [key for key in keys if any(key in of_one for _, _, of_one in metrics)]
     if not kept:
         return None
     lines = [
-        (*_place(histories, history, label), *(_share(of_one.get(key, 0.0)) for key in kept))
+        (*_place(histories, history, label), *(_habit(of_one, key) for key in kept))
         for history, label, of_one in metrics
     ]
     head = (
         *_place_head(histories, "conversations of"),
-        *(key.replace("stop/", "").replace("fault/", "fault: ").replace("_", " ") for key in kept),
+        *(
+            _HABITS.get(key)
+            or key.replace("stop/", "").replace("fault/", "fault: ").replace("_", " ")
+            for key in kept
+        ),
     )
     caption = (
         "Share of conversations by the reason why they ended, and share with a fault, which is "
-        "never selected."
+        "never selected. a label began: generation was stopped there; repeated, empty: an "
+        "utterance twice, or without a word. one answer: share of problems with the commonest "
+        "answer, marked ! where most problems get it and it is right for less than half of those."
     )
     table = Table(head, tuple(lines), n_left=_n_left(histories))
     return ReportTable("stop-reasons", "How conversations ended", caption, table)
+
+
+def _habit(metrics: Mapping[str, float], key: str) -> str:
+    if key == "health/top_share" and metrics.get("health/collapsed"):
+        return f"{_share(metrics[key])} !"
+    return _share(metrics.get(key, 0.0))
 
 
 def costs_table(histories: Sequence[History]) -> ReportTable | None:

@@ -7,9 +7,10 @@ import jinja2
 import pytest
 
 from optima.errors import UsageError
-from optima.prompts.rendering import MARKS, TEMPLATE_DIR, PromptStyle, cue, system_prompt
+from optima.prompts.rendering import TEMPLATE_DIR, PromptStyle, cue, system_prompt
 from optima.recipe.loading import load_recipe
 from optima.tasks import get_task
+from optima.tasks.answers import marked_answers
 from optima.tasks.loading import told_to_one
 from optima.types import AnswerStyle, Problem, Setting
 
@@ -18,7 +19,7 @@ ALONE = ("Solver",)
 PAIR = ("Alice", "Bob")
 TRIO = ("Alice", "Bob", "Carol")
 FORMAT = "Write one line of key=value pairs."
-N_WORDS_MAX = 120
+N_WORDS_MAX = 130
 QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "sft" / "quickstart.yaml"
 
 EXCHANGE = Problem(
@@ -94,9 +95,24 @@ def test_prompt_says_who_speaks_what_is_asked_and_how_to_mark(case: str, agent: 
     assert prompt.startswith(f"You are {names[agent]}.")
     assert problem.question in prompt
     assert all(name in prompt for name in names)
-    assert all(mark in prompt for mark in MARKS[answer_style])
-    assert "the letter of" not in prompt
+    # Small models copy what stands between the marks: an example of an answer, no placeholder.
+    assert ("<A>" if answer_style == "tag" else "\\boxed{") in prompt
+    shown = set(marked_answers(prompt, answer_style, problem.choices))
+    assert shown <= {"and", "Marie Curie", "1912", "yes", "green plants", "42"}
+    is_critic = CASES[case][1] == "debate" and len(names) == 2 and agent == 1
+    assert ("the right choice" in prompt) == (bool(problem.choices) and not is_critic)
     assert prompt == prompt.strip()
+
+
+def test_what_partners_say_is_followed_by_a_cue_where_that_was_measured_to_help() -> None:
+    exchange = PromptStyle("information_exchange", "tag", PAIR)
+    assert cue(EXCHANGE, exchange, agent=1).startswith("(Bob, be brief")
+    choice = PromptStyle("debate", "tag", PAIR)
+    assert "Right: its choice between <A> and </A>." in cue(CHOICE, choice, agent=1)
+    letter = PromptStyle("debate", "tag", PAIR, choice_answer="letter")
+    assert "Right: its letter between" in cue(CHOICE, letter, agent=1)
+    assert cue(SUM, PromptStyle("debate", "boxed", PAIR), agent=1) == ""
+    assert cue(CHOICE, PromptStyle("debate", "tag", ALONE), agent=0) == ""
 
 
 def test_choices_may_be_marked_by_their_letters() -> None:

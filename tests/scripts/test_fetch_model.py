@@ -74,7 +74,10 @@ def test_table_says_of_every_model_where_it_is_from_and_by_which_sum() -> None:
     assert len({model.sha256 for model in MODELS.values()}) == len(MODELS)
 
 
-def test_recipe_of_a_model_not_fetched_yet_says_the_command() -> None:
+def test_recipe_of_a_model_not_fetched_yet_says_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where nothing was fetched
     with pytest.raises(ModelError) as caught:
         ChatTemplate.load(f"models/{QWEN}")
     assert str(caught.value) == (
