@@ -65,8 +65,8 @@ def test_models_table_is_that_of_the_inference(histories: dict[str, History]) ->
     for line, row in zip(written[1:], models.rows, strict=True):
         cells = dict(zip(models.head, row, strict=True))
         columns = ("model", "score", "score, 95 %", "answered", "tokens", "tokens, 95 %", "median",
-                   "p95", "turns", "failed")  # fmt: skip
-        assert line.split(",")[:10] == [cells[column] for column in columns]
+                   "p95", "generated", "turns", "failed")  # fmt: skip
+        assert line.split(",")[:11] == [cells[column] for column in columns]
 
 
 def test_report_over_all_of_them_has_everything_but_a_transfer(
