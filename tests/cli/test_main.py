@@ -57,11 +57,17 @@ def test_tasks_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None
     assert names == list(TASKS)
 
 
+def _heads(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("--- ")]
+
+
 def test_prompts_show_prints_one_prompt_per_agent(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["prompts", "show", "--recipe", QUICKSTART, "agents.names=[Ada, Ben, Cy]"]
     assert main(argv) == 0
-    heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--- ")]
-    assert [head.split()[1] for head in heads] == ["Ada", "Ben", "Cy"]
+    heads = _heads(capsys)
+    assert [head.split()[1] for head in heads if "after what" not in head] == ["Ada", "Ben", "Cy"]
+    cues = [head for head in heads if "after what" in head]
+    assert cues == [f"--- after what {name} hears" for name in ("Ada", "Ben", "Cy")]
 
 
 def test_prompts_show_takes_layers_by_either_name(
@@ -78,8 +84,9 @@ def test_prompts_show_takes_layers_by_either_name(
 def test_prompts_show_prints_one_agents_prompt_alone(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["prompts", "show", "--recipe", QUICKSTART, "--agent", "Bob"]
     assert main(argv) == 0
-    heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--- ")]
-    assert [head.split()[1] for head in heads] == ["Bob"]
+    prompt, cue = _heads(capsys)
+    assert prompt.startswith("--- Bob (")
+    assert cue == "--- after what Bob hears"
     assert main([*argv[:-1], "Eve"]) == 2
     assert "--agent Eve: must be one of Alice, Bob" in capsys.readouterr().err
 
