@@ -90,7 +90,7 @@ check_shell() {
 
 run_pytest() {
   local status=0
-  "$bin/python" -m pytest -q --durations=10 "$@" ${pytest_args[@]+"${pytest_args[@]}"} || status=$?
+  PYTHONUNBUFFERED=1 "$bin/python" -m pytest -q --durations=10 "$@" ${pytest_args[@]+"${pytest_args[@]}"} || status=$?
   # 5: what the user selects has no test in this part
   ((status == 5 && ${#pytest_args[@]})) || return "$status"
 }
