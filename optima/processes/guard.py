@@ -1,11 +1,12 @@
 """The guards between a run and its child: when the run dies, everything below them dies.
 
-Started as ``python -I guard.py FD -- argv...`` and made of the standard library only, as it is run
-by file name. ``FD`` is the read end of a pipe whose write end the owner holds: anything on it, a
-byte or end-of-file, means stop. The death of the owner is also seen directly, as a process that
-it forked may keep the write end open. A guard is a subreaper, so descendants that
-made their own session, or lost their parent, are still found below it. It ends with the status of
-its child, or by the signal that ended the child.
+Started as ``python -I guard.py FD SCRATCH -- argv...`` and made of the standard library only, as it
+is run by file name. ``FD`` is the read end of a pipe whose write end the owner holds: anything on
+it, a byte or end-of-file, means stop. The death of the owner is also seen directly, as a process
+that it forked may keep the write end open. ``SCRATCH`` is a directory that is removed when all have
+ended, or empty. A guard is a subreaper, so descendants that made their own session, or lost their
+parent, are still found below it. It ends with the status of its child, or by the signal that ended
+the child.
 
 There are two of them, the inner one a fork of the outer one, so that a SIGKILL of either leaves
 nothing behind: what the inner one had below it falls to the outer one, and the inner one sees the
@@ -16,6 +17,7 @@ import contextlib
 import ctypes
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -34,8 +36,8 @@ End = Callable[[int, int | None, bool], int | None]
 
 
 def main(argv: list[str]) -> int:
-    """Run ``argv`` (owner's pipe, ``--``, command) and return the exit status to end with."""
-    owner = int(argv[0])
+    """Run ``argv`` (owner's pipe, scratch, ``--``, command); return the exit status to end with."""
+    owner, scratch = int(argv[0]), argv[1]
     command = argv[argv.index("--") + 1 :]
     os.set_inheritable(owner, False)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -51,7 +53,10 @@ def main(argv: list[str]) -> int:
         status = _guard(lambda: _execute(command, libc), [outer_read], libc, _end_all)
         os._exit(_exit_like(status))
 
-    return _exit_like(_guard(guard_inside, owners, libc, _end_inner))
+    status = _guard(guard_inside, owners, libc, _end_inner)
+    if scratch:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return _exit_like(status)
 
 
 def _guard(

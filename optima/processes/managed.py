@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ class ManagedProcess:
     """A guarded child process; a context manager that starts it and stops it.
 
     Standard error, and standard output without ``pipes``, are appended to ``log_path``. With
-    ``pipes`` the byte streams ``stdin`` and ``stdout`` talk to the child.
+    ``pipes`` the byte streams ``stdin`` and ``stdout`` talk to the child. The variable named by
+    ``scratch_variable`` holds a directory for the child's sockets, which its guard removes.
     """
 
     def __init__(
@@ -50,15 +52,15 @@ class ManagedProcess:
         name: str,
         log_path: Path,
         env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
         pipes: bool = False,
+        scratch_variable: str | None = None,
     ) -> None:
         self.argv = tuple(argv)
         self.name = name
         self.log_path = log_path
         self._env = None if env is None else dict(env)
-        self._cwd = cwd
         self._pipes = pipes
+        self._scratch_variable = scratch_variable
         self._guard: subprocess.Popen[bytes] | None = None
         self._owner_fd: int | None = None
         self._log_start = 0
@@ -100,21 +102,26 @@ class ManagedProcess:
         assert self._guard is None, f"{self.name} is started already"
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         read_fd, write_fd = os.pipe()  # close-on-exec: no other child inherits the write end
+        scratch, env = "", self._env
         try:
+            if self._scratch_variable is not None:
+                scratch = tempfile.mkdtemp(prefix="optima-")
+                env = {**(os.environ if env is None else env), self._scratch_variable: scratch}
             with self.log_path.open("ab") as log:
                 self._log_start = log.tell()
                 self._guard = subprocess.Popen(
-                    [sys.executable, "-I", guard.__file__, str(read_fd), "--", *self.argv],
+                    [sys.executable, "-I", guard.__file__, str(read_fd), scratch, "--", *self.argv],
                     stdin=subprocess.PIPE if self._pipes else subprocess.DEVNULL,
                     stdout=subprocess.PIPE if self._pipes else log,
                     stderr=log,
-                    env=self._env,
-                    cwd=self._cwd,
+                    env=env,
                     pass_fds=(read_fd,),
                     start_new_session=True,  # Ctrl-C reaches the owner, who stops its children
                 )
         except OSError as error:
             os.close(write_fd)
+            if scratch:
+                Path(scratch).rmdir()
             raise ProcessError(f"{self.name}: cannot be started: {error}") from error
         finally:
             os.close(read_fd)

@@ -142,6 +142,7 @@ class Fleet:
                 name=f"server {index}",
                 log_path=log_path,
                 env=full_environ(self._env, variables),
+                scratch_variable="VLLM_RPC_BASE_PATH",  # vLLM leaves its sockets behind
             )
 
         return launch

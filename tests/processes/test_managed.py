@@ -38,7 +38,9 @@ OWNER = textwrap.dedent(
     import sys, time
     from pathlib import Path
     from optima.processes.managed import ManagedProcess
-    process = ManagedProcess(sys.argv[2:], name="child", log_path=Path(sys.argv[1]))
+    process = ManagedProcess(
+        sys.argv[2:], name="child", log_path=Path(sys.argv[1]), scratch_variable="SCRATCH"
+    )
     process.start()
     print("started", flush=True)
     time.sleep(600)
@@ -227,6 +229,35 @@ def test_wait_has_a_deadline(log: Path) -> None:
         with pytest.raises(ProcessTimeoutError, match="c: still running after 0 s"):
             process.wait(0.2)
         assert process.poll() is None
+
+
+# Leaves a socket in its scratch directory and says on standard output where that is.
+LEAVES_A_SOCKET = """
+import os, socket, sys, time
+socket.socket(socket.AF_UNIX).bind(os.environ["SCRATCH"] + "/socket")
+open(sys.argv[1], "w").write(os.environ["SCRATCH"])
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_scratch_directory_goes_when_the_child_has_ended(tmp_path: Path, log: Path) -> None:
+    told = tmp_path / "told"
+    argv = python(LEAVES_A_SOCKET, str(told), "0")
+    with ManagedProcess(argv, name="child", log_path=log, scratch_variable="SCRATCH") as process:
+        process.check(20)
+    assert told.read_text()
+    assert not Path(told.read_text()).exists()
+
+
+def test_scratch_directory_goes_when_the_owner_was_killed(tmp_path: Path, log: Path) -> None:
+    told = tmp_path / "told"
+    argv = python(OWNER, str(log), *python(LEAVES_A_SOCKET, str(told), "600"))
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as owner:
+        wait_until(lambda: told.exists() and told.read_text() != "")
+        scratch = Path(told.read_text())
+        assert (scratch / "socket").is_socket()
+        owner.kill()
+    wait_until(lambda: not scratch.exists())
 
 
 def test_pipes_carry_bytes_both_ways_and_end_of_file(log: Path) -> None:
