@@ -9,7 +9,40 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from optima.recipe.schema import AgentsSection, DataSection, Recipe, ServingSection
 
-_URL = re.compile(r"https?://[^/\s]+(/\S*)?")
+_URL = re.compile(r"https?://([^/\s?#@:\[\]]+|\[[^/\s\]]+\])(:(?P<port>\d{1,5}))?(/[^\s?#]*)?")
+_OPTION = re.compile(r"--?[A-Za-z][\w-]*")  # what stands before "=", a space or a "."
+_SECOND = re.compile(r"^[^{\[\"']*\s--[A-Za-z]")  # another option, and not inside of JSON
+_ROUTE = re.compile(r"/v1/.+|/(health|metrics|completions)$")
+# Options of a vLLM server that are set for it, and what says the same in a recipe. An abbreviation
+# counts as well: the server's parser takes it. Each is refused, with what to do instead.
+_OWN_OPTIONS = {
+    "--model": "set model.path",
+    "--tokenizer": "set model.tokenizer",
+    "--revision": "set model.revision",
+    "--dtype": "set model.dtype",
+    "--max-model-len": "set model.max_model_len",
+    "--trust-remote-code": "set model.trust_remote_code",
+    "--port": "set serving.port",
+    "--max-num-seqs": "set serving.max_num_seqs",
+    "--gpu-memory-utilization": "set serving.gpu_memory_utilization",
+    "--tensor-parallel-size": "set serving.tensor_parallel",
+    "-tp": "set serving.tensor_parallel",
+    "--enforce-eager": "set serving.enforce_eager",
+    "--generation-config": "set sampling.temperature and sampling.top_p",
+    "--override-generation-config": "set sampling.temperature and sampling.top_p",
+    "--enable-lora": "set train.lora",
+    "--max-loras": "set train.lora",
+    "--max-lora-rank": "set train.lora.rank",
+    "--lora-modules": "set train.lora",
+    "--served-model-name": "remove it: servers are asked by a name of our own",
+    "--host": "remove it: servers listen on 127.0.0.1 only; others stand in serving.endpoints",
+    "--api-key": "remove it: each start draws a key of its own",
+    "--uds": "remove it: servers are asked over 127.0.0.1",
+    "--ssl-keyfile": "remove it: servers are asked over 127.0.0.1, without TLS",
+    "--ssl-certfile": "remove it: servers are asked over 127.0.0.1, without TLS",
+    "--headless": "remove it: every server answers requests",
+    "--config": "write the file's options here, one element each",
+}
 
 
 def check_data(data: "DataSection") -> None:
@@ -37,16 +70,54 @@ def check_agents(agents: "AgentsSection") -> None:
 
 
 def check_serving(serving: "ServingSection") -> None:
-    """Endpoints are addresses, and GPUs make whole groups."""
+    """Endpoints are addresses, further options are not ours, and GPUs make whole groups."""
     for endpoint in serving.endpoints:
-        if not _URL.fullmatch(endpoint):
-            raise ValueError(f"endpoints: {endpoint!r} must be a URL; write http://host:port")
+        _check_endpoint(endpoint)
+    _check_extra_args(serving.extra_args)
     group = serving.tensor_parallel
     if serving.gpus is not None and len(serving.gpus) % group:
         raise ValueError(
             f"gpus: {list(serving.gpus)} must be a multiple of tensor_parallel={group} GPUs; "
             "list more or fewer"
         )
+
+
+def _check_endpoint(endpoint: str) -> None:
+    if "@" in endpoint:
+        raise ValueError(
+            "endpoints: a password in a URL would stand in recipes and logs; write "
+            "http://host:port and set OPTIMA_API_KEY"
+        )
+    url = _URL.fullmatch(endpoint)
+    if url is None or not 0 < int(url["port"] or 80) < 2**16:
+        raise ValueError(f"endpoints: {endpoint!r} must be a URL; write http://host:port")
+    if _ROUTE.search(endpoint):
+        raise ValueError(
+            f"endpoints: {endpoint!r} names a route; write what stands before it, http://host:port"
+        )
+
+
+def _check_extra_args(arguments: "tuple[str, ...]") -> None:
+    """Each element is one word of a command line, and none sets what a field sets."""
+    if arguments and not arguments[0].startswith("-"):
+        raise ValueError(
+            f"extra_args: {arguments[0]!r} follows no option; write --option before its value"
+        )
+    for argument in arguments:
+        if not argument or "\0" in argument:
+            raise ValueError(f"extra_args: {argument!r} is no argument; remove it")
+        option = _OPTION.match(argument)
+        name = option[0].replace("_", "-").replace("--no-", "--", 1) if option else "a value"
+        own = next((own for own in _OWN_OPTIONS if own.startswith(name)), None)
+        if own is not None:
+            raise ValueError(f"extra_args: {argument!r} sets {own}; {_OWN_OPTIONS[own]}")
+        is_joined = option is not None and argument[option.end() :][:1].isspace()
+        if is_joined or _SECOND.search(argument):
+            words = ", ".join(argument.split())
+            raise ValueError(
+                f"extra_args: {argument!r} holds more than one argument; write one element each: "
+                f"[{words}]"
+            )
 
 
 def check_recipe(recipe: "Recipe", needed: frozenset[str]) -> None:

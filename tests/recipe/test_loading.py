@@ -7,7 +7,7 @@ import pytest
 from optima.errors import RecipeError
 from optima.recipe.layers import Layers
 from optima.recipe.loading import build_recipe, dump_recipe, load_recipe
-from optima.recipe.schema import Recipe
+from optima.recipe.schema import Recipe, ServingSection
 
 BASE = "method: sft\ntask: hotpot_qa\nmodel: {path: m}\n"
 
@@ -74,6 +74,34 @@ CONTRADICTIONS = {
     "serving: {endpoints: [localhost:8000]}": (
         "serving.endpoints: 'localhost:8000' must be a URL; write http://host:port"
     ),
+    "serving: {endpoints: ['http://host:80000']}": (
+        "serving.endpoints: 'http://host:80000' must be a URL; write http://host:port"
+    ),
+    "serving: {endpoints: ['http://host/v1/completions']}": (
+        "serving.endpoints: 'http://host/v1/completions' names a route; write what stands before "
+        "it, http://host:port"
+    ),
+    "serving: {endpoints: ['http://me:secret@host']}": (
+        "serving.endpoints: a password in a URL would stand in recipes and logs; write "
+        "http://host:port and set OPTIMA_API_KEY"
+    ),
+    "serving: {extra_args: [--max-model-len 2048]}": (
+        "serving.extra_args: '--max-model-len 2048' sets --max-model-len; set model.max_model_len"
+    ),
+    "serving: {extra_args: [--block-size 32]}": (
+        "serving.extra_args: '--block-size 32' holds more than one argument; write one element "
+        "each: [--block-size, 32]"
+    ),
+    "serving: {extra_args: [--block-size=32 --async-scheduling]}": (
+        "serving.extra_args: '--block-size=32 --async-scheduling' holds more than one argument; "
+        "write one element each: [--block-size=32, --async-scheduling]"
+    ),
+    "serving: {extra_args: ['32', --block-size]}": (
+        "serving.extra_args: '32' follows no option; write --option before its value"
+    ),
+    "serving: {extra_args: [--block-size, '']}": (
+        "serving.extra_args: '' is no argument; remove it"
+    ),
     "agents: {names: [Al ice, Bob]}": (
         "agents.names: 'Al ice' must be a single word of letters and digits; rename it"
     ),
@@ -90,6 +118,47 @@ CONTRADICTIONS = {
 @pytest.mark.parametrize("text", CONTRADICTIONS)
 def test_contradictory_values_are_refused_with_what_to_do(text: str, tmp_path: Path) -> None:
     assert refusal(tmp_path, f"{text}\n") == f"r.yaml: {CONTRADICTIONS[text]}"
+
+
+@pytest.mark.parametrize(
+    ("argument", "remedy"),
+    [
+        ("--host=0.0.0.0", "remove it: servers listen on 127.0.0.1 only"),
+        ("--port", "set serving.port"),
+        ("--model", "set model.path"),
+        ("--api-key", "remove it: each start draws a key"),
+        ("--served-model-name", "remove it: "),
+        ("--served_model_name", "remove it: "),  # the server's parser takes both
+        ("--trust-remote-code", "set model.trust_remote_code"),
+        ("--no-trust-remote-code", "set model.trust_remote_code"),
+        ("--tensor-parallel", "set serving.tensor_parallel"),  # and what is cut short
+        ("-tp=2", "set serving.tensor_parallel"),
+        ("--override-generation-config.top_k", "set sampling.temperature"),
+        ("--config", "write the file's options here"),
+    ],
+)
+def test_server_option_that_a_field_sets_is_refused_with_the_field(
+    argument: str, remedy: str, tmp_path: Path
+) -> None:
+    message = refusal(tmp_path, f"serving: {{extra_args: ['{argument}']}}\n")
+    assert f"serving.extra_args: '{argument}' sets --" in message.replace("sets -tp", "sets --")
+    assert remedy in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--api-server-count=3",),
+        ("--kv-cache-memory-bytes", "8G"),
+        ("--hf-overrides", '{"a": "b --c"}'),
+        ('--compilation-config={"level": 3}',),
+        ("--model-impl", "auto"),
+        ("--seed", "-1"),
+        ("-O3",),
+    ],
+)
+def test_other_server_options_are_taken_as_they_are(arguments: tuple[str, ...]) -> None:
+    assert ServingSection(extra_args=arguments).extra_args == arguments
 
 
 def test_turn_that_fills_the_context_window_is_refused(tmp_path: Path) -> None:
