@@ -88,7 +88,8 @@ def server_environ(
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if Path(model.path).is_dir():
+    tokenizer = recipe.model.tokenizer
+    if Path(model.path).is_dir() and (tokenizer is None or Path(tokenizer).is_dir()):
         variables["HF_HUB_OFFLINE"] = "1"
     if devices.kind == "cuda":
         variables["CUDA_VISIBLE_DEVICES"] = devices.mask(gpus)

@@ -64,6 +64,20 @@ def test_cpu_host_gets_one_eager_server_that_sees_no_gpu(tmp_path: Path) -> None
     assert environ["HF_HUB_OFFLINE"] == "1"
 
 
+def test_hub_is_reached_for_a_tokenizer_from_there_beside_a_local_model(tmp_path: Path) -> None:
+    def variables(tokenizer: str | None, path: str = str(tmp_path)) -> dict[str, str]:
+        section = ModelSection(path=path, tokenizer=tokenizer)
+        return server_environ(
+            ModelRef(path=path), recipe=recipe(ServingSection(), section), devices=EIGHT,
+            gpus=(0,), api_key="k",
+        )  # fmt: skip
+
+    assert variables(None)["HF_HUB_OFFLINE"] == "1"
+    assert variables(str(tmp_path))["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in variables("org/tokens")
+    assert "HF_HUB_OFFLINE" not in variables(None, "org/model")
+
+
 def test_key_is_in_the_environment_and_never_on_the_command_line() -> None:
     one = recipe(ServingSection())
     model = ModelRef(path="org/model")
