@@ -4,6 +4,7 @@ Any server that speaks the OpenAI chat API will do. Each accepted format is one 
 run that is cut off keeps what it has, and a second one adds to it.
 """
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -105,7 +106,15 @@ def _ask(client: openai.OpenAI, model: str, shown: Sequence[Format], seed: int) 
             f"{client.base_url}: {model}: no reply ({type(error).__name__}: {error}); "
             "check the address, the model's name and the key"
         ) from error
-    return (completion.choices[0].message.content or "") if completion.choices else ""
+    content: object = completion
+    with contextlib.suppress(AttributeError, LookupError, TypeError):  # the library checks no types
+        content = completion.choices[0].message.content if completion.choices else ""
+    if not isinstance(content, str | None):
+        raise ServerError(
+            f"{client.base_url}: {model}: answered with no chat completion: {content!r:.200}; "
+            "check the address"
+        )
+    return content or ""
 
 
 def _proposals(reply: str) -> Iterator[str]:

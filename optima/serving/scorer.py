@@ -15,7 +15,9 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from optima.errors import ProcessError
 from optima.processes.devices import Devices
@@ -34,6 +36,17 @@ MAX_RESTARTS = 1
 _READ_BYTES = 1 << 20
 
 Item = tuple[str, str]
+
+
+class _Answer(BaseModel):
+    """A line of a worker: that it is ready, the losses of a request, or why there are none."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    ready: bool = False
+    id: int | None = None
+    losses: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, ...] = ()
+    error: str | None = None
 
 
 class LossScorer:
@@ -191,7 +204,7 @@ class _Worker:
 
     def await_ready(self) -> None:
         answer = self._read(self._serving.start_timeout_s)
-        if answer is None or not answer.get("ready"):
+        if answer is None or not answer.ready:
             raise self._failure("ended before it was ready")
 
     def stop(self) -> None:
@@ -212,14 +225,16 @@ class _Worker:
             self.stop()
             self.start()
             self.await_ready()
-        if "error" in answer:
-            raise ProcessError(f"{self._name}: {answer['error']}")
-        losses: list[float | None] = answer["losses"]
-        if answer.get("id") != self._next_id - 1 or len(losses) != len(items):
-            raise self._failure("answered another request than the one it was sent")
-        return losses
+        if answer.error is not None:
+            raise ProcessError(f"{self._name}: {answer.error}")
+        if answer.id != self._next_id - 1 or len(answer.losses) != len(items):
+            raise self._failure(
+                f"answered request {answer.id} with {len(answer.losses)} losses, where request "
+                f"{self._next_id - 1} of {len(items)} was sent"
+            )
+        return list(answer.losses)
 
-    def _exchange(self, items: list[Item]) -> dict[str, Any] | None:
+    def _exchange(self, items: list[Item]) -> _Answer | None:
         """Send a request and return its answer; None when the worker is dead."""
         assert self._process is not None, "the scorer is used outside its context"
         request = {
@@ -234,7 +249,7 @@ class _Worker:
             return None
         return self._read(self._serving.request_timeout_s)
 
-    def _read(self, timeout_s: float) -> dict[str, Any] | None:
+    def _read(self, timeout_s: float) -> _Answer | None:
         """Return the next line's record; None at the end of the worker's output."""
         assert self._process is not None
         stream: IO[bytes] = self._process.stdout
@@ -244,15 +259,21 @@ class _Worker:
         while b"\n" not in self._buffer:
             left_s = deadline - time.monotonic()
             if left_s <= 0 or not poller.poll(1000 * left_s):
-                raise self._failure(f"gave no answer within {timeout_s:.0f} s")
+                raise self._failure(f"gave no answer within {timeout_s:g} s")
             part = os.read(stream.fileno(), _READ_BYTES)
             if not part:
                 return None
             self._buffer += part
         line, _, rest = bytes(self._buffer).partition(b"\n")
         self._buffer = bytearray(rest)
-        record: dict[str, Any] = json.loads(line)
-        return record
+        try:
+            return _Answer.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"])) or "the line"
+            raise self._failure(
+                f"wrote no answer: {place}: {first['input']!r:.100}: {first['msg'].lower()}"
+            ) from error
 
     def _failure(self, what: str) -> ProcessError:
         process = self._process

@@ -24,7 +24,7 @@ PROPOSALS = (
 class ChatServer:
     """Answers the k-th request with the k-th reply, the last one for ever after."""
 
-    def __init__(self, replies: list[str | int]) -> None:
+    def __init__(self, replies: list[str | int | dict[str, object]]) -> None:
         self.replies = replies
         self.requests: list[dict[str, object]] = []
         chat = self
@@ -50,6 +50,8 @@ class ChatServer:
                         "model": body["model"],
                         "choices": [choice],
                     }
+                if isinstance(reply, dict):
+                    answer = reply
                 data = json.dumps(answer or status[1]).encode()
                 self.send_response(reply if isinstance(reply, int) else 200)
                 self.send_header("Content-Type", "application/json")
@@ -78,7 +80,7 @@ Serve = Callable[..., ChatServer]
 def serve() -> Iterator[Serve]:
     started: list[ChatServer] = []
 
-    def start(*replies: str | int) -> ChatServer:
+    def start(*replies: str | int | dict[str, object]) -> ChatServer:
         started.append(ChatServer(list(replies)))
         return started[-1]
 
@@ -144,6 +146,22 @@ def test_a_server_that_refuses_is_named(tmp_path: Path, serve: Serve) -> None:
     server = serve(PROPOSALS[0])
     with pytest.raises(ServerError, match=r"127\.0\.0\.1.*AuthenticationError"):
         ask(tmp_path, server, 1, key="wrong")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"choices": [{"message": {"role": "assistant", "content": 17}}]},
+        {"choices": [{"message": None}]},
+        {"choices": 3},
+        {"choices": ["text"]},
+    ],
+)
+def test_an_answer_of_another_type_is_named(
+    answer: dict[str, object], tmp_path: Path, serve: Serve
+) -> None:
+    with pytest.raises(ServerError, match="answered with no chat completion"):
+        ask(tmp_path, serve(answer), 1)
 
 
 def test_a_busy_server_is_asked_again(tmp_path: Path, serve: Serve) -> None:

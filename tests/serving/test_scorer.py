@@ -35,6 +35,9 @@ WORKER = """
         if "fail" in texts:
             print(json.dumps({"id": request["id"], "error": "too wide"}), flush=True)
             continue
+        if texts[0].startswith("say "):
+            print(texts[0][4:].replace("ID", str(request["id"])), flush=True)
+            continue
         losses = [None if text == "nan" else float(len(text)) for text in texts]
         print(json.dumps({"id": request["id"], "losses": losses}), flush=True)
 """
@@ -111,6 +114,25 @@ def test_request_without_an_answer_ends_at_its_deadline(tmp_path: Path) -> None:
 def test_error_of_the_worker_is_raised_with_its_words(tmp_path: Path) -> None:
     with _scorer(tmp_path) as scorer, pytest.raises(ProcessError, match="too wide"):
         scorer.losses([("h", "fail")])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": ID, "losses": ["2.0"]}', r"losses.0.*'2.0'"),
+        ('{"id": ID, "losses": [NaN]}', "losses.0.*nan"),
+        ('{"id": ID, "losses": [-1.0]}', "losses.0.*-1.0"),
+        ('{"id": ID, "losses": [1.0, 2.0]}', "with 2 losses, where request 0 of 1 was sent"),
+        ('{"id": ID}', "with 0 losses, where request 0 of 1 was sent"),
+        ("[1.0]", "the line"),
+        ("a warning of a library", "the line"),
+    ],
+)
+def test_line_that_is_no_answer_is_refused_with_place_and_value(
+    line: str, message: str, tmp_path: Path
+) -> None:
+    with _scorer(tmp_path) as scorer, pytest.raises(ProcessError, match=message):
+        scorer.losses([("h", f"say {line}")])
 
 
 def test_every_gpu_has_a_worker(tmp_path: Path) -> None:
