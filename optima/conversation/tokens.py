@@ -30,10 +30,13 @@ Ids = tuple[int, ...]
 class Encoder:
     """A model's own tokenizer: pieces of text to ids and back, nothing added at either end.
 
-    ``special_ids`` are its special tokens: they end turns and belong to no utterance.
+    ``special_ids`` are its special tokens: they end turns and belong to no utterance. All ids are
+    below ``n_ids``, those included that a model of ``n_rows`` embeddings has beyond its tokenizer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop_tokens: Sequence[str] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop_tokens: Sequence[str] = (), n_rows: int = 0
+    ) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         named = (tokenizer.token_to_id(text) for text in stop_tokens)
@@ -41,6 +44,8 @@ class Encoder:
             {index for index, token in added.items() if token.special}
             | {index for index in named if index is not None}
         )
+        ids = tokenizer.get_vocab(with_added_tokens=True).values()
+        self.n_ids = max(n_rows, 1 + max(ids, default=-1))
         self._cached = lru_cache(maxsize=N_CACHED_PIECES)(self.encode_once)
         self._anchor = self.encode_once(ANCHORS[0])
         self._anchor_text = self._text(self._anchor)
@@ -59,7 +64,8 @@ class Encoder:
                 f"{place}: has no tokenizer.json, which conversations are tokenised with; load "
                 "its tokenizer with transformers and save it there (save_pretrained writes one)"
             )
-        return cls(_read(path, place), _stop_tokens(model, revision, place))
+        n_rows = _n_rows(model, revision, place)
+        return cls(_read(path, place), _stop_tokens(model, revision, place), n_rows)
 
     def encode(self, text: str) -> Ids:
         """Return the ids of a piece of text; special tokens written in it are recognised."""
@@ -245,6 +251,14 @@ def _read(path: Path, place: str) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:
         raise ModelError(f"{place}: tokenizer.json is no tokenizer ({error})") from error
+
+
+def _n_rows(model: str, revision: str | None, place: str) -> int:
+    """Return the embeddings that the model's configuration speaks of; 0 where it does not."""
+    path = model_file(model, "config.json", revision, place=place)
+    config = json.loads(path.read_text()) if path else {}
+    n_rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    return n_rows if isinstance(n_rows, int) else 0
 
 
 def _stop_tokens(model: str, revision: str | None, place: str) -> list[str]:

@@ -214,7 +214,11 @@ async def _grow_all(
         rare_collections(),
     ):  # fmt: skip
         async with CompletionClient(
-            fleet.servers, fleet.model_name, recipe.serving, n_at_once * section.n_rollouts
+            fleet.servers,
+            fleet.model_name,
+            recipe.serving,
+            n_at_once * section.n_rollouts,
+            context.codec.encoder.n_ids,
         ) as client:
 
             async def generate(request: Request, preferred: object) -> RoutedCompletion:

@@ -105,7 +105,10 @@ async def _hold(
 ) -> None:
     serving = context.recipe.serving
     n_held, n_total = counts
-    async with CompletionClient(fleet.servers, fleet.model_name, serving) as client:
+    n_ids = context.codec.encoder.n_ids
+    async with CompletionClient(
+        fleet.servers, fleet.model_name, serving, n_vocabulary=n_ids
+    ) as client:
 
         async def generate(request: Request, preferred: object) -> RoutedCompletion:
             completion = await client.complete(

@@ -138,7 +138,7 @@ class ManagedProcess:
             return self._running().wait(timeout_s)
         except subprocess.TimeoutExpired as error:
             raise ProcessTimeoutError(
-                f"{self.name}: still running after {timeout_s:.0f} s, its deadline; "
+                f"{self.name}: still running after {timeout_s:g} s, its deadline; "
                 f"{self.log_excerpt()}"
             ) from error
 

@@ -74,6 +74,17 @@ def _line(mark: str, index: int) -> str:
     return f"{mark} {index:>4} {json.dumps(encoder().token(index), ensure_ascii=False)}"
 
 
+def test_ids_of_a_model_are_those_of_its_tokenizer_and_of_its_embeddings(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    n_ids = Encoder.load(str(tmp_path)).n_ids
+    tokenizer = tiny_tokenizer()
+    assert tokenizer.id_to_token(n_ids - 1) is not None
+    assert tokenizer.id_to_token(n_ids) is None
+    for config in ({"vocab_size": n_ids + 7}, {"text_config": {"vocab_size": n_ids + 7}}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert Encoder.load(str(tmp_path)).n_ids == n_ids + 7
+
+
 @pytest.mark.parametrize("agent", [0, 1])
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_prompt_row_and_pair_equal_the_golden_file(family: str, agent: int) -> None:
