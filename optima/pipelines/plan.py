@@ -3,7 +3,6 @@
 Starts no process and writes nothing. Estimates are upper bounds: every turn is counted in full.
 """
 
-import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,8 +30,9 @@ from optima.rundir import check_same_recipe
 from optima.search.exchange import read_conversational
 from optima.serving.client import Server
 from optima.serving.command import gpu_groups, server_argv
-from optima.serving.fleet import base_url
-from optima.serving.probe import served_models
+from optima.serving.fleet import base_url, endpoint_key
+from optima.serving.probe import served_as, served_models
+from optima.serving.reply import RetryableError
 from optima.serving.scorer import scorer_argv
 from optima.tasks import get_task
 from optima.tasks.loading import LoadedProblems, load_problems
@@ -152,7 +152,8 @@ def _processes(
     recipe = serving_recipe(recipe)
     yield "processes  (ports are examples; each start takes a free one)"
     for endpoint in recipe.serving.endpoints:
-        yield f"  endpoint {endpoint} serves {_served_by(endpoint)}, for the start model"
+        served = _served_by(endpoint, recipe.model.path)
+        yield f"  endpoint {endpoint} serves {served}, for the start model"
     for index, gpus in enumerate(gpu_groups(recipe, serving)):
         argv = server_argv(
             ModelRef(path=recipe.model.path),
@@ -174,15 +175,18 @@ def _processes(
         yield f"  training on {_where(everywhere.gpus)}: {shlex.join(argv)}"
 
 
-def _served_by(endpoint: str) -> str:
-    """Return what an endpoint serves; UsageError when it does not answer."""
-    server = Server(0, base_url(endpoint), os.environ.get("OPTIMA_API_KEY", ""))
+def _served_by(endpoint: str, model_path: str) -> str:
+    """Return what an endpoint serves; UsageError when it is silent or serves other models."""
+    server = Server(0, base_url(endpoint), endpoint_key())
     try:
-        return ", ".join(served_models(server, _ENDPOINT_TIMEOUT_S))
-    except ServerError as error:
+        served_as(server, model_path, _ENDPOINT_TIMEOUT_S)
+        return ", ".join(served_models(server, _ENDPOINT_TIMEOUT_S)) or "models it does not list"
+    except RetryableError as error:
         raise UsageError(
             f"serving.endpoints: {error}; start that server, or remove it from the list"
         ) from error
+    except ServerError as error:
+        raise UsageError(f"serving.endpoints: {error}") from error
 
 
 def _where(gpus: tuple[int, ...]) -> str:

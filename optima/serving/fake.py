@@ -2,8 +2,9 @@
 
 For tests, dry measurements of the orchestrator, and trying a recipe without a model. It speaks
 /v1/completions, /v1/models and /health with the key from VLLM_API_KEY, as vLLM does, and can be
-made slow, failing, dying or deaf. A completion is a pure function of (prompt, seed): a few words
-and mostly a marked answer, taken from the prompt or, once one is marked there, agreeing with it.
+made slow, failing, dying or deaf, or to lack what vLLM has: /health, token ids. A completion is a
+pure function of (prompt, seed): a few words and mostly a marked answer, taken from the prompt or,
+once one is marked there, agreeing with it.
 Prompts are token ids or text. With the tokenizer of ``--tokenizer`` or ``--model`` it reads ids,
 gives them back and counts in them; without one words are its tokens, and ids are read as numbers.
 Arguments of a real server that it does not know are ignored.
@@ -49,9 +50,13 @@ class Behaviour:
     latency_s: float = 0.0
     fail_rate: float = 0.0
     die_after: int | None = None
+    hang_after: int | None = None
     is_never_ready: bool = False
     overflow_chars: int | None = None
     max_model_len: int | None = None
+    has_health: bool = True
+    gives_ids: bool = True
+    takes_ids: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ class FakeServer:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
         path = request.path
-        if path == "/health":
+        if path == "/health" and self._behaviour.has_health:
             return web.Response(status=503 if self._behaviour.is_never_ready else 200)
         if self._authorization and request.headers.get("Authorization") != self._authorization:
             return web.Response(
@@ -103,6 +108,8 @@ class FakeServer:
             sys.stderr.write("RuntimeError: the fake server dies as it was told\n")
             sys.stderr.flush()
             os._exit(1)
+        if behaviour.hang_after is not None and self._n_completions > behaviour.hang_after:
+            await asyncio.Event().wait()
         if behaviour.latency_s:
             await asyncio.sleep(behaviour.latency_s)
         if behaviour.fail_rate and self._draw_failure():
@@ -115,6 +122,8 @@ class FakeServer:
             return _error(400, f"bad request: {error!r}")
         if model not in self._models:
             return _error(404, f"The model `{model}` does not exist.")
+        if not (behaviour.takes_ids or isinstance(prompt, str)):  # the words of TGI
+            return _error(422, "prompt: invalid type: sequence, expected a string")
         text, n_prompt = self._read(prompt)
         problem = self._overflow(text, n_prompt, max_tokens)
         if problem:
@@ -127,6 +136,8 @@ class FakeServer:
             "stop_reason": said.stop_reason,
             "token_ids": said.token_ids if asked.get("return_token_ids") else None,
         }
+        if not behaviour.gives_ids:
+            del choice["token_ids"]
         usage = {
             "prompt_tokens": n_prompt,
             "completion_tokens": said.n_tokens,
@@ -265,6 +276,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--latency-ms", type=float, default=0.0, help="pause before an answer")
     parser.add_argument("--fail-rate", type=float, default=0.0, help="share of answers 500")
     parser.add_argument("--die-after", type=int, metavar="N", help="exit after N completions")
+    parser.add_argument("--hang-after", type=int, metavar="N", help="answer N completions only")
+    parser.add_argument("--no-health", action="store_true", help="there is no /health")
+    parser.add_argument("--no-token-ids", action="store_true", help="completions have no ids")
+    parser.add_argument("--only-text", action="store_true", help="prompts of ids are refused")
     parser.add_argument("--never-ready", action="store_true", help="/health answers 503")
     parser.add_argument("--overflow-chars", type=int, metavar="N", help="refuse longer prompts")
     options, _ = parser.parse_known_args(argv)
@@ -274,6 +289,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         latency_s=options.latency_ms / 1000,
         fail_rate=options.fail_rate,
         die_after=options.die_after,
+        hang_after=options.hang_after,
+        has_health=not options.no_health,
+        gives_ids=not options.no_token_ids,
+        takes_ids=not options.only_text,
         is_never_ready=options.never_ready,
         overflow_chars=options.overflow_chars,
         max_model_len=options.max_model_len,

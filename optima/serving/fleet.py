@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from optima.errors import ServerError, UsageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
@@ -27,7 +28,7 @@ from optima.serving.command import (
     server_argv,
     server_environ,
 )
-from optima.serving.probe import served_models
+from optima.serving.probe import patiently, served_as
 from optima.serving.worker import EndpointWorker, Worker
 from optima.types import ModelRef
 
@@ -81,7 +82,7 @@ class Fleet:
         except BaseException:
             self.stop()
             raise
-        logger.info("servers ready after %.0f s", time.monotonic() - started)
+        logger.info("servers ready after %.1f s", time.monotonic() - started)
         return self
 
     def __exit__(
@@ -148,15 +149,31 @@ class Fleet:
         return launch
 
     def _endpoint_workers(self) -> tuple[EndpointWorker, ...]:
-        serving = self._recipe.serving
-        api_key = os.environ.get("OPTIMA_API_KEY", "")
+        serving, key = self._recipe.serving, endpoint_key()
         servers = [
-            Server(index, base_url(url), api_key, is_alive=False)
+            Server(index, base_url(url), key, is_alive=False)
             for index, url in enumerate(serving.endpoints)
         ]
-        names = served_models(servers[0], serving.start_timeout_s)
-        self.model_name = self._model.path if self._model.path in names else names[0]
+        names = [self._name_at(server) for server in servers]
+        self.model_name = names[0]
+        for server, name in zip(servers, names, strict=True):
+            if name != names[0]:
+                raise ServerError(
+                    f"serving.endpoints: {server.base_url} serves {name}, where "
+                    f"{servers[0].base_url} serves {names[0]}; serve the start model under one "
+                    "name everywhere"
+                )
         return tuple(EndpointWorker(server, self.model_name, serving) for server in servers)
+
+    def _name_at(self, server: Server) -> str:
+        """Return the name under which an endpoint serves the model."""
+        serving, path = self._recipe.serving, self._model.path
+        try:
+            name = patiently(lambda: served_as(server, path, serving.start_timeout_s), serving)
+        except ServerError as error:
+            raise ServerError(f"serving.endpoints: {error}") from error
+        logger.info("endpoint %s serves %s as the start model %s", server.base_url, name, path)
+        return name
 
 
 def uses_endpoints(model: ModelRef, recipe: Recipe) -> bool:
@@ -166,6 +183,16 @@ def uses_endpoints(model: ModelRef, recipe: Recipe) -> bool:
         Path(start).is_dir() and Path(model.path).resolve() == Path(start).resolve()
     )
     return bool(recipe.serving.endpoints) and model.adapter is None and is_start
+
+
+def endpoint_key() -> str:
+    """Return the key for endpoints. Raises UsageError when it cannot be sent."""
+    key = os.environ.get("OPTIMA_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(
+            "OPTIMA_API_KEY: holds characters that no HTTP header takes; set it to the key alone"
+        )
+    return key
 
 
 def base_url(endpoint: str) -> str:

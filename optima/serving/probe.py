@@ -5,65 +5,190 @@ No proxy and no redirect is followed: the key goes to the named server only.
 
 import http.client
 import json
-from typing import Any
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
-from optima.errors import ServerError
-from optima.serving.client import Server
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from optima.errors import ContextOverflowError, ServerError
+from optima.recipe.schema import ServingSection
+from optima.serving.client import Server, authorization, backoff_s
+from optima.serving.reply import Reply, RetryableError, message_of, read_reply, refusal
+
+HEALTH_PATH, MODELS_PATH = "/health", "/v1/models"
+PROMPT_IDS = (1, 2, 3)  # in every vocabulary
+_NO_ROUTE = (404, 405, 501)
+
+_Result = TypeVar("_Result")
 
 
-def is_healthy(server: Server, timeout_s: float) -> bool:
-    """Return whether ``/health`` answers 200 in time; False for whatever else happens."""
+class _Card(BaseModel):
+    """A model in a server's list: vLLM gives ``root``, its path, and an adapter's ``parent``."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    id: str
+    root: str | None = None
+    parent: str | None = None
+
+
+class _Cards(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    data: tuple[_Card, ...]
+
+
+def is_healthy(server: Server, timeout_s: float, path: str | None = HEALTH_PATH) -> bool:
+    """Return whether ``path`` answers 200 in time, or without a path, whether anything answers."""
     try:
-        status, _ = _ask(server, "GET", "/health", None, timeout_s)
-    except (OSError, http.client.HTTPException):
+        status, _, _ = _ask(server, "GET", path or MODELS_PATH, None, timeout_s)
+    except RetryableError:
         return False
-    return status == 200
+    return path is None or status == 200
 
 
-def check_completion(server: Server, model_name: str, timeout_s: float) -> None:
-    """Have the server generate one token. Raises ServerError with its answer if it does not."""
-    body = {"model": model_name, "prompt": "1 2 3", "max_tokens": 1, "temperature": 0.0, "seed": 0}
-    answer = _json(server, "POST", "/v1/completions", body, timeout_s)
-    if not isinstance(answer, dict) or not answer.get("choices"):
-        raise ServerError(f"{server.base_url}: answered with no completion: {answer!r:.200}")
+def health_path(server: Server, timeout_s: float) -> str | None:
+    """Return a path that answers 200 while the server is well; None when it has none."""
+    paths = (HEALTH_PATH, MODELS_PATH)
+    return next((path for path in paths if is_healthy(server, timeout_s, path)), None)
+
+
+def is_generating(server: Server, model_name: str, timeout_s: float) -> bool:
+    """Return whether the server generates a token in time."""
+    try:
+        check_completion(server, model_name, timeout_s)
+    except ServerError:
+        return False
+    return True
+
+
+def check_completion(server: Server, model_name: str, timeout_s: float) -> Reply:
+    """Have the server generate one token after a prompt of token ids; return its answer.
+
+    Raises ServerError with the reason when it does not, RetryableError when it still may.
+    """
+    try:
+        return _complete(server, model_name, PROMPT_IDS, timeout_s)
+    except RetryableError:
+        raise
+    except ServerError as error:
+        if not _takes_text(server, model_name, timeout_s):
+            raise
+        raise ServerError(
+            f"{error}; it takes a text as prompt but no token ids, of which prompts are made here; "
+            "serve the model with vLLM, SGLang or llama.cpp"
+        ) from error
 
 
 def served_models(server: Server, timeout_s: float) -> tuple[str, ...]:
-    """Return the names of the models it serves, its main one first."""
-    answer = _json(server, "GET", "/v1/models", None, timeout_s)
-    try:
-        return tuple(str(model["id"]) for model in answer["data"])
-    except (KeyError, TypeError) as error:
-        raise ServerError(f"{server.base_url}: lists no models: {answer!r:.200}") from error
+    """Return the names of the models it serves, its main one first; none where it has no list."""
+    return tuple(card.id for card in _cards(server, timeout_s))
 
 
-def _json(server: Server, method: str, path: str, body: object, timeout_s: float) -> Any:
+def served_as(server: Server, model_path: str, timeout_s: float) -> str:
+    """Return the name under which it serves the model at ``model_path``.
+
+    Of several models that with this name or path counts, one alone whatever it is called. Raises
+    ServerError with the names when none can be told to be it.
+    """
+    cards = [card for card in _cards(server, timeout_s) if card.parent is None]
+    if not cards:
+        return model_path  # what it generates under that name is checked next
+    exact = [card.id for card in cards if model_path in (card.id, card.root)]
+    alike = [card.id for card in cards if _last_part(card.id) == _last_part(model_path)]
+    is_one = len(cards) == 1 or (
+        cards[0].root is not None and len({card.root for card in cards}) == 1
+    )
+    if exact or len(alike) == 1:
+        return (exact or alike)[0]
+    if is_one:
+        return cards[0].id
+    names = ", ".join(card.id for card in cards)
+    raise ServerError(
+        f"{server.base_url}: serves {names}, and none is named {model_path} as model.path is; "
+        "serve that model under this name"
+    )
+
+
+def patiently(
+    question: Callable[[], _Result],
+    serving: ServingSection,
+    pause: Callable[[float], object] = time.sleep,
+) -> _Result:
+    """Return the answer to a question that is asked up to ``serving.max_attempts`` times."""
+    for attempt in range(1, serving.max_attempts):
+        try:
+            return question()
+        except RetryableError as error:
+            asked_s = backoff_s(attempt, 0) if error.pause_s is None else error.pause_s
+            pause(min(asked_s, serving.start_timeout_s))
+    return question()
+
+
+def _takes_text(server: Server, model_name: str, timeout_s: float) -> bool:
     try:
-        status, payload = _ask(server, method, path, body, timeout_s)
-    except (OSError, http.client.HTTPException) as error:
-        raise ServerError(f"{server.base_url}: {type(error).__name__}: {error}") from error
-    text = payload.decode(errors="replace")
+        _complete(server, model_name, "1 2 3", timeout_s)
+    except ServerError:
+        return False
+    return True
+
+
+def _complete(
+    server: Server, model_name: str, prompt: str | tuple[int, ...], timeout_s: float
+) -> Reply:
+    asked = {
+        "model": model_name, "prompt": prompt, "max_tokens": 1, "temperature": 0.0, "seed": 0,
+        "return_token_ids": True,
+    }  # fmt: skip
+    status, headers, payload = _ask(server, "POST", "/v1/completions", asked, timeout_s)
+    try:
+        if status != 200:
+            raise refusal(server.base_url, status, payload, headers)
+        return read_reply(server.base_url, payload)
+    except ContextOverflowError as error:
+        raise ServerError(f"{error} (for a prompt of three tokens)") from error
+
+
+def _cards(server: Server, timeout_s: float) -> tuple[_Card, ...]:
+    status, headers, payload = _ask(server, "GET", MODELS_PATH, None, timeout_s)
+    if status in _NO_ROUTE:
+        return ()
     if status != 200:
-        raise ServerError(f"{server.base_url}{path}: HTTP {status}: {text[:500]}")
+        raise refusal(server.base_url, status, payload, headers)
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ServerError(f"{server.base_url}{path}: answered no JSON: {text[:200]!r}") from error
+        return _Cards.model_validate_json(payload).data
+    except ValidationError as error:
+        raise ServerError(
+            f"{server.base_url}{MODELS_PATH}: lists no models: {message_of(payload)[:200]}"
+        ) from error
+
+
+def _last_part(name: str) -> str:
+    return Path(name).name.lower()
 
 
 def _ask(
     server: Server, method: str, path: str, body: object, timeout_s: float
-) -> tuple[int, bytes]:
+) -> tuple[int, http.client.HTTPMessage, bytes]:
+    """Return status, headers and body of an answer; RetryableError when there is none."""
     url = urlsplit(server.base_url)
     kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
     connection = kind(url.hostname or "", url.port, timeout=timeout_s)
-    headers = {"Authorization": f"Bearer {server.api_key}", "Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", **authorization(server.api_key)}
     try:
         connection.request(
             method, url.path + path, None if body is None else json.dumps(body), headers
         )
         response = connection.getresponse()
-        return response.status, response.read()
+        return response.status, response.headers, response.read()
+    except TimeoutError as error:
+        raise RetryableError(
+            f"{server.base_url}{path}: no answer within {timeout_s:.3g} s"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise RetryableError(f"{server.base_url}: {type(error).__name__}: {error}") from error
     finally:
         connection.close()

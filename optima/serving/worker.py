@@ -8,12 +8,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from optima.errors import ProcessError, ServerError
+from optima.errors import OptimaError, ProcessError, ServerError
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import ServingSection
 from optima.serving.client import Server
 from optima.serving.command import HOST
-from optima.serving.probe import check_completion, is_healthy
+from optima.serving.probe import (
+    PROMPT_IDS,
+    check_completion,
+    health_path,
+    is_generating,
+    is_healthy,
+    patiently,
+)
+from optima.serving.reply import KeyRefusedError, Reply, RetryableError
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +74,12 @@ class Worker:
             try:
                 self._await_ready(process, deadline)
                 return
-            except ProcessError:
+            except ProcessError as error:
                 process.stop()
                 tail = "\n".join(process.log_tail()).lower()
                 is_bound = any(mark in tail for mark in _BIND_MARKS)
-                if n_ports == _MAX_PORTS or self._serving.port is not None or not is_bound:
+                is_taken = is_bound or isinstance(error, _ForeignServerError)
+                if n_ports == _MAX_PORTS or self._serving.port is not None or not is_taken:
                     raise
                 logger.info("server %d: port %d was taken, trying another", self.server.index, port)
 
@@ -117,36 +126,43 @@ class Worker:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise ProcessError(
-                    f"{process.name}: not ready after {self._serving.start_timeout_s:.0f} s "
+                    f"{process.name}: not ready after {self._serving.start_timeout_s:g} s "
                     f"(serving.start_timeout_s): {problem}; {process.log_excerpt()}"
                 )
             if not is_healthy(self.server, min(5.0, left_s)):
                 continue
             try:
                 check_completion(self.server, self._model_name, left_s)
-            except ServerError as error:
+            except RetryableError as error:
                 problem = str(error)
                 continue
+            except ServerError as error:  # waiting does not change such an answer
+                if process.poll() is not None:
+                    raise process.failure() from error
+                is_foreign = isinstance(error, KeyRefusedError)
+                kind = _ForeignServerError if is_foreign else ProcessError
+                raise kind(f"{process.name}: {error}; {process.log_excerpt()}") from error
             if process.poll() is None:  # else something else answered on its port
-                self.server.is_alive = True
+                self.server.is_alive, self.server.trouble = True, None
+                self.server.n_timeouts, self.server.paused_until = 0, 0.0
                 return
 
     def _supervise(self) -> None:
         n_restarts = 0
+        failure: Exception | None
         while not self._stopping.is_set():
             failure = self._wait_for_end()
             if failure is None:
                 return
-            self.server.is_alive = False
-            logger.warning("%s", failure)
+            self._note(failure)
             while not self._stopping.is_set():
                 if n_restarts == self._serving.max_restarts:
                     self.server.failure = (
                         f"gave up after {n_restarts} restarts (serving.max_restarts): {failure}"
+                        if n_restarts
+                        else f"serving.max_restarts=0 allows no restart: {failure}"
                     )
-                    logger.error(
-                        "server %d: gave up after %d restarts", self.server.index, n_restarts
-                    )
+                    logger.error("server %d: %s", self.server.index, self.server.failure)
                     return
                 n_restarts += 1
                 logger.info("server %d: restart %d", self.server.index, n_restarts)
@@ -154,9 +170,13 @@ class Worker:
                     self.start()
                     logger.info("server %d: is back", self.server.index)
                     break
-                except ProcessError as error:
+                except (OptimaError, OSError) as error:  # a full disk takes no log
                     failure = error
-                    logger.warning("%s", failure)
+                    self._note(failure)
+
+    def _note(self, failure: Exception) -> None:
+        self.server.is_alive, self.server.trouble = False, str(failure)
+        logger.warning("%s", failure)
 
     def _wait_for_end(self) -> ProcessError | None:
         """Return why the running server counts as dead, None when the fleet is stopped."""
@@ -170,7 +190,7 @@ class Worker:
                 return process.failure()
             if time.monotonic() < next_probe:
                 continue
-            n_unhealthy = 0 if is_healthy(self.server, HEALTH_TIMEOUT_S) else n_unhealthy + 1
+            n_unhealthy = 0 if self._is_well() else n_unhealthy + 1
             next_probe = time.monotonic() + HEALTH_S
             if n_unhealthy == MAX_UNHEALTHY and process.poll() is None:
                 process.stop()
@@ -180,6 +200,13 @@ class Worker:
                 )
         return None
 
+    def _is_well(self) -> bool:
+        return is_healthy(self.server, HEALTH_TIMEOUT_S) and _answers(self.server, self._model_name)
+
+
+class _ForeignServerError(ProcessError):
+    """Another server than ours answers on its port: it does not take our key."""
+
 
 class EndpointWorker:
     """Watches a server that somebody else runs; it is never started or stopped."""
@@ -188,13 +215,38 @@ class EndpointWorker:
         self.server = server
         self._model_name = model_name
         self._serving = serving
+        self._health_path: str | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Probe the endpoint once. Raises ServerError with its answer if it does not generate."""
-        check_completion(self.server, self._model_name, self._serving.start_timeout_s)
+        """Have the endpoint generate. Raises ServerError with its answer if it does not."""
+        timeout_s = self._serving.start_timeout_s
+        try:
+            reply = patiently(
+                lambda: check_completion(self.server, self._model_name, timeout_s),
+                self._serving,
+                self._stopping.wait,
+            )
+        except ServerError as error:
+            raise ServerError(f"serving.endpoints: {error}") from error
+        self._warn(reply)
+        self._health_path = health_path(self.server, HEALTH_TIMEOUT_S)
         self.server.is_alive = True
+
+    def _warn(self, reply: Reply) -> None:
+        url, usage = self.server.base_url, reply.usage
+        if reply.choice.token_ids is None:
+            logger.warning(
+                "endpoint %s gives no token ids (return_token_ids): what its model says is "
+                "tokenised anew, for prompts and training; rows/retokenised counts it", url
+            )  # fmt: skip
+        n_prompt = usage.prompt_tokens if usage is not None else None
+        if n_prompt not in (None, len(PROMPT_IDS)):
+            logger.warning(
+                "endpoint %s counts %d tokens in a prompt of %d ids: it may read something else "
+                "than it is sent", url, n_prompt, len(PROMPT_IDS)
+            )  # fmt: skip
 
     def watch(self) -> None:
         """Watch its health from a thread of its own until ``stop``."""
@@ -212,15 +264,33 @@ class EndpointWorker:
             self._thread.join(1.0)  # it owns nothing, and its probe of a deaf server may take long
 
     def _supervise(self) -> None:
-        n_unhealthy = 0
+        server, limit_s = self.server, self._serving.start_timeout_s
+        n_unhealthy, last_well = 0, time.monotonic()
         while not self._stopping.wait(HEALTH_S):
-            is_up = is_healthy(self.server, HEALTH_TIMEOUT_S)
-            n_unhealthy = 0 if is_up else n_unhealthy + 1
+            if is_healthy(server, HEALTH_TIMEOUT_S, self._health_path) and _answers(
+                server, self._model_name
+            ):
+                n_unhealthy, last_well = 0, time.monotonic()
+            else:
+                n_unhealthy += 1
             is_alive = n_unhealthy < MAX_UNHEALTHY
-            if is_alive != self.server.is_alive:
+            if is_alive != server.is_alive:
                 state = "is back" if is_alive else "does not answer"
-                logger.warning("endpoint %s %s", self.server.base_url, state)
-                self.server.is_alive = is_alive
+                logger.warning("endpoint %s %s", server.base_url, state)
+                server.trouble = None if is_alive else f"{server.base_url} {state}"
+                server.is_alive, server.failure = is_alive, None
+            if not is_alive and time.monotonic() - last_well > limit_s:
+                server.failure = (  # else every call would wait for it by itself
+                    f"{server.base_url}: did not answer for {limit_s:g} s "
+                    "(serving.start_timeout_s); start it again, then run again to go on"
+                )
+
+
+def _answers(server: Server, model_name: str) -> bool:
+    """Return False when calls get no answers: one timed out since the last, and a probe does."""
+    if server.n_timeouts and is_generating(server, model_name, HEALTH_TIMEOUT_S):
+        server.n_timeouts = 0
+    return server.n_timeouts == 0
 
 
 def free_port() -> int:

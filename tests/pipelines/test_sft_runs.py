@@ -124,6 +124,21 @@ def test_utterances_without_sampled_ids_are_counted_in_the_metrics(
     assert stages["cold_start/script"]["rows/retokenised"] == n_said > len(rows)
 
 
+def test_run_over_servers_that_give_no_ids_trains_on_the_text_and_counts_it(
+    tmp_path: Path,
+) -> None:
+    run(tmp_path, fake_environment(tmp_path, server=("--no-token-ids",)))
+    root = tmp_path / "run"
+    rows = [
+        row
+        for name in ("rows.jsonl", "eval_rows.jsonl")
+        for row in read_records(root / "iter_0/select" / name, TrainingRow)
+    ]
+    stages = {m["stage"]: m for m in map(json.loads, (root / "metrics.jsonl").open())}
+    n_said = sum(row.n_utterances for row in rows)
+    assert stages["iter_0/select"]["rows/retokenised"] == n_said > 0
+
+
 def test_same_seed_gives_the_same_run_and_another_seed_another(
     undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from optima.conversation.dialogue import Request
 from optima.errors import ProcessError, ServerError
 from optima.processes.devices import Devices
 from optima.recipe.schema import ModelSection, Recipe, ServingSection
+from optima.serving import worker
 from optima.serving.client import Completion, CompletionClient, Server
 from optima.serving.fleet import Fleet, uses_endpoints
 from optima.types import ModelRef
@@ -134,6 +135,53 @@ def test_server_that_is_never_ready_is_given_up_at_the_deadline(tmp_path: Path) 
     assert not any("fakes.py" in " ".join(process.cmdline()) for process in below)
 
 
+def test_server_that_serves_another_model_is_an_error_at_once_with_its_log(tmp_path: Path) -> None:
+    fleet, _ = make_fleet(tmp_path, "--served-model-name", "other", start_timeout_s=60.0)
+    started = time.monotonic()
+    with pytest.raises(ProcessError, match="The model `policy` does not exist") as got:
+        fleet.__enter__()
+    assert "server_0.1.log" in str(got.value)
+    assert time.monotonic() - started < 20
+
+
+def test_server_that_generates_nothing_while_it_starts_is_given_up_with_its_log(
+    tmp_path: Path,
+) -> None:
+    fleet, _ = make_fleet(tmp_path, "--hang-after", "0", start_timeout_s=3.5)
+    with pytest.raises(ProcessError, match=r"not ready after 3\.5 s.*no answer within") as got:
+        fleet.__enter__()
+    assert "server_0.1.log" in str(got.value)
+
+
+def test_server_that_is_well_and_generates_no_more_is_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "HEALTH_S", 0.1)
+    monkeypatch.setattr(worker, "HEALTH_TIMEOUT_S", 0.3)
+    fleet, serving = make_fleet(
+        tmp_path, "--hang-after", "4", request_timeout_s=0.5, max_attempts=40, max_restarts=5
+    )
+    with fleet:
+        process = process_of(fleet.servers[0])
+        assert len(ask_many(fleet, serving, 6)) == 6
+        assert not process.is_running()
+    assert (tmp_path / "logs/server_0.2.log").exists()
+
+
+def test_server_that_hangs_for_good_ends_with_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "HEALTH_S", 0.1)
+    monkeypatch.setattr(worker, "HEALTH_TIMEOUT_S", 0.3)
+    fleet, serving = make_fleet(
+        tmp_path, "--hang-after", "1", request_timeout_s=0.5, max_attempts=40, max_restarts=0
+    )
+    with fleet:
+        with pytest.raises(ServerError, match="max_restarts=0 allows no restart: server 0") as got:
+            ask_many(fleet, serving, 1)
+        assert "server_0.1.log" in str(got.value)
+
+
 def test_server_killed_while_generating_is_restarted_and_nothing_is_lost(tmp_path: Path) -> None:
     fleet, serving = make_fleet(tmp_path, "--latency-ms", "400", devices=TWO)
     with fleet:
@@ -170,11 +218,24 @@ def test_server_that_keeps_dying_is_given_up_and_said_so(tmp_path: Path) -> None
         assert not fleet.servers[0].is_alive
 
 
+def test_port_where_a_server_of_others_answers_is_exchanged_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = make_fleet(tmp_path / "first")
+    with first:
+        good = worker.free_port()
+        ports = iter([urlsplit(first.servers[0].base_url).port, good])
+        monkeypatch.setattr(worker, "free_port", lambda: next(ports))
+        second, serving = make_fleet(tmp_path / "second")
+        with second:
+            assert second.servers[0].base_url.endswith(f":{good}")
+            assert len(ask_many(second, serving, 2)) == 2
+        assert status_of(first.servers[0], first.servers[0].api_key) == 200
+
+
 def test_taken_port_is_exchanged_for_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from optima.serving import worker
-
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))
     taken.listen()
@@ -202,8 +263,6 @@ def test_endpoints_serve_a_start_model_that_the_recipe_names_by_a_relative_path(
 
 
 def test_servers_listen_on_the_ports_that_the_recipe_names(tmp_path: Path) -> None:
-    from optima.serving import worker
-
     port = worker.free_port()
     fleet, _ = make_fleet(tmp_path, port=port)
     with fleet:
