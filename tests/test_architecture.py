@@ -22,7 +22,9 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "core",
         (
             "optima.recipe.checks",
+            "optima.recipe.data",
             "optima.recipe.schema",
+            "optima.recipe.section",
             "optima.tasks",
             "optima.prompts",
             "optima.conversation",

@@ -50,7 +50,7 @@ def run_baselines(
             method: ballot.n if method == "sc" else n for method in model_by_method
         }
         write_stages(output, n_samples, grouped=("sc",))
-        problems = read_test_problems(context)
+        problems = read_test_problems(context, model_by_method.values())
         return tuple(
             _row(context, method, replace(model, label=method), problems, ballot)
             for method, model in model_by_method.items()

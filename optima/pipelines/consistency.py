@@ -73,7 +73,7 @@ def run_consistency(
     with open_run(recipe, output, vllm_env=vllm_env, train_env=vllm_env) as context:
         n_samples = {model.label: recipe.evaluation.n_samples for model in models}
         write_stages(output, n_samples, grouped=tuple(n_samples))
-        problems = read_test_problems(context)
+        problems = read_test_problems(context, models)
         for model in models:
             talked, _ = hold(context, model, problems)
             grouped = group_stage(context, f"{model.label}/groups", talked, problems)

@@ -35,7 +35,7 @@ from optima.serving.probe import served_as, served_models
 from optima.serving.reply import RetryableError
 from optima.serving.scorer import scorer_argv
 from optima.tasks import get_task
-from optima.tasks.loading import LoadedProblems, load_problems
+from optima.tasks.loading import load_splits
 from optima.training.launch import check_trackers, free_port, training_argv
 from optima.types import ModelRef
 
@@ -53,10 +53,7 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
     _check_run_dir(recipe, run_dir)
     task = get_task(recipe.task)
     n_agents = len(recipe.agents.names)
-    train, test = (
-        load_problems(task, recipe.data, split, n_agents=n_agents, seed=recipe.seed)
-        for split in ("train", "test")
-    )
+    train, test = load_splits(task, recipe.data, n_agents=n_agents, seed=recipe.seed)
     vllm_env = require_environment(vllm_spec, "vllm")
     train_env = require_environment(train_spec, "train")
     check_trackers(recipe.train.report_to, train_env)
@@ -74,7 +71,7 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
     lines = [
         f"run        {run_dir}" + (" (exists; would go on)" if run_dir.exists() else ""),
         f"task       {task.name}: {task.setting}, {task.metric}, {n_agents} agents",
-        f"data       train {_counts(train)}; test {_counts(test)}",
+        f"data       train {train.counts()}; test {test.counts()}",
         f"model      {recipe.model.path}, context {window or 'unknown'}, "
         f"roles {codec.template.roles}",
         f"formats    {len(formats)}" + ("" if formats else " (no pool)"),
@@ -93,11 +90,6 @@ def _check_run_dir(recipe: Recipe, run_dir: Path) -> None:
         check_same_recipe(run_dir, recipe)
         if is_owned(run_dir):
             raise RunBusyError(f"--run-dir {run_dir}: a process runs in it; give another --run-dir")
-
-
-def _counts(loaded: LoadedProblems) -> str:
-    skipped = f", {len(loaded.skipped)} malformed" if loaded.skipped else ""
-    return f"{len(loaded.problems)} problems of {loaded.n_rows} rows{skipped}"
 
 
 def _stages(recipe: Recipe, n_train: int, n_test: int) -> Iterator[str]:

@@ -1,11 +1,20 @@
 """The problems of a run, read once and stored with it."""
 
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from optima.pipelines.context import RunContext
+from optima.errors import DataError
+from optima.pipelines.checkpoints import run_of
+from optima.pipelines.context import Model, RunContext
 from optima.records import read_records, write_records
-from optima.tasks.loading import load_problems, sample_problems
+from optima.tasks.loading import (
+    describe_overlap,
+    load_problems,
+    load_splits,
+    overlap,
+    sample_problems,
+)
 from optima.types import Problem
 
 logger = logging.getLogger(__name__)
@@ -33,8 +42,12 @@ class Problems:
         return sample_problems(self.train, self.n_trees, seed=self.seed, stage=f"iter_{t}/trees")
 
 
-def read_test_problems(context: RunContext) -> tuple[Problem, ...]:
-    """Read the test split alone, or the seeded sample of it that ``data.n_test`` asks for."""
+def read_test_problems(context: RunContext, models: Iterable[Model] = ()) -> tuple[Problem, ...]:
+    """Read the test split alone, or the seeded sample of it that ``data.n_test`` asks for.
+
+    Raises DataError when one of ``models`` was trained, by a run whose directory is there, with
+    problems among them; ``data.overlap=keep`` allows it.
+    """
     recipe = context.recipe
     stage = context.run.stage("problems", recipe.task, repr(recipe.data), repr(recipe.seed))
     path = stage.path / "test.jsonl"
@@ -44,15 +57,36 @@ def read_test_problems(context: RunContext) -> tuple[Problem, ...]:
         chosen = sample_problems(
             test.problems, recipe.data.n_test, seed=recipe.seed, stage="evaluate"
         )
+        _check_unseen(context, models, chosen)  # before the stage is done: it can be given anew
         write_records(path, chosen)
         counts = {
             "problems/test": float(len(chosen)),
             "problems/test_skipped": float(len(test.skipped)),
         }
         stage.finish([path], counts)
+    else:
+        _check_unseen(context, models, tuple(read_records(path, Problem)))
     problems = tuple(read_records(path, Problem))
     logger.info("problems: %d of the test split", len(problems))
     return problems
+
+
+def _check_unseen(
+    context: RunContext, models: Iterable[Model], problems: Sequence[Problem]
+) -> None:
+    """Raise DataError when a model was trained on some of the problems."""
+    if context.task.generate is not None:
+        return  # its splits are made apart, whatever the seed
+    runs = {run_of(model.ref.adapter or model.ref.path) for model in models}
+    for train in sorted(run / "problems/train.jsonl" for run in runs if run is not None):
+        if train.is_file() and (seen := overlap(read_records(train, Problem), problems)):
+            what = describe_overlap(seen, len(problems), str(train))
+            if context.recipe.data.overlap != "keep":
+                raise DataError(
+                    f"data.overlap: {what}, which a model was trained on; give another test "
+                    "split, or set data.overlap=keep to test on them all the same"
+                )
+            logger.warning("%s: kept, scores tell little", what)
 
 
 def read_problems(context: RunContext) -> Problems:
@@ -61,15 +95,8 @@ def read_problems(context: RunContext) -> Problems:
     stage = context.run.stage("problems", recipe.task, repr(recipe.data), repr(recipe.seed))
     train_path, test_path = stage.path / "train.jsonl", stage.path / "test.jsonl"
     if not stage.done:
-        train, test = (
-            load_problems(
-                context.task,
-                recipe.data,
-                split,
-                n_agents=len(recipe.agents.names),
-                seed=recipe.seed,
-            )
-            for split in ("train", "test")
+        train, test = load_splits(
+            context.task, recipe.data, n_agents=len(recipe.agents.names), seed=recipe.seed
         )
         held_out = sample_problems(
             test.problems, recipe.data.n_test, seed=recipe.seed, stage="evaluate"

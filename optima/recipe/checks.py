@@ -7,7 +7,9 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from optima.recipe.schema import AgentsSection, DataSection, Recipe, ServingSection
+    from optima.recipe.data import DataSection
+    from optima.recipe.schema import AgentsSection, Recipe, SamplingSection, ServingSection
+    from optima.recipe.section import Section
 
 _URL = re.compile(r"https?://([^/\s?#@:\[\]]+|\[[^/\s\]]+\])(:(?P<port>\d{1,5}))?(/[^\s?#]*)?")
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*")  # what stands before "=", a space or a "."
@@ -45,14 +47,30 @@ _OWN_OPTIONS = {
 }
 
 
+def check_texts(section: "Section") -> None:
+    """A text that is given says something; leaving it out is how to say nothing."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(f'{name}: is the empty text "{value}"; give it a value or remove it')
+
+
 def check_data(data: "DataSection") -> None:
     """Rows come from one place."""
     for name in ("train_file", "test_file"):
         if getattr(data, name) is not None and data.path is None:
             raise ValueError(f"{name}: is looked for below path, which is not set; set path")
-    for name in ("hub_id", "hub_revision"):
+    for name in ("hub_id", "hub_revision", "hub_configs", "train_split", "test_split"):
         if getattr(data, name) is not None and data.path is not None:
             raise ValueError(f"{name}: contradicts path={data.path}; remove one of them")
+
+
+def check_sampling(sampling: "SamplingSection") -> None:
+    """Formats of one's own are drawn from."""
+    if sampling.format_pool_path is not None and not sampling.format_pool:
+        raise ValueError(
+            "format_pool_path: is read by nothing while format_pool=False; remove one of them"
+        )
 
 
 def check_agents(agents: "AgentsSection") -> None:

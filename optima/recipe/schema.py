@@ -6,9 +6,11 @@ holds only what differs. Paths of artifacts are no fields: they derive from the 
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from optima.recipe.checks import check_agents, check_data, check_recipe, check_serving
+from optima.recipe.checks import check_agents, check_recipe, check_sampling, check_serving
+from optima.recipe.data import DataSection as DataSection
+from optima.recipe.section import Section
 
 Method = Literal["sft", "dpo", "sft_dpo"]
 ChoiceAnswer = Literal["text", "letter"]
@@ -18,51 +20,6 @@ METHOD_SECTIONS: dict[str, dict[str, dict[str, float]]] = {
     "dpo": {"search": {}, "pairs": {}, "dpo": {}},
     "sft_dpo": {"search": {"probe_percentile": 80.0}, "pairs": {}, "dpo": {"nll_weight": 0.0}},
 }
-
-
-class Section(BaseModel):
-    """Base of every part of a recipe.
-
-    A check over several fields begins its message with the key of one of them: ``key: what``.
-    """
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
-
-
-class DataSection(Section):
-    """Which problems, from where."""
-
-    path: str | None = None
-    """Directory with the benchmark's native train and test files; None reads the dataset hub."""
-    train_file: str | None = None
-    """File below ``path`` for the train split; None takes the task's usual names."""
-    test_file: str | None = None
-    """File below ``path`` for the test split; None takes the task's usual names."""
-    hub_id: str | None = None
-    """Dataset id on the hub; None takes the task's own."""
-    hub_revision: str | None = None
-    """Commit of the hub dataset; None takes the task's own."""
-    n_train: int | None = Field(default=None, ge=1)
-    """Problems per iteration, a seeded sample of the train split; None takes all."""
-    n_test: int | None = Field(default=None, ge=1)
-    """Held-out problems evaluated after each iteration, a seeded sample; None takes all."""
-    max_malformed: float = Field(default=0.02, ge=0, le=1)
-    """Share of malformed rows above which loading fails; below it they are named and skipped."""
-    paragraphs: Literal["whole", "lead_sentence"] = "whole"
-    """What of each paragraph an agent is given; ``lead_sentence`` restores the reference."""
-    max_context_words: int | None = Field(default=None, ge=20)
-    """Words of context per agent, evidence kept; for models with short contexts. None: no limit."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        check_data(self)
-        return self
 
 
 class ModelSection(Section):
@@ -139,6 +96,11 @@ class SamplingSection(Section):
     """Draw a communication format for each conversation of iteration 0; off for gsm8k and math."""
     format_pool_path: str | None = None
     """Directory of further format files, one text file each."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_sampling(self)
+        return self
 
 
 class RewardSection(Section):

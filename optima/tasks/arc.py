@@ -13,24 +13,40 @@ from optima.seeding import digest
 from optima.tasks.choices import choice_letter
 from optima.tasks.comparison import exact_match
 from optima.tasks.dealing import Dealing
-from optima.tasks.task import HubSource, MalformedRowError, Row, Task, describe, file_names
+from optima.tasks.task import (
+    HubSource,
+    MalformedRowError,
+    Row,
+    Task,
+    describe,
+    file_names,
+    gold_field,
+    texts_field,
+)
 from optima.tasks.task import text_field as text
 from optima.types import Problem
+
+MAX_CHOICES = len(string.ascii_uppercase)
 
 
 def parse(row: Row, dealing: Dealing) -> Problem:
     """Return the problem of an ARC row, in the hub's form or the official one."""
     stem, labels, choices = _choices(row)
-    key = str(row.get("answerKey", "")).strip()
-    if key not in labels:
-        raise MalformedRowError(f"answerKey is {key!r}, which is none of the labels {labels}")
+    value = row.get("answerKey")
+    key = str(value) if _is_index(value) else gold_field(row, "answerKey")
+    if key not in labels or len(set(labels)) < len(labels):
+        raise MalformedRowError(
+            f"answerKey is {key!r}, which is no single one of the labels {describe(labels)}"
+        )
     return choice_problem("arc", stem, choices, labels.index(key))
 
 
 def choice_problem(task: str, stem: str, choices: Sequence[str], gold: int) -> Problem:
     """Return a multiple-choice problem; ``gold`` is the index of the right choice."""
-    if len(choices) < 2 or not all(choice.strip() for choice in choices):
-        raise MalformedRowError(f"the choices {describe(list(choices))} are too few or empty")
+    if not 2 <= len(choices) <= MAX_CHOICES or not all(choice.strip() for choice in choices):
+        raise MalformedRowError(
+            f"the choices {describe(list(choices))} are too few, too many or empty"
+        )
     letters = string.ascii_uppercase[: len(choices)]
     texts = tuple(choice.strip() for choice in choices)
     lines = [f"{k}. {choice}" for k, choice in zip(letters, texts, strict=True)]
@@ -68,10 +84,16 @@ def _choices(row: Row) -> tuple[str, list[str], list[str]]:
     stem, columns = text(row, "question"), row.get("choices")
     if not isinstance(columns, Mapping):
         raise MalformedRowError(f"field 'choices' is {describe(columns)}, not an object")
-    labels, texts = columns.get("label"), columns.get("text")
-    if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts):
+    labels, texts = columns.get("label"), texts_field(columns, "text")
+    if not isinstance(labels, list) or len(labels) != len(texts):
         raise MalformedRowError("fields 'label' and 'text' of 'choices' are no equally long lists")
-    return stem, [str(label).strip() for label in labels], [str(choice) for choice in texts]
+    if not all(isinstance(label, str) or _is_index(label) for label in labels):
+        raise MalformedRowError(f"field 'label' is {describe(labels)}, not a list of labels")
+    return stem, [str(label).strip() for label in labels], texts
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 TASK = Task(
@@ -85,4 +107,5 @@ TASK = Task(
     train_files=(*file_names("train"), "ARC-Challenge-Train.jsonl"),
     test_files=(*file_names("test"), "ARC-Challenge-Test.jsonl"),
     parse=parse,
+    reads=frozenset({"conversation.choice_answer"}),
 )

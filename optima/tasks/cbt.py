@@ -13,6 +13,7 @@ from optima.tasks.task import (
     Row,
     Task,
     file_names,
+    gold_field,
     text_field,
     texts_field,
 )
@@ -25,7 +26,7 @@ def parse(row: Row, dealing: Dealing) -> Problem:
     """Return the problem of a CBT row."""
     sentences = [" ".join(s.split()) for s in texts_field(row, "sentences") if s.strip()]
     options = [option.strip() for option in texts_field(row, "options")]
-    query, answer = text_field(row, "question"), text_field(row, "answer")
+    query, answer = text_field(row, "question"), gold_field(row, "answer")
     if len(sentences) < dealing.n_agents:
         raise MalformedRowError(f"{len(sentences)} sentences are too few to split")
     if BLANK not in query:
@@ -57,4 +58,5 @@ TASK = Task(
     train_files=file_names("train"),
     test_files=file_names("test"),
     parse=parse,
+    reads=frozenset({"data.max_context_words"}),
 )

@@ -31,6 +31,7 @@ class Dealing:
     seed: int
     paragraphs: Literal["whole", "lead_sentence"] = "whole"
     max_context_words: int | None = None
+    passages: Literal["description", "document"] = "description"
 
     def rng(self, problem_key: str) -> random.Random:
         """Return the generator of the deal of one problem."""
@@ -67,12 +68,21 @@ def split_sentences(text: str) -> tuple[str, ...]:
     return tuple(part for line in lines if line for part in _SENTENCE_END.split(line) if part)
 
 
-def unique_titles(paragraphs: Sequence[Paragraph]) -> list[Paragraph]:
-    """Return the first paragraph of each title: repeated ones would put evidence in two hands."""
-    first_by_title: dict[str, Paragraph] = {}
+def distinct_paragraphs(paragraphs: Sequence[Paragraph]) -> list[Paragraph]:
+    """Return the paragraphs that have a text, each once.
+
+    A repeated one would put its evidence in two hands. A title may head two different texts.
+    """
+    seen: dict[tuple[str, str], Paragraph] = {}
     for paragraph in paragraphs:
-        first_by_title.setdefault(paragraph.title, paragraph)
-    return list(first_by_title.values())
+        if body := _body(paragraph):
+            seen.setdefault((" ".join(paragraph.title.split()), body), paragraph)
+    return list(seen.values())
+
+
+def _body(paragraph: Paragraph) -> str:
+    """Return the text of a paragraph, to tell copies by."""
+    return " ".join(" ".join(paragraph.sentences).split())
 
 
 def deal_paragraphs(
@@ -81,11 +91,16 @@ def deal_paragraphs(
     """Deal paragraphs with known evidence: the supporting ones in turn, the others at random.
 
     ``golds`` come in the order in which a reader needs them. Which agent gets the first
-    supporting paragraph is random.
+    supporting paragraph is random. Where one paragraph alone supports, it is cut between its gold
+    sentences, so that its evidence is in two hands too; a copy of a supporting one under another
+    title is dealt to nobody.
     """
+    if dealing.paragraphs == "whole":
+        paragraphs, golds = _with_evidence_apart(paragraphs, golds)
     generator = dealing.rng(problem_key)
     supporting = list(dict.fromkeys(gold.paragraph for gold in golds))
-    others = [index for index in range(len(paragraphs)) if index not in supporting]
+    evident = {_body(paragraphs[index]) for index in supporting}
+    others = [index for index, other in enumerate(paragraphs) if _body(other) not in evident]
     generator.shuffle(others)
     offset = generator.randrange(dealing.n_agents)
     hands: list[list[int]] = [[] for _ in range(dealing.n_agents)]
@@ -212,6 +227,26 @@ def _cut(passages: Sequence[Paragraph], n_pieces: int) -> list[Paragraph]:
             replace(piece, sentences=piece.sentences[middle:]),
         ]
     return pieces
+
+
+def _with_evidence_apart(
+    paragraphs: Sequence[Paragraph], golds: Sequence[Gold]
+) -> tuple[Sequence[Paragraph], Sequence[Gold]]:
+    """Cut a sole supporting paragraph before its second gold sentence; leave all else as it is."""
+    places = sorted({gold.sentence for gold in golds})
+    if len({gold.paragraph for gold in golds}) != 1 or len(places) == 1:
+        return paragraphs, golds
+    sole, cut = golds[0].paragraph, places[1]
+    whole = paragraphs[sole]
+    halves = (
+        replace(whole, sentences=whole.sentences[:cut]),
+        replace(whole, sentences=whole.sentences[cut:]),
+    )
+    moved = [
+        gold if gold.sentence < cut else Gold(len(paragraphs), gold.sentence - cut)
+        for gold in golds
+    ]
+    return [*paragraphs[:sole], halves[0], *paragraphs[sole + 1 :], halves[1]], moved
 
 
 def _best_sentence(

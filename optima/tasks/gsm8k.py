@@ -5,7 +5,15 @@ import re
 from optima.seeding import digest
 from optima.tasks.dealing import Dealing
 from optima.tasks.numbers import parse_number
-from optima.tasks.task import HubSource, MalformedRowError, Row, Task, file_names, text_field
+from optima.tasks.task import (
+    HubSource,
+    MalformedRowError,
+    Row,
+    Task,
+    file_names,
+    gold_field,
+    text_field,
+)
 from optima.types import Fact, Problem
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # annotations such as <<48/2=24>>
@@ -13,7 +21,7 @@ _CALCULATOR = re.compile(r"<<[^<>]*>>")  # annotations such as <<48/2=24>>
 
 def parse(row: Row, dealing: Dealing) -> Problem:
     """Return the problem of a GSM8K row; the gold is what stands behind ``####``."""
-    question, solution = text_field(row, "question"), text_field(row, "answer")
+    question, solution = text_field(row, "question"), gold_field(row, "answer")
     rationale, mark, gold = solution.rpartition("####")
     gold = gold.strip()
     if not mark:

@@ -4,13 +4,23 @@ Rows in the hub's form (``context`` as an object of lists) and in the official o
 [title, sentences]) are read; 2WikiMultiHopQA shares both.
 """
 
+import html
 import json
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optima.seeding import digest
-from optima.tasks.dealing import Dealing, Gold, Paragraph, deal_paragraphs, unique_titles
-from optima.tasks.task import HubSource, MalformedRowError, Row, Task, describe, file_names
+from optima.tasks.dealing import Dealing, Gold, Paragraph, deal_paragraphs, distinct_paragraphs
+from optima.tasks.task import (
+    HubSource,
+    MalformedRowError,
+    Row,
+    Task,
+    describe,
+    file_names,
+    gold_field,
+)
 from optima.tasks.task import text_field as text
 from optima.types import Problem
 
@@ -23,30 +33,22 @@ def parse(row: Row, dealing: Dealing) -> Problem:
 def parse_multi_hop(task: str, row: Row, dealing: Dealing) -> Problem:
     """Return the problem of a row with titled paragraphs and supporting facts.
 
-    Gold indices past the end of a paragraph, which both releases have, are passed over; a row
-    without any gold sentence left is malformed.
+    Both releases have gold indices past the end of a paragraph: it is a supporting one all the
+    same, and where no other gold sentence of it is there, its last sentence stands for it.
     """
-    question, answer = text(row, "question"), text(row, "answer")
-    paragraphs = unique_titles(
+    question, answer = text(row, "question"), gold_field(row, "answer")
+    facts = _pairs(row, "supporting_facts", ("title",), ("sent_id",))
+    paragraphs = distinct_paragraphs(
         [
-            Paragraph(title, tuple(sentences))
+            Paragraph(title, _sentences(title, sentences))
             for title, sentences in _pairs(row, "context", ("title",), ("sentences", "content"))
-            if _is_texts(sentences)
         ]
     )
     if not paragraphs:
-        raise MalformedRowError("field 'context' has no paragraphs of title and sentences")
-    index_by_title = {paragraph.title: index for index, paragraph in enumerate(paragraphs)}
-    golds = []
-    for title, sentence in _pairs(row, "supporting_facts", ("title",), ("sent_id",)):
-        if title not in index_by_title:
-            raise MalformedRowError(f"supporting title {title!r} is not in the context")
-        index = index_by_title[title]
-        sentences = paragraphs[index].sentences
-        if isinstance(sentence, int) and 0 <= sentence < len(sentences):
-            golds.append(Gold(index, sentence))
+        raise MalformedRowError("field 'context' has no paragraph with a text")
+    golds = _golds(facts, paragraphs)
     if not golds:
-        raise MalformedRowError("no supporting fact points at a sentence of the context")
+        raise MalformedRowError("no supporting fact points at a paragraph of the context")
     key = digest(question, answer, *(part for p in paragraphs for part in (p.title, *p.sentences)))
     hands = deal_paragraphs(paragraphs, golds, dealing, key)
     return Problem(
@@ -57,6 +59,54 @@ def parse_multi_hop(task: str, row: Row, dealing: Dealing) -> Problem:
         contexts=hands.contexts,
         evidence=hands.evidence,
     )
+
+
+def _golds(facts: Sequence[tuple[str, Any]], paragraphs: Sequence[Paragraph]) -> list[Gold]:
+    """Return the gold sentences in the order of the facts, each supporting paragraph with one."""
+    places = []
+    for title, sentence in facts:
+        if not isinstance(sentence, int) or isinstance(sentence, bool) or sentence < 0:
+            raise MalformedRowError(f"the fact of {title!r} has the index {describe(sentence)}")
+        places.append((_titled(title, paragraphs), sentence))
+    has_gold = {
+        index
+        for indices, sentence in places
+        if (index := _with_sentence(indices, sentence, paragraphs)) is not None
+    }
+    golds = []
+    for indices, sentence in places:
+        index = _with_sentence(indices, sentence, paragraphs)
+        if index is not None:
+            golds.append(Gold(index, sentence))
+        elif not has_gold.intersection(indices):
+            texts = paragraphs[indices[0]].sentences
+            golds.append(Gold(indices[0], max(i for i, t in enumerate(texts) if t.strip())))
+    return list(dict.fromkeys(golds))
+
+
+def _titled(title: str, paragraphs: Sequence[Paragraph]) -> list[int]:
+    """Return the paragraphs of a title as written or, if there are none, loosely compared."""
+    for form in (str, _loose):
+        found = [i for i, p in enumerate(paragraphs) if form(p.title) == form(title)]
+        if found:
+            return found
+    raise MalformedRowError(f"supporting title {title!r} is not in the context, or has no text")
+
+
+def _loose(title: str) -> str:
+    """Return a title without what differs between the fields of a row: case, white space, form."""
+    return " ".join(unicodedata.normalize("NFKC", html.unescape(title)).casefold().split())
+
+
+def _with_sentence(
+    indices: Sequence[int], sentence: int, paragraphs: Sequence[Paragraph]
+) -> int | None:
+    """Return the first of the paragraphs that has this sentence, with a text."""
+    for index in indices:
+        texts = paragraphs[index].sentences
+        if sentence < len(texts) and texts[sentence].strip():
+            return index
+    return None
 
 
 def _pairs(
@@ -85,8 +135,10 @@ def _pairs(
     return [(pair[0], pair[1]) for pair in value]
 
 
-def _is_texts(value: object) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+def _sentences(title: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise MalformedRowError(f"paragraph {title!r} is {describe(value)}, not a list of texts")
+    return tuple(value)
 
 
 TASK = Task(
@@ -98,6 +150,11 @@ TASK = Task(
     has_evidence=True,
     hub=HubSource("hotpotqa/hotpot_qa", ("distractor",), "train", "validation"),
     train_files=(*file_names("train"), "hotpot_train_v1.1.json"),
-    test_files=(*file_names("test", "validation", "dev"), "hotpot_dev_distractor_v1.json"),
+    test_files=(
+        *file_names("validation", "dev"),
+        "hotpot_dev_distractor_v1.json",
+        *file_names("test"),
+    ),
     parse=parse,
+    reads=frozenset({"data.paragraphs", "data.max_context_words"}),
 )

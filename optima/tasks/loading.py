@@ -1,8 +1,9 @@
 """Rows to problems: native files, the dataset hub, or code; nothing is dropped without a word.
 
-A row that is malformed is counted, named in the log and skipped, up to the share
+A row that is malformed, or has no gold answer, is counted and skipped, up to the share
 ``data.max_malformed``; above it loading fails. Repeated rows and, for MMLU, ARC's questions are
-left out and counted apart. Draws are seeded and do not depend on the order of rows.
+left out and counted apart. Test problems that stand in the train split too are refused, unless
+``data.overlap`` says otherwise. Draws are seeded and do not depend on the order of rows.
 """
 
 import logging
@@ -13,16 +14,16 @@ from typing import Literal
 
 from optima.errors import DataError
 from optima.recipe.schema import DataSection
-from optima.seeding import derive_seed
+from optima.seeding import derive_seed, digest
 from optima.tasks.arc_overlap import ArcQuestions, arc_questions
 from optima.tasks.dealing import Dealing
 from optima.tasks.rows import RawRow, read_hub, read_path
-from optima.tasks.task import MalformedRowError, Task
+from optima.tasks.task import MalformedRowError, Task, WithheldGoldError, describe
 from optima.types import Problem
 
 Split = Literal["train", "test"]
-SkipKind = Literal["malformed", "duplicate", "excluded"]
-N_NAMED_IN_ERROR = 5
+SkipKind = Literal["malformed", "withheld", "duplicate", "excluded"]
+N_NAMED = 5  # rows named in a message
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +45,70 @@ class LoadedProblems:
     n_rows: int
     skipped: tuple[SkippedRow, ...] = ()
 
+    def counts(self) -> str:
+        """Return how many problems there are and what was skipped, each kind by its name."""
+        n = Counter(row.kind for row in self.skipped)
+        kinds = [f"{n[kind]} {kind}" for kind in ("malformed", "duplicate", "excluded")]
+        kinds += [f"{n['withheld']} without a gold answer"] if n["withheld"] else []
+        return f"{len(self.problems)} problems of {self.n_rows} rows ({', '.join(kinds)})"
+
+
+def load_splits(
+    task: Task, data: DataSection, *, n_agents: int, seed: int
+) -> tuple[LoadedProblems, LoadedProblems]:
+    """Return the train and the test split, apart as ``data.overlap`` says.
+
+    Raises ``DataError`` as ``load_problems`` does, and for problems that stand in both.
+    """
+    train = load_problems(task, data, "train", n_agents=n_agents, seed=seed)
+    test = load_problems(task, data, "test", n_agents=n_agents, seed=seed)
+    if task.generate is not None:
+        return train, test  # made apart, whatever the seed
+    shared = overlap(train.problems, test.problems)
+    if not shared:
+        return train, test
+    what = describe_overlap(shared, len(test.problems), "the train split")
+    if data.overlap == "refuse":
+        raise DataError(
+            f"data.overlap: {what}; give another test split, or set data.overlap=drop to train "
+            "without them, or data.overlap=keep to train and test on them"
+        )
+    done = "left out of the training" if data.overlap == "drop" else "kept, scores tell little"
+    logger.warning("%s: %s: %s", task.name, what, done)
+    if data.overlap == "keep":
+        return train, test
+    keys = {content_key(problem) for problem in shared}
+    kept = tuple(problem for problem in train.problems if content_key(problem) not in keys)
+    if not kept:
+        raise DataError(
+            f"{task.name} train: no problem is left without those of the test split; give another "
+            "data.test_file or data.test_split"
+        )
+    return replace(train, problems=kept), test
+
+
+def overlap(trained: Iterable[Problem], tested: Sequence[Problem]) -> list[Problem]:
+    """Return the problems of ``tested`` that stand among ``trained``."""
+    keys = {content_key(problem) for problem in trained}
+    return [problem for problem in tested if content_key(problem) in keys]
+
+
+def describe_overlap(shared: Sequence[Problem], n_tested: int, place: str) -> str:
+    """Return how many test problems stand in ``place`` too, and which, for a message."""
+    named = "; ".join(describe(problem.question) for problem in shared[:N_NAMED])
+    return f"{len(shared)} of {n_tested} test problems stand in {place} too, such as {named}"
+
+
+def content_key(problem: Problem) -> str:
+    """Return a digest of question, choices and gold answers without case and white space."""
+    texts = (problem.question, *sorted(problem.golds))
+    return digest(*(" ".join(text.casefold().split()) for text in texts))
+
 
 def load_problems(
     task: Task, data: DataSection, split: Split, *, n_agents: int, seed: int
 ) -> LoadedProblems:
-    """Return all problems of a split, in file order, unsampled.
+    """Return the problems of a split, in file order, unsampled: all, or ``data.first_test``.
 
     The built-in task makes ``data.n_train`` or ``data.n_test`` of them. Raises ``DataError`` when
     files are missing or unreadable, when too many rows are malformed, or when no problem is left.
@@ -62,7 +122,9 @@ def load_problems(
         seed=seed,
         paragraphs=data.paragraphs,
         max_context_words=data.max_context_words,
+        passages=data.passages,
     )
+    n_first = data.first_test if split == "test" else None
     if task.generate is not None:
         if data.path is not None or data.hub_id is not None:
             raise DataError(
@@ -71,12 +133,12 @@ def load_problems(
             )
         n_problems = data.n_train if split == "train" else data.n_test
         problems = tuple(task.generate(split, n_problems, dealing))
-        return LoadedProblems(problems, n_rows=len(problems))
-    rows = read_path(task, data, split) if data.path else read_hub(task, data, split)
+        return LoadedProblems(problems[:n_first], n_rows=len(problems))
+    rows = read_path(task, data, split) if data.path is not None else read_hub(task, data, split)
     excluded = arc_questions(data) if task.name == "mmlu" and split == "train" else None
     loaded = parse_rows(task, rows, dealing, excluded)
     _check(task, data, split, loaded)
-    return loaded
+    return replace(loaded, problems=loaded.problems[:n_first])
 
 
 def parse_rows(
@@ -93,7 +155,14 @@ def parse_rows(
         try:
             problem = task.parse(raw.checked(), dealing)
         except MalformedRowError as error:
-            skipped.append(SkippedRow(number, "malformed", f"{raw.place}: {error}"))
+            kind: SkipKind = "withheld" if isinstance(error, WithheldGoldError) else "malformed"
+            skipped.append(SkippedRow(number, kind, f"{raw.place}: {error}"))
+            continue
+        except UnicodeEncodeError:  # JSON can write one, and no text can hold it
+            skipped.append(SkippedRow(number, "malformed", f"{raw.place}: has a lone surrogate"))
+            continue
+        except RecursionError:
+            skipped.append(SkippedRow(number, "malformed", f"{raw.place}: is nested too deeply"))
             continue
         if excluded is not None and (reason := excluded.reason(raw.checked())):
             skipped.append(SkippedRow(number, "excluded", reason))
@@ -133,27 +202,35 @@ def told_to_one(problem: Problem) -> Problem:
 
 
 def _check(task: Task, data: DataSection, split: Split, loaded: LoadedProblems) -> None:
-    """Log what was skipped; raise when it is too much."""
+    """Log what was skipped, in one line a kind; raise when it is too much."""
     place = f"{task.name} {split}"
-    for row in loaded.skipped:
-        level = logging.WARNING if row.kind == "malformed" else logging.DEBUG
-        logger.log(level, "%s row %d skipped (%s): %s", place, row.row, row.kind, row.reason)
-    counts = Counter(row.kind for row in loaded.skipped)
-    logger.info(
-        "%s: %d problems of %d rows (%d malformed, %d duplicate, %d excluded)",
-        place,
-        len(loaded.problems),
-        loaded.n_rows,
-        counts["malformed"],
-        counts["duplicate"],
-        counts["excluded"],
-    )
-    malformed = [row for row in loaded.skipped if row.kind == "malformed"]
-    if loaded.n_rows and len(malformed) / loaded.n_rows > data.max_malformed:
-        named = "; ".join(f"row {row.row}: {row.reason}" for row in malformed[:N_NAMED_IN_ERROR])
+    logger.info("%s: %s", place, loaded.counts())
+    by_kind = {
+        kind: [row for row in loaded.skipped if row.kind == kind]
+        for kind in ("malformed", "withheld")
+    }
+    malformed, withheld = by_kind["malformed"], by_kind["withheld"]
+    if len(malformed) + len(withheld) > data.max_malformed * loaded.n_rows:
+        if len(withheld) >= len(malformed):
+            raise DataError(
+                f"{place}: {len(withheld)} of {loaded.n_rows} rows have no gold answer, which this "
+                "split withholds; name one that has them in data."
+                f"{split}_{'file' if data.path is not None else 'split'} ({_named(withheld)})"
+            )
         raise DataError(
             f"{place}: {len(malformed)} of {loaded.n_rows} rows are malformed, more than "
-            f"data.max_malformed={data.max_malformed} allows; repair them or raise it ({named})"
+            f"data.max_malformed={data.max_malformed} allows; repair them or raise it "
+            f"({_named(malformed)})"
         )
+    for kind, rows in by_kind.items():
+        if rows:
+            logger.warning("%s: %d rows skipped (%s): %s", place, len(rows), kind, _named(rows))
     if not loaded.problems:
-        raise DataError(f"{place}: no problem in {loaded.n_rows} rows; check data.path")
+        where = "data.path" if data.path is not None else f"data.hub_id and data.{split}_split"
+        raise DataError(f"{place}: no problem in {loaded.n_rows} rows; check {where}")
+
+
+def _named(rows: Sequence[SkippedRow]) -> str:
+    """Return the first rows with their reasons, and how many more there are."""
+    named = "; ".join(f"row {row.row}: {row.reason}" for row in rows[:N_NAMED])
+    return named + (f"; and {len(rows) - N_NAMED} more" if len(rows) > N_NAMED else "")

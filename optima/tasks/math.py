@@ -3,13 +3,21 @@ r"""MATH (Hendrycks et al., 2021): competition problems, the gold is the last ``
 from optima.seeding import digest
 from optima.tasks.answers import last_marked_answer
 from optima.tasks.dealing import Dealing
-from optima.tasks.task import HubSource, MalformedRowError, Row, Task, file_names, text_field
+from optima.tasks.task import (
+    HubSource,
+    MalformedRowError,
+    Row,
+    Task,
+    file_names,
+    gold_field,
+    text_field,
+)
 from optima.types import Fact, Problem
 
 
 def parse(row: Row, dealing: Dealing) -> Problem:
     """Return the problem of a MATH row; the evidence is the whole solution, boxes included."""
-    question, solution = text_field(row, "problem"), text_field(row, "solution")
+    question, solution = text_field(row, "problem"), gold_field(row, "solution")
     gold = last_marked_answer(solution, "boxed")
     if gold is None:
         raise MalformedRowError(r"field 'solution' has no \boxed{answer}")

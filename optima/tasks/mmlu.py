@@ -15,6 +15,7 @@ from optima.tasks.task import (
     Task,
     describe,
     file_names,
+    gold_field,
     text_field,
     texts_field,
 )
@@ -25,13 +26,20 @@ def parse(row: Row, dealing: Dealing) -> Problem:
     """Return the problem of an MMLU row; ``answer`` is an index from 0 or a letter."""
     row = unnested(row)
     stem, choices = text_field(row, "question"), texts_field(row, "choices")
+    return choice_problem("mmlu", stem, choices, _gold_index(row, len(choices)))
+
+
+def _gold_index(row: Row, n_choices: int) -> int:
+    """Return the index that field ``answer`` is, or whose letter it is; a bool is neither."""
     answer = row.get("answer")
-    if isinstance(answer, str):
-        answer = string.ascii_uppercase.find(answer.strip()) if answer.strip() else -1
-    if not isinstance(answer, int) or not 0 <= answer < len(choices):
-        shown = describe(row.get("answer"))
-        raise MalformedRowError(f"field 'answer' is {shown}, not an index of the choices")
-    return choice_problem("mmlu", stem, choices, answer)
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < n_choices:
+        return answer
+    letters = list(string.ascii_uppercase[:n_choices])
+    if (answer is None or isinstance(answer, str)) and gold_field(row, "answer") in letters:
+        return letters.index(gold_field(row, "answer"))
+    raise MalformedRowError(
+        f"field 'answer' is {describe(answer)}, not an index of the {n_choices} choices"
+    )
 
 
 def unnested(row: Row) -> Row:
@@ -51,4 +59,5 @@ TASK = Task(
     train_files=file_names("auxiliary_train", "train"),
     test_files=file_names("test"),
     parse=parse,
+    reads=frozenset({"conversation.choice_answer"}),
 )

@@ -15,6 +15,8 @@ from optima.recipe.schema import DataSection
 from optima.tasks.task import HubSource, MalformedRowError, Row, Task, describe
 
 PARQUET_BATCH = 256  # rows held at once as Python objects
+N_LISTED = 20  # names of a directory in a message
+PACKED = {b"\x1f\x8b": "gzip", b"PK": "zip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,8 @@ class RawRow:
         if self.error is not None:
             raise MalformedRowError(self.error)
         if not isinstance(self.value, Mapping):
-            raise MalformedRowError(f"{describe(self.value)} is no object of fields")
+            shown = "null" if self.value is None else describe(self.value)
+            raise MalformedRowError(f"{shown} is no object of fields")
         return self.value
 
 
@@ -43,16 +46,24 @@ def read_path(task: Task, data: DataSection, split: Literal["train", "test"]) ->
 def find_files(task: Task, data: DataSection, split: Literal["train", "test"]) -> list[Path]:
     """Return the files of a split below ``data.path``; raises ``DataError`` when there are none."""
     folder = Path(data.path or "").expanduser()
+    if folder.is_file():
+        raise DataError(
+            f"data.path: {folder} is a file; set data.path={folder.parent} and name the file in "
+            f"data.{split}_file={folder.name}"
+        )
     if not folder.is_dir():
         raise DataError(
             f"data.path: {folder} is no directory; name the directory with the files of "
             f"{task.name}, or leave data.path out to read the dataset hub"
         )
+    there = ", ".join(sorted(file.name for file in folder.iterdir())[:N_LISTED]) or "nothing"
     named = data.train_file if split == "train" else data.test_file
     if named is not None:
         if not (folder / named).is_file():
-            there = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
-            raise DataError(f"data.{split}_file: {folder / named} does not exist; there is {there}")
+            what = "is a directory" if (folder / named).is_dir() else "does not exist"
+            raise DataError(
+                f"data.{split}_file: {folder / named} {what}; name a file, there is {there}"
+            )
         return [folder / named]
     patterns = task.train_files if split == "train" else task.test_files
     for pattern in patterns:
@@ -61,13 +72,19 @@ def find_files(task: Task, data: DataSection, split: Literal["train", "test"]) -
             return files
     raise DataError(
         f"data.path: {folder} has no {split} file of {task.name}; one of {', '.join(patterns)} is "
-        f"expected: add it, or name another file in data.{split}_file"
+        f"expected, there is {there}: add it, or name another file in data.{split}_file"
     )
 
 
 def read_file(file: Path) -> Iterator[RawRow]:
     """Yield the rows of one file by its suffix: .jsonl, .json or .parquet."""
     try:
+        with file.open("rb") as stream:
+            first = stream.read(2)
+        if not first:
+            raise DataError(f"{file}: is empty; write the rows to it, or name another file")
+        if first in PACKED:
+            raise DataError(f"{file}: is packed ({PACKED[first]}); unpack it")
         if file.suffix == ".parquet":
             yield from _read_parquet(file)
         elif file.suffix == ".json":
@@ -84,9 +101,9 @@ def read_hub(task: Task, data: DataSection, split: Literal["train", "test"]) -> 
         raise DataError(f"task: {task.name} has no dataset on the hub; set data.path")
     source = HubSource(
         dataset_id=data.hub_id or task.hub.dataset_id,
-        configs=task.hub.configs,
-        train_split=task.hub.train_split,
-        test_split=task.hub.test_split,
+        configs=data.hub_configs or task.hub.configs,
+        train_split=data.train_split or task.hub.train_split,
+        test_split=data.test_split or task.hub.test_split,
         revision=data.hub_revision or (task.hub.revision if data.hub_id is None else None),
     )
     name = source.train_split if split == "train" else source.test_split
@@ -112,8 +129,9 @@ def read_hub_split(source: HubSource, split: str) -> Iterator[RawRow]:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise DataError(
                 f"hub dataset {place}: cannot be loaded ({type(error).__name__}: {reason}); check "
-                "the network, data.hub_id and data.hub_revision, or set data.path to a directory "
-                "with the rows"
+                "the network, data.hub_id, data.hub_configs, data.hub_revision and its splits "
+                "(data.train_split, data.test_split), or set data.path to a directory with the "
+                "rows"
             ) from error
         for index, row in enumerate(rows):
             yield RawRow(f"{place}[{index}]", row)
@@ -129,6 +147,8 @@ def _read_lines(file: Path) -> Iterator[RawRow]:
                 yield RawRow(place, json.loads(line.decode("utf-8-sig")))
             except ValueError as error:  # no UTF-8, no JSON
                 yield RawRow(place, None, f"no JSON ({error})")
+            except RecursionError:
+                yield RawRow(place, None, "is nested too deeply")
 
 
 def _read_json(file: Path) -> Iterator[RawRow]:
@@ -140,6 +160,8 @@ def _read_json(file: Path) -> Iterator[RawRow]:
             yield from _read_lines(file)
             return
         raise DataError(f"{file}: no JSON ({error}); repair the file") from error
+    except RecursionError as error:
+        raise DataError(f"{file}: is nested too deeply; repair the file") from error
     if isinstance(value, Mapping):
         inner = value.get("data", value.get("Data"))
         value = inner if isinstance(inner, list) else [value]
@@ -164,5 +186,5 @@ def _read_parquet(file: Path) -> Iterator[RawRow]:
                 for row in batch.to_pylist():
                     yield RawRow(f"{file.name}[{index}]", row)
                     index += 1
-    except ArrowException as error:
-        raise DataError(f"{file}: no readable parquet file ({error})") from error
+    except (ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: no readable parquet file ({error}); write it anew") from error

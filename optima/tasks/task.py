@@ -11,10 +11,15 @@ from optima.tasks.dealing import Dealing
 from optima.types import AnswerStyle, Metric, Problem, Setting
 
 Row = Mapping[str, Any]
+WITHHELD = frozenset(("", "<unk>"))  # what releases write where they keep an answer secret
 
 
 class MalformedRowError(ValueError):
     """A row of a dataset cannot become a problem; the message is the reason."""
+
+
+class WithheldGoldError(MalformedRowError):
+    """A row has a question and no gold answer, as in splits whose answers are kept secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,7 @@ class Task:
     (split, number of problems or None, dealing) is set. ``has_evidence`` says that the rows carry
     gold evidence, so that conversations can be scripted from it. ``train_files`` and
     ``test_files`` are glob patterns below ``data.path``, the first that matches is taken.
+    ``reads`` names the fields of a recipe that only some tasks look at and this one does.
     """
 
     name: str
@@ -52,6 +58,7 @@ class Task:
     test_files: tuple[str, ...] = ()
     parse: Callable[[Row, Dealing], Problem] | None = None
     generate: Callable[[str, int | None, Dealing], Iterator[Problem]] | None = None
+    reads: frozenset[str] = frozenset()
 
 
 def file_names(*stems: str) -> tuple[str, ...]:
@@ -69,6 +76,14 @@ def text_field(row: Row, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise MalformedRowError(f"field {name!r} is {describe(value)}, not a non-empty text")
     return value.strip()
+
+
+def gold_field(row: Row, name: str) -> str:
+    """Return the gold answer in field ``name``, stripped; WithheldGoldError where there is none."""
+    value = row.get(name)
+    if value is None or (isinstance(value, str) and value.strip().lower() in WITHHELD):
+        raise WithheldGoldError(f"field {name!r} is {describe(value)}, no gold answer")
+    return text_field(row, name)
 
 
 def mapping_field(row: Row, name: str) -> Row:

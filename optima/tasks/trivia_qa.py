@@ -1,34 +1,49 @@
 """TriviaQA, reading comprehension (Joshi et al., 2017): passages found for a trivia question.
 
-The passages are the search results; a row without any gives its Wikipedia pages instead, and a
-row without either is malformed. No sentence is marked as evidence in the release: the sentences
-that contain an answer stand in for it.
+As in the reference, the agents are told the ``description`` snippets of the search results, some
+250 tokens in all; ``data.passages: document`` deals the whole web documents, thousands of tokens
+each. A row without search results gives its Wikipedia pages instead (the reference: nothing), of
+which the snippet is the text before the first empty line; a row without either is malformed. No
+sentence is marked as evidence in the release: the sentences that contain an answer stand in for it.
 """
+
+import re
 
 from optima.seeding import digest
 from optima.tasks.dealing import Dealing, Paragraph, deal_passages, split_sentences
 from optima.tasks.task import (
+    WITHHELD,
     HubSource,
     MalformedRowError,
     Row,
     Task,
     file_names,
+    gold_field,
     mapping_field,
     text_field,
     texts_field,
 )
 from optima.types import Problem
 
+_LEAD_END = re.compile(r"\n\s*\n")
+
 
 def parse(row: Row, dealing: Dealing) -> Problem:
     """Return the problem of a TriviaQA row; golds are the value, then its aliases."""
     question = text_field(row, "question")
     answer = mapping_field(row, "answer")
-    value = text_field(answer, "value")
-    aliases = texts_field(answer, "aliases")
-    golds = tuple(dict.fromkeys(a.strip() for a in (value, *aliases) if a.strip()))
-    passages = _passages(row, "search_results", "search_context")
-    passages = passages or _passages(row, "entity_pages", "wiki_context")
+    value = gold_field(answer, "value")
+    aliases = [alias.strip() for alias in texts_field(answer, "aliases")]
+    golds = tuple(dict.fromkeys((value, *(a for a in aliases if a.lower() not in WITHHELD))))
+    is_short = dealing.passages == "description"
+    found = _titled(row, "search_results", "description" if is_short else "search_context")
+    if is_short:
+        found = [("", snippet) for _, snippet in found]  # the reference shows no titles
+    if not found:
+        found = _titled(row, "entity_pages", "wiki_context")
+        if is_short:
+            found = [(title, _LEAD_END.split(body)[0]) for title, body in found]
+    passages = list(dict.fromkeys(Paragraph(title, split_sentences(body)) for title, body in found))
     if not passages:
         raise MalformedRowError("neither search_results nor entity_pages has a text")
     key = digest(question, *golds, *(part for p in passages for part in (p.title, *p.sentences)))
@@ -43,7 +58,8 @@ def parse(row: Row, dealing: Dealing) -> Problem:
     )
 
 
-def _passages(row: Row, source: str, field: str) -> list[Paragraph]:
+def _titled(row: Row, source: str, field: str) -> list[tuple[str, str]]:
+    """Return the texts of a field that are not empty, stripped, each after its title."""
     if row.get(source) is None:
         return []
     pages = mapping_field(row, source)
@@ -51,11 +67,11 @@ def _passages(row: Row, source: str, field: str) -> list[Paragraph]:
     titles = texts_field(pages, "title") if pages.get("title") is not None else []
     if len(titles) != len(texts):
         titles = [""] * len(texts)
-    found = [
-        Paragraph(title.strip(), split_sentences(body))
+    return [
+        (title.strip(), body.strip())
         for title, body in zip(titles, texts, strict=True)
+        if body.strip()
     ]
-    return list(dict.fromkeys(passage for passage in found if passage.sentences))
 
 
 TASK = Task(
@@ -67,6 +83,7 @@ TASK = Task(
     has_evidence=True,
     hub=HubSource("mandarjoshi/trivia_qa", ("rc",), "train", "validation"),
     train_files=file_names("train"),
-    test_files=file_names("test", "validation", "dev"),
+    test_files=file_names("validation", "dev", "test"),
     parse=parse,
+    reads=frozenset({"data.passages", "data.max_context_words"}),
 )

@@ -94,8 +94,10 @@ def _problem(owner: str, item: str, items: list[str], dealing: Dealing) -> Probl
         strangers = generator.sample([p for p in PEOPLE if p not in people], N_FACTS)
         homes = generator.sample([city for city in CITIES if city not in cities], N_FACTS)
         facts[agent] = [f"{p} lives in {c}." for p, c in zip(strangers, homes, strict=True)]
+    needed = {0: owns[0], 1: lives[0]}
     contexts = tuple(
-        " ".join(generator.sample(facts[agent], N_FACTS)) for agent in range(dealing.n_agents)
+        _told(generator.sample(facts[agent], N_FACTS), needed.get(agent), dealing)
+        for agent in range(dealing.n_agents)
     )
     question = f"In which city does the owner of the {item} live?"
     return Problem(
@@ -106,6 +108,15 @@ def _problem(owner: str, item: str, items: list[str], dealing: Dealing) -> Probl
         contexts=contexts,
         evidence=(Fact(agent=0, text=owns[0]), Fact(agent=1, text=lives[0])),
     )
+
+
+def _told(facts: list[str], needed: str | None, dealing: Dealing) -> str:
+    """Return what an agent is told, without the last facts that are too many words and no need."""
+    limit = dealing.max_context_words
+    spare = [fact for fact in facts if fact != (needed or facts[0])]
+    while limit is not None and spare and len(" ".join(facts).split()) > limit:
+        facts.remove(spare.pop())
+    return " ".join(facts)
 
 
 def _others(generator: random.Random, values: tuple[str, ...] | list[str], taken: str) -> list[str]:
@@ -120,4 +131,5 @@ TASK = Task(
     metric="f1",
     has_evidence=True,
     generate=generate,
+    reads=frozenset({"data.max_context_words"}),
 )

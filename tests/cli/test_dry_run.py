@@ -53,6 +53,29 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def _sums(folder: Path, *ks: int) -> list[str]:
+    """Write rows of gsm8k as the train split, the last of them as the test split too."""
+    rows = [{"question": f"{k} + 1?", "answer": f"Sum.\n#### {k + 1}"} for k in ks]
+    lines = [json.dumps(row) for row in rows]
+    folder.mkdir(exist_ok=True)
+    (folder / "train.jsonl").write_text("\n".join([*lines, "{}", lines[0]]))
+    (folder / "test.jsonl").write_text(lines[-1])
+    return ["task=gsm8k", f"data.path={folder}", "data.max_malformed=0.5", "cold_start=null"]
+
+
+def test_dry_run_refuses_to_test_on_what_is_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = _sums(tmp_path / "rows", 1, 2, 3)
+    assert main(arguments(tmp_path, *fields)) == 2
+    err = capsys.readouterr().err
+    assert "optima: data.overlap: 1 of 1 test problems stand in the train split too" in err
+    assert main(arguments(tmp_path, *fields, "data.overlap=drop", "data.n_train=2")) == 0
+    out = capsys.readouterr().out
+    counts = "2 problems of 5 rows (1 malformed, 1 duplicate, 0 excluded)"
+    assert f"data       train {counts}; test 1 problems of 1 rows" in out
+
+
 def test_dry_run_refuses_a_window_the_model_does_not_have(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,8 +13,8 @@ from optima.tasks.dealing import (
     deal_paragraphs,
     deal_passages,
     deal_story,
+    distinct_paragraphs,
     split_sentences,
-    unique_titles,
 )
 
 
@@ -90,7 +90,9 @@ def test_the_deal_depends_on_seed_and_key_only() -> None:
 
 def test_repeated_titles_are_dealt_once() -> None:
     paragraphs = [Paragraph("A", ("x",)), Paragraph("B", ("y",)), Paragraph("A", ("x",))]
-    assert unique_titles(paragraphs) == paragraphs[:2]
+    assert distinct_paragraphs(paragraphs) == paragraphs[:2]
+    others = [Paragraph("A ", (" x",)), Paragraph("A", ("other",)), Paragraph("C", (" ",))]
+    assert distinct_paragraphs([*paragraphs, *others]) == [*paragraphs[:2], others[1]]
 
 
 def test_a_single_passage_is_cut_between_sentences() -> None:

@@ -1,3 +1,5 @@
+import copy
+import gzip
 import json
 import logging
 import sys
@@ -6,13 +8,60 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from optima.errors import DataError
 from optima.recipe.schema import DataSection
 from optima.tasks import TASKS
-from optima.tasks.loading import LoadedProblems, Split, load_problems, sample_problems
+from optima.tasks.dealing import Dealing
+from optima.tasks.loading import (
+    LoadedProblems,
+    Split,
+    load_problems,
+    load_splits,
+    parse_rows,
+    sample_problems,
+)
+from optima.tasks.rows import RawRow, find_files
 
 GSM8K = TASKS["gsm8k"]
+HUB_ROW: dict[str, Any] = {
+    "id": "1",
+    "question": "Who made the lamp of Bob?",
+    "answer": "Ann",
+    "type": "compositional",
+    "supporting_facts": {"title": ["Bob", "Lamp"], "sent_id": [0, 1]},
+    "context": {
+        "title": ["Lamp", "Cup", "Bob"],
+        "sentences": [["A lamp.", "Ann made it."], ["A cup."], ["Bob has a lamp."]],
+    },
+    "evidences": [["Bob", "has", "lamp"]],
+}
+ROWS: dict[str, dict[str, Any]] = {
+    "hotpot_qa": HUB_ROW,
+    "mwh_qa": HUB_ROW,
+    "trivia_qa": {
+        "question": "q",
+        "answer": {"value": "Ann", "aliases": ["A."]},
+        "search_results": {"description": ["Ann did."], "title": ["t"], "search_context": ["x"]},
+        "entity_pages": {"wiki_context": ["Ann is."], "title": ["Ann"]},
+    },
+    "cbt": {
+        "sentences": ["Ann went .", "Bob came ."],
+        "question": "XXXXX left .",
+        "options": ["Ann", "Bob"],
+        "answer": "Ann",
+    },
+    "math": {"problem": "p", "solution": "So $\\boxed{3}$.", "level": "1", "type": "x"},
+    "gsm8k": {"question": "q", "answer": "One.\n#### 1"},
+    "arc": {
+        "question": "q",
+        "choices": {"text": ["x", "y"], "label": ["A", "B"]},
+        "answerKey": "B",
+    },
+    "mmlu": {"question": "q", "choices": ["x", "y"], "answer": 1, "subject": ""},
+}
 
 
 def _row(k: int) -> dict[str, Any]:
@@ -67,7 +116,7 @@ def test_malformed_rows_are_named_and_skipped_up_to_the_limit(
     assert len(loaded.problems) == 8
     assert loaded.n_rows == 10
     assert [(row.row, row.kind) for row in loaded.skipped] == [(9, "malformed"), (10, "malformed")]
-    assert "gsm8k train row 9 skipped (malformed): train.jsonl line 9: [1, 2] is no" in caplog.text
+    assert "2 rows skipped (malformed): row 9: train.jsonl line 9: [1, 2] is no" in caplog.text
     assert "train.jsonl line 10: no JSON" in caplog.text
     assert "8 problems of 10 rows (2 malformed, 0 duplicate, 0 excluded)" in caplog.text
     with pytest.raises(DataError, match=r"2 of 10 rows are malformed.*max_malformed=0\.1.*row 9"):
@@ -110,7 +159,12 @@ def test_missing_places_say_what_is_expected_where(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("train.jsonl", "", "no problem in 0 rows"),
+        ("train.jsonl", "", "train.jsonl: is empty"),
+        ("train.json", "", "train.json: is empty"),
+        ("train.parquet", "", "train.parquet: is empty"),
+        ("train.jsonl", "\n \n", "no problem in 0 rows; check data.path"),
+        ("train.json", "[" * 100_000, "nested too deeply"),
+        ("train.json", "\ufeff{", "no JSON"),
         ("train.json", "{", "no JSON"),
         ("train.json", "3", "no list of rows"),
         ("train.parquet", "nonsense", "no readable parquet"),
@@ -124,6 +178,193 @@ def test_unreadable_files_are_one_clear_error(
     _write_lines(tmp_path / name, [content])
     with pytest.raises(DataError, match=message):
         _load(tmp_path)
+
+
+def test_a_hundred_thousand_malformed_rows_are_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _write_lines(tmp_path / "train.jsonl", [json.dumps(_row(1)), *["{}"] * 100_000])
+    with caplog.at_level(logging.DEBUG):
+        _load(tmp_path, max_malformed=1.0)
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "100000 rows skipped (malformed): row 2: train.jsonl line 2: " in warnings[0]
+    assert warnings[0].endswith("; and 99995 more")
+    assert len(caplog.records) == 2
+    with pytest.raises(DataError, match="100000 of 100001 rows are malformed") as caught:
+        _load(tmp_path)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"question": "\\ud800", "answer": "#### 1"}', "has a lone surrogate"),
+        ("[" * 100_000, "is nested too deeply"),
+        ('{"question": ["q"], "answer": "#### 1"}', "field 'question' is"),
+        ('{"question": "q", "answer": 3}', "field 'answer' is 3"),
+        ("null", "null is no object"),
+        ('{"question": "q" "answer": "#### 1"}', "no JSON"),
+        ('{"question": "q", "answer": "#### 1' + "9" * 5000 + '"', "no JSON"),
+        ("9" * 5000, "no JSON"),
+    ],
+)
+def test_a_row_that_is_no_problem_is_counted_with_its_place(
+    line: str, reason: str, tmp_path: Path
+) -> None:
+    rows = [json.dumps(_row(k)) for k in range(3)]
+    _write_lines(tmp_path / "train.jsonl", [rows[0], line, *rows[1:]])
+    loaded = _load(tmp_path, max_malformed=0.5)
+    assert len(loaded.problems) == 3
+    (skipped,) = loaded.skipped
+    assert (skipped.row, skipped.kind) == (2, "malformed")
+    assert skipped.reason.startswith("train.jsonl line 2: ")
+    assert reason in skipped.reason
+
+
+@given(
+    name=st.sampled_from(list(ROWS)),
+    place=st.integers(0, 99),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | st.text(max_size=5)
+        | st.sampled_from(["A", "AB", "\ud800", "#### 3", "\\boxed{}", "<unk>", "[[1, 2]]"]),
+        lambda inner: st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["title", "text", "label", "value"]), inner),
+        max_leaves=8,
+    ),
+)  # fmt: skip
+@settings(max_examples=500)
+def test_a_row_with_any_value_at_any_place_is_a_problem_or_counted(
+    name: str, place: int, value: Any
+) -> None:
+    row = copy.deepcopy(ROWS[name])
+    assert parse_rows(TASKS[name], [RawRow("here", row)], Dealing(2, seed=0)).problems
+    places = [(row, key) for key in row]
+    places += [(inner, key) for inner in row.values() if isinstance(inner, dict) for key in inner]
+    where, key = places[place % len(places)]
+    where[key] = value
+    loaded = parse_rows(TASKS[name], [RawRow("here", row)], Dealing(2, seed=0))
+    assert len(loaded.problems) + len(loaded.skipped) == 1
+    for problem in loaded.problems:
+        assert all(gold.strip() for gold in problem.golds)
+        problem.model_dump_json().encode()
+
+
+def test_line_ends_of_windows_and_a_byte_order_mark_change_nothing(tmp_path: Path) -> None:
+    lines = [json.dumps(_row(k)) for k in range(3)]
+    _write_lines(tmp_path / "plain/train.jsonl", lines)
+    _write_lines(tmp_path / "other/x", [])
+    (tmp_path / "other/train.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert _load(tmp_path / "plain").problems == _load(tmp_path / "other").problems
+
+
+def test_places_that_are_no_files_of_rows_are_said(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"has no train file .* there is train\.jsonl"):
+        _load(tmp_path)
+    with pytest.raises(DataError, match=r"data\.train_file: .*train\.jsonl is a directory"):
+        _load(tmp_path, train_file="train.jsonl")
+    (tmp_path / "rows.jsonl").write_bytes(gzip.compress(json.dumps(_row(1)).encode()))
+    with pytest.raises(DataError, match=r"rows\.jsonl: is packed \(gzip\); unpack it"):
+        _load(tmp_path, train_file="rows.jsonl")
+    with pytest.raises(DataError, match=r"is a file; set data\.path=\S+ .*data\.train_file=rows"):
+        _load(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        *(("hotpot_qa", stem) for stem in ("validation", "dev")),
+        *(("mwh_qa", stem) for stem in ("dev", "validation")),
+        *(("trivia_qa", stem) for stem in ("validation", "dev")),
+        *((name, "test") for name in ("cbt", "math", "gsm8k", "arc", "mmlu")),
+    ],
+)
+def test_of_three_splits_the_one_with_answers_is_taken(
+    name: str, taken: str, tmp_path: Path
+) -> None:
+    for stem in {"train", "test", "validation", taken}:
+        _write_lines(tmp_path / f"{stem}.jsonl", ["{}"])
+    data = DataSection(path=str(tmp_path))
+    if taken == "dev":
+        (tmp_path / "validation.jsonl").unlink()
+    assert [file.stem for file in find_files(TASKS[name], data, "test")] == [taken]
+
+
+@pytest.mark.parametrize("withheld", ["<unk>", "", None, " <UNK> "])
+def test_answers_that_a_split_withholds_are_refused(withheld: str | None, tmp_path: Path) -> None:
+    row = {
+        "question": "q",
+        "answer": {"value": withheld, "aliases": []},
+        "search_results": {"description": ["One."]},
+    }
+    known = {**row, "answer": {"value": "one", "aliases": ["<unk>", "1"]}}
+    _write_lines(tmp_path / "test.jsonl", [json.dumps(row)] * 3)
+    _write_lines(tmp_path / "train.jsonl", [json.dumps(row), *[json.dumps(known)] * 3])
+    trivia_qa = TASKS["trivia_qa"]
+    data = DataSection(path=str(tmp_path))
+    with pytest.raises(
+        DataError, match=r"3 of 3 rows have no gold answer.*data\.test_file \(row 1"
+    ):
+        load_problems(trivia_qa, data, "test", n_agents=2, seed=0)
+    data = DataSection(path=str(tmp_path), max_malformed=0.5)
+    loaded = load_problems(trivia_qa, data, "train", n_agents=2, seed=0)
+    assert [problem.golds for problem in loaded.problems] == [("one", "1")]
+    assert [row.kind for row in loaded.skipped] == ["withheld", "duplicate", "duplicate"]
+    assert loaded.counts().endswith("2 duplicate, 0 excluded, 1 without a gold answer)")
+
+
+@pytest.mark.parametrize("name", ["hotpot_qa", "mwh_qa", "cbt", "gsm8k", "math", "arc", "mmlu"])
+def test_rows_of_every_task_whose_answer_is_withheld_are_known(name: str) -> None:
+    field = {"math": "solution", "arc": "answerKey"}.get(name, "answer")
+    row: dict[str, Any] = {
+        "question": "XXXXX", "problem": "p", field: None, "sentences": ["a", "b"], "options": [],
+        "choices": ["a", "b"] if name == "mmlu" else {"text": ["a", "b"], "label": ["A", "B"]},
+        "context": {"title": [], "sentences": []}, "supporting_facts": {"title": [], "sent_id": []},
+    }  # fmt: skip
+    for withheld in (None, "", "<unk>"):
+        raw = RawRow("here", {**row, field: withheld})
+        (skipped,) = parse_rows(TASKS[name], [raw], Dealing(2, seed=0)).skipped
+        assert (skipped.kind, field in skipped.reason) == ("withheld", True)
+
+
+def test_test_problems_that_are_trained_on_are_refused_dropped_or_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [_row(k) for k in range(6)]
+    again = {"question": rows[3]["question"].upper() + " ", "answer": "By heart.\n#### 4"}
+    _write_lines(tmp_path / "train.jsonl", [json.dumps(row) for row in rows])
+    _write_lines(tmp_path / "test.jsonl", [json.dumps(row) for row in (rows[1], again, _row(9))])
+
+    def load(**fields: Any) -> tuple[LoadedProblems, LoadedProblems]:
+        data = DataSection(path=str(tmp_path), **fields)
+        return load_splits(GSM8K, data, n_agents=2, seed=0)
+
+    with pytest.raises(
+        DataError, match=r"data\.overlap: 2 of 3 test problems .*What is 1 and 1"
+    ) as e:
+        load()
+    assert "data.overlap=drop" in str(e.value)
+    train, test = load(overlap="drop")
+    assert [len(train.problems), len(test.problems)] == [4, 3]
+    assert "2 of 3 test problems stand in the train split too" in caplog.text
+    assert [len(split.problems) for split in load(overlap="keep")] == [6, 3]
+    with pytest.raises(DataError, match="6 of 6 test problems"):
+        load(test_file="train.jsonl")
+    with pytest.raises(DataError, match="no problem is left"):
+        load(test_file="train.jsonl", overlap="drop")
+
+
+def test_the_first_problems_of_the_test_split_may_be_asked_alone(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        _write_lines(tmp_path / f"{split}.jsonl", [json.dumps(_row(k)) for k in range(5)])
+    assert len(_load(tmp_path, first_test=2).problems) == 5
+    whole = _load(tmp_path, "test").problems
+    assert _load(tmp_path, "test", first_test=2).problems == whole[:2]
+    assert _load(tmp_path, "test", first_test=9).problems == whole
+    data = DataSection(n_test=4, first_test=3)
+    made = load_problems(TASKS["two_hop"], data, "test", n_agents=2, seed=0)
+    assert len(made.problems) == 3
 
 
 def test_mmlu_is_trained_without_the_questions_of_arc(
@@ -188,10 +429,66 @@ def test_the_hub_is_asked_for_id_configuration_split_and_revision(
     data = DataSection(hub_id="mine/gsm8k", hub_revision="abc")
     loaded = load_problems(GSM8K, data, "train", n_agents=2, seed=0)
     assert len(loaded.problems) == 1
+    data = DataSection(hub_configs=("a", "b"), train_split="fit", test_split="exam")
+    for split in ("train", "test"):
+        load_problems(GSM8K, data, split, n_agents=2, seed=0)
     assert asked == [
         ("openai/gsm8k", "main", "test", None),
         ("mine/gsm8k", "main", "train", "abc"),
+        ("openai/gsm8k", "a", "fit", None),
+        ("openai/gsm8k", "b", "fit", None),
+        ("openai/gsm8k", "a", "exam", None),
+        ("openai/gsm8k", "b", "exam", None),
     ]
+
+
+def test_two_wiki_comes_from_a_hub_dataset_without_a_loading_script(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def load(dataset_id: str, config: str, *, split: str, revision: str | None) -> list[Any]:
+        asked.append((dataset_id, config, split))
+        return [HUB_ROW]
+
+    _fake_hub(monkeypatch, load)
+    loaded = load_problems(TASKS["mwh_qa"], DataSection(), "test", n_agents=2, seed=0)
+    assert asked == [("framolfese/2WikiMultihopQA", "default", "validation")]
+    assert loaded.problems[0].golds == ("Ann",)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let the installed datasets keep what it makes in a folder of the test."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("column", ["sentences", "content"])
+def test_the_pinned_datasets_reads_two_wiki_from_parquet(column: str, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    context = {"title": HUB_ROW["context"]["title"], column: HUB_ROW["context"]["sentences"]}
+    folder = tmp_path / "copy"
+    (folder / "data").mkdir(parents=True)
+    table = pyarrow.Table.from_pylist([{**HUB_ROW, "context": context}])
+    for split in ("train", "validation"):
+        parquet.write_table(table, folder / f"data/{split}-00000-of-00001.parquet")
+    data = DataSection(hub_id=str(folder))
+    mwh_qa = TASKS["mwh_qa"]
+    loaded = load_problems(mwh_qa, data, "test", n_agents=2, seed=0)
+    listed = {
+        **HUB_ROW,
+        "context": list(zip(*HUB_ROW["context"].values(), strict=True)),
+        "supporting_facts": list(zip(*HUB_ROW["supporting_facts"].values(), strict=True)),
+    }
+    official = parse_rows(mwh_qa, [RawRow("here", listed)], Dealing(2, seed=0))
+    assert loaded.problems == official.problems
+    wrong = DataSection(hub_id=str(folder), test_split="exam")
+    with pytest.raises(DataError, match=r"cannot be loaded .*data\.train_split, data\.test_split"):
+        load_problems(mwh_qa, wrong, "test", n_agents=2, seed=0)
 
 
 def test_an_unreachable_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

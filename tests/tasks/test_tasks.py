@@ -79,14 +79,106 @@ def test_problems_have_what_their_setting_needs(task: Task, shared_data: Path) -
             assert any(p.evidence for p in loaded.problems) == task.has_evidence
 
 
+def _paragraphs_of(row: dict[str, Any]) -> tuple[dict[str, str], list[tuple[str, int]]]:
+    """Return the text of each title and the facts of a row, read apart from our own parser."""
+    context, facts = row["context"], row["supporting_facts"]
+    if isinstance(context, dict):
+        context = list(zip(context["title"], context["sentences"], strict=True))
+        facts = list(zip(facts["title"], facts["sent_id"], strict=True))
+    texts = {title: " ".join(s.strip() for s in told if s.strip()) for title, told in context}
+    return texts, [(title, index) for title, index in facts]
+
+
 @pytest.mark.parametrize("name", ["hotpot_qa", "mwh_qa"])
-@pytest.mark.parametrize("n_agents", [2, 3])
+@pytest.mark.parametrize("n_agents", [2, 3, 4])
 def test_evidence_is_never_in_one_hand(name: str, n_agents: int, shared_data: Path) -> None:
-    problems = _load(shared_data, name, n_agents=n_agents).problems
-    # 2WikiMultiHopQA has rows with one gold sentence past its paragraph's end: one fact is left
-    whole = [p for p in problems if len(p.evidence) > 1]
-    assert len(whole) >= len(problems) - 3
-    assert all(len({fact.agent for fact in p.evidence}) > 1 for p in whole)
+    if not shared_data.is_dir():
+        pytest.skip(f"no benchmark rows in {shared_data}")
+    for split in SPLITS:
+        loaded = _load(shared_data, name, split, n_agents=n_agents)
+        lines = (shared_data / name / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        skipped = {row.row for row in loaded.skipped}
+        rows = [json.loads(line) for n, line in enumerate(lines, start=1) if n not in skipped]
+        for problem, row in zip(loaded.problems, rows, strict=True):
+            texts, facts = _paragraphs_of(row)
+            supporting = {texts[title] for title, _ in facts}
+            owners = {
+                text: [text in context for context in problem.contexts] for text in supporting
+            }
+            assert all(sum(held) == 1 for held in owners.values())
+            n_hands = len({held.index(True) for held in owners.values()})
+            assert n_hands == min(n_agents, len(supporting)) > 1
+            assert len({fact.agent for fact in problem.evidence}) == n_hands
+
+
+def _hop_row(**change: Any) -> dict[str, Any]:
+    return {
+        "question": "q",
+        "answer": "Rome",
+        "context": [
+            ["Lamp", ["The lamp is old.", "It is Ann's."]],
+            ["Cup", ["A cup."]],
+            ["Ann", ["Ann lives in Rome.", "  "]],
+            ["Bob", ["Bob lives in Bern."]],
+        ],
+        "supporting_facts": [["Lamp", 1], ["Ann", 0]],
+        **change,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "facts"),
+    [
+        ({"supporting_facts": [["Lamp", 1], ["Ann", 9]]}, ["It is Ann's.", "Ann lives in Rome."]),
+        ({"supporting_facts": [["Lamp", 7], ["Ann", 0]]}, ["It is Ann's.", "Ann lives in Rome."]),
+        ({"supporting_facts": [["Lamp", 7], ["Ann", 7]]}, ["It is Ann's.", "Ann lives in Rome."]),
+        ({"supporting_facts": [["Lamp", 1], ["Ann", 1]]}, ["It is Ann's.", "Ann lives in Rome."]),
+        (
+            {"supporting_facts": [["Lamp", 7], ["Lamp", 0], ["Ann", 0]]},
+            ["The lamp is old.", "Ann lives in Rome."],
+        ),
+        (
+            {"supporting_facts": [[" lamp", 1], ["\uff21nn\u00a0", 0]]},
+            ["It is Ann's.", "Ann lives in Rome."],
+        ),
+        (
+            {"context": [["A &amp; B", ["One."]], ["C", ["Two."]]],
+             "supporting_facts": [["A & B", 0], ["C", 0]]},
+            ["One.", "Two."],
+        ),
+        (  # a repeated paragraph is one, two texts under one title are two
+            {"context": [["A", ["One."]], ["C", ["Two."]], ["A", [" One. "]], ["A", ["No.", "3."]]],
+             "supporting_facts": [["A", 0], ["C", 0], ["A", 1]]},
+            ["One.", "Two.", "3."],
+        ),
+        (  # one paragraph alone supports: it is cut
+            {"supporting_facts": [["Lamp", 0], ["Lamp", 1]]},
+            ["The lamp is old.", "It is Ann's."],
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["hotpot_qa", "mwh_qa"])
+@pytest.mark.parametrize("n_agents", [2, 3, 4])
+def test_evidence_of_odd_rows_is_in_several_hands(
+    n_agents: int, name: str, change: dict[str, Any], facts: list[str]
+) -> None:
+    parse = TASKS[name].parse
+    assert parse is not None
+    for seed in range(20):
+        problem = parse(_hop_row(**change), Dealing(n_agents, seed))
+        assert [fact.text for fact in problem.evidence] == facts
+        assert len({fact.agent for fact in problem.evidence}) == min(n_agents, len(facts))
+        for fact in problem.evidence:
+            assert [fact.text in context for context in problem.contexts].count(True) == 1
+            assert fact.text in problem.contexts[fact.agent]
+
+
+def test_an_empty_paragraph_is_dealt_to_nobody() -> None:
+    context = [["Lamp", ["Ann's."]], ["No", []], ["Nil", [" "]], ["Ann", ["Rome."]]]
+    problem = _parse("hotpot_qa", _hop_row(context=context, supporting_facts=[["Ann", 0]]))
+    assert sorted(problem.contexts) == ["Ann: Rome.", "Lamp: Ann's."]
+    with pytest.raises(MalformedRowError, match="'No' is not in the context, or has no text"):
+        _parse("hotpot_qa", _hop_row(context=context, supporting_facts=[["No", 0], ["Ann", 0]]))
 
 
 @pytest.mark.parametrize("name", ["hotpot_qa", "mwh_qa"])
@@ -118,15 +210,54 @@ def test_both_forms_of_a_hotpot_row_give_the_same_problem(shared_data: Path) -> 
     assert _parse("hotpot_qa", row) == _parse("hotpot_qa", listed) == _parse("hotpot_qa", encoded)
 
 
-def test_gold_sentences_past_the_end_are_passed_over(shared_data: Path) -> None:
-    row = _first_row(shared_data, "mwh_qa")
-    n_facts = len(_parse("mwh_qa", row).evidence)
-    title = row["supporting_facts"][0][0]
-    row["supporting_facts"].append([title, 999])
-    assert len(_parse("mwh_qa", row).evidence) == n_facts
-    row["supporting_facts"] = [[title, 999]]
-    with pytest.raises(MalformedRowError, match="no supporting fact"):
-        _parse("mwh_qa", row)
+def _trivia_row(**change: Any) -> dict[str, Any]:
+    return {
+        "question": "Who made the lamp?",
+        "answer": {"value": "Ann", "aliases": ["Ann Lee", "Ann"]},
+        "search_results": {
+            "description": [f"Snippet {k} names Ann. It ..." for k in range(5)],
+            "search_context": [f"Document {k} is long.\n\nAnn made it." for k in range(5)],
+            "title": [f"Title {k}" for k in range(5)],
+        },
+        "entity_pages": {
+            "wiki_context": ["Ann made lamps. Many.\n \nThen she stopped.", "Lamps glow."],
+            "title": ["Ann", "Lamp"],
+        },
+        **change,
+    }
+
+
+def test_trivia_deals_the_descriptions_of_search_results_in_turn() -> None:
+    told = [_parse("trivia_qa", _trivia_row(), n).contexts for n in (2, 3)]
+    snippets = _trivia_row()["search_results"]["description"]
+    for contexts, sizes in zip(told, ([2, 3], [1, 2, 2]), strict=True):
+        assert sorted(len(context.splitlines()) for context in contexts) == sizes
+        lines = [line for context in contexts for line in context.splitlines()]
+        assert sorted(lines) == sorted(snippets)
+        assert lines != snippets  # shuffled
+
+
+def test_trivia_deals_whole_documents_when_asked(shared_data: Path) -> None:
+    parse = TASKS["trivia_qa"].parse
+    assert parse is not None
+    whole = parse(_trivia_row(), Dealing(2, 0, passages="document"))
+    assert "Title 3: Document 3 is long. Ann made it." in "\n".join(whole.contexts)
+    page: dict[str, Any] = {
+        "search_results": {"description": [], "search_context": [], "title": []}
+    }
+    short = parse(_trivia_row(**page), Dealing(2, 0))
+    assert sorted(short.contexts) == ["Ann: Ann made lamps. Many.", "Lamp: Lamps glow."]
+    whole = parse(_trivia_row(**page), Dealing(2, 0, passages="document"))
+    assert "Ann: Ann made lamps. Many. Then she stopped." in whole.contexts
+    if not shared_data.is_dir():
+        pytest.skip(f"no benchmark rows in {shared_data}")
+    lines = (shared_data / "trivia_qa/train.jsonl").read_text(encoding="utf-8").splitlines()
+    for row in map(json.loads, lines):
+        if row["search_results"]["description"]:
+            n_words = sum(len(context.split()) for context in _parse("trivia_qa", row).contexts)
+            assert n_words < 200
+            long = parse(row, Dealing(2, 0, passages="document")).contexts
+            assert sum(len(context.split()) for context in long) > 2 * n_words
 
 
 def test_trivia_rows_without_search_results_use_their_wikipedia_pages(shared_data: Path) -> None:
@@ -137,7 +268,7 @@ def test_trivia_rows_without_search_results_use_their_wikipedia_pages(shared_dat
         problem = _parse("trivia_qa", row)
         assert problem.golds[0] == row["answer"]["value"].strip()
         assert NO_CONTEXT not in problem.contexts
-    row["search_results"]["search_context"] = row["entity_pages"]["wiki_context"] = []
+    row["search_results"]["description"] = row["entity_pages"]["wiki_context"] = []
     with pytest.raises(MalformedRowError, match="neither search_results nor entity_pages"):
         _parse("trivia_qa", row)
 
@@ -234,6 +365,10 @@ def test_a_choice_that_reads_like_a_letter_is_answered_by_its_own_letter_only() 
         ("hotpot_qa", {"context": 3}, "'context'"),
         ("hotpot_qa", {"context": "["}, "no JSON"),
         ("hotpot_qa", {"supporting_facts": {"title": ["nowhere"], "sent_id": [0]}}, "'nowhere'"),
+        ("hotpot_qa", {"supporting_facts": [["x", "0"]]}, "index '0'"),
+        ("hotpot_qa", {"supporting_facts": [["x", -1]]}, "index -1"),
+        ("hotpot_qa", {"context": [["x", "no list"]]}, "paragraph 'x' is 'no list'"),
+        ("hotpot_qa", {"context": [["x", []]]}, "no paragraph with a text"),
         ("mwh_qa", {"supporting_facts": []}, "no supporting fact"),
         ("trivia_qa", {"answer": {"value": "x"}}, "'aliases'"),
         ("cbt", {"answer": "absent"}, "none of the options"),
@@ -243,9 +378,19 @@ def test_a_choice_that_reads_like_a_letter_is_answered_by_its_own_letter_only() 
         ("gsm8k", {"answer": "x #### many"}, "not a number"),
         ("math", {"solution": "none"}, "boxed"),
         ("arc", {"answerKey": "Z"}, "'Z'"),
+        ("arc", {"answerKey": "AB"}, "'AB'"),
+        ("arc", {"answerKey": ["A", "B"]}, "'answerKey' is"),
+        ("arc", {"choices": {"text": ["a", "b"], "label": ["A", "A"]}, "answerKey": "A"}, "single"),
+        ("arc", {"choices": {"text": ["a", None], "label": ["A", "B"]}}, "list of texts"),
+        ("arc", {"choices": {"text": ["a", "b"], "label": ["A", None]}}, "list of labels"),
         ("arc", {"choices": {"text": ["a"], "label": []}}, "equally long"),
         ("mmlu", {"answer": 4}, "not an index"),
         ("mmlu", {"answer": "4"}, "not an index"),
+        ("mmlu", {"answer": "AB"}, "'AB', not an index"),
+        ("mmlu", {"answer": "BC"}, "'BC', not an index"),
+        ("mmlu", {"answer": True}, "True, not an index"),
+        ("mmlu", {"answer": ["A"]}, "not an index"),
+        ("mmlu", {"answer": None}, "no gold answer"),
         ("mmlu", {"choices": ["a", "", "b", "c"]}, "empty"),
     ],
 )

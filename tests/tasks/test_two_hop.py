@@ -63,6 +63,21 @@ def test_the_answer_needs_both_hops_and_they_lie_with_different_agents(n_agents:
     assert {tuple(f.agent for f in problem.evidence) for problem in problems} == {(0, 1)}
 
 
+def test_a_limit_of_words_leaves_out_what_no_one_needs() -> None:
+    loaded = {
+        limit: load_problems(
+            TASKS["two_hop"], DataSection(max_context_words=limit), "test", n_agents=3, seed=0
+        ).problems
+        for limit in (20, None)
+    }
+    assert any(len(context.split()) > 20 for p in loaded[None] for context in p.contexts)
+    for short, whole in zip(loaded[20], loaded[None], strict=True):
+        assert all(len(context.split()) <= 20 for context in short.contexts)
+        assert all(fact.text in short.contexts[fact.agent] for fact in short.evidence)
+        for less, more in zip(short.contexts, whole.contexts, strict=True):
+            assert less == more or len(more.split()) > 20
+
+
 def test_a_split_has_its_default_size_even_where_fewer_are_sampled_from_it() -> None:
     data = DataSection(n_train=5, n_test=5)
     sizes = [
