@@ -70,6 +70,7 @@ def control_recipe(recipe: Recipe) -> Recipe:
                     "n_samples": n_samples,
                     "first_temperature": temperature,
                     "format_pool": False,
+                    "format_pool_path": None,
                 }
             ),
             "reward": recipe.reward.model_copy(update={"lambda_token": 0.0, "lambda_loss": 0.0}),

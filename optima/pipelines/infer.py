@@ -8,6 +8,7 @@ stages of the output directory, so an interrupted inference goes on where it sto
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from optima.errors import UsageError
 from optima.evaluation.summary import Summary, summarise
@@ -22,6 +23,7 @@ from optima.prompts.formats import Format
 from optima.recipe.layers import Layers
 from optima.recipe.loading import change_recipe
 from optima.recipe.schema import Recipe
+from optima.recipe.unread import foreign_fields
 from optima.rundir import Stage
 from optima.tasks import get_task
 from optima.types import Problem
@@ -51,7 +53,7 @@ def run_inference(
     # No stage needs the training environment: nothing is trained and no loss is computed.
     with open_run(recipe, output, vllm_env=vllm_env, train_env=vllm_env) as context:
         write_stages(output, {model.label: recipe.evaluation.n_samples for model in models})
-        problems = read_test_problems(context)
+        problems = read_test_problems(context, models)
         for model in models:
             rows.append(row_of(context, model, hold(context, model, problems)))
     return tuple(rows)
@@ -94,7 +96,8 @@ def check_labels(models: Sequence[Model]) -> None:
 def inference_recipe(layers: Layers, *, task: str | None, overrides: Sequence[str]) -> Recipe:
     """Return the recipe in layers without its training, for another task if one is given.
 
-    Another task leaves the data of the recipe's own behind. Raises RecipeError.
+    Another task leaves the data of the recipe's own behind, and what it does not read itself.
+    Raises RecipeError.
     """
     kept = {key: value for key, value in layers.tree.items() if key not in _TRAINING}
     kept["method"] = "sft"
@@ -104,5 +107,14 @@ def inference_recipe(layers: Layers, *, task: str | None, overrides: Sequence[st
         name = get_task(task).name
         if "task" in kept and name != kept["task"]:
             kept.pop("data", None)
+            _forget_foreign(kept, name)
         kept["task"] = name
     return change_recipe(replace(layers, tree=kept), overrides)
+
+
+def _forget_foreign(tree: dict[str, Any], task: str) -> None:
+    """Take the fields out of ``tree`` that a task does not read; its sections stay as they are."""
+    for key, _ in foreign_fields(get_task(task)):
+        name, _, field = key.partition(".")
+        if isinstance(section := tree.get(name), dict):
+            tree[name] = {other: value for other, value in section.items() if other != field}

@@ -19,6 +19,7 @@ from optima.recipe.layers import WHOLE, Layers, merge_layers
 from optima.recipe.schema import METHOD_SECTIONS, Recipe
 from optima.recipe.sections import keys_of, section_above
 from optima.recipe.text import write_yaml
+from optima.recipe.unread import unread_fields
 from optima.tasks import get_task
 
 _FLOAT_AS_TEXT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -82,6 +83,11 @@ def build_recipe(layers: Layers) -> Recipe:
             f"{layers.place_of('cold_start')}: {task.name} has no gold evidence to script "
             "conversations from; remove cold_start or use conversation.worked_example=true"
         )
+    if unread := [
+        f"{layers.place_of(key)}: {reason}; remove it"
+        for key, reason in unread_fields(recipe, task)
+    ]:
+        raise RecipeError("\n".join(unread))
     return recipe.model_copy(update={"task": task.name})
 
 

@@ -251,3 +251,62 @@ def test_section_of_influence_may_be_null_as_earlier_runs_stored_it() -> None:
     recipe = build_recipe(Layers("recipe.yaml", tree))
     assert recipe.pairs is not None
     assert recipe.pairs.influence.n_groups == 4
+
+
+@pytest.mark.parametrize(
+    ("task", "line", "reason"),
+    [
+        ("trivia_qa", "data: {paragraphs: lead_sentence}", "only hotpot_qa, mwh_qa do"),
+        ("gsm8k", "data: {paragraphs: lead_sentence}", "only hotpot_qa, mwh_qa do"),
+        ("cbt", "data: {passages: document}", "only trivia_qa do"),
+        (
+            "arc",
+            "data: {max_context_words: 100}",
+            "only hotpot_qa, mwh_qa, trivia_qa, cbt, two_hop",
+        ),
+        ("math", "data: {max_context_words: 100}", "math does not read it"),
+        ("hotpot_qa", "conversation: {choice_answer: letter}", "only arc, mmlu do"),
+        ("two_hop", "data: {path: DIR}", "made by code"),
+        ("two_hop", "data: {hub_revision: abc}", "made by code"),
+        ("two_hop", "data: {max_malformed: 0.5}", "made by code"),
+    ],
+)
+def test_a_value_that_the_task_does_not_read_is_refused(
+    task: str, line: str, reason: str, tmp_path: Path
+) -> None:
+    key = line.replace(": {", ".").partition(":")[0]
+    message = refusal(
+        tmp_path, f"{line}\n", base=f"method: sft\ntask: {task}\nmodel: {{path: m}}\n"
+    )
+    assert message.startswith(f"r.yaml: {key}: {task}")
+    assert reason in message
+    assert message.endswith("; remove it")
+
+
+def test_a_default_that_the_task_does_not_read_is_taken(tmp_path: Path) -> None:
+    base = "method: sft\ntask: gsm8k\nmodel: {path: m}\n"
+    load(tmp_path, "data: {paragraphs: whole, max_context_words: null}\n", base=base)
+    stored = dump_recipe(load(tmp_path, base=base))
+    assert load(tmp_path, base=stored) == load(tmp_path, base=base)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.path=", "data.path='  '", "data.test_file=", "model.tokenizer=", "data.hub_id=''",
+     "conversation.prompts=", "model.path="],
+)  # fmt: skip
+def test_an_empty_text_is_refused_where_it_stands(override: str, tmp_path: Path) -> None:
+    key = override.partition("=")[0]
+    assert refusal(tmp_path, "", override).startswith(f"override {override}: {key}: ")
+
+
+def test_a_pool_that_is_off_reads_no_formats(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "sampling: {format_pool: false, format_pool_path: DIR}\n")
+    assert message.startswith("r.yaml: sampling.format_pool_path: is read by nothing while")
+
+
+@pytest.mark.parametrize("key", ["train_split", "test_split", "hub_configs", "hub_id"])
+def test_names_of_the_hub_contradict_a_path(key: str, tmp_path: Path) -> None:
+    value = "[x]" if key == "hub_configs" else "x"
+    message = refusal(tmp_path, f"data: {{path: DIR, {key}: {value}}}\n")
+    assert message.startswith(f"r.yaml: data.{key}: contradicts path=DIR")
