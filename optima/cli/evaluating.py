@@ -1,12 +1,13 @@
 """What ``optima-infer`` and ``optima-multi-sc`` share: which models, by which recipe."""
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
 from optima.cli.configs import add_config
-from optima.errors import UsageError
+from optima.errors import OptimaError, UsageError
 from optima.pipelines.checkpoints import find_models, name_model, run_of
 from optima.pipelines.context import Model
 from optima.pipelines.infer import inference_recipe
@@ -111,6 +112,17 @@ def find_vllm(options: argparse.Namespace, recipe: Recipe) -> Environment:
     """Return the environment of the servers; it need not hold vLLM where endpoints serve."""
     find = resolve_environment if recipe.serving.endpoints else require_environment
     return find(options.vllm_env, "vllm")
+
+
+@contextlib.contextmanager
+def output_named() -> Iterator[None]:
+    """Let errors about the directory of results name ``--output``, not trainings' ``--run-dir``."""
+    try:
+        yield
+    except OptimaError as error:
+        if "--run-dir" not in str(error):
+            raise
+        raise type(error)(str(error).replace("--run-dir", "--output")) from error
 
 
 def check_output(options: argparse.Namespace) -> Path:

@@ -144,13 +144,17 @@ def _baselines(options: argparse.Namespace) -> int:
     if "trained" in methods:
         train_env = require_environment(options.train_env, "train")
         if model_by_method:  # written before a long training, which may fail
-            rows = run_baselines(recipe, model_by_method, output, ballot=ballot, vllm_env=vllm_env)
+            with evaluating.output_named():
+                rows = run_baselines(
+                    recipe, model_by_method, output, ballot=ballot, vllm_env=vllm_env
+                )
             write_inference(recipe, rows, output)
         model_by_method["trained"] = train_control(
             options.of_run, _control_dir(options), "trained", vllm_env=vllm_env, train_env=train_env
         )
         text = f"\nTrained single agent: {_control_dir(options)}"
-    rows = run_baselines(recipe, model_by_method, output, ballot=ballot, vllm_env=vllm_env)
+    with evaluating.output_named():
+        rows = run_baselines(recipe, model_by_method, output, ballot=ballot, vllm_env=vllm_env)
     print(write_inference(recipe, rows, output) + text)
     return 0
 
@@ -200,7 +204,8 @@ def _transfer(options: argparse.Namespace) -> int:
         task_options = argparse.Namespace(**{**vars(options), "task": task, "overrides": overrides})
         recipes[task] = evaluating.read_recipe(task_options, models)
     vllm_env = evaluating.find_vllm(options, next(iter(recipes.values())))
-    rows = run_transfer(recipes, models, output, vllm_env=vllm_env)
+    with evaluating.output_named():
+        rows = run_transfer(recipes, models, output, vllm_env=vllm_env)
     print(write_transfer(recipes, rows, output))
     return 0
 

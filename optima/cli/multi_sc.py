@@ -26,7 +26,8 @@ vote: answers that mean the same form a group; the score of the largest one. Whe
 answers with a pairwise F1 above 0.9 mean the same; in MATH, equivalent expressions. coverage: the
 best score of the k. Both are means over 20 seeded orders of the samples, with 95 % intervals.
 What the agents are asked comes from --config, else from the run that trained the models, else from
-the defaults. The spellings of the original project are accepted too."""
+the defaults. The spellings of the original project are accepted too, and mean what they do there:
+--device N is the GPUs N to N+7; the rest as in optima-infer."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--temperature", metavar="T", type=float, default=0.5, help="of sampling (default: 0.5)"
     )
-    originals.add_inference_options(parser, but=("temperature",))
+    originals.add_inference_options(parser, n_gpus=8, but=("temperature",))
     return parser
 
 
@@ -64,9 +65,11 @@ def _run(options: argparse.Namespace) -> int:
         *options.overrides,
     ]
     models = evaluating.read_models(options)
-    recipe = evaluating.read_recipe(options, models)
+    recipe = originals.share_threads(options, evaluating.read_recipe(options, models))
+    output = originals.free_output(options, recipe, output, "multi_sc")
     vllm_env = evaluating.find_vllm(options, recipe)
-    curves = run_consistency(recipe, models, output, vllm_env=vllm_env)
+    with evaluating.output_named():
+        curves = run_consistency(recipe, models, output, vllm_env=vllm_env)
     print(write_consistency(recipe, curves, output))
     return 0
 

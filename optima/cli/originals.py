@@ -1,15 +1,25 @@
 """The option spellings of the original project's README, so that its commands can be pasted.
 
-Options that have a counterpart are translated to it; the others are refused with what to do.
+Options that have a counterpart are translated to it; the others are refused with what to do. Where
+the original's programs of inference mean something else by a value than we do, it is their meaning
+that counts, and the log says so: ``--device N`` is the first of several GPUs with a server each,
+``--num_thread`` counts the conversations over all servers, and of the tasks of information exchange
+the first 1,000 test problems are asked.
 """
 
 import argparse
+import contextlib
 import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from optima.errors import UsageError
+from optima.processes.devices import detect_devices
+from optima.recipe.schema import Recipe, ServingSection
+from optima.rundir import check_same_recipe
+from optima.serving.command import gpu_groups
+from optima.tasks import get_task
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +51,12 @@ TO_INFERENCE_OPTION = {
 }
 TO_INFERENCE_FIELD = {
     "tokenizer_path": "model.tokenizer",
-    "device": "serving.device",
     "port": "serving.port",
-    "num_thread": "serving.concurrency",
     "temperature": "evaluation.temperature",
 }
+# What is more than another name: --device becomes fields, --num_thread the recipe's, once read.
+OF_SERVERS = ("device", "num_thread")
+N_FIRST = 1000  # test problems of information exchange that the original's inference takes
 # original option -> what to do instead
 REFUSED = {
     "model_root_path": "it belongs to inference; for training give --model_path or model.path=DIR",
@@ -60,10 +71,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add(parser, (*TO_OPTION, *TO_FIELD, *REFUSED))
 
 
-def add_inference_options(parser: argparse.ArgumentParser, but: Iterable[str] = ()) -> None:
-    """Do the same for inference, ``but`` for spellings that an option of the parser has."""
-    names = (*TO_INFERENCE_OPTION, *TO_INFERENCE_FIELD)
+def add_inference_options(
+    parser: argparse.ArgumentParser, *, n_gpus: int, but: Iterable[str] = ()
+) -> None:
+    """Do the same for inference, ``but`` for spellings that an option of the parser has.
+
+    The original's program starts a server on each of ``n_gpus`` GPUs, from ``--device`` on.
+    """
+    names = (*TO_INFERENCE_OPTION, *TO_INFERENCE_FIELD, *OF_SERVERS)
     _add(parser, (name for name in names if name not in but))
+    parser.set_defaults(original_n_gpus=n_gpus)
 
 
 def translate(options: argparse.Namespace) -> None:
@@ -75,7 +92,74 @@ def translate(options: argparse.Namespace) -> None:
 
 def translate_inference(options: argparse.Namespace) -> None:
     """Do the same for the spellings of inference."""
+    has_own_output = options.output is not None
     _translate(options, {}, TO_INFERENCE_OPTION, TO_INFERENCE_FIELD)
+    options.is_original_output = options.output is not None and not has_own_output
+    if options.original_device is not None:
+        options.overrides += _servers(options.original_device, options.original_n_gpus)
+    task = options.original_dataset_type
+    if task is not None and _takes_first(get_task(task).name):
+        fields = {override.partition("=")[0] for override in options.overrides}
+        if options.limit is None and fields.isdisjoint(("data.first_test", "data.n_test")):
+            logger.info(
+                "--dataset_type %s: the first %d test problems, as in the original; "
+                "data.first_test=null asks all", task, N_FIRST,
+            )  # fmt: skip
+            options.overrides.append(f"data.first_test={N_FIRST}")
+
+
+def share_threads(options: argparse.Namespace, recipe: Recipe) -> Recipe:
+    """Return the recipe with ``--num_thread`` conversations in flight over all of its servers."""
+    given = options.original_num_thread
+    if given is None:
+        return recipe
+    with contextlib.suppress(ValueError):
+        if (n_threads := int(given)) >= 1:
+            serving = recipe.serving
+            n_servers = len(serving.endpoints) or len(gpu_groups(recipe, detect_devices(serving)))
+            each = max(1, n_threads // n_servers)
+            logger.info(
+                "--num_thread %d: conversations over all servers: %d for each of %d",
+                n_threads, each, n_servers,
+            )  # fmt: skip
+            changed = serving.model_copy(update={"concurrency": each})
+            return recipe.model_copy(update={"serving": changed})
+    raise UsageError(f"--num_thread {given}: must be a whole number of at least 1")
+
+
+def free_output(options: argparse.Namespace, recipe: Recipe, output: Path, name: str) -> Path:
+    """Return where results go: beside ``output`` where an earlier pasted command wrote to it.
+
+    The original's README gives one and the same path to both of its programs.
+    """
+    if not options.is_original_output:
+        return output
+    try:
+        check_same_recipe(output, recipe)
+    except UsageError:
+        aside = output.with_name(f"{output.name}-{recipe.task}-{name}")
+        logger.warning("%s holds the results of another command; writing to %s", output, aside)
+        return aside
+    return output
+
+
+def _takes_first(task: str) -> bool:
+    return get_task(task).setting == "information_exchange" and get_task(task).hub is not None
+
+
+def _servers(device: str, n_gpus: int) -> list[str]:
+    """Return the overrides for ``--device``, where one bare number is the first of ``n_gpus``."""
+    if not device.strip().isdecimal():
+        return _devices(device)
+    first = int(device)
+    gpus = list(range(first, first + n_gpus))
+    there = detect_devices(ServingSection()).gpus
+    found = [gpu for gpu in gpus if gpu in there]
+    logger.info("--device %s: a server on each GPU from %d to %d", device, first, gpus[-1])
+    if found and found != gpus:
+        logger.warning("--device %s: of these GPUs this host has %s; taking them", device, found)
+        gpus = found
+    return ["serving.device=cuda", f"serving.gpus={gpus}".replace(" ", "")]
 
 
 def _add(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:

@@ -1,5 +1,7 @@
 """optima-sft up to the point where a run starts."""
 
+import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -124,19 +126,92 @@ ORIGINAL_COMMANDS = {
 
 
 def test_commands_of_the_original_readme_are_understood() -> None:
-    options = infer.build_parser().parse_intermixed_args(ORIGINAL_COMMANDS["infer"].split())
-    originals.translate_inference(options)
+    options = translated("infer")
     assert options.model_root == Path("checkpoints/arc_sft")
     assert options.output == Path("inference_results")
     assert (options.task, options.vllm_env) == ("arc", "optima-vllm")
-    fields = {"serving.device=cuda", "serving.gpus=[0]", "serving.concurrency=128",
-              "serving.port=8000", "model.tokenizer=TOKENIZER"}  # fmt: skip
-    assert set(options.overrides) == fields
-    options = multi_sc.build_parser().parse_intermixed_args(ORIGINAL_COMMANDS["multi_sc"].split())
-    originals.translate_inference(options)
+    fields = {"serving.device=cuda", "serving.port=8000", "model.tokenizer=TOKENIZER"}
+    assert set(options.overrides) == {*fields, "serving.gpus=[0,1,2,3]"}
+    options = translated("multi_sc")
     assert options.model == "./checkpoints/arc_sft/iteration_0"
     assert (options.task, options.temperature) == ("trival_qa", 0.5)
-    assert set(options.overrides) == fields
+    gpus = "serving.gpus=[0,1,2,3,4,5,6,7]"
+    assert set(options.overrides) == {*fields, gpus, "data.first_test=1000"}
+
+
+def translated(program: str, *more: str) -> argparse.Namespace:
+    parser = {"infer": infer, "multi_sc": multi_sc}[program].build_parser()
+    options: argparse.Namespace = parser.parse_intermixed_args(
+        [*ORIGINAL_COMMANDS[program].split(), *more]
+    )
+    originals.translate_inference(options)
+    return options
+
+
+def nvidia_smi(folder: Path, n_gpus: int) -> None:
+    """Write the driver's tool of a host with so many GPUs."""
+    lines = "".join(f"GPU {k}: NVIDIA H100 (UUID: GPU-{k})\\n" for k in range(n_gpus))
+    tool = folder / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    tool.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("device", "n_gpus", "infer_gpus", "sc_gpus"),
+    [
+        ("0", 8, "[0,1,2,3]", "[0,1,2,3,4,5,6,7]"),
+        ("2", 8, "[2,3,4,5]", "[2,3,4,5,6,7]"),
+        ("0", 1, "[0]", "[0]"),
+        ("1", 4, "[1,2,3]", "[1,2,3]"),
+        ("9", 4, "[9,10,11,12]", "[9,10,11,12,13,14,15,16]"),  # none is there: refused later
+        ("cuda:1", 8, "[1]", "[1]"),
+        ("0,3", 8, "[0,3]", "[0,3]"),
+    ],
+)
+def test_device_is_the_first_of_the_originals_gpus_that_are_there(
+    device: str, n_gpus: int, infer_gpus: str, sc_gpus: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    nvidia_smi(tmp_path, n_gpus)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for program, gpus in (("infer", infer_gpus), ("multi_sc", sc_gpus)):
+        options = translated(program, "--device", device)
+        assert f"serving.gpus={gpus}" in options.overrides
+    if n_gpus == 1:
+        assert "of these GPUs this host has [0]; taking them" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("device", "n_threads", "each"),
+    [("0", 128, 32), ("0", 130, 32), ("0", 2, 1), ("1", 128, 42), ("cpu", 128, 128)],
+)
+def test_num_thread_counts_the_conversations_over_all_servers(
+    device: str, n_threads: int, each: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvidia_smi(tmp_path, 4)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    options = translated("infer", "--device", device, "--num_thread", str(n_threads))
+    recipe = load_recipe(QUICKSTART, [o for o in options.overrides if o.startswith("serving.")])
+    assert originals.share_threads(options, recipe).serving.concurrency == each
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "x", "1.5"])
+def test_num_thread_is_a_number_of_conversations(given: str) -> None:
+    options = translated("infer", f"--num_thread={given}", "--device", "cpu")
+    with pytest.raises(UsageError, match=r"--num_thread .*: must be a whole number"):
+        originals.share_threads(options, load_recipe(QUICKSTART))
+
+
+@pytest.mark.parametrize("task", ["hotpot_qa", "mwh_qa", "trival_qa", "cbt"])
+def test_the_originals_first_problems_are_taken_unless_said_otherwise(task: str) -> None:
+    first = "data.first_test=1000"
+    assert first in translated("infer", "--dataset_type", task).overrides
+    for said in (("--limit", "5"), ("data.first_test=null",), ("data.n_test=7",)):
+        assert first not in translated("infer", "--dataset_type", task, *said).overrides
+    for other in ("math", "gsm8k", "arc", "mmlu", "two_hop"):
+        assert first not in translated("infer", "--dataset_type", other).overrides
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "sft_dpo"])

@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from optima.errors import RecipeError
+from optima.pipelines.infer import inference_recipe
 from optima.processes.environment import Environment
+from optima.recipe.layers import merge_layers
+from optima.recipe.schema import DataSection
+from optima.records import write_records
 from optima.serving.worker import free_port
+from optima.tasks import get_task
+from optima.tasks.loading import load_problems
 from tests.fakes import commands, fake_environment
 from tests.pipelines.runs import ROOT, TIMEOUT_S, run
 from tests.templates import LLAMA3
@@ -121,6 +128,24 @@ def test_another_task_leaves_the_data_of_the_runs_own_behind(
     status, table, err = infer(environment, *argv, f"data.path={rows}")
     assert status == 0, err
     assert "gsm8k, 1 problems" in table
+
+
+def test_another_task_leaves_fields_that_it_does_not_read_behind(tmp_path: Path) -> None:
+    path = tmp_path / "arc.yaml"
+    path.write_text(
+        "method: sft\ntask: arc\nmodel: {path: m}\nconversation: {choice_answer: letter}\n"
+    )
+    answer_by_task = {
+        task: inference_recipe(
+            merge_layers(path), task=task, overrides=[]
+        ).conversation.choice_answer
+        for task in ("arc", "mmlu", "gsm8k")
+    }
+    assert answer_by_task == {"arc": "letter", "mmlu": "letter", "gsm8k": "text"}
+    with pytest.raises(RecipeError, match="gsm8k does not read it, only arc, mmlu do"):
+        inference_recipe(
+            merge_layers(path), task="gsm8k", overrides=["conversation.choice_answer=letter"]
+        )
 
 
 def test_original_spellings_are_understood(finished: Path, tmp_path: Path) -> None:
@@ -302,6 +327,57 @@ def test_original_self_consistency_command_can_be_pasted(finished: Path, tmp_pat
     assert status == 0, err
     assert [line.split()[1] for line in table.splitlines()[2:4]] == ["1", "2"]
     assert "tokens trained" in table
+
+
+def test_both_original_commands_can_be_pasted_with_one_output(
+    finished: Path, tmp_path: Path
+) -> None:
+    environment = fake_environment(tmp_path)
+    out = tmp_path / "results"
+    common = ("--dataset_type", "two_hop", "--device", "cpu", "--num_thread", "128", "--limit", "2",
+              "--vllm_env", str(environment.prefix))  # fmt: skip
+    first = ("--model_root_path", str(finished), "--output_root_path", str(out), *common)
+    second = ("--model_path", str(finished / "iter_1/train/model"), "--output_path", str(out),
+              "--temperature", "0.5", "--n-samples", "2", *common)  # fmt: skip
+    for _ in range(2):  # the second time both go on
+        for name, argv in (("infer", first), ("multi_sc", second)):
+            status, _, err = _bare(name, *argv)
+            assert status == 0, err
+    assert f"{out} holds the results of another command; writing to {out}-two_hop-multi_sc" in err
+    assert (out / "results.json").is_file()
+    assert (tmp_path / "results-two_hop-multi_sc/results.json").is_file()
+
+
+def test_taken_results_are_refused_by_the_name_of_the_option(
+    sampled: tuple[Path, tuple[str, ...]], tmp_path: Path
+) -> None:
+    output, argv = sampled
+    status, _, err = infer(fake_environment(tmp_path), *argv[:2], "--output", str(output))
+    assert status == 2
+    assert f"optima: --output {output}: holds a run of another recipe" in err
+    assert "give another --output, or the same recipe" in err
+    assert "--run-dir" not in err
+
+
+def test_a_model_is_not_tested_on_what_it_was_trained_on(finished: Path, tmp_path: Path) -> None:
+    rows = _sums(tmp_path)
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    seen = load_problems(
+        get_task("gsm8k"), DataSection(path=str(rows)), "test", n_agents=2, seed=0
+    ).problems
+    write_records(run / "problems/train.jsonl", seen)
+    environment = fake_environment(tmp_path)
+    argv = ("--model", str(run), "--task", "gsm8k", "--output", str(tmp_path / "out"))
+    status, _, err = infer(environment, *argv, f"data.path={rows}")
+    assert status == 2, err
+    assert "optima: data.overlap: 1 of 1 test problems stand in " in err
+    assert "which a model was trained on" in err
+    # the remedy helps, in the same directory
+    status, table, err = infer(environment, *argv, f"data.path={rows}", "data.overlap=keep")
+    assert status == 0, err
+    assert "gsm8k, 1 problems" in table
+    assert "kept, scores tell little" in err
 
 
 def test_each_model_is_asked_by_its_own_chat_template(finished: Path, tmp_path: Path) -> None:
