@@ -133,6 +133,37 @@ def test_model_without_a_usable_template_is_one_clear_error(tmp_path, prepare, r
         ChatTemplate.load(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("tokenizer_config.json", b'{"eos_token": ', "Expecting value"),
+        ("tokenizer_config.json", b"[]", "it is no mapping"),
+        ("special_tokens_map.json", b"{", "Expecting property name"),
+        ("chat_template.jinja", b"\xff\xfe{", "can't decode byte 0xff"),
+    ],
+)
+def test_file_of_a_model_that_cannot_be_read_is_named(
+    name: str, content: bytes, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=rf"^model\.path=.*: {name} cannot be read \(.*{reason}"):
+        ChatTemplate.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("named", [{"name": "default"}, "default", {"template": "x"}])
+def test_named_templates_without_a_default_one_are_no_template(
+    named: object, tmp_path: Path
+) -> None:
+    config = {"chat_template": [named, {"name": "tools", "template": CHATML}]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="no chat_template"):
+        ChatTemplate.load(str(tmp_path))
+    config["chat_template"] += [{"name": "default", "template": CHATML}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert ChatTemplate.load(str(tmp_path)).roles == "alternate"
+
+
 def test_missing_model_directory_is_named() -> None:
     with pytest.raises(ModelError, match=r"model\.path=\./nowhere"):
         ChatTemplate.load("./nowhere")
