@@ -181,6 +181,11 @@ class SelectSection(Section):
             raise ValueError(
                 f"keep_from: {self.keep_from} must be less than keep_to={self.keep_to}; lower it"
             )
+        if self.min_share > self.keep_to - self.keep_from:
+            raise ValueError(
+                f"min_share: {self.min_share} is more than is kept from keep_from={self.keep_from} "
+                f"to keep_to={self.keep_to}, so every run would stop; lower it"
+            )
         return self
 
 
