@@ -85,12 +85,12 @@ class ChatTemplate:
         self._takes_parts = False
         self._takes_parts = not self._accepts("user", "assistant")
         self.has_system = self._accepts("system", "user", "assistant")
-        accepts_runs = self.has_system and self._accepts("system", "assistant", "assistant")
-        suits_runs = accepts_runs and any(mark in source for mark in RUNS_OF_ASSISTANT)
+        self._accepts_runs = self.has_system and self._accepts("system", "assistant", "assistant")
+        suits_runs = self._accepts_runs and any(mark in source for mark in RUNS_OF_ASSISTANT)
         self.roles: Roles = (
             ("assistant" if suits_runs else "alternate") if roles == "auto" else roles
         )
-        if self.roles == "assistant" and not accepts_runs:
+        if self.roles == "assistant" and not self._accepts_runs:
             raise ModelError(
                 f"model.roles=assistant: {origin} refuses a system prompt followed by several "
                 "assistant messages; write model.roles=auto"
@@ -135,6 +135,13 @@ class ChatTemplate:
                 if key.endswith("_token") and isinstance(text, str):
                     tokens[key] = text
         return cls(source, tokens, roles=roles, origin=model)
+
+    @property
+    def other_roles(self) -> Roles | None:
+        """The roles that are not in use, None where the template refuses them."""
+        if self.roles == "assistant":
+            return "alternate"
+        return "assistant" if self._accepts_runs else None
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the messages as one string.

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -98,6 +99,22 @@ def test_cue_ends_what_a_speaker_hears_and_stands_in_no_own_message() -> None:
 def test_assistant_header_is_what_stands_before_the_content() -> None:
     assert template("chatml").assistant_header() == "<|im_start|>assistant\n"
     assert template("alternating").assistant_header().endswith("<start_of_turn>model\n")
+
+
+@pytest.mark.parametrize(
+    ("family", "roles", "other"),
+    [
+        ("chatml", "alternate", "assistant"),
+        ("llama3", "assistant", "alternate"),
+        ("alternating", "alternate", None),  # refuses two assistant messages in a row
+    ],
+)
+def test_roles_of_a_family_and_those_that_could_be_taken_in_their_place(
+    family: str, roles: str, other: Literal["assistant", "alternate"] | None
+) -> None:
+    assert (template(family).roles, template(family).other_roles) == (roles, other)
+    if other is not None:
+        assert codec(family, roles=other).template.other_roles == roles
 
 
 def test_forced_assistant_roles_are_refused_where_the_template_refuses_them() -> None:
