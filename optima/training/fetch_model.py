@@ -127,8 +127,8 @@ def set_tokens(config: Any, tokenizer: Any, known: KnownModel) -> dict[str, Any]
     one, and return the token ids of a generation config."""
     if not tokenizer.chat_template:
         tokenizer.chat_template = CHATML
-    if tokenizer.eos_token != known.end_of_turn:
-        tokenizer.eos_token = known.end_of_turn
+    if tokenizer.eos_token != known.stops[0]:
+        tokenizer.eos_token = known.stops[0]
     if tokenizer.pad_token is None:
         tokenizer.pad_token = known.pad
     stops = tokenizer.convert_tokens_to_ids(list(known.stops))
