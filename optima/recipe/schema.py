@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from optima.recipe.checks import check_agents, check_data, check_recipe, check_serving
+from optima.recipe.checks import check_agents, check_data, check_recipe, check_select, check_serving
 
 Method = Literal["sft", "dpo", "sft_dpo"]
 ChoiceAnswer = Literal["text", "letter"]
@@ -177,15 +177,7 @@ class SelectSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.keep_from >= self.keep_to:
-            raise ValueError(
-                f"keep_from: {self.keep_from} must be less than keep_to={self.keep_to}; lower it"
-            )
-        if self.min_share > self.keep_to - self.keep_from:
-            raise ValueError(
-                f"min_share: {self.min_share} is more than is kept from keep_from={self.keep_from} "
-                f"to keep_to={self.keep_to}, so every run would stop; lower it"
-            )
+        check_select(self)
         return self
 
 
