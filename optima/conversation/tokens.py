@@ -53,7 +53,12 @@ class Encoder:
 
     @classmethod
     def load(
-        cls, model: str, stop_tokens: Sequence[str], *, revision: str | None, field: str
+        cls,
+        model: str,
+        stop_tokens: Sequence[str] = (),
+        *,
+        revision: str | None = None,
+        field: str = "model.path",
     ) -> "Encoder":
         """Read ``tokenizer.json`` of a model directory or hub id; ModelError without one."""
         place = f"{field}={model}"
