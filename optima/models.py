@@ -19,8 +19,8 @@ class KnownModel:
     """One instruct model.
 
     ``package`` is the name of the distribution, followed by 1, 2, ... ``n_parts`` where the file is
-    split; ``sha256`` and ``n_bytes`` are those of the GGUF file. ``end_of_turn`` and ``stops`` are
-    the tokens at which generation ends, ``pad`` fills rows.
+    split; ``sha256`` and ``n_bytes`` are those of the GGUF file. Generation ends at one of
+    ``stops``, a turn at the first of them; ``pad`` fills rows.
     """
 
     name: str
@@ -31,8 +31,6 @@ class KnownModel:
     n_parts: int
     n_bytes: int
     sha256: str
-    quantisation: str
-    end_of_turn: str
     stops: tuple[str, ...]
     pad: str
 
@@ -53,8 +51,6 @@ MODELS: dict[str, KnownModel] = {
         n_parts=1,
         n_bytes=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        quantisation="Q4_1",
-        end_of_turn="<|im_end|>",
         stops=("<|im_end|>",),
         pad="<|im_end|>",
     ),
@@ -67,8 +63,6 @@ MODELS: dict[str, KnownModel] = {
         n_parts=6,
         n_bytes=491_400_064,
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-        quantisation="Q4_K_M",
-        end_of_turn="<|im_end|>",
         stops=("<|im_end|>", "<|endoftext|>"),
         pad="<|endoftext|>",
     ),
@@ -81,8 +75,6 @@ MODELS: dict[str, KnownModel] = {
         n_parts=22,
         n_bytes=1_117_320_768,
         sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-        quantisation="Q4_K_M",
-        end_of_turn="<|im_end|>",
         stops=("<|im_end|>", "<|endoftext|>"),
         pad="<|endoftext|>",
     ),

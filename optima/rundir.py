@@ -31,8 +31,10 @@ from optima.records import disk_errors, write_text
 from optima.seeding import digest
 from optima.types import Record
 
-# What may differ between two attempts of a run: where it runs, not what it computes.
+# What may differ between two attempts of a run: where it runs and when it gives up, not what it
+# computes.
 RESUMABLE_SECTIONS = ("serving",)
+RESUMABLE_FIELDS = ("conversation.max_error_rate", "select.min_share", "pairs.min_share")
 SPENT_FILE = "SPENT.json"
 ACCOUNT_S = 1.0  # between two accounts of an open stage; a SIGKILL loses at most as much
 GENERATED, DISCARDED = "tokens/generated", "tokens/discarded"
@@ -135,7 +137,7 @@ class RunDir:
     """A run directory, owned by this process while the context is open.
 
     Raises RunBusyError when another process owns it, and UsageError when it holds a run of
-    another recipe (fields under ``serving`` may differ).
+    another recipe (see ``check_same_recipe``).
     """
 
     def __init__(self, root: Path, recipe: Recipe) -> None:
@@ -250,8 +252,9 @@ class RunDir:
 
 
 def check_same_recipe(root: Path, recipe: Recipe) -> None:
-    """Raise UsageError when ``root`` holds a run of another recipe (``serving`` may differ).
+    """Raise UsageError when ``root`` holds a run of another recipe.
 
+    RESUMABLE_SECTIONS and RESUMABLE_FIELDS may differ.
     A directory in which no stage was begun, as after a start with wrong input, holds none.
     """
     if not _has_begun(root):
@@ -261,12 +264,14 @@ def check_same_recipe(root: Path, recipe: Recipe) -> None:
     differing = [
         key
         for key in sorted(stored.keys() | given.keys())
-        if stored.get(key) != given.get(key) and key.split(".")[0] not in RESUMABLE_SECTIONS
+        if stored.get(key) != given.get(key)
+        and key.split(".")[0] not in RESUMABLE_SECTIONS
+        and key not in RESUMABLE_FIELDS
     ]
     if differing:
         raise UsageError(
-            f"--run-dir {root}: holds a run of another recipe (differs in "
-            f"{', '.join(differing)}); give another --run-dir, or the same recipe"
+            f"{root}: holds a run of another recipe (differs in {', '.join(differing)}); give "
+            "another directory, or the same recipe"
         )
 
 

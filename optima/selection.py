@@ -1,6 +1,7 @@
 """From rewarded candidates to the conversations that are trained on (paper Alg. 2); pure."""
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from optima.recipe.schema import SelectSection
 from optima.types import RewardParts
@@ -13,6 +14,12 @@ def best_of_n(candidates: Iterable[RewardParts]) -> RewardParts | None:
     """
     eligible = [parts for parts in candidates if parts.is_eligible and parts.total is not None]
     return min(eligible, key=_rank, default=None)
+
+
+def best_of_each(candidates: Iterable[RewardParts]) -> list[RewardParts]:
+    """Return the best candidate of each problem that has one; those of a problem lie together."""
+    groups = groupby(candidates, key=lambda parts: parts.problem_id)
+    return [parts for _, group in groups if (parts := best_of_n(group)) is not None]
 
 
 def select_top(best: Sequence[RewardParts], section: SelectSection) -> tuple[RewardParts, ...]:

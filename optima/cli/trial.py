@@ -30,7 +30,7 @@ def add_try(commands: "Commands") -> None:
         "  optima try --config recipes/sft/hotpot_qa.yaml recipes/models/qwen2.5-1.5b.yaml \\\n"
         "    data.path=DIR --n 40\n"
         "  optima try --config recipes/sft/quickstart.yaml conversation.worked_example=true\n\n"
-        "exit status: 0 fit to train, 1 something to change, 2 wrong input.",
+        "exit status: 0 fit to train, 1 something to change (or it failed), 2 wrong input.",
     )  # fmt: skip
     add_config(parser, is_required=True)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
@@ -50,11 +50,12 @@ def _try(options: argparse.Namespace) -> int:
     from optima.pipelines.trial import try_recipe
     from optima.processes.environment import require_environment
     from optima.recipe.loading import dump_recipe, load_recipe
+    from optima.records import write_text
     from optima.seeding import digest
 
-    for name in ("n", "show"):
-        if getattr(options, name) < (1 if name == "n" else 0):
-            raise UsageError(f"--{name} {getattr(options, name)}: must be positive")
+    for name, least in (("n", 1), ("show", 0)):
+        if getattr(options, name) < least:
+            raise UsageError(f"--{name} {getattr(options, name)}: must be {least} or more")
     recipe = load_recipe(options.config, options.overrides)
     directory = options.output or Path("runs", "try", digest(dump_recipe(recipe), str(options.n)))
     trial = try_recipe(
@@ -65,12 +66,14 @@ def _try(options: argparse.Namespace) -> int:
         vllm_env=require_environment(options.vllm_env, "vllm"),
         train_env=require_environment(options.train_env, "train"),
     )
-    print(json.dumps(figures(trial)) if options.json else text(trial, directory))
+    results = json.dumps(figures(trial))
+    write_text(directory / "results.json", f"{results}\n")
+    print(results if options.json else text(trial, directory))
     return 1 if trial.advice() else 0
 
 
 def figures(trial: Trial) -> dict[str, object]:
-    """Return the figures of a trial for other programs; shares in [0, 1]."""
+    """Return the figures of a trial for other programs, as in results.json; shares in [0, 1]."""
     names = ("n_problems", "n_selected", "tokens", "generated", "turns")
     return {
         **{name: getattr(trial, name) for name in names},
@@ -93,15 +96,21 @@ def text(trial: Trial, directory: Path) -> str:
         ("has an empty utterance", health.empty),
     )
     width = max(len(name) for name, _ in shares)
+    commonest = (
+        f"{health.top_answer!r} to {100 * health.top_share:.0f} % of the problems, right for "
+        f"{100 * health.top_gold_share:.0f} %"
+    )
     lines = [
         f"{health.n} conversations about {trial.n_problems} problems: {trial.tokens:.1f} tokens "
         f"({trial.generated:.1f} generated), {trial.turns:.1f} turns on average",
         *(f"  {name:<{width}}  {100 * share:5.1f} %" for name, share in shares),
-        f"  commonest answer        {health.top_answer!r} to {100 * health.top_share:.0f} % of the "
-        f"problems, right for {100 * health.top_gold_share:.0f} %",
+        f"  {'commonest answer':<{width}}  {commonest if health.top_share else 'none'}",
         f"reward {parts['total']:.3f}: task {parts['task']:.3f}, tokens {parts['token']:.3f} "
         f"(before their weight), readability +{parts['loss_term']:.3f}",
         f"{trial.n_selected} of {trial.n_problems} problems would be selected",
+        "A run would begin with the cold start; this is the model without it."
+        if trial.has_cold_start
+        else "",
         *(f"  - {line}" for line in trial.advice()),
         "" if trial.advice() else "Fit to train.",
         f"Stored in {directory}; `optima report {directory}` shows all of it.",

@@ -24,7 +24,6 @@ from optima.models import check_fetched
 from optima.types import Message
 
 Roles = Literal["assistant", "alternate"]
-TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json")
 # Families that take a run of assistant messages well, by what their templates write around a role.
 RUNS_OF_ASSISTANT = ("<|start_header_id|>",)
 FIXED_DATE = date(2024, 7, 26)  # the one that Llama-3's template falls back to
@@ -58,7 +57,7 @@ class ChatTemplate:
     """The chat template of one model.
 
     ``roles`` says how utterances map to chat roles, ``has_system`` whether the template takes a
-    system message, ``header`` what it writes in front of an assistant message's content.
+    system message, ``special_tokens`` are those that it may name, such as ``eos_token``.
     """
 
     def __init__(
@@ -80,18 +79,18 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"{origin}: the chat template does not parse: {error}") from error
-        self._special_tokens = special_tokens
+        self.special_tokens = special_tokens
         self.origin = origin
         # Templates of models that see images take a message as a list of parts.
         self._takes_parts = False
         self._takes_parts = not self._accepts("user", "assistant")
         self.has_system = self._accepts("system", "user", "assistant")
-        accepts_runs = self.has_system and self._accepts("system", "assistant", "assistant")
-        suits_runs = accepts_runs and any(mark in source for mark in RUNS_OF_ASSISTANT)
+        self._accepts_runs = self.has_system and self._accepts("system", "assistant", "assistant")
+        suits_runs = self._accepts_runs and any(mark in source for mark in RUNS_OF_ASSISTANT)
         self.roles: Roles = (
             ("assistant" if suits_runs else "alternate") if roles == "auto" else roles
         )
-        if self.roles == "assistant" and not accepts_runs:
+        if self.roles == "assistant" and not self._accepts_runs:
             raise ModelError(
                 f"model.roles=assistant: {origin} refuses a system prompt followed by several "
                 "assistant messages; write model.roles=auto"
@@ -116,26 +115,33 @@ class ChatTemplate:
         ``field`` is where the model is named, for the message.
         """
         place = f"{field}={model}"
-        files = {name: model_file(model, name, revision, place=place) for name in TEMPLATE_FILES}
-        config_file = files["tokenizer_config.json"]
-        config = json.loads(config_file.read_text()) if config_file else {}
-        template_file = files["chat_template.jinja"]
-        source = template_file.read_text() if template_file else config.get("chat_template")
+        config = model_json(model, "tokenizer_config.json", revision, place=place)
+        source: Any = model_text(model, "chat_template.jinja", revision, place=place)
+        if source is None:
+            source = config.get("chat_template")
         if isinstance(source, list):  # several named templates: the default one
-            source = next((t["template"] for t in source if t["name"] == "default"), None)
-        if not source:
+            named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
+            source = named.get("default")
+        if not source or not isinstance(source, str):
             raise ModelError(
                 f"{place}: no chat_template.jinja and no chat_template in "
                 "tokenizer_config.json; use an instruction-tuned model"
             )
         tokens: dict[str, str] = {}
-        map_file = files["special_tokens_map.json"]
-        for table in (json.loads(map_file.read_text()) if map_file else {}, config):
+        tokens_map = model_json(model, "special_tokens_map.json", revision, place=place)
+        for table in (tokens_map, config):
             for key, value in table.items():
                 text = value.get("content") if isinstance(value, dict) else value
                 if key.endswith("_token") and isinstance(text, str):
                     tokens[key] = text
         return cls(source, tokens, roles=roles, origin=model)
+
+    @property
+    def other_roles(self) -> Roles | None:
+        """The roles that are not in use, None where the template refuses them."""
+        if self.roles == "assistant":
+            return "alternate"
+        return "assistant" if self._accepts_runs else None
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the messages as one string.
@@ -149,7 +155,7 @@ class ChatTemplate:
                 messages=[{"role": m.role, "content": self._content(m)} for m in messages],
                 add_generation_prompt=False,
                 enable_thinking=False,
-                **self._special_tokens,
+                **self.special_tokens,
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(message.role for message in messages)
@@ -182,6 +188,31 @@ class ChatTemplate:
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
         return [{"type": "text", "text": message.content}] if self._takes_parts else message.content
+
+
+def model_json(model: str, name: str, revision: str | None, *, place: str) -> dict[str, Any]:
+    """Return a JSON file of a model, {} when it has none; ModelError when it is no mapping."""
+    text = model_text(model, name, revision, place=place)
+    try:
+        tree = json.loads(text) if text is not None else {}
+    except ValueError as error:
+        raise ModelError(_unreadable(place, name, error)) from error
+    if not isinstance(tree, dict):
+        raise ModelError(_unreadable(place, name, "it is no mapping"))
+    return tree
+
+
+def model_text(model: str, name: str, revision: str | None, *, place: str) -> str | None:
+    """Return a file of a model as text, None when it has none; ModelError when it is unreadable."""
+    path = model_file(model, name, revision, place=place)
+    try:
+        return path.read_text(encoding="utf-8") if path else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(_unreadable(place, name, error)) from error
+
+
+def _unreadable(place: str, name: str, reason: object) -> str:
+    return f"{place}: {name} cannot be read ({reason}); fetch the model again"
 
 
 def model_file(model: str, name: str, revision: str | None, *, place: str) -> Path | None:

@@ -7,7 +7,6 @@ Tokenising the whole text anew would give other ids wherever a token reaches acr
 from the one before it, and a training row holds nothing that was not generated.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,7 +15,7 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
-from optima.conversation.template import ChatTemplate, Roles, model_file
+from optima.conversation.template import ChatTemplate, Roles, model_file, model_json
 from optima.errors import ModelError
 from optima.types import Message
 
@@ -54,7 +53,12 @@ class Encoder:
 
     @classmethod
     def load(
-        cls, model: str, *, revision: str | None = None, field: str = "model.path"
+        cls,
+        model: str,
+        stop_tokens: Sequence[str] = (),
+        *,
+        revision: str | None = None,
+        field: str = "model.path",
     ) -> "Encoder":
         """Read ``tokenizer.json`` of a model directory or hub id; ModelError without one."""
         place = f"{field}={model}"
@@ -64,8 +68,7 @@ class Encoder:
                 f"{place}: has no tokenizer.json, which conversations are tokenised with; load "
                 "its tokenizer with transformers and save it there (save_pretrained writes one)"
             )
-        n_rows = _n_rows(model, revision, place)
-        return cls(_read(path, place), _stop_tokens(model, revision, place), n_rows)
+        return cls(_read(path, place), stop_tokens, _n_rows(model, revision, place))
 
     def encode(self, text: str) -> Ids:
         """Return the ids of a piece of text; special tokens written in it are recognised."""
@@ -128,10 +131,10 @@ class ChatCodec:
 
         Raises ModelError with the reason when they cannot.
         """
-        return cls.of(
-            ChatTemplate.load(model, revision=revision, roles=roles, field=field),
-            Encoder.load(model, revision=revision, field=field),
-        )
+        template = ChatTemplate.load(model, revision=revision, roles=roles, field=field)
+        named = template.special_tokens.get("eos_token")
+        ends = () if named is None else (named,)  # which tokenizer.json may not call special
+        return cls.of(template, Encoder.load(model, ends, revision=revision, field=field))
 
     @classmethod
     def of(cls, template: ChatTemplate, encoder: Encoder) -> "ChatCodec":
@@ -255,16 +258,7 @@ def _read(path: Path, place: str) -> Tokenizer:
 
 def _n_rows(model: str, revision: str | None, place: str) -> int:
     """Return the embeddings that the model's configuration speaks of; 0 where it does not."""
-    path = model_file(model, "config.json", revision, place=place)
-    config = json.loads(path.read_text()) if path else {}
-    n_rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    config = model_json(model, "config.json", revision, place=place)
+    below = config.get("text_config")
+    n_rows = config.get("vocab_size", below.get("vocab_size") if isinstance(below, dict) else None)
     return n_rows if isinstance(n_rows, int) else 0
-
-
-def _stop_tokens(model: str, revision: str | None, place: str) -> list[str]:
-    """Return the end-of-sequence token that the tokenizer's configuration names."""
-    path = model_file(model, "tokenizer_config.json", revision, place=place)
-    config = json.loads(path.read_text()) if path else {}
-    token = config.get("eos_token")
-    text = token.get("content") if isinstance(token, dict) else token
-    return [text] if isinstance(text, str) else []

@@ -18,12 +18,41 @@ POOR_SHARE = 0.3  # of conversations with a fault above which its remedy is name
 
 
 @dataclass(frozen=True, slots=True)
+class Remedies:
+    """What a recipe leaves to try: advice names nothing that is done already or cannot be.
+
+    ``temperature`` is the field that the conversations were sampled by, ``roles`` the other value
+    of ``model.roles``, None where the model's template refuses it.
+    """
+
+    temperature: str
+    roles: str | None
+    can_show_example: bool
+    can_cold_start: bool
+
+    def marking(self) -> str:
+        """Return what helps a model that marks no answer."""
+        ways = {
+            "show one with conversation.worked_example=true": self.can_show_example,
+            "help with cold_start": self.can_cold_start,
+            "write prompts of your own (conversation.prompts)": True,
+        }
+        return _either(way for way, is_left in ways.items() if is_left)
+
+    def talking(self, *others: str) -> str:
+        """Return what helps a model that confuses who speaks, ``others`` among it."""
+        roles = () if self.roles is None else (f"try model.roles={self.roles}",)
+        return _either((*roles, *others, "write prompts of your own (conversation.prompts)"))
+
+
+@dataclass(frozen=True, slots=True)
 class TalkHealth:
     """Shares in [0, 1] of conversations, ``n`` in all; ``top_share`` is one of problems.
 
-    ``leaked``: a speaker's label began in an utterance. ``cut``: a turn reached its token limit or
-    the window was full. ``repeated``: an utterance stands there twice. ``empty``: an utterance says
-    nothing. ``top_answer`` is the commonest answer, ``top_gold_share`` how often it is right.
+    ``agreed``: an answer was confirmed, or given by an agent alone. ``leaked``: a speaker's label
+    began in an utterance. ``cut``: a turn reached its token limit or the window was full.
+    ``repeated``: an utterance stands there twice. ``empty``: an utterance says nothing.
+    ``top_answer`` is the commonest answer, ``top_gold_share`` how often it is right.
     """
 
     n: int
@@ -53,40 +82,41 @@ class TalkHealth:
         shares = {f"health/{name}": float(getattr(self, name)) for name in names}
         return {**shares, "health/collapsed": float(self.has_collapsed)}
 
-    def advice(self) -> Iterator[str]:
+    def advice(self, remedies: Remedies) -> Iterator[str]:
         """Yield what is bad and which field of the recipe to change, one line each."""
+        left = remedies
         if self.marked < 1 - POOR_SHARE:
-            yield (
-                f"{_percent(1 - self.marked)} of the conversations mark no answer: show one with "
-                "conversation.worked_example=true, help with cold_start where the task has "
-                "evidence, or write prompts of your own (conversation.prompts)"
+            yield f"{_percent(1 - self.marked)} of the conversations mark no answer: " + (
+                left.marking()
             )
         if self.marked - self.agreed > POOR_SHARE:
             yield (
                 f"{_percent(self.marked - self.agreed)} mark an answer that nobody confirms: lower "
-                "sampling.first_temperature, or conversation.max_turns so that less is spent on it"
+                f"{left.temperature}, or conversation.max_turns so that less is spent on it"
             )
         if self.leaked > POOR_SHARE:
-            yield (
-                f"{_percent(self.leaked)} begin to speak for a partner: try the other "
-                "model.roles (assistant, alternate)"
-            )
+            yield f"{_percent(self.leaked)} begin to speak for a partner: {left.talking()}"
         if self.cut > POOR_SHARE:
             yield (
                 f"{_percent(self.cut)} have a turn that is cut: raise conversation.max_turn_tokens "
-                "(and model.max_model_len), or lower the temperature"
+                f"(and model.max_model_len), or lower {left.temperature}"
             )
+        warmer = left.talking(f"raise {left.temperature}")
         if self.repeated > POOR_SHARE:
-            yield (
-                f"{_percent(self.repeated)} repeat an utterance: try the other model.roles, or "
-                "raise sampling.first_temperature"
-            )
+            yield f"{_percent(self.repeated)} repeat an utterance: {warmer}"
+        if self.empty > POOR_SHARE:
+            yield f"{_percent(self.empty)} have an utterance that says nothing: {warmer}"
         if self.has_collapsed:
-            yield (
-                f"{_percent(self.top_share)} of the problems get the answer {self.top_answer!r}, "
-                f"which is right for {_percent(self.top_gold_share)}: lower train.learning_rate or "
-                "train.epochs, or go back to an earlier model"
-            )
+            yield self.collapse()
+
+    def collapse(self) -> str:
+        """Say which answer most problems get, and what helps."""
+        return (
+            f"{_percent(self.top_share)} of the problems get the answer {self.top_answer!r}, which "
+            f"is right for {_percent(self.top_gold_share)}: if the model was trained, lower "
+            "train.learning_rate or train.epochs, or go back to an earlier model; if not, write "
+            "prompts of your own (conversation.prompts)"
+        )
 
 
 @dataclass(slots=True)
@@ -103,7 +133,8 @@ class HealthCount:
         found = {
             "n": True,
             "marked": conversation.answer is not None,
-            "agreed": conversation.stop_reason in ("agreement", "alone"),
+            "agreed": conversation.stop_reason == "agreement"
+            or (conversation.stop_reason == "alone" and conversation.answer is not None),
             "leaked": "role_leakage" in conversation.faults
             or any(turn.finish_reason == "label" for turn in turns),
             "cut": "overflow" in conversation.faults,
@@ -154,3 +185,8 @@ def _accepted(problem: Problem) -> Iterator[str]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
+
+
+def _either(ways: Iterable[str]) -> str:
+    *others, last = ways
+    return f"{', '.join(others)}, or {last}" if others else last

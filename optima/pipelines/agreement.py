@@ -8,6 +8,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
+from optima.tasks.choices import named_choice
 from optima.tasks.comparison import same_answer
 from optima.tasks.judging import Judge, JudgeError
 from optima.tasks.restatement import assents, restates
@@ -36,5 +37,11 @@ class TaskAgreement:
             return False
 
     def is_restated(self, text: str, answer: str) -> bool:
-        """Tell whether an utterance without a mark says nothing but that ``answer`` is right."""
-        return assents(text) or restates(text, answer, metric=self.metric, choices=self.choices)
+        """Tell whether an utterance without a mark says nothing but that ``answer`` is right.
+
+        "Right." does, unless it is the text of a choice.
+        """
+        is_choice = bool(self.choices) and named_choice(text, self.choices) is not None
+        if assents(text) and not is_choice:
+            return True
+        return restates(text, answer, metric=self.metric, choices=self.choices)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optima.conversation.template import HUB_TIMEOUT_S, model_file
+from optima.conversation.template import HUB_TIMEOUT_S, model_json
 from optima.errors import ModelError, UsageError
 from optima.pipelines.outline import steps
 from optima.recipe.schema import ModelSection, Recipe
@@ -111,13 +111,9 @@ def existing_parent(path: Path) -> Path:
 def read_config(model: ModelSection) -> dict[str, Any]:
     """Return the model's config.json; ModelError when it has none that can be read."""
     place = f"model.path={model.path}"
-    path = model_file(model.path, "config.json", model.revision, place=place)
-    if path is None:
+    config = model_json(model.path, "config.json", model.revision, place=place)
+    if not config:
         raise ModelError(f"{place}: has no config.json; fetch the model again")
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}); fetch the model again") from error
     return config
 
 

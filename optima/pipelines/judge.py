@@ -115,15 +115,6 @@ def rank(
     return stage
 
 
-def read_candidates(talk: Stage, ranked: Stage) -> Iterator[tuple[Conversation, RewardParts]]:
-    """Yield the conversations of a stage with their rewards."""
-    yield from zip(
-        read_records(talk.path / CONVERSATIONS, Conversation),
-        read_records(ranked.path / REWARDS, RewardParts),
-        strict=True,
-    )
-
-
 def judgement(conversation: Conversation, problem: Problem) -> Judgement:
     """Return what the judge needs to score a conversation about ``problem``."""
     return Judgement(conversation.answer, problem.golds, problem.choices)
@@ -134,7 +125,15 @@ def read_judged(folder: Path) -> Iterator[tuple[Conversation, RewardParts]]:
 
     Raises StageError when there is not one reward for each conversation.
     """
-    talked, ranked = folder / "talk" / CONVERSATIONS, folder / "rank" / REWARDS
+    yield from read_rewarded(folder / "talk", folder / "rank")
+
+
+def read_rewarded(talk: Path, rank: Path) -> Iterator[tuple[Conversation, RewardParts]]:
+    """Yield the conversations in the folder of a stage with the rewards in that of another.
+
+    Raises StageError when there is not one reward for each conversation.
+    """
+    talked, ranked = talk / CONVERSATIONS, rank / REWARDS
     try:
         yield from zip(
             read_records(talked, Conversation), read_records(ranked, RewardParts), strict=True

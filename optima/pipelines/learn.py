@@ -2,11 +2,10 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 
 from optima.errors import StageError
-from optima.evaluation.health import examine
+from optima.evaluation.health import Remedies, examine
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.judge import REWARDS
 from optima.pipelines.talk import FILE as CONVERSATIONS
@@ -16,7 +15,7 @@ from optima.recipe.schema import ColdStartSection, DpoSection, SelectSection, Tr
 from optima.records import read_records, write_records
 from optima.rundir import Stage
 from optima.seeding import derive_seed, rng
-from optima.selection import best_of_n, select_top
+from optima.selection import best_of_each, select_top
 from optima.tasks.answers import last_marked_answer
 from optima.tasks.loading import sample_problems
 from optima.training.jobs import TrainJob, TrainResult
@@ -33,38 +32,27 @@ ROW_FORMAT = "token ids"  # what rows are made of; rows of another format are ma
 
 
 def select(
-    context: RunContext, name: str, problems: Sequence[Problem], talk: Stage, ranked: Stage
+    context: RunContext, name: str, t: int, problems: Sequence[Problem], stages: tuple[Stage, Stage]
 ) -> Stage:
     """Write the selected conversations' rewards and their training rows (paper Alg. 2).
 
-    Raises StageError when nothing passes, and says how far the best one was.
+    ``stages`` = (talk, rank) of iteration ``t``. Raises StageError when too little passes, and says
+    what went wrong in the conversations and how far the best one was.
     """
+    talk, ranked = stages
     section = context.recipe.select
     stage = context.run.stage(name, talk.output_digest, ranked.output_digest, ROW_FORMAT)
     if stage.done:
         return stage
-    rewards = read_records(ranked.path / REWARDS, RewardParts)
-    best = [
-        parts
-        for _, group in groupby(rewards, key=lambda parts: parts.problem_id)
-        if (parts := best_of_n(group)) is not None
-    ]
+    best = best_of_each(read_records(ranked.path / REWARDS, RewardParts))
     selected = select_top(best, section)
-    if not selected:
-        values = [parts.task if section.threshold_on == "task" else parts.total for parts in best]
-        highest = max((value for value in values if value is not None), default=None)
-        reason = (
-            f"the best of {len(best)} candidates reaches {highest:.3f}"
-            if highest is not None
-            else "no candidate was eligible"
+    if not selected or len(selected) < section.min_share * len(problems):
+        conversations = read_records(talk.path / CONVERSATIONS, Conversation)
+        advice = examine(conversations, problems).advice(remedies(context, t))
+        found, way_out = (
+            _too_few(len(selected), problems, section) if selected else _nothing(best, section)
         )
-        raise StageError(
-            f"stage {name}: nothing to train on: {reason}, select.theta is {section.theta}; "
-            "lower select.theta, raise sampling.n_samples, or help the model with cold_start or "
-            "conversation.worked_example"
-        )
-    if len(selected) < section.min_share * len(problems):
-        raise StageError(too_few(name, talk, problems, len(selected), section))
+        raise StageError("\n  - ".join([f"stage {name}: {found}", *advice, way_out]))
     keys = {(parts.problem_id, parts.n) for parts in selected}
     problem_by_id = {problem.problem_id: problem for problem in problems}
 
@@ -102,19 +90,40 @@ def select(
     return stage
 
 
-def too_few(
-    name: str, talk: Stage, problems: Sequence[Problem], n_selected: int, section: SelectSection
-) -> str:
-    """Say why so little was selected, and which fields to change."""
-    health = examine(read_records(talk.path / CONVERSATIONS, Conversation), problems)
-    advice = [
-        *health.advice(),
-        "or lower select.theta, raise sampling.n_samples, or lower select.min_share to train "
-        "on so little; `optima try` shows conversations and shares in minutes",
-    ]
+def remedies(context: RunContext, t: int) -> Remedies:
+    """Return what is left to try where the conversations of iteration ``t`` go wrong."""
+    recipe = context.recipe
+    return Remedies(
+        temperature="sampling.first_temperature" if t == 0 else "sampling.temperature",
+        roles=context.codec.template.other_roles,
+        can_show_example=not recipe.conversation.worked_example,
+        can_cold_start=recipe.cold_start is None and context.task.has_evidence,
+    )
+
+
+def _nothing(best: Sequence[RewardParts], section: SelectSection) -> tuple[str, str]:
+    """Say that nothing was selected, and which fields of the selection to change."""
+    values = [parts.task if section.threshold_on == "task" else parts.total for parts in best]
+    highest = max((value for value in values if value is not None), default=None)
+    if highest is None:
+        return "nothing to train on: no candidate was eligible", "raise sampling.n_samples"
     return (
-        f"stage {name}: {n_selected} of {len(problems)} problems selected, select.min_share is "
-        f"{section.min_share}: too few to learn from\n  - " + "\n  - ".join(advice)
+        f"nothing to train on: the best of {len(best)} candidates reaches {highest:.3f}, "
+        f"select.theta is {section.theta}",
+        "lower select.theta, or raise sampling.n_samples; `optima try` shows conversations and "
+        "shares in minutes",
+    )
+
+
+def _too_few(
+    n_selected: int, problems: Sequence[Problem], section: SelectSection
+) -> tuple[str, str]:
+    """Say that too little was selected, and which fields of the selection to change."""
+    return (
+        f"{n_selected} of {len(problems)} problems selected, select.min_share is "
+        f"{section.min_share}: too few to learn from",
+        "lower select.theta, or raise sampling.n_samples (`optima try` shows conversations and "
+        "shares in minutes); or, to train on so little, run again with a lower select.min_share",
     )
 
 
@@ -124,7 +133,8 @@ def script(context: RunContext, name: str, problems: Sequence[Problem]) -> Stage
     assert section is not None
     with_evidence = [problem for problem in problems if problem.evidence]
     ids = "\n".join(problem.problem_id for problem in with_evidence)
-    stage = context.run.stage(name, ids, repr(section), context.base.digest, ROW_FORMAT)
+    prompts = "\n".join(context.style.texts())
+    stage = context.run.stage(name, ids, repr(section), context.base.digest, ROW_FORMAT, prompts)
     if stage.done:
         return stage
     chosen = sample_problems(

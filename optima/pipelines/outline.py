@@ -115,6 +115,13 @@ def write_stages(
     _write(root, Outline(stages=tuple(stages), n_samples=n_samples))
 
 
+def write_trial(root: Path, recipe: Recipe) -> None:
+    """Note that a trial in ``root`` has the first generation of a run and its rewards."""
+    scored = ["score"] if recipe.reward.lambda_loss > 0 else []
+    stages = ["problems", *(f"iter_0/{part}" for part in ("generate", *scored, "rank"))]
+    _write(root, Outline(stages=tuple(stages)))
+
+
 def write_members(root: Path, names: Sequence[str]) -> None:
     """Note that the folder ``root`` has these runs."""
     root.mkdir(parents=True, exist_ok=True)

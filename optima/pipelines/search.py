@@ -147,7 +147,8 @@ def pair(
             f"stage {name}: {len(chosen)} pairs from {100 * share:.1f} % of {len(problems)} "
             f"problems, pairs.min_share is {section.min_share}: too few to learn from; raise "
             "search.n_rounds, lower pairs.theta_filter or pairs.theta_diff (`optima pairs` counts "
-            "without generating), or lower pairs.min_share"
+            "without generating), or, to train on so little, run again with a lower "
+            "pairs.min_share"
         )
     problem_by_id = {problem.problem_id: problem for problem in problems}
     rows = (preference_row(p, speakers_for(context, problem_by_id[p.problem_id])) for p in chosen)

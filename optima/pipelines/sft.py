@@ -60,7 +60,8 @@ def iterate(
     evaluations.settle()  # while the scorer runs anyway
     losses = judge.score(context, f"{name}/score", candidates)
     ranked = judge.rank(context, f"{name}/rank", train_problems, (candidates, losses))
-    rows = learn.select(context, f"{name}/select", train_problems, candidates, ranked)
+    stages = (candidates, ranked)
+    rows = learn.select(context, f"{name}/select", t, train_problems, stages)
     return learn.train(context, f"{name}/train", start, rows, context.recipe.train, name)
 
 

@@ -91,7 +91,7 @@ def talk(
         100 * statistics["conversations/answered"],
     )  # fmt: skip
     if health.has_collapsed:
-        logger.warning("%s: one answer everywhere: %s", name, list(health.advice())[-1])
+        logger.warning("%s: one answer everywhere: %s", name, health.collapse())
     return stage
 
 

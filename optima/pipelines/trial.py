@@ -1,23 +1,25 @@
 """A short trial of a model on a recipe: does it converse, and would anything be selected?
 
 The first generation of a run on a few problems of the train split, scored, ranked and selected as
-the run would, and nothing trained. Costs one start of the servers and some minutes.
+the run would, and nothing trained: of a recipe with a cold start too it is the base model's. Costs
+one start of the servers and some minutes.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
-from optima.evaluation.health import TalkHealth, examine
+from optima.evaluation.health import Remedies, TalkHealth, examine
 from optima.pipelines import judge
+from optima.pipelines.learn import remedies
+from optima.pipelines.outline import write_trial
 from optima.pipelines.problems import read_problems
 from optima.pipelines.run import open_run
 from optima.pipelines.sft import talk_plan
 from optima.pipelines.talk import talk
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
-from optima.selection import best_of_n, select_top
+from optima.selection import best_of_each, select_top
 from optima.types import Conversation, Problem, RewardParts
 
 
@@ -29,6 +31,8 @@ class Trial:
     """
 
     health: TalkHealth
+    remedies: Remedies
+    has_cold_start: bool
     n_problems: int
     n_selected: int
     min_share: float
@@ -40,12 +44,13 @@ class Trial:
 
     def advice(self) -> tuple[str, ...]:
         """Return what is bad and which fields to change; empty when all is well."""
-        found = list(self.health.advice())
-        if self.n_selected < self.min_share * self.n_problems:
+        found = list(self.health.advice(self.remedies))
+        if not self.n_selected or self.n_selected < self.min_share * self.n_problems:
+            first = "once the above is mended, " if found else ""
             found.append(
-                f"{self.n_selected} of {self.n_problems} problems would be selected, less than "
-                f"select.min_share={self.min_share}: a run would stop; lower select.theta or raise "
-                "sampling.n_samples, if the above is mended"
+                f"{self.n_selected} of {self.n_problems} problems would be selected, and "
+                f"select.min_share is {self.min_share}: a run would stop; {first}lower "
+                "select.theta, or raise sampling.n_samples"
             )
         return tuple(found)
 
@@ -63,19 +68,18 @@ def try_recipe(
     data = recipe.data.model_copy(update={"n_train": n, "n_test": 1})
     recipe = recipe.model_copy(update={"data": data})
     with open_run(recipe, directory, vllm_env=vllm_env, train_env=train_env) as context:
+        write_trial(directory, recipe)
         problems = read_problems(context).for_iteration(0)
         talked = talk(context, "iter_0/generate", context.base, problems, talk_plan(context, 0))
         losses = judge.score(context, "iter_0/score", talked)
         ranked = judge.rank(context, "iter_0/rank", problems, (talked, losses))
-        judged = list(judge.read_candidates(talked, ranked))
-    best = [
-        parts
-        for _, group in groupby((parts for _, parts in judged), key=lambda p: p.problem_id)
-        if (parts := best_of_n(group)) is not None
-    ]
+        judged = list(judge.read_rewarded(talked.path, ranked.path))
+    best = best_of_each(parts for _, parts in judged)
     names = ("total", "task", "token", "loss_term")
     return Trial(
         health=examine((conversation for conversation, _ in judged), problems),
+        remedies=remedies(context, 0),
+        has_cold_start=recipe.cold_start is not None,
         n_problems=len(problems),
         n_selected=len(select_top(best, recipe.select)),
         min_share=recipe.select.min_share,

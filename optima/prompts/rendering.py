@@ -38,12 +38,15 @@ class PromptStyle:
 
     @classmethod
     def of(cls, recipe: Recipe, task: Task) -> "PromptStyle":
-        """Return the style of a run; UsageError when its own templates cannot be used."""
+        """Return the style of a run; UsageError when its own templates cannot be used.
+
+        All that its agents could be told is rendered once, for a made-up problem.
+        """
         section = recipe.conversation
         directory = None if section.prompts is None else Path(section.prompts).expanduser()
         if directory is not None:
             _check(directory)
-        return cls(
+        style = cls(
             setting=task.setting,
             answer_style=task.answer_style,
             names=recipe.agents.names,
@@ -51,6 +54,9 @@ class PromptStyle:
             choice_answer=section.choice_answer,
             directory=directory,
         )
+        if directory is not None:
+            _prove(style)
+        return style
 
     def texts(self) -> tuple[str, ...]:
         """Return the sources of all templates, for the identity of what is made with them."""
@@ -66,26 +72,28 @@ def system_prompt(
     (paper section 3.1). With two agents the first of a debate solves and the second criticises,
     with more they are peers. One agent alone is asked to think step by step.
     """
-    text: str = _template(_kind(style, agent), style.directory).render(
+    return _rendered(
+        _kind(style, agent),
+        style,
         **_words(problem, style, agent),
         context=problem.contexts[agent] if problem.contexts else "",
         question=problem.question,
         format_text=format_text if style.setting == "information_exchange" or agent == 0 else None,
         example=_example(style, bool(problem.choices)) if style.worked_example else None,
     )
-    return text
 
 
 def cue(problem: Problem, style: PromptStyle, *, agent: int) -> str:
     """Return what follows each message of partners to ``style.names[agent]``; mostly nothing."""
     if len(style.names) == 1:
         return ""  # nobody is heard, and thinking step by step is not brief
-    text: str = _template("cue", style.directory).render(
+    return _rendered(
+        "cue",
+        style,
         **_words(problem, style, agent),
         setting=style.setting,
         is_critic=_kind(style, agent) == "critic",
-    )
-    return text.strip()
+    ).strip()
 
 
 def _words(problem: Problem, style: PromptStyle, agent: int) -> dict[str, str | None]:
@@ -115,21 +123,50 @@ def _example(style: PromptStyle, is_choice: bool) -> str:
     kind = "exchange" if is_exchange else "choice" if is_choice else "sum"
     names = style.names
     name = f"example_{kind}" if len(names) > 1 else "example_alone"
-    text: str = _template(name, style.directory).render(
+    return _rendered(
+        name,
+        style,
         kind=kind,
         first=names[0],
         second=names[1 % len(names)],
         third=names[2 % len(names)],
         mark=_marker(style.answer_style),
         choice_kind=style.choice_answer,
-    )
-    return text.strip()
+    ).strip()
 
 
 def _marker(answer_style: AnswerStyle) -> Callable[[str], str]:
     """Return the function that marks an answer."""
     open_mark, close_mark = MARKS[answer_style]
     return lambda answer: f"{open_mark}{answer}{close_mark}"
+
+
+def _rendered(name: str, style: PromptStyle, /, **words: object) -> str:
+    """Render a template; UsageError when one of a recipe's own fails."""
+    template = _template(name, style.directory)
+    if style.directory is None:
+        return str(template.render(**words))
+    try:
+        return str(template.render(**words))
+    except Exception as error:  # a template raises whatever its author calls
+        raise UsageError(
+            f"conversation.prompts: {_path(name, style.directory)}: cannot be rendered: {error}; "
+            f"there are {', '.join(sorted(words))}"
+        ) from error
+
+
+def _prove(style: PromptStyle) -> None:
+    """Render all that the agents could be told; UsageError when a template fails."""
+    is_exchange = style.setting == "information_exchange"
+    for choices in ((),) if is_exchange else ((), ("one", "two")):
+        probe = Problem(
+            problem_id="probe", task="probe", question="Which?", golds=("A",), choices=choices,
+            contexts=("notes",) * len(style.names) if is_exchange else (),
+        )  # fmt: skip
+        for agent, _ in enumerate(style.names):
+            cue(probe, style, agent=agent)
+            for format_text in (None, "lists"):
+                system_prompt(probe, style, agent=agent, format_text=format_text)
 
 
 def _check(directory: Path) -> None:

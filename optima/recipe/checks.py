@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from optima.recipe.data import DataSection
-    from optima.recipe.schema import AgentsSection, Recipe, SamplingSection, ServingSection
+    from optima.recipe.schema import (
+        AgentsSection,
+        Recipe,
+        SamplingSection,
+        SelectSection,
+        ServingSection,
+    )
     from optima.recipe.section import Section
 
 _URL = re.compile(r"https?://([^/\s?#@:\[\]]+|\[[^/\s\]]+\])(:(?P<port>\d{1,5}))?(/[^\s?#]*)?")
@@ -85,6 +91,19 @@ def check_agents(agents: "AgentsSection") -> None:
             raise ValueError(
                 f"names: {name!r} must be a single word of letters and digits; rename it"
             )
+
+
+def check_select(select: "SelectSection") -> None:
+    """A range of ranks is kept, and it is large enough for the least share."""
+    if select.keep_from >= select.keep_to:
+        raise ValueError(
+            f"keep_from: {select.keep_from} must be less than keep_to={select.keep_to}; lower it"
+        )
+    if select.min_share > select.keep_to - select.keep_from:
+        raise ValueError(
+            f"min_share: {select.min_share} is more than is kept from keep_from={select.keep_from} "
+            f"to keep_to={select.keep_to}, so every run would stop; lower it"
+        )
 
 
 def check_serving(serving: "ServingSection") -> None:

@@ -8,7 +8,13 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from optima.recipe.checks import check_agents, check_recipe, check_sampling, check_serving
+from optima.recipe.checks import (
+    check_agents,
+    check_recipe,
+    check_sampling,
+    check_select,
+    check_serving,
+)
 from optima.recipe.data import DataSection as DataSection
 from optima.recipe.section import Section
 
@@ -139,10 +145,7 @@ class SelectSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.keep_from >= self.keep_to:
-            raise ValueError(
-                f"keep_from: {self.keep_from} must be less than keep_to={self.keep_to}; lower it"
-            )
+        check_select(self)
         return self
 
 

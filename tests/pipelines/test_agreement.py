@@ -93,6 +93,13 @@ def test_partner_who_says_nothing_but_the_answer_again_agrees(
     assert held.turns[1].answer is None
 
 
+def test_assent_that_is_the_text_of_a_choice_names_that_choice() -> None:
+    sides = ("Left", "Right", "Both")
+    assert hold("exact_match", (" <A>Left</A>", " Right."), sides).stop_reason == "max_turns"
+    assert hold("exact_match", (" <A>Right</A>", " Right."), sides).stop_reason == "agreement"
+    assert hold("exact_match", (" <A>Left</A>", " Correct."), sides).stop_reason == "agreement"
+
+
 def test_paper_rule_asks_for_the_mark_twice() -> None:
     with Judge(n_workers=1) as judge:
         plain = dialogue("f1", judge)

@@ -293,6 +293,48 @@ def test_empty_selection_says_how_far_the_best_was(tmp_path: Path) -> None:
     assert "select.theta is 99.0" in err
 
 
+def test_too_small_a_selection_says_what_goes_wrong_and_what_to_change(tmp_path: Path) -> None:
+    status, _, err = finish(
+        start(tmp_path, fake_environment(tmp_path), "conversation.max_turn_tokens=3")
+    )
+    assert status == 1
+    *_, before = err.split("optima: stage ", 1)
+    lines = before.splitlines()
+    assert lines[0] == "iter_0/select: nothing to train on: no candidate was eligible"
+    assert lines[1].startswith("optima:   - 100 % of the conversations mark no answer: ")
+    assert "conversation.worked_example=true, or write prompts" in lines[1]  # it has a cold start
+    assert lines[2].endswith("or lower sampling.first_temperature")
+    assert lines[-1] == "optima:   - raise sampling.n_samples"
+
+
+def test_run_that_selected_too_little_goes_on_with_a_lower_least_share(
+    undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
+) -> None:
+    environment = fake_environment(tmp_path)
+    status, _, err = finish(start(tmp_path, environment, "select.min_share=0.65"))
+    assert status == 1
+    assert (
+        "stage iter_0/select: 5 of 8 problems selected, select.min_share is 0.65: too few to learn "
+        "from\n" in err
+    )
+    assert err.endswith("or, to train on so little, run again with a lower select.min_share\n")
+    begun = len(commands(environment))
+    run(tmp_path, environment, "select.min_share=0.6")  # 5 of 8 are 0.625
+    again = commands(environment)[begun:]
+    assert results(tmp_path / "run") == undisturbed[0]
+    assert "select:\n  theta: -5.0\n" in (tmp_path / "run/recipe.yaml").read_text()
+    assert "  min_share: 0.6\n" in (tmp_path / "run/recipe.yaml").read_text()
+    # Of iteration 0 nothing was done twice: what trains first is what was missing.
+    jobs = [argv[argv.index("--job") + 1] for argv in again if "--job" in argv]
+    assert [Path(job).parts[-3:-1] for job in jobs] == [("iter_0", "train"), ("iter_1", "train")]
+
+
+def test_least_share_that_no_selection_reaches_is_refused_at_once(tmp_path: Path) -> None:
+    status, out, err = finish(start(tmp_path, fake_environment(tmp_path), "select.min_share=0.8"))
+    assert (status, out) == (2, "")
+    assert "select.min_share: 0.8 is more than is kept from keep_from=0.0 to keep_to=0.7" in err
+
+
 def test_failed_conversations_above_the_limit_fail_the_stage_and_are_tried_again(
     undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Whole iDPO and iSFT-DPO runs over fakes at the process borders: results, resume, kills."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -312,6 +313,28 @@ def test_no_pair_says_how_far_the_best_was(tmp_path: Path) -> None:
     assert status == 1
     assert "no pair to train on" in err
     assert "pairs.theta_filter is 99.0" in err
+
+
+def test_run_with_too_few_pairs_goes_on_with_a_lower_least_share(
+    undisturbed: dict[str, tuple[str, Path]], tmp_path: Path
+) -> None:
+    gaps: dict[str, float] = {}
+    for pair in map(json.loads, (undisturbed["dpo"][1] / "iter_0/pairs/pairs.jsonl").open()):
+        gap, problem = pair["chosen_value"] - pair["rejected_value"], pair["problem_id"]
+        gaps[problem] = max(gap, gaps.get(problem, 0.0))
+    _, second, *_ = sorted(gaps.values(), reverse=True)
+    few = ("iterations=1", f"pairs.theta_diff={second}")  # which some problem passes, not all
+    environment = fake_environment(tmp_path)
+    status, _, err = finish(start(tmp_path, environment, *few, "pairs.min_share=1", method="dpo"))
+    assert status == 1
+    found = re.search(r"pairs from ([\d.]+) % of 6 problems, pairs.min_share is 1.0: too few", err)
+    assert found is not None
+    assert 0 < float(found[1]) < 100
+    assert err.endswith("or, to train on so little, run again with a lower pairs.min_share\n")
+    begun = len(commands(environment))
+    run(tmp_path, environment, *few, "pairs.min_share=0.1", method="dpo")
+    (first, *_) = (argv for argv in commands(environment)[begun:] if argv[0] == "-m")
+    assert first[1] == "accelerate.commands.launch"  # the trees were not grown again
 
 
 def _optima(*argv: str) -> tuple[int, str, str]:

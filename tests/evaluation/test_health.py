@@ -1,0 +1,175 @@
+"""Shares of what goes wrong in talks, each on made conversations, and the advice they give."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from optima.evaluation.health import MIN_PROBLEMS, Remedies, TalkHealth, examine
+from optima.types import Conversation, Fault, Problem, StopReason, Turn
+from tests.talks import turn
+
+LEFT = Remedies("sampling.first_temperature", "assistant", True, True)
+NOTHING_LEFT = Remedies("sampling.temperature", None, False, False)
+OWN_PROMPTS = "write prompts of your own (conversation.prompts)"
+SHARES = ("marked", "agreed", "leaked", "cut", "repeated", "empty")
+TALK = (turn(0, " The notes say Riga."), turn(1, " <A>Riga</A>", answer="Riga"))
+CONFIRMED = (*TALK, turn(0, " Yes, <A>Riga</A>", answer="Riga"))
+
+
+def held(
+    turns: Sequence[Turn] = CONFIRMED,
+    stop: StopReason = "agreement",
+    *,
+    problem: int = 0,
+    answer: str | None = "Riga",
+    faults: tuple[Fault, ...] = (),
+) -> Conversation:
+    return Conversation(
+        problem_id=str(problem), n=0, format_id=None, turns=tuple(turns), stop_reason=stop,
+        answer=answer, faults=faults, error=None,
+    )  # fmt: skip
+
+
+def problem(index: int = 0, gold: str = "Riga", choices: tuple[str, ...] = ()) -> Problem:
+    return Problem(
+        problem_id=str(index), task="arc", question="Where?", golds=(gold,), choices=choices
+    )
+
+
+def shares(*conversations: Conversation) -> dict[str, float]:
+    found = examine(conversations, [problem()])
+    return {name: getattr(found, name) for name in SHARES if getattr(found, name)}
+
+
+def health(**changed: object) -> TalkHealth:
+    """Return the shares of talks with which all is well, but for what is changed."""
+    well: dict[str, object] = {
+        "n": 40, "marked": 1.0, "agreed": 1.0, "leaked": 0.0, "cut": 0.0, "repeated": 0.0,
+        "empty": 0.0, "top_answer": "riga", "top_share": 0.1, "top_gold_share": 0.1,
+        "n_problems": 20,
+    }  # fmt: skip
+    return TalkHealth(**{**well, **changed})  # type: ignore[arg-type]
+
+
+def test_talk_with_which_all_is_well_has_an_answer_and_its_confirmation() -> None:
+    assert shares(held()) == {"marked": 1.0, "agreed": 1.0}
+    assert list(health().advice(LEFT)) == []
+
+
+@pytest.mark.parametrize(
+    ("conversation", "expected"),
+    [
+        (held(TALK, "max_turns", answer=None), set()),
+        (held(TALK, "max_turns"), {"marked"}),
+        (held(TALK[1:], "alone"), {"marked", "agreed"}),
+        (held(TALK[:1], "alone", answer=None), set()),  # nobody agreed on what was not said
+        (held(faults=("role_leakage",)), {"marked", "agreed", "leaked"}),
+        (
+            held([CONFIRMED[0].model_copy(update={"finish_reason": "label"}), *CONFIRMED[1:]]),
+            {"marked", "agreed", "leaked"},
+        ),
+        (held(faults=("overflow",)), {"marked", "agreed", "cut"}),
+        (held([*TALK, *TALK], "max_turns"), {"marked", "repeated"}),
+        (held([*TALK, turn(0, TALK[1].text, answer="Riga")]), {"marked", "agreed"}),
+        (held([turn(0, " \n"), *CONFIRMED]), {"marked", "agreed", "empty"}),
+    ],
+)
+def test_each_fault_counts_in_its_own_share(conversation: Conversation, expected: set[str]) -> None:
+    assert set(shares(conversation)) == expected
+    sound = held(TALK, "max_turns", answer=None)
+    assert shares(conversation, sound, sound, sound) == dict.fromkeys(expected, 0.25)
+
+
+def test_shares_stand_in_the_metrics_under_their_names() -> None:
+    found = examine([held(), held(faults=("overflow",), problem=1)], [problem(0), problem(1)])
+    assert found.metrics() == {
+        "health/marked": 1.0, "health/agreed": 1.0, "health/leaked": 0.0, "health/cut": 0.5,
+        "health/repeated": 0.0, "health/empty": 0.0, "health/top_share": 1.0,
+        "health/collapsed": 0.0,
+    }  # fmt: skip
+    assert examine([], []).n == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        (
+            {"marked": 0.6, "agreed": 0.6},
+            "40 % of the conversations mark no answer: show one with "
+            f"conversation.worked_example=true, help with cold_start, or {OWN_PROMPTS}",
+        ),
+        (
+            {"agreed": 0.5},
+            "50 % mark an answer that nobody confirms: lower sampling.first_temperature, or "
+            "conversation.max_turns so that less is spent on it",
+        ),
+        (
+            {"leaked": 0.4},
+            "40 % begin to speak for a partner: try model.roles=assistant, or " + OWN_PROMPTS,
+        ),
+        (
+            {"cut": 0.4},
+            "40 % have a turn that is cut: raise conversation.max_turn_tokens (and "
+            "model.max_model_len), or lower sampling.first_temperature",
+        ),
+        (
+            {"repeated": 0.4},
+            "40 % repeat an utterance: try model.roles=assistant, raise "
+            f"sampling.first_temperature, or {OWN_PROMPTS}",
+        ),
+        (
+            {"empty": 0.4},
+            "40 % have an utterance that says nothing: try model.roles=assistant, raise "
+            f"sampling.first_temperature, or {OWN_PROMPTS}",
+        ),
+        (
+            {"top_share": 0.6},
+            "60 % of the problems get the answer 'riga', which is right for 10 %: if the model was "
+            "trained, lower train.learning_rate or train.epochs, or go back to an earlier model; "
+            f"if not, {OWN_PROMPTS}",
+        ),
+    ],
+)
+def test_each_bad_share_names_its_remedy(changed: dict[str, object], line: str) -> None:
+    assert list(health(**changed).advice(LEFT)) == [line]
+
+
+def test_no_remedy_is_named_that_is_in_use_or_cannot_be() -> None:
+    bad = health(marked=0.1, agreed=0.1, leaked=1.0, repeated=1.0)
+    assert list(bad.advice(NOTHING_LEFT)) == [
+        f"90 % of the conversations mark no answer: {OWN_PROMPTS}",
+        f"100 % begin to speak for a partner: {OWN_PROMPTS}",
+        f"100 % repeat an utterance: raise sampling.temperature, or {OWN_PROMPTS}",
+    ]
+
+
+def test_share_at_the_limit_is_not_bad_yet() -> None:
+    assert list(health(marked=0.7, agreed=0.4, cut=0.3, empty=0.3).advice(LEFT)) == []
+
+
+def collapse(n: int, n_same: int, golds: Sequence[str]) -> TalkHealth:
+    """Return the shares of one talk a problem, ``n_same`` of which end with "yes"."""
+    talks = [held(problem=i, answer="Yes." if i < n_same else f"no. {i}") for i in range(n)]
+    return examine(talks, [problem(i, golds[i % len(golds)]) for i in range(n)])
+
+
+def test_one_answer_to_half_of_the_problems_is_a_collapse_unless_it_is_often_right() -> None:
+    assert collapse(10, 5, ["no"]).has_collapsed
+    assert not collapse(10, 4, ["no"]).has_collapsed
+    assert collapse(12, 12, ["yes", "no", "no"]).has_collapsed
+    assert not collapse(12, 12, ["yes", "no"]).has_collapsed  # no more than twice as often as right
+    few = collapse(MIN_PROBLEMS - 1, MIN_PROBLEMS - 1, ["no"])
+    assert (few.top_share, few.has_collapsed) == (1.0, False)
+
+
+def test_commonest_answer_of_a_problem_is_that_of_most_of_its_conversations() -> None:
+    talks = [held(answer=answer) for answer in ("Riga", "riga.", "Oslo")]
+    found = examine([*talks, held(problem=1, answer="Oslo")], [problem(0), problem(1, "Oslo")])
+    assert (found.top_answer, found.top_share, found.top_gold_share) == ("riga", 0.5, 0.5)
+
+
+def test_text_of_a_choice_is_as_right_as_its_letter() -> None:
+    choices = ("iron", "ice")
+    for answer in ("B", "ice"):
+        found = examine([held(answer=answer)], [problem(0, "B", choices)])
+        assert (found.top_share, found.top_gold_share) == (1.0, 1.0)
