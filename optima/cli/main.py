@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from optima.cli import evaluations, reports, studies, trial
@@ -13,6 +13,7 @@ from optima.errors import UsageError
 from optima.prompts.rendering import PromptStyle, cue, system_prompt
 from optima.recipe.layers import is_layer
 from optima.recipe.loading import dump_recipe, load_recipe
+from optima.recipe.packaged import FOLDER, packaged_recipes
 from optima.recipe.text import read_tree
 from optima.tasks import TASKS, get_task
 from optima.tasks.loading import load_problems
@@ -109,7 +110,10 @@ def _add_recipes(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     recipes.set_defaults(run=_list_recipes)
     recipes.add_argument(
-        "--dir", type=Path, default=Path("recipes"), help="folder to list (default: recipes)"
+        "--dir",
+        metavar="DIR",
+        type=Path,
+        help="folder to list (default: recipes here, else those that come with optima)",
     )
     below = recipes.add_subparsers(dest="recipes_command", metavar="show")
     show = below.add_parser("show", help="print a recipe with every default", allow_abbrev=False)
@@ -179,22 +183,30 @@ def _pairs(options: argparse.Namespace) -> int:
 
 
 def _list_recipes(options: argparse.Namespace) -> int:
-    paths = sorted(options.dir.rglob("*.yaml"))
+    folder = options.dir or Path(FOLDER)
+    is_packaged = options.dir is None and not folder.is_dir()
+    source = packaged_recipes() if is_packaged else folder
+    paths = {path: folder / path.relative_to(source) for path in sorted(source.rglob("*.yaml"))}
     if not paths:
-        raise UsageError(f"--dir {options.dir}: holds no recipe; run in the repository's root")
-    layers = [path for path in paths if is_layer(read_tree(path))]
-    _print_files([path for path in paths if path not in layers])
+        raise UsageError(
+            f"--dir {folder}: holds no recipe; leave it out in a folder without recipes/ to list "
+            "those that come with optima"
+        )
+    layers = {path: name for path, name in paths.items() if is_layer(read_tree(path))}
+    _print_files({path: name for path, name in paths.items() if path not in layers})
     if layers:
         print("\nLayers, to go over a recipe (--config RECIPE LAYER):")
         _print_files(layers)
+    if is_packaged:
+        print(f"\nThey come with optima and are taken by these names: {source}")
     return 0
 
 
-def _print_files(paths: Sequence[Path]) -> None:
-    width = max((len(str(path)) for path in paths), default=0)
-    for path in paths:
+def _print_files(name_by_path: Mapping[Path, Path]) -> None:
+    width = max((len(str(name)) for name in name_by_path.values()), default=0)
+    for path, name in name_by_path.items():
         first = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
-        print(f"{path!s:<{width}}  {first}")
+        print(f"{name!s:<{width}}  {first}")
 
 
 def _show_recipe(options: argparse.Namespace) -> int:

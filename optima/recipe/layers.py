@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from optima.errors import RecipeError, UsageError
+from optima.recipe.packaged import find_recipe
 from optima.recipe.schema import METHOD_SECTIONS
 from optima.recipe.sections import section_above
 from optima.recipe.text import MAX_DEPTH, Source, parse_yaml, printable, read_tree
@@ -127,10 +128,11 @@ def merge_layers(
 ) -> Layers:
     """Read recipe files and merge them, what holds ``for`` some methods and tasks resolved.
 
+    A file ``recipes/...`` that is not there is taken from those that come with the package.
     Overrides are not applied yet, but a method or task that they set decides, and so does ``task``.
     Raises RecipeError for a file that cannot be read and for names after ``for`` that are none.
     """
-    files = [paths] if isinstance(paths, Path) else list(paths)
+    files = [find_recipe(path) for path in ([paths] if isinstance(paths, Path) else paths)]
     trees = [read_tree(path) for path in files]
     places = [printable(str(path)) for path in files]
     merged = Layers(" + ".join(places))

@@ -1,13 +1,16 @@
 """The optima command."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from optima.cli import doctor
+import optima
+from optima.cli import doctor, dpo, infer, multi_sc, sft, sft_dpo
 from optima.cli.main import main, parse
 from optima.recipe.loading import load_recipe
 from optima.tasks import TASKS
+from optima.training import fetch_model
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "recipes" / "sft" / "quickstart.yaml")
@@ -143,3 +146,32 @@ def test_overrides_may_stand_on_both_sides_of_an_option() -> None:
         parse([*argv, "stray"])
     with pytest.raises(SystemExit):
         parse(["tasks", "seed=1"])
+
+
+@pytest.mark.parametrize("program", [main, sft.main, dpo.main, sft_dpo.main, infer.main,
+                                     multi_sc.main, fetch_model.main])  # fmt: skip
+def test_every_command_says_its_version(
+    program: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        program(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"optima {optima.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["nothing"], [], ["try"], ["prompts"], ["report"], ["tasks", "--what"],
+        ["try", "--config", "r.yaml", "--n", "many"], ["doctor", "--config"],
+    ],
+)  # fmt: skip
+def test_words_that_make_no_command_end_with_2_and_one_line(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "--help` says what can be given" in err
