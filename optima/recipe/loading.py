@@ -79,7 +79,8 @@ def build_recipe(layers: Layers) -> Recipe:
     if recipe.cold_start is not None and not task.has_evidence:
         raise RecipeError(
             f"{layers.place_of('cold_start')}: {task.name} has no gold evidence to script "
-            "conversations from; remove cold_start or use conversation.worked_example=true"
+            "conversations from; remove cold_start, which conversation.worked_example=true can "
+            "replace"
         )
     if unread := [
         f"{layers.place_of(key)}: {reason}; remove it"

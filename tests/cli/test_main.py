@@ -175,3 +175,37 @@ def test_words_that_make_no_command_end_with_2_and_one_line(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "--help` says what can be given" in err
+
+
+# A command with a number that it cannot be -> the bounds that it names.
+NUMBERS = {
+    ("try", "--config", "r.yaml", "--n", "0"): "--n: 0: must be a whole number from 1 to 10000000",
+    ("try", "--config", "r.yaml", "--show", "-1"): "--show: -1: must be a whole number from 0 to ",
+    ("try", "--config", "r.yaml", "--n", "9" * 5000): f"--n: {'9' * 40}: must be a whole number ",
+    ("try", "--config", "r.yaml", "--n", "1e3"): "--n: 1e3: must be a whole number from 1 to ",
+    ("prompts", "show", "--config", "r.yaml", "--index", "1.5"): "--index: 1.5: must be a whole ",
+    ("baselines", "--n-votes", "10001"): "--n-votes: 10001: must be a whole number from 1 to 10000",
+    ("baselines", "--vote-temperature", "nan"): "--vote-temperature: nan: must be a number from 0 ",
+    ("baselines", "--limit", "0"): "--limit: 0: must be a whole number from 1 to ",
+    ("transfer", "--models", "m", "--tasks", "arc", "--limit", "-3"): "--limit: -3: must be a ",
+    ("view", "r", "--port", "65536"): "--port: 65536: must be a whole number from 0 to 65535",
+    ("report", "r", "--max-trees", "0"): "--max-trees: 0: must be a whole number from 1 to ",
+}
+
+
+@pytest.mark.parametrize("argv", NUMBERS, ids=lambda argv: " ".join(argv)[:40])
+def test_number_out_of_bounds_is_refused_with_the_bounds(
+    argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"optima: {NUMBERS[argv]}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [["--n-samples", "0"], ["--temperature", "2.1"]])
+def test_number_of_multi_sc_out_of_bounds_is_refused(argv: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        multi_sc.main(argv)

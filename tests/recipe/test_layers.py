@@ -148,7 +148,7 @@ PLACES: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {
     ),
     (("task: arc", "iterations: 2"), ()): (
         "a.yaml: cold_start: arc has no gold evidence to script conversations from; remove "
-        "cold_start or use conversation.worked_example=true"
+        "cold_start, which conversation.worked_example=true can replace"
     ),
     (("task: gsm8",), ()): "b.yaml: task: 'gsm8' is no task (did you mean gsm8k?)",
     (("data: {hub_revision: 2024-01-01}",), ()): (

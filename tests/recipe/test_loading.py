@@ -104,7 +104,7 @@ CONTRADICTIONS = {
         "serving.extra_args: '' is no argument; remove it"
     ),
     "agents: {names: [Al ice, Bob]}": (
-        "agents.names: 'Al ice' must be a single word of letters and digits; rename it"
+        "agents.names: 'Al ice' must be one word that begins with a letter; rename it"
     ),
     "agents: {names: [Bob, Bob]}": (
         "agents.names: [Bob, Bob] must differ from each other; rename one"
