@@ -11,7 +11,7 @@ from pathlib import Path
 from optima.errors import ModelError
 
 FOLDER = "models"
-COMMAND = "scripts/fetch_model.sh"
+SCRIPT = "scripts/fetch_model.sh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +81,16 @@ MODELS: dict[str, KnownModel] = {
 }
 
 
+def fetch_command() -> str:
+    """Return what fetches a model from here: the clone's script, or the installed command."""
+    return SCRIPT if Path(SCRIPT).is_file() else "optima-fetch-model"
+
+
 def check_fetched(model: str, place: str) -> None:
     """Raise ModelError when ``model``, no directory that exists, is that of a known model."""
     path = Path(model)
     if path.name not in MODELS or path.parent.name != FOLDER:
         return
     is_default = path == Path(FOLDER) / path.name
-    command = f"{COMMAND} {path.name}" + ("" if is_default else f" {path}")
+    command = f"{fetch_command()} {path.name}" + ("" if is_default else f" {path}")
     raise ModelError(f"{place}: there is no such directory yet; fetch it by {command}")

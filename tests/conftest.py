@@ -1,9 +1,12 @@
 """Fixtures that every test may use."""
 
+import importlib.util
 import logging
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import settings
@@ -11,12 +14,29 @@ from hypothesis import settings
 # The same examples on every machine, no time limit on busy ones, no folder of found examples.
 settings.register_profile("optima", derandomize=True, deadline=None, database=None)
 settings.load_profile("optima")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with the benchmark rows, beside the repository."""
-    return Path(__file__).resolve().parents[2] / "shared" / "data"
+    """The folder with the benchmark rows, beside the repository; a clone alone has none."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no benchmark rows: there is no {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def read_pins() -> ModuleType:
+    """The script that reads the pins of the environment files."""
+    path = ROOT / "scripts" / "read_pins.py"
+    spec = importlib.util.spec_from_file_location("read_pins", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["read_pins"] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return module
 
 
 def pytest_configure() -> None:

@@ -8,8 +8,9 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import optima
 from optima.recipe.layers import is_override
 
 NAMES = ("--config", "--recipe")
@@ -17,7 +18,19 @@ HELP = "recipe file (YAML), and layers that go over it, from left to right"
 
 
 class RecipeParser(argparse.ArgumentParser):
-    """A parser that ends the files of ``--config`` where overrides begin."""
+    """A parser that ends the files of ``--config`` where overrides begin, and has ``--version``."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.add_argument(
+            "--version", action="version", version=f"optima {optima.__version__}",
+            help="print the version and stop",
+        )  # fmt: skip
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2 and one line, as every wrong input does."""
+        text = message.removeprefix("argument ")
+        self.exit(2, f"optima: {text}; `{self.prog} --help` says what can be given\n")
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None

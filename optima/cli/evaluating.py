@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from optima.cli.configs import add_config
+from optima.cli.numbers import MANY, whole
 from optima.errors import OptimaError, UsageError
 from optima.pipelines.checkpoints import find_models, name_model, run_of
 from optima.pipelines.context import Model
@@ -37,7 +38,9 @@ def add_options(parser: argparse.ArgumentParser, *, has_base: bool = True) -> No
     )  # fmt: skip
     add_config(parser)
     parser.add_argument("--output", metavar="DIR", type=Path, help="where results are written")
-    parser.add_argument("--limit", metavar="N", type=int, help="a seeded sample of N problems")
+    parser.add_argument(
+        "--limit", metavar="N", type=whole(1, MANY), help="a seeded sample of N problems"
+    )
     parser.add_argument("--vllm-env", metavar="ENV", help="environment with vLLM")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from optima.cli import evaluating
 from optima.cli.configs import add_config
+from optima.cli.numbers import MANY, temperature, whole
 from optima.errors import UsageError
 from optima.processes.environment import require_environment
 from optima.tasks import get_task
@@ -40,10 +41,18 @@ def add_baselines(commands: "Commands") -> None:
         help="a training run to compare with: its base model, recipe, data and budget",
     )  # fmt: skip
     parser.add_argument(
-        "--n-votes", metavar="N", type=int, default=8, help="samples of a vote (default: 8)"
+        "--n-votes",
+        metavar="N",
+        type=whole(1, 10_000),
+        default=8,
+        help="samples of a vote (default: 8)",
     )
     parser.add_argument(
-        "--vote-temperature", metavar="T", type=float, default=0.5, help="of them (default: 0.5)"
+        "--vote-temperature",
+        metavar="T",
+        type=temperature,
+        default=0.5,
+        help="of them (default: 0.5)",
     )
     parser.add_argument(
         "--control-dir", metavar="DIR", type=Path,
@@ -73,7 +82,9 @@ def add_transfer(commands: "Commands") -> None:
     )  # fmt: skip
     add_config(parser)
     parser.add_argument("--output", metavar="DIR", type=Path, help="where results are written")
-    parser.add_argument("--limit", metavar="N", type=int, help="a seeded sample of N problems")
+    parser.add_argument(
+        "--limit", metavar="N", type=whole(1, MANY), help="a seeded sample of N problems"
+    )
     parser.add_argument("--vllm-env", metavar="ENV", help="environment with vLLM")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
     parser.set_defaults(run=_transfer)
@@ -136,7 +147,7 @@ def _baselines(options: argparse.Namespace) -> int:
             options.model = recipe.model.path
     models = evaluating.read_models(options)
     if len(models) > 1:
-        raise UsageError(f"--model-root: holds {len(models)} models; name one by --model")
+        raise UsageError(f"--model-root: holds {len(models)} models; name one by --model instead")
     recipe = evaluating.read_recipe(options, models)
     vllm_env = evaluating.find_vllm(options, recipe)
     model_by_method = {method: models[0] for method in methods if method in UNTRAINED}
@@ -170,10 +181,6 @@ def _methods(options: argparse.Namespace) -> "list[Method]":
         raise UsageError(
             "--methods trained: needs --run, whose data and budget the single agent is trained with"
         )
-    if options.n_votes < 1:
-        raise UsageError(f"--n-votes {options.n_votes}: must be at least 1")
-    if options.vote_temperature < 0:
-        raise UsageError(f"--vote-temperature {options.vote_temperature}: must not be negative")
     if "sc" in names and options.n_votes > 1 and options.vote_temperature == 0:
         raise UsageError("--vote-temperature 0: makes all samples of a vote equal; raise it")
     return [method for method in METHODS if method in names]
@@ -194,7 +201,9 @@ def _transfer(options: argparse.Namespace) -> int:
         raise UsageError(f"--tasks {doubled[0]}: is named twice; remove one")
     path_by_task = dict(_assignment(text) for text in options.data)
     if foreign := [task for task in path_by_task if task not in tasks]:
-        raise UsageError(f"--data {foreign[0]}: is not among --tasks {', '.join(tasks)}")
+        raise UsageError(
+            f"--data {foreign[0]}: is not among --tasks {', '.join(tasks)}; add it there"
+        )
     models = evaluating.name_models(options.models.split(","))
     options.model_root = options.metric = None
     recipes = {}
@@ -247,5 +256,5 @@ def _status(options: argparse.Namespace) -> int:
 def _assignment(text: str) -> tuple[str, str]:
     task, separator, path = text.partition("=")
     if not separator or not path:
-        raise UsageError(f"--data {text}: must be TASK=DIR")
+        raise UsageError(f"--data {text}: must be TASK=DIR, such as --data gsm8k=/data/gsm8k")
     return get_task(task).name, path

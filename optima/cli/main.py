@@ -3,16 +3,19 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from optima.cli import evaluations, reports, studies, trial
 from optima.cli.configs import NAMES, RecipeParser, add_config, split_words
 from optima.cli.console import run_command, set_up_logging
+from optima.cli.numbers import MANY, whole
 from optima.errors import UsageError
 from optima.prompts.rendering import PromptStyle, cue, system_prompt
 from optima.recipe.layers import is_layer
 from optima.recipe.loading import dump_recipe, load_recipe
+from optima.recipe.packaged import FOLDER, packaged_recipes
+from optima.recipe.schema import MAX_SEED
 from optima.recipe.text import read_tree
 from optima.tasks import TASKS, get_task
 from optima.tasks.loading import load_problems
@@ -109,7 +112,10 @@ def _add_recipes(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     recipes.set_defaults(run=_list_recipes)
     recipes.add_argument(
-        "--dir", type=Path, default=Path("recipes"), help="folder to list (default: recipes)"
+        "--dir",
+        metavar="DIR",
+        type=Path,
+        help="folder to list (default: recipes here, else those that come with optima)",
     )
     below = recipes.add_subparsers(dest="recipes_command", metavar="show")
     show = below.add_parser("show", help="print a recipe with every default", allow_abbrev=False)
@@ -129,7 +135,13 @@ def _add_prompts(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     add_config(show, *reversed(NAMES), is_required=True)
     show.add_argument("--agent", metavar="NAME", help="only this agent's prompt (default: all)")
-    show.add_argument("--index", type=int, default=0, help="problem of the test split (default: 0)")
+    show.add_argument(
+        "--index",
+        metavar="N",
+        type=whole(0, MANY),
+        default=0,
+        help="problem of the test split (default: 0)",
+    )
     show.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
     show.set_defaults(run=_show_prompts)
     more = below.add_parser(
@@ -137,10 +149,18 @@ def _add_prompts(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         description=f"Ask any server of the OpenAI chat API; the key is read from {KEY_VARIABLE}.",
     )  # fmt: skip
     more.add_argument("--out", type=Path, required=True, help="folder for the new format files")
-    more.add_argument("--n", type=int, default=10, help="formats to make (default: 10)")
+    more.add_argument(
+        "--n", metavar="N", type=whole(1, 1000), default=10, help="formats to make (default: 10)"
+    )
     more.add_argument("--model", required=True, help="model name at the server")
     more.add_argument("--base-url", required=True, help="server, such as https://host/v1")
-    more.add_argument("--seed", type=int, default=0, help="seed of the requests (default: 0)")
+    more.add_argument(
+        "--seed",
+        metavar="N",
+        type=whole(0, MAX_SEED),
+        default=0,
+        help="seed of the requests (default: 0)",
+    )
     more.set_defaults(run=_diversify)
 
 
@@ -173,28 +193,38 @@ def _pairs(options: argparse.Namespace) -> int:
     ]
     wrong = [override for override in overrides if not override.startswith("pairs.")]
     if wrong:
-        raise UsageError(f"{wrong[0]}: only fields of pairs can be changed here")
+        raise UsageError(
+            f"{wrong[0]}: only fields of pairs can be changed here, such as pairs.theta_diff=0.1"
+        )
     print(rebuild_pairs(options.run_dir, options.iteration, overrides, options.out))
     return 0
 
 
 def _list_recipes(options: argparse.Namespace) -> int:
-    paths = sorted(options.dir.rglob("*.yaml"))
+    folder = options.dir or Path(FOLDER)
+    is_packaged = options.dir is None and not folder.is_dir()
+    source = packaged_recipes() if is_packaged else folder
+    paths = {path: folder / path.relative_to(source) for path in sorted(source.rglob("*.yaml"))}
     if not paths:
-        raise UsageError(f"--dir {options.dir}: holds no recipe; run in the repository's root")
-    layers = [path for path in paths if is_layer(read_tree(path))]
-    _print_files([path for path in paths if path not in layers])
+        raise UsageError(
+            f"--dir {folder}: holds no recipe; leave it out in a folder without recipes/ to list "
+            "those that come with optima"
+        )
+    layers = {path: name for path, name in paths.items() if is_layer(read_tree(path))}
+    _print_files({path: name for path, name in paths.items() if path not in layers})
     if layers:
         print("\nLayers, to go over a recipe (--config RECIPE LAYER):")
         _print_files(layers)
+    if is_packaged:
+        print(f"\nThey come with optima and are taken by these names: {source}")
     return 0
 
 
-def _print_files(paths: Sequence[Path]) -> None:
-    width = max((len(str(path)) for path in paths), default=0)
-    for path in paths:
+def _print_files(name_by_path: Mapping[Path, Path]) -> None:
+    width = max((len(str(name)) for name in name_by_path.values()), default=0)
+    for path, name in name_by_path.items():
         first = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
-        print(f"{path!s:<{width}}  {first}")
+        print(f"{name!s:<{width}}  {first}")
 
 
 def _show_recipe(options: argparse.Namespace) -> int:
@@ -220,7 +250,9 @@ def _show_prompts(options: argparse.Namespace) -> int:
     loaded = load_problems(task, recipe.data, "test", n_agents=len(names), seed=recipe.seed)
     if not 0 <= options.index < len(loaded.problems):
         last = len(loaded.problems) - 1
-        raise UsageError(f"--index {options.index}: must be from 0 to {last}")
+        raise UsageError(
+            f"--index {options.index}: must be from 0 to {last}, a problem of the test split"
+        )
     if options.agent not in (None, *names):
         raise UsageError(f"--agent {options.agent}: must be one of {', '.join(names)}")
     problem = loaded.problems[options.index]

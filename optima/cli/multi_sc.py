@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from optima.cli import evaluating, originals
 from optima.cli.configs import RecipeParser
 from optima.cli.console import run_command, set_up_logging
+from optima.cli.numbers import temperature, whole
 from optima.errors import UsageError
 from optima.pipelines.consistency import run_consistency
 from optima.reporting.consistency import write_consistency
@@ -38,10 +39,18 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     evaluating.add_options(parser)
     parser.add_argument(
-        "--n-samples", metavar="N", type=int, default=50, help="samples per problem (default: 50)"
+        "--n-samples",
+        metavar="N",
+        type=whole(1, 10_000),
+        default=50,
+        help="samples per problem (default: 50)",
     )
     parser.add_argument(
-        "--temperature", metavar="T", type=float, default=0.5, help="of sampling (default: 0.5)"
+        "--temperature",
+        metavar="T",
+        type=temperature,
+        default=0.5,
+        help="of sampling (default: 0.5)",
     )
     originals.add_inference_options(parser, n_gpus=8, but=("temperature",))
     return parser

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from optima.cli.numbers import MANY, whole
 from optima.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,12 +33,12 @@ def add_report(commands: "Commands") -> None:
         "--output", metavar="DIR", type=Path, help="where to write it (default: RUN/report)"
     )
     parser.add_argument(
-        "--max-conversations", metavar="N", type=int, default=100_000,
+        "--max-conversations", metavar="N", type=whole(1, MANY), default=100_000,
         help="conversations in the page; of larger runs a seeded sample of the problems "
         "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--max-trees", metavar="N", type=int, default=200,
+        "--max-trees", metavar="N", type=whole(1, MANY), default=200,
         help="trees of each search in the page (default: %(default)s)",
     )  # fmt: skip
     parser.set_defaults(run=_report)
@@ -55,7 +56,11 @@ def add_view(commands: "Commands") -> None:
     )  # fmt: skip
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="directory of a run")
     parser.add_argument(
-        "--port", metavar="N", type=int, default=0, help="port to listen at (default: a free one)"
+        "--port",
+        metavar="N",
+        type=whole(0, 65535),
+        default=0,
+        help="port to listen at (default: a free one)",
     )
     parser.set_defaults(run=_view)
 
@@ -63,10 +68,6 @@ def add_view(commands: "Commands") -> None:
 def _report(options: argparse.Namespace) -> int:
     from optima.reporting.report import Limits, write_report
 
-    for name in ("max_conversations", "max_trees"):
-        if getattr(options, name) < 1:
-            flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} {getattr(options, name)}: must be at least 1")
     output = options.output or options.runs[0] / "report"
     print(write_report(options.runs, output, Limits(options.max_conversations, options.max_trees)))
     return 0
@@ -74,9 +75,6 @@ def _report(options: argparse.Namespace) -> int:
 
 def _view(options: argparse.Namespace) -> int:
     from optima.reporting.live import serve
-
-    if not 0 <= options.port <= 65535:
-        raise UsageError(f"--port {options.port}: must be from 0 to 65535")
 
     def announce(address: str) -> None:
         print(f"{address}\nCtrl-C ends it; the runs go on.", flush=True)

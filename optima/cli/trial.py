@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from optima.cli.configs import add_config
-from optima.errors import UsageError
+from optima.cli.numbers import MANY, whole
 from optima.pipelines.trial import Trial
 from optima.types import Conversation, Problem, RewardParts
 
@@ -34,8 +34,16 @@ def add_try(commands: "Commands") -> None:
     )  # fmt: skip
     add_config(parser, is_required=True)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
-    parser.add_argument("--n", type=int, default=20, help="problems (default: 20)")
-    parser.add_argument("--show", type=int, default=3, help="conversations printed (default: 3)")
+    parser.add_argument(
+        "--n", metavar="N", type=whole(1, MANY), default=20, help="problems (default: 20)"
+    )
+    parser.add_argument(
+        "--show",
+        metavar="N",
+        type=whole(0, MANY),
+        default=3,
+        help="conversations printed (default: 3)",
+    )
     parser.add_argument(
         "--output", metavar="DIR", type=Path,
         help="where it is stored, as a run (default: below runs/try, by the recipe's content)",
@@ -53,9 +61,6 @@ def _try(options: argparse.Namespace) -> int:
     from optima.records import write_text
     from optima.seeding import digest
 
-    for name, least in (("n", 1), ("show", 0)):
-        if getattr(options, name) < least:
-            raise UsageError(f"--{name} {getattr(options, name)}: must be {least} or more")
     recipe = load_recipe(options.config, options.overrides)
     directory = options.output or Path("runs", "try", digest(dump_recipe(recipe), str(options.n)))
     trial = try_recipe(

@@ -26,6 +26,8 @@ from optima.types import ModelRef
 
 logger = logging.getLogger(__name__)
 
+MAX_PORT = 65535
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -122,12 +124,20 @@ def serving_recipe(recipe: Recipe) -> Recipe:
 def split_devices(recipe: Recipe, devices: Devices) -> tuple[Devices, Devices]:
     """Return what servers and what the scorer run on: the same, or the last GPUs for the scorer.
 
-    Raises UsageError when what is left to the servers does not divide into groups.
+    Raises UsageError when what is left to the servers does not divide into groups, and when their
+    ports end above 65535.
     """
     n_scoring = recipe.search.scorer_gpus if recipe.search else 0
+    n_serving, group = len(devices.gpus) - n_scoring, recipe.serving.tensor_parallel
+    port = recipe.serving.port
+    if port is not None and port + n_serving // group - 1 > MAX_PORT:
+        most = MAX_PORT + 1 - n_serving // group
+        raise UsageError(
+            f"serving.port: {port}: {n_serving // group} servers need as many ports from there, "
+            f"which end at {MAX_PORT}; give at most {most}"
+        )
     if n_scoring == 0 or devices.kind == "cpu":
         return devices, devices
-    n_serving, group = len(devices.gpus) - n_scoring, recipe.serving.tensor_parallel
     if n_serving < 1 or n_serving % group:
         raise UsageError(
             f"search.scorer_gpus: {n_scoring}: leaves {max(0, n_serving)} of {len(devices.gpus)} "

@@ -11,6 +11,7 @@ from pathlib import Path
 from optima.pipelines import influence, learn, search
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.evaluate import Evaluations
+from optima.pipelines.preflight import check_room
 from optima.pipelines.problems import Problems, read_problems
 from optima.pipelines.run import open_run
 from optima.pipelines.sft import cold_start, iterate
@@ -27,6 +28,7 @@ def run_dpo_pipeline(
     """Run or resume a whole iDPO run in ``run_dir`` and return the figures of its models."""
     with open_run(recipe, run_dir, vllm_env=vllm_env, train_env=train_env) as context:
         problems = read_problems(context)
+        check_room(context, problems)
         check_pairs(context, problems)
         evaluations = Evaluations(context, problems.test)
         if recipe.evaluation.base:

@@ -9,20 +9,14 @@ from pathlib import Path
 
 from optima.errors import RunBusyError, ServerError, UsageError
 from optima.pipelines.context import serving_recipe, split_devices
-from optima.pipelines.footprint import (
-    check_run_dir,
-    context_window,
-    footprint,
-    n_trial_talks,
-    taken,
-)
+from optima.pipelines.footprint import context_window, footprint, n_trial_talks, taken
 from optima.pipelines.methods import check_trainable
 from optima.pipelines.outline import steps
+from optima.pipelines.preflight import check_start, read_formats
 from optima.pipelines.run import loss_template, model_codec
 from optima.pipelines.status import is_owned
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, require_environment
-from optima.prompts.formats import load_formats
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
 from optima.reward import needs_losses, search_reward
@@ -50,7 +44,7 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
     trackers, or too little free disk.
     """
     check_trainable(recipe)
-    _check_run_dir(recipe, run_dir)
+    _check_run(recipe, run_dir)
     task = get_task(recipe.task)
     n_agents = len(recipe.agents.names)
     train, test = load_splits(task, recipe.data, n_agents=n_agents, seed=recipe.seed)
@@ -62,17 +56,16 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
     codec = model_codec(recipe, recipe.model.path)
     PromptStyle.of(recipe, task)
     loss_template(recipe, codec.template)
-    window = context_window(recipe.model)
-    extra = recipe.sampling.format_pool_path
+    check_start(recipe, run_dir)
     if recipe.pairs is not None and recipe.pairs.path is not None:
         read_conversational(Path(recipe.pairs.path), codec)
-    formats = load_formats(Path(extra) if extra else None) if recipe.sampling.format_pool else ()
+    formats = read_formats(recipe)
     where = "CPU" if devices.kind == "cpu" else f"GPUs {list(devices.gpus)}"
     lines = [
         f"run        {run_dir}" + (" (exists; would go on)" if run_dir.exists() else ""),
         f"task       {task.name}: {task.setting}, {task.metric}, {n_agents} agents",
         f"data       train {train.counts()}; test {test.counts()}",
-        f"model      {recipe.model.path}, context {window or 'unknown'}, "
+        f"model      {recipe.model.path}, context {context_window(recipe.model) or 'unknown'}, "
         f"roles {codec.template.roles}",
         f"formats    {len(formats)}" + ("" if formats else " (no pool)"),
         f"devices    {where}",
@@ -83,9 +76,8 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
     return "\n".join(lines)
 
 
-def _check_run_dir(recipe: Recipe, run_dir: Path) -> None:
-    """Raise UsageError when the directory cannot be used or holds a run of another recipe."""
-    check_run_dir(run_dir)
+def _check_run(recipe: Recipe, run_dir: Path) -> None:
+    """Raise UsageError when the directory holds a run that goes on or is of another recipe."""
     if (run_dir / "recipe.yaml").exists():
         check_same_recipe(run_dir, recipe)
         if is_owned(run_dir):

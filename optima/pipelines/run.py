@@ -14,7 +14,8 @@ import optima
 from optima.conversation.agent import prove_talk
 from optima.conversation.template import ChatTemplate
 from optima.conversation.tokens import ChatCodec
-from optima.pipelines.context import Device, Model, RunContext
+from optima.pipelines.context import Device, Model, RunContext, split_devices
+from optima.pipelines.preflight import check_start
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, package_versions
 from optima.prompts.rendering import PromptStyle
@@ -43,6 +44,8 @@ def open_run(
     codec = model_codec(recipe, recipe.model.path)
     style = PromptStyle.of(recipe, task)
     devices = detect_devices(recipe.serving)
+    split_devices(recipe, devices)
+    check_start(recipe, run_dir)
     with RunDir(run_dir, recipe) as run, _log_file(run.log_dir / "optima.log"):
         logger.info("run directory %s, logs in %s", run.root, run.log_dir)
         write_provenance(run, devices, vllm_env=vllm_env, train_env=train_env)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from optima.pipelines.dpo import check_pairs, iterate_pairs
 from optima.pipelines.evaluate import Evaluations
+from optima.pipelines.preflight import check_room
 from optima.pipelines.problems import read_problems
 from optima.pipelines.run import open_run
 from optima.pipelines.sft import cold_start, iterate, starts_from_previous
@@ -22,6 +23,7 @@ def run_sft_dpo_pipeline(
     """Run or resume a whole iSFT-DPO run in ``run_dir`` and return the figures of its models."""
     with open_run(recipe, run_dir, vllm_env=vllm_env, train_env=train_env) as context:
         problems = read_problems(context)
+        check_room(context, problems)
         check_pairs(context, problems)
         evaluations = Evaluations(context, problems.test)
         if recipe.evaluation.base:

@@ -18,7 +18,10 @@ from optima.errors import EnvironmentNotFoundError
 
 Role = Literal["vllm", "train"]
 
-_REMEDY = "make it with scripts/setup_envs.sh, or name an environment by prefix path or conda name"
+_REMEDY = (
+    "make it with scripts/setup_envs.sh, or with pip from optima-llm[vllm] and optima-llm[train], "
+    "one each, or name an environment by prefix path or conda name"
+)
 _CONDA_TIMEOUT_S = 60.0
 _PROBE_TIMEOUT_S = 120.0  # a cold start of an interpreter from a network disk
 # What an environment must hold for its role; of each line one.

@@ -89,7 +89,7 @@ def check_agents(agents: "AgentsSection") -> None:
     for name in agents.names:
         if not name.isidentifier():
             raise ValueError(
-                f"names: {name!r} must be a single word of letters and digits; rename it"
+                f"names: {name!r} must be one word that begins with a letter; rename it"
             )
 
 

@@ -27,11 +27,11 @@ class DataSection(Section):
     """Name of the train split on the hub; None takes the task's own."""
     test_split: str | None = None
     """Name of the test split on the hub; None takes the task's own."""
-    n_train: int | None = Field(default=None, ge=1)
+    n_train: int | None = Field(default=None, ge=1, le=10_000_000)
     """Problems per iteration, a seeded sample of the train split; None takes all."""
-    n_test: int | None = Field(default=None, ge=1)
+    n_test: int | None = Field(default=None, ge=1, le=10_000_000)
     """Held-out problems evaluated after each iteration, a seeded sample; None takes all."""
-    first_test: int | None = Field(default=None, ge=1)
+    first_test: int | None = Field(default=None, ge=1, le=10_000_000)
     """Only so many problems of the test split, the first in its order, of which ``n_test`` are
     drawn; the reference takes the first 1,000 of the tasks of information exchange. None: all."""
     overlap: Literal["refuse", "drop", "keep"] = "refuse"
@@ -47,7 +47,7 @@ class DataSection(Section):
     """What of each search result of trivia_qa is dealt: its short description (reference), or the
     whole document, mostly longer than ``train.max_length``. Rows without search results give their
     Wikipedia pages up to the first empty line, or the whole of them."""
-    max_context_words: int | None = Field(default=None, ge=20)
+    max_context_words: int | None = Field(default=None, ge=20, le=1_000_000)
     """Words of context per agent, evidence kept; for models with short contexts. None: no limit."""
 
     @model_validator(mode="after")

@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from optima.errors import RecipeError, UsageError
+from optima.recipe.packaged import find_recipe
 from optima.recipe.schema import METHOD_SECTIONS
 from optima.recipe.sections import section_above
-from optima.recipe.text import parse_yaml, read_tree
+from optima.recipe.text import MAX_DEPTH, Source, parse_yaml, printable, read_tree
 from optima.tasks import TASKS, get_task
 from optima.types import Setting
 
@@ -39,10 +40,11 @@ _OVERRIDE = re.compile(r"[a-z_][\w.]*=")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who set a key: a file, or an override."""
+    """Who set a key: a file, or the override ``key=text``."""
 
     place: str
-    is_override: bool = False
+    key: str = ""
+    text: str = ""
 
 
 @dataclass(slots=True)
@@ -62,7 +64,7 @@ class Layers:
 
     def add_override(self, override: str) -> None:
         """Lay ``key.sub=value`` on what is there; RecipeError when it is no such text."""
-        key, value = _parse_override(override)
+        key, text, value = _parse_override(override)
         *sections, last = key.split(".")
         node: Any = self.tree
         for depth, section in enumerate(sections):
@@ -71,11 +73,14 @@ class Layers:
                 break
             if not isinstance(node, dict):
                 above = ".".join(sections[: depth + 1])
-                raise RecipeError(f"override {override}: {above} is a value, not a section")
+                raise RecipeError(
+                    f"{_place(override)}: {printable(above)} is a value, not a section; "
+                    "remove what follows it"
+                )
         layer = {last: value}
         for section in reversed(sections):
             layer = {section: layer}
-        origin = Origin(f"override {override}", is_override=True)
+        origin = Origin(_place(override), key, text)
         if isinstance(value, dict):  # a section given as a whole replaces what was there
             _forget(self, key)
             if isinstance(node, dict):
@@ -84,9 +89,9 @@ class Layers:
 
     def place_of(self, key: str) -> str:
         """Return ``place: key`` with the place where the key, or what is below it, was set."""
-        origin = self._origin_of(key)
+        origin = self.origin_of(key)
         where = origin.place if origin else self.place
-        return f"{where}: {key}" if key else where
+        return f"{where}: {printable(key)}" if key else where
 
     def place_of_check(self, message: str, section: str) -> str:
         """Return the place of a check over several fields, ``key: what is wrong``.
@@ -103,11 +108,12 @@ class Layers:
             or name.startswith(f"{key}.")
             or re.search(rf"(?<![\w.]){re.escape(name.removeprefix(prefix))}=", message)
         ]
-        overrides = [origin for origin in named if origin.is_override]
-        chosen = overrides or [found for found in [self._origin_of(key)] if found] or named
+        overrides = [origin for origin in named if origin.key]
+        chosen = overrides or [found for found in [self.origin_of(key)] if found] or named
         return f"{chosen[0].place}: {key}" if chosen else self.place_of(key)
 
-    def _origin_of(self, key: str) -> Origin | None:
+    def origin_of(self, key: str) -> Origin | None:
+        """Return who set the key, or what is below it, last; None where nobody did."""
         below = None
         for name, origin in reversed(self.origins.items()):
             if key == name or key.startswith(f"{name}."):
@@ -122,13 +128,15 @@ def merge_layers(
 ) -> Layers:
     """Read recipe files and merge them, what holds ``for`` some methods and tasks resolved.
 
+    A file ``recipes/...`` that is not there is taken from those that come with the package.
     Overrides are not applied yet, but a method or task that they set decides, and so does ``task``.
     Raises RecipeError for a file that cannot be read and for names after ``for`` that are none.
     """
-    files = [paths] if isinstance(paths, Path) else list(paths)
+    files = [find_recipe(path) for path in ([paths] if isinstance(paths, Path) else paths)]
     trees = [read_tree(path) for path in files]
-    merged = Layers(" + ".join(map(str, files)))
-    given = dict(_parse_override(text) for text in overrides if _OVERRIDE.match(text))
+    places = [printable(str(path)) for path in files]
+    merged = Layers(" + ".join(places))
+    given = {key: value for key, _, value in map(_parse_override, overrides)}
     applying = _applying(
         *(
             given.get(key) or next((tree[key] for tree in reversed(trees) if tree.get(key)), None)
@@ -136,12 +144,12 @@ def merge_layers(
         ),
         task=task,
     )
-    for index, (path, tree) in enumerate(zip(files, trees, strict=True)):
+    for index, (place, tree) in enumerate(zip(places, trees, strict=True)):
         general = {key: value for key, value in tree.items() if key != WHERE}
-        merged.add(general, Origin(str(path)), is_first=index == 0)
-        for names, layer in _conditions(tree.get(WHERE), str(path)):
+        merged.add(general, Origin(place), is_first=index == 0)
+        for names, layer in _conditions(tree.get(WHERE), place):
             if applying.intersection(names):
-                merged.add(layer, Origin(f"{path}: {WHERE} {', '.join(names)}"))
+                merged.add(layer, Origin(f"{place}: {WHERE} {', '.join(names)}"))
     return merged
 
 
@@ -190,14 +198,20 @@ def _conditions(value: Any, place: str) -> list[tuple[list[str], dict[str, Any]]
     return found
 
 
-def _parse_override(override: str) -> tuple[str, Any]:
+def _parse_override(override: str) -> tuple[str, str, Any]:
+    """Return key, text and value of ``key.sub=text``."""
     key, separator, text = override.partition("=")
-    if not separator or not key or not all(key.split(".")):
+    keys = key.split(".")
+    if not separator or not all(part.strip() for part in keys) or len(keys) > MAX_DEPTH:
         raise RecipeError(
-            f"override {override}: must be key=value or section.key=value, such as "
+            f"{_place(override)}: must be key=value or section.key=value, such as "
             "train.learning_rate=1.0e-5"
         )
-    return key, parse_yaml(text, f"override {override}") if text else ""
+    return key, text, parse_yaml(text, Source(_place(override), key)) if text.strip() else ""
+
+
+def _place(override: str) -> str:
+    return f"override {printable(override)}"
 
 
 def _merge(

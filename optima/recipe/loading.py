@@ -7,24 +7,27 @@ place (the file or override where the key stands), value, rule, remedy.
 
 import difflib
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from optima.errors import RecipeError, UsageError
-from optima.recipe.layers import WHOLE, Layers, merge_layers
+from optima.recipe.layers import WHERE, WHOLE, Layers, Origin, merge_layers
 from optima.recipe.schema import METHOD_SECTIONS, Recipe
-from optima.recipe.sections import keys_of, section_above
-from optima.recipe.text import write_yaml
+from optima.recipe.sections import keys_of, section_above, section_of
+from optima.recipe.text import printable, quoting, write_yaml
 from optima.recipe.unread import unread_fields
 from optima.tasks import get_task
 
-_FLOAT_AS_TEXT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+_BOOL_WORD = re.compile(r"\b(yes|no|on|off|true|false)\b", re.IGNORECASE)
 _RULES = {
     "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
     "float_type": "must be a number",
     "bool_type": "must be true or false",
     "string_type": "must be a text",
@@ -63,15 +66,10 @@ def _with_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def build_recipe(layers: Layers) -> Recipe:
     """Validate merged layers."""
-    for key, value in _foreign_values(layers.tree):
-        raise RecipeError(
-            f"{layers.place_of(key)}: {value} is a {type(value).__name__} to YAML, "
-            "must be a text, a number, a list or a section; put it in quotes"
-        )
     try:
         recipe = Recipe.model_validate_json(json.dumps(_with_sections(layers.tree), allow_nan=True))
     except ValidationError as error:
-        lines = [_explain(dict(detail), layers) for detail in error.errors()]
+        lines = [printable(_explain(dict(detail), layers), 1000) for detail in error.errors()]
         raise RecipeError("\n".join(dict.fromkeys(lines))) from error
     try:
         task = get_task(recipe.task)
@@ -81,7 +79,8 @@ def build_recipe(layers: Layers) -> Recipe:
     if recipe.cold_start is not None and not task.has_evidence:
         raise RecipeError(
             f"{layers.place_of('cold_start')}: {task.name} has no gold evidence to script "
-            "conversations from; remove cold_start or use conversation.worked_example=true"
+            "conversations from; remove cold_start, which conversation.worked_example=true can "
+            "replace"
         )
     if unread := [
         f"{layers.place_of(key)}: {reason}; remove it"
@@ -98,15 +97,11 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def _explain(detail: Mapping[str, Any], layers: Layers) -> str:
     keys = keys_of(str(part) for part in detail["loc"])
-    section = section_above(keys)
     key = ".".join(keys)
     where = layers.place_of(key)
     kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        known = list(section.model_fields) if section else []
-        close = difflib.get_close_matches(keys[-1], known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
-        return f"{where}: unknown key ({hint})"
+        return f"{where}: unknown key ({_known(keys)})"
     if kind == "missing":
         base = ", or name a recipe that has it before this layer" if key in WHOLE else ""
         return f"{where}: is missing; add it{base}"
@@ -114,22 +109,72 @@ def _explain(detail: Mapping[str, Any], layers: Layers) -> str:
         message = detail["msg"].removeprefix("Value error, ")
         return f"{layers.place_of_check(message, key)}: {message.partition(': ')[2]}"
     rule = _RULES.get(kind, detail["msg"][0].lower() + detail["msg"][1:])
-    return f"{where}: {_shown(value)} {_joined(rule)}{_remedy(kind, value)}"
+    remedy = _remedy(kind, value, layers.origin_of(key))
+    if kind in ("model_type", "model_attributes_type"):
+        below = section_above([*keys, ""])
+        remedy = f", such as {next(iter(below.model_fields))}" if below else ""
+    return f"{where}: {_shown(value)} {_joined(rule)}{remedy}"
 
 
-def _remedy(kind: str, value: Any) -> str:
-    if isinstance(value, str) and kind in ("float_type", "int_type"):
-        if _FLOAT_AS_TEXT.fullmatch(value):
-            mantissa, _, exponent = value.lower().partition("e")
-            number = mantissa if "." in mantissa else f"{mantissa}.0"
-            sign = "" if exponent[0] in "+-" else "+"
-            return f"; YAML reads it as text, write {number}e{sign}{exponent}"
-        return "; remove the quotes" if value.replace(".", "").isdigit() else ""
+def _known(keys: Sequence[str]) -> str:
+    """Return what could have been meant by the last of ``keys``."""
+    above, last = keys[:-1], keys[-1]
+    if keys[0] == WHERE:
+        return "stands in files only; give the key alone"
+    if "." in last:
+        return f"write it as a section: {last.replace('.', ': {')}: ...{'}' * last.count('.')}"
+    section = section_above(keys)
+    known = list(section.model_fields) if section else []
+    close = difflib.get_close_matches(last, known, n=1)
+    if close:
+        return f"did you mean {close[0]}?"
+    elsewhere = [name for name, field in Recipe.model_fields.items() if last in _below(field)]
+    if not above and elsewhere:
+        return f"did you mean {elsewhere[0]}.{last}?"
+    return f"known keys: {', '.join(known)}"
+
+
+def _below(field: FieldInfo) -> Iterable[str]:
+    section = section_of(field.annotation)
+    return section.model_fields if section else ()
+
+
+def _remedy(kind: str, value: Any, origin: Origin | None) -> str:
+    """Return what to write instead, where that follows from the value."""
+    if kind == "string_type":
+        if origin is None or not origin.key:
+            return "; put it in quotes"
+        found = _BOOL_WORD.search(origin.text) if isinstance(value, bool) else None
+        return f"; {quoting(origin.key, found[0] if found else str(value), origin.text)}"
     if isinstance(value, bool) and kind != "bool_type":
-        return "; YAML reads on, off, yes and no as true and false"
+        return "; YAML reads on, off, yes and no as true and false, write a number"
+    if kind in ("int_type", "int_from_float", "float_type"):
+        number = _number(value, is_whole=kind != "float_type")
+        why = "YAML reads it as text, " if isinstance(value, str) else ""
+        return f"; {why}write {number}" if number else ""
+    if kind == "bool_type" and isinstance(value, str) and value.lower() in ("true", "false"):
+        return "; remove the quotes"
     if kind == "tuple_type":
-        return f"; write [{value}]"
+        return f"; write [{'' if value is None else value}]"
     return ""
+
+
+def _number(value: Any, *, is_whole: bool) -> str:
+    """Return the number that is meant as YAML reads it, nothing where none is."""
+    text = str(value).replace(",", "")
+    try:
+        number = float(text)
+    except ValueError:
+        return ""
+    if not math.isfinite(number) or (is_whole and not number.is_integer()):
+        return ""
+    if is_whole:
+        return str(int(number))
+    mantissa, has_exponent, exponent = text.lower().partition("e")
+    if not has_exponent:
+        return str(number)
+    sign = "" if exponent[0] in "+-" else "+"
+    return f"{mantissa if '.' in mantissa else f'{mantissa}.0'}e{sign}{exponent}"
 
 
 def _joined(rule: str) -> str:
@@ -137,17 +182,4 @@ def _joined(rule: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _foreign_values(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield what YAML made of a value that no recipe can hold, such as a date, with its key."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _foreign_values(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _foreign_values(inner, key)
-    elif not isinstance(value, str | int | float | None):
-        yield key, value
+    return printable(json.dumps(value, ensure_ascii=False), 60)

@@ -1,10 +1,11 @@
 """The recipe: every number that changes a result, typed, strict and frozen.
 
 Defaults are the paper's (arXiv 2410.08115, Table 8 and App. A) where it gives one; a recipe file
-holds only what differs. Paths of artifacts are no fields: they derive from the run directory.
+holds only what differs. Paths of artifacts are no fields: they derive from the run directory. An
+upper bound is beyond what anyone wants and within what a machine can take.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,6 +19,7 @@ from optima.recipe.checks import (
 from optima.recipe.data import DataSection as DataSection
 from optima.recipe.section import Section
 
+MAX_SEED = 2**63 - 1  # a signed 64-bit number, as servers take it
 Method = Literal["sft", "dpo", "sft_dpo"]
 ChoiceAnswer = Literal["text", "letter"]
 # Sections that a method has beyond those of all, with what it has other than their defaults.
@@ -41,7 +43,7 @@ class ModelSection(Section):
     roles: Literal["auto", "assistant", "alternate"] = "auto"
     """How utterances map to chat roles: all ``assistant`` (paper), or own assistant and partner
     user; ``auto`` asks the chat template."""
-    max_model_len: int | None = Field(default=None, ge=256)
+    max_model_len: int | None = Field(default=None, ge=256, le=10_000_000)
     """Context window in tokens, for serving; None takes the model's own."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format for serving."""
@@ -68,9 +70,9 @@ class AgentsSection(Section):
 class ConversationSection(Section):
     """Limits of one conversation (paper section 3) and what is prompted."""
 
-    max_turns: int = Field(default=10, ge=2)
+    max_turns: int = Field(default=10, ge=2, le=1_000)
     """Turns after which a conversation ends unanswered."""
-    max_turn_tokens: int = Field(default=2000, ge=1)
+    max_turn_tokens: int = Field(default=2000, ge=1, le=1_000_000)
     """New tokens per turn."""
     assent_ends: bool = True
     """Whether a partner agrees by saying, right after a marked answer, nothing but that it is right
@@ -90,11 +92,11 @@ class ConversationSection(Section):
 class SamplingSection(Section):
     """How candidates are drawn (paper App. H)."""
 
-    n_samples: int = Field(default=10, ge=1)
+    n_samples: int = Field(default=10, ge=1, le=10_000)
     """Conversations per problem, N."""
-    temperature: float = Field(default=0.7, ge=0)
+    temperature: float = Field(default=0.7, ge=0, le=2)
     """Temperature of iterations 1, 2, ..."""
-    first_temperature: float = Field(default=0.3, ge=0)
+    first_temperature: float = Field(default=0.3, ge=0, le=2)
     """Temperature of iteration 0; the paper takes 0.7 for gsm8k and math."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus mass."""
@@ -112,26 +114,26 @@ class SamplingSection(Section):
 class RewardSection(Section):
     """R = R_task - lambda_token * R_token + lambda_loss / R_loss (paper Eq. 1)."""
 
-    lambda_token: float = Field(default=0.6, ge=0)
+    lambda_token: float = Field(default=0.6, ge=0, le=1_000)
     """Weight of the normalised token count."""
-    lambda_loss: float = Field(default=1.0, ge=0)
+    lambda_loss: float = Field(default=1.0, ge=0, le=1_000)
     """Weight of 1 / R_loss; 0 also skips the base model's forward."""
-    min_tokens: int = Field(default=0, ge=0)
+    min_tokens: int = Field(default=0, ge=0, le=1_000_000)
     """Conversations of at most this many tokens get token score -1; 0 is off (reference: 40)."""
     repeat_zeroes_loss: bool = True
     """A repeated utterance sets the loss term to 0 (reference)."""
-    max_loss_tokens: int | None = Field(default=None, ge=1)
+    max_loss_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
     """Conversations over this many tokens get loss term -1; None is off (reference: 2000)."""
     exclude_faults: bool = True
     """Never select conversations with role leakage or overflow."""
-    fault_total: float | None = None
+    fault_total: float | None = Field(default=None, ge=-1000, le=1000)
     """Total reward of a conversation with role leakage; None leaves it (reference: -10)."""
 
 
 class SelectSection(Section):
     """Best of N, threshold, top share (paper Alg. 2)."""
 
-    theta: float = 0.5
+    theta: float = Field(default=0.5, ge=-1000, le=1000)
     """A problem is kept when its best conversation's R exceeds this (theta_sft)."""
     threshold_on: Literal["total", "task"] = "total"
     """What theta is compared with: total reward (reference, Alg. 1) or R_task (Eq. 3)."""
@@ -152,9 +154,9 @@ class SelectSection(Section):
 class LoraSection(Section):
     """Low-rank adapters instead of full fine-tuning."""
 
-    rank: int = Field(default=16, ge=1)
+    rank: int = Field(default=16, ge=1, le=1_024)
     """Rank r."""
-    alpha: int = Field(default=32, ge=1)
+    alpha: int = Field(default=32, ge=1, le=65_536)
     """Scale alpha."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter input."""
@@ -167,23 +169,23 @@ class LoraSection(Section):
 class TrainSection(Section):
     """How a model is trained, shared by SFT and DPO (paper Table 8)."""
 
-    learning_rate: float = Field(default=2e-5, gt=0)
+    learning_rate: float = Field(default=2e-5, gt=0, le=1)
     """Peak learning rate."""
-    epochs: float = Field(default=1.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0, le=1_000)
     """Passes over the rows."""
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1, le=65_536)
     """Rows per optimiser step, over all devices and accumulation steps."""
-    micro_batch_size: int = Field(default=4, ge=1)
+    micro_batch_size: int = Field(default=4, ge=1, le=65_536)
     """Rows per forward on one device; lowered to batch_size / devices where it is larger."""
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)
     """Share of steps over which the learning rate rises."""
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Learning-rate schedule."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=10)
     """AdamW weight decay."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0, le=1_000_000)
     """Gradient clipping."""
-    max_length: int = Field(default=2048, ge=16)
+    max_length: int = Field(default=2048, ge=16, le=1_000_000)
     """Tokens per row; longer rows are counted and dropped, never cut silently."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of forward and backward."""
@@ -203,44 +205,44 @@ class TrainSection(Section):
     parallelism: Literal["auto", "none", "ddp", "zero3", "fsdp"] = "auto"
     """How several GPUs share the training; ``auto``: none on one device, zero3 on several. With
     fsdp and preferences each process holds the whole weights in host memory while it loads them."""
-    save_steps: int | None = Field(default=None, ge=1)
+    save_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
     """Optimiser steps between checkpoints; None saves at each epoch."""
-    save_total_limit: int = Field(default=1, ge=1)
+    save_total_limit: int = Field(default=1, ge=1, le=1_000)
     """Checkpoints kept on disk while training."""
-    logging_steps: int = Field(default=1, ge=1)
+    logging_steps: int = Field(default=1, ge=1, le=1_000_000_000)
     """Optimiser steps between log lines."""
     report_to: tuple[str, ...] = ()
     """transformers trackers, such as wandb or tensorboard."""
-    timeout_s: float = Field(default=86400.0, gt=0)
+    timeout_s: float = Field(default=86400.0, gt=0, le=31_536_000)
     """Deadline of one training process."""
 
 
 class SearchSection(Section):
     """Dialogue trees (paper Alg. 4, 5, App. H.1); used by dpo and sft_dpo."""
 
-    n_rounds: int = Field(default=8, ge=1)
+    n_rounds: int = Field(default=8, ge=1, le=1_000)
     """Expansion rounds per problem."""
-    n_rollouts: int = Field(default=3, ge=2)
+    n_rollouts: int = Field(default=3, ge=2, le=1_000)
     """Conversations rolled out from the chosen node per round."""
-    n_candidates: int = Field(default=10, ge=1)
+    n_candidates: int = Field(default=10, ge=1, le=100_000)
     """Eligible nodes of highest value among which the softmax draws."""
     min_distance: float = Field(default=0.25, ge=0, le=1)
     """Least normalised edit distance to every expanded node for a node to be eligible."""
     merge_distance: float = Field(default=0.1, ge=0, le=1)
     """A new child nearer than this to a sibling is merged into it."""
-    n_probe: int = Field(default=100, ge=1)
+    n_probe: int = Field(default=100, ge=1, le=10_000_000)
     """Problems of the token probe."""
     probe_percentile: float = Field(default=85.0, gt=0, le=100)
     """Percentile of the probe's token counts, plus 1, that normalises R_token (80 for sft_dpo)."""
-    n_problems: int | None = Field(default=None, ge=1)
+    n_problems: int | None = Field(default=None, ge=1, le=10_000_000)
     """Problems with a tree per iteration; None takes ``data.n_train``."""
-    lambda_token: float | None = Field(default=None, ge=0)
+    lambda_token: float | None = Field(default=None, ge=0, le=1_000)
     """Weight of the normalised token count while trees grow; None takes the reward's."""
-    lambda_loss: float | None = Field(default=None, ge=0)
+    lambda_loss: float | None = Field(default=None, ge=0, le=1_000)
     """Weight of 1 / R_loss while trees grow; None takes the reward's."""
-    concurrency: int = Field(default=256, ge=1)
+    concurrency: int = Field(default=256, ge=1, le=65_536)
     """Trees that grow at once per server, each with ``n_rollouts`` conversations in flight."""
-    scorer_gpus: int = Field(default=0, ge=0)
+    scorer_gpus: int = Field(default=0, ge=0, le=1_024)
     """GPUs that score losses and serve nothing while trees grow; 0 shares the servers' GPUs."""
     gpu_memory_utilization: float = Field(default=0.7, gt=0, le=1)
     """Share of GPU memory that vLLM takes while a scorer shares its GPUs."""
@@ -249,9 +251,9 @@ class SearchSection(Section):
 class InfluenceSection(Section):
     """Influence of pairs on a validation reward, in the spirit of DITS (arXiv 2502.00955)."""
 
-    n_groups: int = Field(default=4, ge=2)
+    n_groups: int = Field(default=4, ge=2, le=1_000)
     """Groups of problems whose pairs are tried by one short training each."""
-    n_problems: int = Field(default=64, ge=1)
+    n_problems: int = Field(default=64, ge=1, le=10_000_000)
     """Problems of the train split, none of them with a tree in this iteration, that measure a
     trial; fewer where there are not so many."""
 
@@ -259,9 +261,9 @@ class InfluenceSection(Section):
 class PairSection(Section):
     """Preference pairs from trees (paper Alg. 5)."""
 
-    theta_filter: float = 0.4
+    theta_filter: float = Field(default=0.4, ge=-1000, le=1000)
     """The best child's value must exceed this."""
-    theta_diff: float = Field(default=0.2, ge=0)
+    theta_diff: float = Field(default=0.2, ge=0, le=1_000)
     """Best minus worst must exceed this."""
     keep_share: float = Field(default=0.5, gt=0, le=1)
     """Share of a problem's pairs kept, by the best child's value, at least one."""
@@ -288,21 +290,21 @@ class DpoSection(Section):
     What is not named here is as in ``train``.
     """
 
-    beta: float = Field(default=0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0, le=1_000)
     """KL strength."""
-    nll_weight: float = Field(default=1.0, ge=0)
+    nll_weight: float = Field(default=1.0, ge=0, le=1_000)
     """Alpha: weight of the negative log-likelihood of the chosen utterance; 0 for sft_dpo."""
     reference: Literal["precomputed", "live"] = "precomputed"
     """Reference log-probabilities ahead of training, or a second model in memory."""
-    learning_rate: float = Field(default=5e-7, gt=0)
+    learning_rate: float = Field(default=5e-7, gt=0, le=1)
     """Peak learning rate."""
-    epochs: float = Field(default=1.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0, le=1_000)
     """Passes over the pairs."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, le=65_536)
     """Pairs per optimiser step, over all devices and accumulation steps."""
-    micro_batch_size: int = Field(default=2, ge=1)
+    micro_batch_size: int = Field(default=2, ge=1, le=65_536)
     """Pairs per forward on one device; each is two rows."""
-    max_length: int = Field(default=4096, ge=16)
+    max_length: int = Field(default=4096, ge=16, le=1_000_000)
     """Tokens of a prompt with one of its utterances; longer pairs are counted and dropped."""
 
 
@@ -311,9 +313,9 @@ class ServingSection(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where servers and training run; ``auto`` looks for GPUs."""
-    gpus: tuple[int, ...] | None = None
+    gpus: tuple[Annotated[int, Field(ge=0, le=1023)], ...] | None = None
     """GPU indices to use; None takes all visible ones."""
-    tensor_parallel: int = Field(default=1, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1, le=1_024)
     """GPUs per server; the number of servers is GPUs / tensor_parallel."""
     endpoints: tuple[str, ...] = ()
     """Base URLs of servers already running elsewhere that serve the start model; the key is read
@@ -323,25 +325,25 @@ class ServingSection(Section):
     runs share a host."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """Share of GPU memory that vLLM takes."""
-    max_num_seqs: int = Field(default=1024, ge=1)
+    max_num_seqs: int = Field(default=1024, ge=1, le=65_536)
     """Sequences a server decodes at once."""
-    concurrency: int = Field(default=512, ge=1)
+    concurrency: int = Field(default=512, ge=1, le=65_536)
     """Conversations in flight per server."""
-    cpu_kv_cache_gb: int = Field(default=2, ge=1)
+    cpu_kv_cache_gb: int = Field(default=2, ge=1, le=65_536)
     """GiB of key-value cache of a CPU server."""
     enforce_eager: bool = False
     """Skip compilation: a faster start and slower tokens."""
     extra_args: tuple[str, ...] = ()
     """Further arguments of the vLLM server, one element each."""
-    start_timeout_s: float = Field(default=900.0, gt=0)
+    start_timeout_s: float = Field(default=900.0, gt=0, le=604_800)
     """Deadline for a server to answer its health probe."""
-    request_timeout_s: float = Field(default=600.0, gt=0)
+    request_timeout_s: float = Field(default=600.0, gt=0, le=604_800)
     """Deadline for one completion, retries on other servers not included."""
-    max_attempts: int = Field(default=5, ge=1)
+    max_attempts: int = Field(default=5, ge=1, le=1_000)
     """Tries per completion, each on another server where there is one."""
-    max_restarts: int = Field(default=3, ge=0)
+    max_restarts: int = Field(default=3, ge=0, le=1_000)
     """Restarts of one dead server before the stage fails."""
-    scorer_batch_tokens: int = Field(default=16384, ge=256)
+    scorer_batch_tokens: int = Field(default=16384, ge=256, le=100_000_000)
     """Padded tokens per forward of the base-model scorer."""
 
     @model_validator(mode="after")
@@ -353,9 +355,9 @@ class ServingSection(Section):
 class EvaluationSection(Section):
     """Held-out evaluation after each iteration (temperature 0 in the paper)."""
 
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0, le=2)
     """Sampling temperature."""
-    n_samples: int = Field(default=1, ge=1)
+    n_samples: int = Field(default=1, ge=1, le=10_000)
     """Conversations per held-out problem."""
     base: bool = True
     """Evaluate the base model too."""
@@ -364,15 +366,15 @@ class EvaluationSection(Section):
 class ColdStartSection(Section):
     """A short SFT on conversations scripted from gold evidence; not in the paper."""
 
-    n_problems: int = Field(default=64, ge=1)
+    n_problems: int = Field(default=64, ge=1, le=10_000_000)
     """Problems whose scripted conversation is trained on, a seeded sample of the train split."""
     terse_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the scripts in the terse register, the others are wordy."""
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0, le=1)
     """Peak learning rate."""
-    epochs: float = Field(default=1.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0, le=1_000)
     """Passes over the rows."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=65_536)
     """Rows per optimiser step."""
 
 
@@ -385,9 +387,9 @@ class Recipe(Section):
     """Training method."""
     task: str
     """Benchmark, one of ``optima tasks``."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Root of all randomness."""
-    iterations: int = Field(default=6, ge=1)
+    iterations: int = Field(default=6, ge=1, le=1_000)
     """Iterations of generate, rank, select, train."""
     model: ModelSection
     data: DataSection = DataSection()

@@ -1,69 +1,259 @@
 """YAML of recipes, read strictly and written so that it reads back equal.
 
-A key given twice is refused, and so is whatever is no plain value. Numbers such as 1e-06 are
-written as 1.0e-06, which YAML reads as a number.
+What comes out is plain: mappings by text, lists, texts, finite numbers, true, false and null. All
+else is refused with its line and what to write instead: a key given twice, a tag, a date, a number
+that YAML reads in another base, an anchor that holds itself, text that no file name can be. Numbers
+such as 1e-06 are written as 1.0e-06, which YAML reads as a number.
 """
 
-from collections.abc import Hashable
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from optima.errors import RecipeError
 
+MAX_BYTES = 2**20  # a resolved recipe has 8 KiB
+MAX_DEPTH = 20  # a recipe has 4
+MAX_NODES = 20_000  # aliases written out; a resolved recipe has 300
+MAX_DIGITS = 40  # beyond any bound of the schema
+_TAG = "tag:yaml.org,2002:"
+_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+_BOOLS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+# What PyYAML complains of -> what to do; it names no remedy itself.
+_REMEDIES = {
+    r"'\t' that cannot start": "put spaces in place of the tab",
+    "another document": "keep one document and remove the others with their `---`",
+    "undefined alias": "define it above by `&`, or put the text in quotes",
+    "mapping values are not allowed": "put text with `: ` in quotes, or mend the indentation",
+    "cannot start any token": "put the text in quotes",
+    "tag handle": "remove the tag",
+}
 
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                continue  # refused by the method below
-            if key_node.value in seen:
-                line = key_node.start_mark.line + 1
-                raise RecipeError(f"line {line}: {key_node.value}: given twice; remove one of them")
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where YAML stands: a file, or the value of the override ``key=text``."""
+
+    place: str
+    key: str = ""
+
+    def at(self, line: int) -> str:
+        """Return the place of a line, counted from 0."""
+        return self.place if self.key else f"{self.place}:{line + 1}"
+
+    def quoting(self, text: str, whole: str) -> str:
+        """Return the remedy that makes ``text``, in ``whole``, a text to YAML."""
+        return quoting(self.key, text, whole) if self.key else "put it in quotes"
+
+
+def quoting(key: str, text: str, whole: str) -> str:
+    """Return what to write for the override ``key=whole`` so that ``text`` in it is a text.
+
+    A shell takes the outer quotes away, YAML the inner ones.
+    """
+    part = text if text in whole else whole
+    quoted = whole.replace(part, json.dumps(part, ensure_ascii=False), 1)
+    return f"write {printable(shlex.quote(f'{key}={quoted}'), len(quoted) * 10)}"
+
+
+def printable(text: str, limit: int = 120) -> str:
+    """Return text on one line, cut where it is long."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
 
 
 def read_tree(path: Path) -> dict[str, Any]:
     """Read a recipe file as it is written; RecipeError when it is no mapping."""
+    place = printable(str(path))
+    listing = "`optima recipes` lists recipes and layers"
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise RecipeError(
-            f"{path}: there is no such file; `optima recipes` lists recipes and layers"
-        ) from error
+        is_assignment = " (an override is key=value, its key in small letters)"
+        hint = is_assignment if "=" in path.name else ""
+        raise RecipeError(f"{place}: there is no such file{hint}; {listing}") from error
     except OSError as error:
-        raise RecipeError(
-            f"{path}: cannot be read ({error.strerror}); `optima recipes` lists recipes and layers"
-        ) from error
+        raise RecipeError(f"{place}: cannot be read ({error.strerror}); {listing}") from error
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: no UTF-8 text ({error.reason}); is it a recipe?") from error
-    tree = parse_yaml(text, str(path))
+        line = content[: error.start].count(b"\n") + 1
+        raise RecipeError(
+            f"{place}:{line}: no UTF-8 text ({error.reason}); save it as UTF-8"
+        ) from error
+    if len(content) > MAX_BYTES:
+        raise RecipeError(f"{place}: has over {MAX_BYTES} bytes, is no recipe; {listing}")
+    tree = parse_yaml(text, Source(place))
     if not isinstance(tree, dict):
-        raise RecipeError(f"{path}: must be a mapping of sections, such as `task: arc`")
+        what = "is empty, " if tree is None else ""
+        raise RecipeError(f"{place}: {what}must be a mapping of sections, such as `task: arc`")
     return tree
 
 
-def parse_yaml(text: str, place: str) -> Any:
-    """Return what ``text`` holds; RecipeError, beginning with ``place``, when it is no YAML."""
+def parse_yaml(text: str, source: Source) -> Any:
+    """Return the plain value that ``text`` holds; RecipeError, beginning with its place."""
     try:
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506  a SafeLoader
-    except RecipeError as error:
-        raise RecipeError(f"{place}: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error)
-        raise RecipeError(f"{place}{line}: no valid YAML: {reason}") from error
+        node = _Loader(text, source).get_single_node()
+    except yaml.reader.ReaderError as error:
+        where = source.at(text[: error.position].count("\n"))
+        code = f"#x{int(error.character):04x}"
+        raise RecipeError(
+            f"{where}: no valid YAML: the character {code} is not allowed; remove it"
+        ) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        what = printable(error.problem or error.context or "cannot be read")
+        remedies = (remedy for part, remedy in _REMEDIES.items() if part in what)
+        default = "put the value in quotes" if source.key else "mend brackets, quotes, indentation"
+        raise RecipeError(
+            f"{source.at(mark.line if mark else 0)}: no valid YAML: {what}; "
+            f"{next(remedies, default)}"
+        ) from error
+    end = 0 if node is None else node.end_mark.index
+    if source.key and text[end:].strip():
+        raise RecipeError(
+            f"{source.place}: `#` begins a comment in YAML, so what follows it is lost; "
+            f"{quoting(source.key, text, text)}"
+        )
+    return None if node is None else _Reading(source, text).value(node, source.key)
 
 
 def write_yaml(tree: Any) -> str:
     """Return a mapping of plain values as YAML."""
     return yaml.dump(tree, sort_keys=False, allow_unicode=True, width=100, Dumper=_FloatDumper)
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes to a depth that no recipe has."""
+
+    def __init__(self, text: str, source: Source) -> None:
+        super().__init__(text)
+        self._source = source
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self._depth > MAX_DEPTH:
+            where = self._source.at(self.line)
+            raise RecipeError(f"{where}: is nested over {MAX_DEPTH} deep; no recipe is, remove it")
+        self._depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+@dataclass(slots=True)
+class _Reading:
+    """Turns nodes into plain values."""
+
+    source: Source
+    text: str
+    n_nodes: int = 0
+    above: list[yaml.Node] = field(default_factory=list)
+
+    def value(self, node: yaml.Node, key: str) -> Any:
+        self.n_nodes += 1
+        if self.n_nodes > MAX_NODES:
+            self._refuse(node, key, "aliases write out too many values; write out what is meant")
+        if any(node is other for other in self.above):
+            self._refuse(node, key, "is an alias of what it stands in; write out what is meant")
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, key)
+        kind = "seq" if isinstance(node, yaml.SequenceNode) else "map"
+        if node.tag != _TAG + kind:
+            self._refuse_tag(node, key)
+        self.above.append(node)
+        read = (
+            [self.value(item, key) for item in node.value]
+            if kind == "seq"
+            else self._mapping(node, key)
+        )
+        self.above.pop()
+        return read
+
+    def _mapping(self, node: yaml.Node, key: str) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        for name_node, value_node in node.value:
+            if name_node.tag == f"{_TAG}merge":
+                for layer in self._merged(value_node, key):
+                    merged = {**layer, **merged}  # the first of several wins
+                continue
+            if name_node.tag != f"{_TAG}str" or not isinstance(name_node, yaml.ScalarNode):
+                shown = printable(str(getattr(name_node, "value", "")), 40)
+                is_scalar = isinstance(name_node, yaml.ScalarNode)
+                what = f"key {shown or '(empty)'}" if is_scalar else "key that is a list or section"
+                self._refuse(name_node, key, f"{what}: must be the name of a field; rename it")
+            name = self._text(name_node, key)
+            inner = f"{key}.{name}" if key else name
+            if not name.strip():
+                self._refuse(name_node, key, "key '': must be the name of a field; rename it")
+            if name in own:
+                self._refuse(name_node, inner, "given twice; remove one of them")
+            own[name] = self.value(value_node, inner)
+        return {**merged, **own}
+
+    def _merged(self, node: yaml.Node, key: str) -> Iterator[dict[str, Any]]:
+        nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        for part in nodes:
+            layer = self.value(part, key)
+            if not isinstance(layer, dict):
+                self._refuse(part, key, "<<: must be a section, or a list of them; name one")
+            yield layer
+
+    def _scalar(self, node: yaml.ScalarNode, key: str) -> Any:
+        kind, text = node.tag.removeprefix(_TAG), node.value
+        if kind in ("str", "value"):
+            return self._text(node, key)
+        if kind == "null" and text in ("", "~", "null", "Null", "NULL"):
+            return None
+        if kind == "bool" and text.lower() in _BOOLS:
+            return _BOOLS[text.lower()]
+        if kind == "timestamp" and text[:1].isdigit():
+            remedy = self.source.quoting(text, self.text)
+            self._refuse(node, key, f"{printable(text, 40)} is a date to YAML; {remedy}")
+        if kind in ("int", "float"):
+            return self._number(node, key, kind)
+        return self._refuse_tag(node, key)
+
+    def _number(self, node: yaml.ScalarNode, key: str, kind: str) -> int | float:
+        text = node.value
+        if len(text) > MAX_DIGITS:
+            self._refuse(node, key, f"{text[:20]}... has over {MAX_DIGITS} digits; write fewer")
+        if kind == "int" and _DECIMAL.fullmatch(text):
+            return int(text.replace("_", ""))
+        try:
+            read = getattr(yaml.SafeLoader(""), f"construct_yaml_{kind}")(node)
+        except (ValueError, IndexError):  # a tag on what is none
+            return self._refuse_tag(node, key)
+        if kind == "float" and ":" not in text:
+            return float(read)
+        # 010 is 8, 0x10 is 16 and 1:30 is 90: nobody is given another number than the one they see
+        remedy = self.source.quoting(text, self.text)
+        return self._refuse(node, key, f"{text} is {read} to YAML; write {read}, or {remedy}")
+
+    def _text(self, node: yaml.ScalarNode, key: str) -> str:
+        text: str = node.value
+        if found := _UNPRINTABLE.search(text):
+            code = f"#x{ord(found[0]):04x}"
+            self._refuse(node, key, f"holds the character {code}, which no text may; remove it")
+        return text
+
+    def _refuse_tag(self, node: yaml.Node, key: str) -> NoReturn:
+        tag = printable(node.tag.replace(_TAG, "!!"), 60)
+        shown = f"{printable(node.value, 40)} is " if isinstance(node, yaml.ScalarNode) else ""
+        self._refuse(node, key, f"{shown}no {tag} that a recipe can hold; remove the tag")
+
+    def _refuse(self, node: yaml.Node, key: str, what: str) -> NoReturn:
+        where = self.source.at(node.start_mark.line)
+        named = f"{printable(key, 60)}: " if key else ""
+        raise RecipeError(f"{where}: {named}{what}")
 
 
 def _represent_float(dumper: Any, value: float) -> yaml.ScalarNode:

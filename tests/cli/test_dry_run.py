@@ -10,8 +10,10 @@ import pytest
 
 from optima.cli import doctor, dpo, sft_dpo
 from optima.cli.sft import main
-from optima.errors import RecipeError
-from optima.pipelines.footprint import n_parameters
+from optima.errors import RecipeError, UsageError
+from optima.pipelines.context import split_devices
+from optima.pipelines.footprint import footprint, n_parameters
+from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.recipe.loading import load_recipe
 from optima.training.launch import check_trackers
@@ -297,6 +299,57 @@ def test_model_no_talk_can_be_trained_with_is_refused_by_doctor_dry_run_and_run_
         assert reason in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert not any(call[0] == "-m" for call in commands(environment))  # nothing was started
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("model.max_model_len=4096", "model.max_model_len: 4096: "),
+        ("sampling.format_pool_path=/nowhere", "/nowhere"),
+        ("seed=1", "GiB needed, "),
+    ],
+)
+def test_what_stops_a_dry_run_stops_the_run_before_anything_is_started(
+    change: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = arguments(tmp_path, change, "sampling.format_pool=true")
+    if "needed" in reason:
+        with (tmp_path / "model" / "model.safetensors").open("wb") as file:
+            file.truncate(2**43)  # no disk here keeps copies of it; as a file it takes no room
+    environment = Environment(tmp_path / "fake_env", tmp_path / "fake_env/bin/python")
+    for command in (argv, [word for word in argv if word != "--dry-run"]):
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        assert reason in err
+        assert err.count("\n") == 1
+    assert not any(call[0] == "-m" for call in commands(environment))
+
+
+def test_disk_that_a_run_has_taken_already_is_not_asked_for_again(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        RECIPES / "sft" / "quickstart.yaml", [f"model.path={tmp_path}/model", "iterations=1"]
+    )
+    write_model(tmp_path / "model")
+    with (tmp_path / "model" / "model.safetensors").open("wb") as file:
+        file.truncate(2**43)
+    with pytest.raises(UsageError, match="free some or give another --run-dir"):
+        list(footprint(recipe, tmp_path / "run", 4, 2))
+    (tmp_path / "run").mkdir()
+    for name in "abcd":  # three models and, with LoRA, one checkpoint of 8 TiB each
+        with (tmp_path / "run" / name).open("wb") as file:
+            file.truncate(2**43)
+    assert any(line.startswith("disk ") for line in footprint(recipe, tmp_path / "run", 4, 2))
+
+
+def test_ports_of_all_servers_must_exist() -> None:
+    gpus = Devices("cuda", (0, 1, 2, 3))
+    recipe = load_recipe(
+        RECIPES / "sft" / "quickstart.yaml", ["serving.port=65533", "serving.tensor_parallel=2"]
+    )
+    assert split_devices(recipe, gpus) == (gpus, gpus)
+    recipe = load_recipe(RECIPES / "sft" / "quickstart.yaml", ["serving.port=65533"])
+    with pytest.raises(UsageError, match=r"serving\.port: 65533: 4 servers .* at most 65532"):
+        split_devices(recipe, gpus)
 
 
 def test_doctor_names_the_token_that_ends_a_turn(tmp_path: Path) -> None:

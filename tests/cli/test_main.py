@@ -1,13 +1,16 @@
 """The optima command."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from optima.cli import doctor
+import optima
+from optima.cli import doctor, dpo, infer, multi_sc, sft, sft_dpo
 from optima.cli.main import main, parse
 from optima.recipe.loading import load_recipe
 from optima.tasks import TASKS
+from optima.training import fetch_model
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "recipes" / "sft" / "quickstart.yaml")
@@ -143,3 +146,66 @@ def test_overrides_may_stand_on_both_sides_of_an_option() -> None:
         parse([*argv, "stray"])
     with pytest.raises(SystemExit):
         parse(["tasks", "seed=1"])
+
+
+@pytest.mark.parametrize("program", [main, sft.main, dpo.main, sft_dpo.main, infer.main,
+                                     multi_sc.main, fetch_model.main])  # fmt: skip
+def test_every_command_says_its_version(
+    program: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        program(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"optima {optima.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["nothing"], [], ["try"], ["prompts"], ["report"], ["tasks", "--what"],
+        ["try", "--config", "r.yaml", "--n", "many"], ["doctor", "--config"],
+    ],
+)  # fmt: skip
+def test_words_that_make_no_command_end_with_2_and_one_line(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "--help` says what can be given" in err
+
+
+# A command with a number that it cannot be -> the bounds that it names.
+NUMBERS = {
+    ("try", "--config", "r.yaml", "--n", "0"): "--n: 0: must be a whole number from 1 to 10000000",
+    ("try", "--config", "r.yaml", "--show", "-1"): "--show: -1: must be a whole number from 0 to ",
+    ("try", "--config", "r.yaml", "--n", "9" * 5000): f"--n: {'9' * 40}: must be a whole number ",
+    ("try", "--config", "r.yaml", "--n", "1e3"): "--n: 1e3: must be a whole number from 1 to ",
+    ("prompts", "show", "--config", "r.yaml", "--index", "1.5"): "--index: 1.5: must be a whole ",
+    ("baselines", "--n-votes", "10001"): "--n-votes: 10001: must be a whole number from 1 to 10000",
+    ("baselines", "--vote-temperature", "nan"): "--vote-temperature: nan: must be a number from 0 ",
+    ("baselines", "--limit", "0"): "--limit: 0: must be a whole number from 1 to ",
+    ("transfer", "--models", "m", "--tasks", "arc", "--limit", "-3"): "--limit: -3: must be a ",
+    ("view", "r", "--port", "65536"): "--port: 65536: must be a whole number from 0 to 65535",
+    ("report", "r", "--max-trees", "0"): "--max-trees: 0: must be a whole number from 1 to ",
+}
+
+
+@pytest.mark.parametrize("argv", NUMBERS, ids=lambda argv: " ".join(argv)[:40])
+def test_number_out_of_bounds_is_refused_with_the_bounds(
+    argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"optima: {NUMBERS[argv]}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [["--n-samples", "0"], ["--temperature", "2.1"]])
+def test_number_of_multi_sc_out_of_bounds_is_refused(argv: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        multi_sc.main(argv)

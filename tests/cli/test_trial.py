@@ -151,8 +151,8 @@ def test_same_trial_again_holds_no_conversation_anew(
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("--n", "0"), "--n 0: must be 1 or more"),
-        (("--show", "-1"), "--show -1: must be 0 or more"),
+        (("--n", "0"), "--n: 0: must be a whole number from 1 to 10000000"),
+        (("--show", "-1"), "--show: -1: must be a whole number from 0 to"),
         (("select.tetha=1.0",), "select.tetha: unknown key (did you mean theta?)"),
         (("conversation.prompts=none",), "conversation.prompts: none: is no directory"),
     ],

@@ -206,7 +206,7 @@ def test_runs_are_compared_problem_by_problem(finished: Path) -> None:
         (("transfer", "--models", "x/y", "--tasks", "arc,arc", "--output", "o"), "named twice"),
         (("transfer", "--models", "x/y", "--tasks", "arc", "--data", "math=d", "--output", "o"),
          "--data math: is not among --tasks arc"),
-        (("baselines", "--model", "x/y", "--task", "arc", "--n-votes", "0"), "--n-votes 0: must"),
+        (("baselines", "--model", "x/y", "--task", "arc", "--n-votes", "0"), "--n-votes: 0: must"),
         (("baselines", "--model", "x/y", "--task", "arc", "--vote-temperature", "0"),
          "--vote-temperature 0: makes"),
         (("baselines", "--model", "x/y", "--task", "arc", "--methods", "trained"), "needs --run"),

@@ -148,12 +148,11 @@ PLACES: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {
     ),
     (("task: arc", "iterations: 2"), ()): (
         "a.yaml: cold_start: arc has no gold evidence to script conversations from; remove "
-        "cold_start or use conversation.worked_example=true"
+        "cold_start, which conversation.worked_example=true can replace"
     ),
     (("task: gsm8",), ()): "b.yaml: task: 'gsm8' is no task (did you mean gsm8k?)",
     (("data: {hub_revision: 2024-01-01}",), ()): (
-        "b.yaml: data.hub_revision: 2024-01-01 is a date to YAML, must be a text, a number, a list "
-        "or a section; put it in quotes"
+        "b.yaml:1: data.hub_revision: 2024-01-01 is a date to YAML; put it in quotes"
     ),
     (("seed: [1",), ()): "b.yaml:",
     (("- 1",), ()): "b.yaml: must be a mapping of sections, such as `task: arc`",
@@ -167,7 +166,7 @@ PLACES: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {
     ),
     (("for: [sft]",), ()): "b.yaml: for: must be a section, such as `for: {dpo: ...}`",
     (("iterations: 2",), ("for.sft.seed=1",)): (
-        "override for.sft.seed=1: for: unknown key (known keys: schema_version"
+        "override for.sft.seed=1: for: unknown key (stands in files only; give the key alone)"
     ),
 }  # fmt: skip
 

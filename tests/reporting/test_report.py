@@ -84,8 +84,11 @@ def test_report_of_the_same_runs_is_the_same_page(tmp_path: Path) -> None:
     [
         (("report", "nowhere"), "nowhere: is no run directory"),
         (("view", "nowhere"), "nowhere: is no run directory"),
-        (("report", "RUN", "--max-conversations", "0"), "--max-conversations 0: must be at least"),
-        (("view", "RUN", "--port", "70000"), "--port 70000: must be from 0 to 65535"),
+        (("report", "RUN", "--max-conversations", "0"), "--max-conversations: 0: must be a whole"),
+        (
+            ("view", "RUN", "--port", "70000"),
+            "--port: 70000: must be a whole number from 0 to 65535",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(

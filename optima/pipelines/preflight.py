@@ -1,0 +1,32 @@
+"""What stops a run before it starts anything: checked alike by the run and by ``--dry-run``."""
+
+import logging
+from pathlib import Path
+
+from optima.pipelines.context import RunContext
+from optima.pipelines.footprint import check_run_dir, context_window, footprint
+from optima.pipelines.problems import Problems
+from optima.prompts.formats import Format, load_formats
+from optima.recipe.schema import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+def check_start(recipe: Recipe, run_dir: Path) -> None:
+    """Raise UsageError (or a kind of it) for a directory, window or format files that cannot be."""
+    check_run_dir(run_dir)
+    context_window(recipe.model)
+    read_formats(recipe)
+
+
+def read_formats(recipe: Recipe) -> tuple[Format, ...]:
+    """Return the formats of the pool, none where the recipe has no pool."""
+    extra = recipe.sampling.format_pool_path
+    return load_formats(Path(extra) if extra else None) if recipe.sampling.format_pool else ()
+
+
+def check_room(context: RunContext, problems: Problems) -> None:
+    """Log what the run will generate and store; UsageError when the disk is too small for it."""
+    n_train, n_test = len(problems.train), len(problems.test)
+    for line in footprint(context.recipe, context.run.root, n_train, n_test):
+        logger.info("%s", line)
