@@ -166,6 +166,11 @@ def check_recipe(recipe: "Recipe", needed: frozenset[str]) -> None:
             raise ValueError(f"{name}: is missing, method={recipe.method} needs it; add it")
     if recipe.initialise is not None and recipe.method != "dpo":
         raise ValueError(f"initialise: contradicts method={recipe.method}; remove it")
+    if recipe.method == "dpo" and recipe.initialise is not False and recipe.iterations == 1:
+        raise ValueError(
+            "iterations: 1 is the SFT that initialises a dpo run and leaves none of preferences; "
+            "write 2 or more, or initialise: false"
+        )
     if len(recipe.agents.names) == 1 and recipe.method != "sft":
         raise ValueError(
             "agents.names: has one agent, which makes no dialogue: method must be sft; name two"

@@ -308,7 +308,8 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0)
     """Root of all randomness."""
     iterations: int = Field(default=6, ge=1)
-    """Iterations of generate, rank, select, train."""
+    """Iterations, each of a training; of sft_dpo each of SFT and DPO. Those of a dpo run count the
+    SFT that initialises it."""
     model: ModelSection
     data: DataSection = DataSection()
     agents: AgentsSection = AgentsSection()
@@ -318,8 +319,8 @@ class Recipe(Section):
     select: SelectSection = SelectSection()
     train: TrainSection = TrainSection()
     initialise: bool | None = None
-    """Whether a dpo run begins with one iteration of SFT (the default); false when ``model.path``
-    is an initialised model, such as iteration 0 of a run of ``optima-sft``."""
+    """Whether the first iteration of a dpo run is one of SFT (the default); false when
+    ``model.path`` is an initialised model, such as iteration 0 of a run of ``optima-sft``."""
     search: SearchSection | None = None
     pairs: PairSection | None = None
     dpo: DpoSection | None = None

@@ -120,7 +120,7 @@ def test_control_of_a_run_with_trees_samples_as_many_answers_as_it_rolled_out(
     assert recipe.search is not None
     control = control_recipe(recipe)
     assert control.sampling.n_samples == 24  # 8 rounds x 3 rollouts
-    assert control.iterations == recipe.iterations + 1  # the initial SFT
+    assert control.iterations == recipe.iterations == 6  # the SFT that initialises is one of them
     assert (control.method, control.data.n_train, control.search) == ("sft", 7, None)
     both = load_recipe(ROOT / "recipes/sft_dpo/arc.yaml")
     assert control_recipe(both).sampling.n_samples == both.sampling.n_samples + 24
