@@ -18,7 +18,7 @@ from optima.pipelines.footprint import (
 )
 from optima.pipelines.methods import check_trainable
 from optima.pipelines.outline import steps
-from optima.pipelines.run import loss_template, model_codec
+from optima.pipelines.run import loss_codec, model_codec
 from optima.pipelines.status import is_owned
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, require_environment
@@ -61,7 +61,7 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
     places = split_devices(recipe, devices)
     codec = model_codec(recipe, recipe.model.path)
     PromptStyle.of(recipe, task)
-    loss_template(recipe, codec.template)
+    loss_codec(recipe, codec)
     window = context_window(recipe.model)
     extra = recipe.sampling.format_pool_path
     if recipe.pairs is not None and recipe.pairs.path is not None:

@@ -80,7 +80,7 @@ def grow(
     ids = "\n".join(problem.problem_id for problem in problems)
     stage = context.run.stage(
         name, model.digest, context.loss_model.digest, ids, repr(normaliser_tokens),
-        "\n".join(context.style.texts()),
+        "\n".join(context.style.texts()), context.loss_end,
     )  # fmt: skip
     if stage.done:
         return stage
