@@ -203,10 +203,11 @@ class TrainSection(Section):
     gradient_checkpointing: bool = True
     """Trade compute for memory."""
     batching: Literal["length_grouped", "packing", "plain"] = "length_grouped"
-    """How rows are put together: similar lengths, packed to max_length, or as they come."""
+    """How rows of SFT are put together: similar lengths, packed to max_length, or as they come.
+    Pairs of DPO are taken as they come."""
     start: Literal["auto", "previous", "base"] = "auto"
-    """Model each iteration starts from; ``auto``: previous for information exchange, base for
-    debate (paper)."""
+    """Model each SFT starts from; ``auto``: previous for information exchange, base for debate
+    (paper). DPO always goes on from the last model, so a dpo run has no use for it."""
     eval_share: float = Field(default=0.02, ge=0, lt=1)
     """Share of the problems whose rows measure evaluation loss and are not trained on."""
     lora: LoraSection | None = None
@@ -320,7 +321,8 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     initialise: bool | None = None
     """Whether the first iteration of a dpo run is one of SFT (the default); false when
-    ``model.path`` is an initialised model, such as iteration 0 of a run of ``optima-sft``."""
+    ``model.path`` is an initialised model, such as iteration 0 of a run of ``optima-sft``: then
+    ``select`` and, of ``sampling``, all but temperature and top_p are of no use."""
     search: SearchSection | None = None
     pairs: PairSection | None = None
     dpo: DpoSection | None = None

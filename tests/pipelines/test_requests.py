@@ -5,7 +5,9 @@ The stand-in server notes every request; a request belongs to the stage whose se
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,13 @@ class Asked:
     requests: tuple[dict[str, Any], ...]
 
 
+Runs = Callable[[str], Asked]
+
+
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Asked]:
-    """Return one run of each method."""
-    return {method: _run(tmp_path_factory.mktemp(method), method) for method in GENERATING}
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Return a function that gives the run of a method, one for all tests."""
+    return cache(lambda method: _run(tmp_path_factory.mktemp(method), method))
 
 
 def _run(directory: Path, method: str) -> Asked:
@@ -94,15 +99,15 @@ def _temperatures(asked: Asked) -> dict[str, set[float]]:
 
 
 @pytest.mark.parametrize("method", GENERATING)
-def test_every_stage_samples_at_its_own_temperature(method: str, asked: dict[str, Asked]) -> None:
+def test_every_stage_samples_at_its_own_temperature(method: str, asked: Runs) -> None:
     # Evaluations have no seed, as greedy decoding draws nothing, and so do not appear here.
-    assert _temperatures(asked[method]) == {k: {v} for k, v in GENERATING[method].items()}
+    assert _temperatures(asked(method)) == {k: {v} for k, v in GENERATING[method].items()}
 
 
 @pytest.mark.parametrize("method", GENERATING)
-def test_evaluations_are_greedy(method: str, asked: dict[str, Asked]) -> None:
-    root = asked[method].root
-    greedy = [request for request in asked[method].requests if request["temperature"] == 0]
+def test_evaluations_are_greedy(method: str, asked: Runs) -> None:
+    root = asked(method).root
+    greedy = [request for request in asked(method).requests if request["temperature"] == 0]
     talks = [c for p in root.glob("evaluate/*/talk/conversations.jsonl") for c in _read(p)]
     assert len(greedy) == sum(len(c["turns"]) for c in talks) > 0
 
@@ -118,14 +123,14 @@ def test_evaluation_has_the_temperature_of_the_recipe(tmp_path: Path) -> None:
 
 
 def test_inference_is_greedy_and_holds_one_conversation_a_problem(
-    asked: dict[str, Asked], tmp_path: Path
+    asked: Runs, tmp_path: Path
 ) -> None:
     notes = tmp_path / "requests.jsonl"
     environment = fake_environment(tmp_path, server=("--notes", str(notes)))
     status, _, err = infer(
         environment,
         "--model-root",
-        str(asked["sft"].root),
+        str(asked("sft").root),
         "--output",
         str(tmp_path / "out"),
         *("--limit", "4"),
@@ -140,13 +145,13 @@ def test_inference_is_greedy_and_holds_one_conversation_a_problem(
 
 @pytest.mark.parametrize("method", GENERATING)
 def test_first_iteration_asks_for_formats_that_no_training_row_shows(
-    method: str, asked: dict[str, Asked]
+    method: str, asked: Runs
 ) -> None:
     first = next(iter(GENERATING[method]))
-    root, seeds = asked[method].root, _stages(asked[method].root)
+    root, seeds = asked(method).root, _stages(asked(method).root)
     formats = [pooled.text for pooled in load_formats()]
     for stage in GENERATING[method]:
-        prompts = [text_of(r["prompt"]) for r in asked[method].requests
+        prompts = [text_of(r["prompt"]) for r in asked(method).requests
                    if r.get("seed") in seeds[stage]]  # fmt: skip
         assert prompts
         for prompt in prompts:
@@ -159,11 +164,11 @@ def test_first_iteration_asks_for_formats_that_no_training_row_shows(
 
 @pytest.mark.parametrize("method", GENERATING)
 def test_losses_are_of_every_utterance_after_the_assistant_header_with_its_end_of_turn(
-    method: str, asked: dict[str, Asked]
+    method: str, asked: Runs
 ) -> None:
-    items = scored(asked[method].environment)
+    items = scored(asked(method).environment)
     assert {header for header, _ in items} == {"<|im_start|>assistant\n"}
-    said = {text.strip() for text in _said(asked[method].root)} - {""}
+    said = {text.strip() for text in _said(asked(method).root)} - {""}
     assert {text for _, text in items} == {f"{text}<|im_end|>" for text in said}
 
 
@@ -177,9 +182,9 @@ def _said(root: Path) -> list[str]:
 
 
 def test_tokens_are_measured_by_the_longest_conversation_of_the_problem(
-    asked: dict[str, Asked],
+    asked: Runs,
 ) -> None:
-    rewards = _read(asked["sft"].root / "iter_0/rank/rewards.jsonl")
+    rewards = _read(asked("sft").root / "iter_0/rank/rewards.jsonl")
     tokens_by_problem: dict[str, list[int]] = defaultdict(list)
     for parts in rewards:
         tokens_by_problem[parts["problem_id"]].append(parts["n_tokens"])

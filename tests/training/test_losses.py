@@ -16,6 +16,7 @@ from optima.search.pairs import preference_row
 from optima.training.jobs import TrainJob, TrainResult
 from optima.trainset import conversation_rows
 from optima.types import ModelRef, PreferencePair, PreferenceRow, TrainingRow
+from tests.fields import unread_fields
 from tests.talks import ids_of, speakers, turn
 from tests.tokenizers import write_tokenizer
 from tests.training.rows import write_rows
@@ -140,3 +141,22 @@ def test_supervised_loss_is_the_mean_over_all_trained_tokens_of_a_step(
         for start, stop in row.trained
     ]
     assert result.train_loss == pytest.approx(float(torch.cat(each).mean()), rel=1e-4)
+
+
+# Asked for before the training's process starts, or by the other training.
+_ELSEWHERE = {"train.start", "train.eval_share", "train.parallelism", "train.timeout_s"}
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_training_asks_for_every_field_of_how_to_train(
+    kind: str, tiny: Path, tmp_path: Path
+) -> None:
+    lora = {"rank": 2, "alpha": 4}
+    rows = [_pair(k) for k in range(3)] if kind == "dpo" else [_row(k) for k in range(3)]
+    with unread_fields() as unread:
+        _train(tiny, tmp_path / "out", rows, lora=lora)
+    own = {"train.batching"} if kind == "dpo" else {k for k in unread if k.startswith("dpo.")}
+    # What dpo names takes the place of the same field of train before the process starts.
+    own |= {f"dpo.{name}" for name in DpoSection.model_fields if name in TrainSection.model_fields}
+    found = {key for key in unread if key.startswith(("train.", "dpo."))}
+    assert found - own - _ELSEWHERE == set()
