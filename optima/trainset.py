@@ -1,4 +1,4 @@
-"""From selected conversations to training rows: one per agent that spoke (method.md section 3).
+"""From selected conversations to training rows: one per agent that spoke (docs/method.md, 3).
 
 A row holds the token ids that agent was given and those it sampled, the very ones of generation
 without the pool; only what it sampled carries loss.
