@@ -1,9 +1,11 @@
 """Which fields of a recipe something asks for while a piece of code runs."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+from optima.recipe import checks
 from optima.recipe.schema import Recipe
 from optima.recipe.section import Section
 from optima.recipe.sections import section_of
@@ -23,14 +25,15 @@ def fields_of(section: type[Any] = Recipe, prefix: str = "") -> Iterator[tuple[s
 def unread_fields() -> Iterator[set[str]]:
     """Fill the set, at the end, with the keys of the fields that nobody asked for meanwhile.
 
-    Copies, comparisons and texts of whole sections ask for no field.
+    Copies, comparisons and texts of whole sections ask for no field; what checks them is no use.
     """
     asked: set[tuple[str, str]] = set()
     unread: set[str] = set()
     plain = Section.__getattribute__
 
     def noting(section: Section, name: str) -> Any:
-        if not name.startswith("_"):
+        caller = sys._getframe(1).f_code.co_filename
+        if not name.startswith("_") and caller != checks.__file__:
             asked.add((type(section).__name__, name))
         return plain(section, name)
 

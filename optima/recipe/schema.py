@@ -21,7 +21,6 @@ from optima.recipe.preferences import InfluenceSection as InfluenceSection
 from optima.recipe.preferences import PairSection as PairSection
 from optima.recipe.preferences import SearchSection as SearchSection
 from optima.recipe.section import Section
-from optima.recipe.section import Section
 
 Method = Literal["sft", "dpo", "sft_dpo"]
 ChoiceAnswer = Literal["text", "letter"]

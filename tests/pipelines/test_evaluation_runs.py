@@ -116,7 +116,9 @@ def test_trained_single_agent_learns_from_its_own_correct_answers_with_the_runs_
 def test_control_of_a_run_with_trees_samples_as_many_answers_as_it_rolled_out(
     tmp_path: Path,
 ) -> None:
-    recipe = load_recipe(ROOT / "recipes/dpo/arc.yaml", ["search.n_problems=7", "sampling.format_pool_path=formats"])
+    recipe = load_recipe(
+        ROOT / "recipes/dpo/arc.yaml", ["search.n_problems=7", "sampling.format_pool_path=formats"]
+    )
     assert recipe.search is not None
     control = control_recipe(recipe)
     assert control.sampling.n_samples == 24  # 8 rounds x 3 rollouts

@@ -13,6 +13,7 @@ from tests.pipelines.runs import write_recipe
 ELSEWHERE = {
     "schema_version",  # of files
     *("data.train_file", "data.test_file", "data.hub_revision", "data.max_malformed"),  # of rows
+    *("data.hub_configs", "data.train_split", "data.test_split", "data.overlap"),
     "conversation.assent_ends",  # where an agent says no mark after one that did
     *("serving.gpus", "serving.tensor_parallel", "train.parallelism"),  # of GPUs
     "serving.gpu_memory_utilization",
