@@ -4,7 +4,7 @@
 
 R_task in [0, 1]; R_token = tokens / largest token count of the problem's group, in [0, 1];
 R_loss = largest mean negative log-likelihood (nats per token) of a turn under the base model.
-The reference's further rules are fields of ``RewardSection``, off or on as method.md says.
+The reference's further rules are fields of ``RewardSection``; docs/method.md says which are on.
 """
 
 from collections.abc import Sequence
@@ -33,19 +33,19 @@ def compute_reward(
     error = conversation.error
     if error is None and isinstance(task_score, str):
         error = task_score
-    if error is None and n_tokens == 0:
+    if error is None and n_tokens == 0 and not section.penalise_empty:
         error = "no tokens were generated"
-    loss: float | None = None
+    loss, of_loss = None, 0.0
     if error is None and section.lambda_loss > 0:
         if turn_losses is None:
             raise ValueError("turn_losses are needed when lambda_loss > 0")
-        loss, error = _worst_loss(conversation, turn_losses)
+        loss, of_loss, error = loss_term(conversation, turn_losses, section)
     task = task_score if isinstance(task_score, float) else 0.0
-    token = token_score(n_tokens, normaliser_tokens, section) if n_tokens else 0.0
-    term = loss_term(conversation, loss, section)
+    token = min(1.0, n_tokens / normaliser_tokens)
+    of_tokens = token_term(conversation, token, section)
     total: float | None = None
     if error is None:
-        total = task - section.lambda_token * token + section.lambda_loss * term
+        total = task + of_tokens + of_loss
         if section.fault_total is not None and "role_leakage" in conversation.faults:
             total = section.fault_total
     return RewardParts(
@@ -53,8 +53,9 @@ def compute_reward(
         n=conversation.n,
         task=task,
         token=token,
+        token_term=of_tokens,
         loss=loss,
-        loss_term=section.lambda_loss * term,
+        loss_term=of_loss,
         total=total,
         n_tokens=n_tokens,
         is_eligible=error is None and not (section.exclude_faults and conversation.faults),
@@ -77,22 +78,32 @@ def needs_losses(recipe: Recipe) -> bool:
     return max(recipe.reward.lambda_loss, search_reward(recipe).lambda_loss) > 0
 
 
-def token_score(n_tokens: int, normaliser_tokens: int, section: RewardSection) -> float:
-    """Return R_token: n_tokens / normaliser, at most 1; -1 under the rule ``min_tokens``."""
-    if n_tokens <= section.min_tokens:
-        return -1.0
-    return min(1.0, n_tokens / normaliser_tokens)
+def token_term(conversation: Conversation, token: float, section: RewardSection) -> float:
+    """Return what R_token = ``token`` adds: -lambda_token * R_token; -1 by a rule of the reference.
+
+    The rules are ``min_tokens`` and ``penalise_overflow``.
+    """
+    is_short = conversation.n_tokens <= section.min_tokens and section.min_tokens > 0
+    is_cut = section.penalise_overflow and "overflow" in conversation.faults
+    return -1.0 if is_short or is_cut else -section.lambda_token * token
 
 
-def loss_term(conversation: Conversation, loss: float | None, section: RewardSection) -> float:
-    """Return 1 / R_loss, or 0 for a repeated utterance, or -1 above ``max_loss_tokens``."""
-    if loss is None:
-        return 0.0
+def loss_term(
+    conversation: Conversation, turn_losses: Sequence[float | None], section: RewardSection
+) -> tuple[float | None, float, str | None]:
+    """Return (R_loss, what it adds, error): lambda_loss / R_loss, or what a rule says.
+
+    -1 above ``max_loss_tokens`` and, by ``penalise_empty``, where nothing is said; 0 for a repeated
+    utterance. R_loss is None where the rule needs none.
+    """
     if section.max_loss_tokens is not None and conversation.n_tokens > section.max_loss_tokens:
-        return -1.0
-    if section.repeat_zeroes_loss and has_repeated_utterance(conversation):
-        return 0.0
-    return 1.0 / loss
+        return None, -1.0, None
+    if section.penalise_empty and not any(turn.text.strip() for turn in conversation.turns):
+        return None, -1.0, None
+    loss, error = _worst_loss(conversation, turn_losses)
+    if loss is None or (section.repeat_zeroes_loss and has_repeated_utterance(conversation)):
+        return loss, 0.0, error
+    return loss, section.lambda_loss / loss, None
 
 
 def has_repeated_utterance(conversation: Conversation) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from optima.recipe.schema import SelectSection
+from optima.shares import share_of
 from optima.types import RewardParts
 
 
@@ -25,12 +26,12 @@ def best_of_each(candidates: Iterable[RewardParts]) -> list[RewardParts]:
 def select_top(best: Sequence[RewardParts], section: SelectSection) -> tuple[RewardParts, ...]:
     """Return what is trained on: R > theta, then the kept range of ranks by R, best first.
 
-    Of m problems above the threshold the ranks from int(keep_from * m) up to int(keep_to * m) are
-    kept, at least one where m > 0.
+    Of m problems above the threshold the ranks from keep_from * m up to keep_to * m, both rounded
+    down, are kept, at least one where m > 0.
     """
     above = sorted((p for p in best if _thresholded(p, section) > section.theta), key=_rank)
-    start = int(section.keep_from * len(above))
-    stop = max(start + 1, int(section.keep_to * len(above)))
+    start = int(share_of(section.keep_from, len(above)))
+    stop = max(start + 1, int(share_of(section.keep_to, len(above))))
     return tuple(above[start:stop])
 
 

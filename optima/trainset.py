@@ -1,4 +1,4 @@
-"""From selected conversations to training rows: one per agent that spoke (method.md section 3).
+"""From selected conversations to training rows: one per agent that spoke (docs/method.md, 3).
 
 A row holds the token ids that agent was given and those it sampled, the very ones of generation
 without the pool; only what it sampled carries loss.
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from optima.conversation.agent import Speaker
 from optima.seeding import SEED_BITS, derive_seed
+from optima.shares import share_of
 from optima.types import TrainingRow, Turn
 
 
@@ -41,4 +42,4 @@ def conversation_rows(
 
 def is_held_out(problem_id: str, *, seed: int, share: float) -> bool:
     """Tell whether a problem's rows measure evaluation loss; all its rows go together."""
-    return derive_seed(seed, "held_out", problem_id) < int(share * 2**SEED_BITS)
+    return derive_seed(seed, "held_out", problem_id) < share_of(share, 2**SEED_BITS)

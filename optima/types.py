@@ -100,9 +100,10 @@ class Conversation(Record):
 class RewardParts(Record):
     """The reward of one conversation (paper Eq. 1) with its parts.
 
-    ``task`` in [0, 1], higher is better; ``token`` in [0, 1] (-1 by the rule ``min_tokens``),
-    lower is better; ``loss`` is R_loss in nats per token (None when it was not needed);
-    ``loss_term`` is what is added after weighting by lambda_loss, 1 / R_loss in the plain case.
+    ``task`` in [0, 1], higher is better; ``token`` is R_token in [0, 1], lower is better; ``loss``
+    is R_loss in nats per token (None when it was not needed). What the two add to the total, their
+    weights and the reference's rules included, are ``token_term`` (None in runs of before it was
+    kept) and ``loss_term``: -lambda_token * R_token and lambda_loss / R_loss in the plain case.
     ``total`` is None exactly when ``error`` says why no reward could be computed.
     """
 
@@ -111,6 +112,7 @@ class RewardParts(Record):
     n: int
     task: float
     token: float
+    token_term: float | None = None
     loss: float | None
     loss_term: float
     total: float | None

@@ -56,6 +56,13 @@ def commands(environment: "Environment") -> list[list[str]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def scored(environment: "Environment") -> list[tuple[str, str]]:
+    """Return the (header, text) items whose losses the environment was asked for so far."""
+    path = environment.prefix / "scored.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(item["header"], item["text"]) for line in lines for item in json.loads(line)]
+
+
 def _serve(arguments: list[str], options: dict[str, object]) -> None:
     from optima.serving.fake import main
 
@@ -123,6 +130,8 @@ def _score(options: dict[str, object]) -> None:
         if dies_after is not None and n >= int(str(dies_after)):
             os._exit(1)
         request = json.loads(line)
+        with (Path(str(options["notes"])) / "scored.jsonl").open("a") as notes:
+            notes.write(json.dumps(request["items"]) + "\n")
         losses = []
         for item in request["items"]:
             drawn = hashlib.blake2b(item["text"].encode(), digest_size=4).digest()

@@ -16,12 +16,19 @@ ROOT = Path(__file__).resolve().parent.parent
 # longest entry that fits a module counts, so a file that reads or starts something stands apart
 # from its package.
 LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("words", ("optima", "optima.types", "optima.errors", "optima.seeding", "optima.models")),
+    (
+        "words",
+        (
+            *("optima", "optima.types", "optima.errors", "optima.seeding", "optima.shares"),
+            "optima.models",
+        ),
+    ),
     (
         "core",
         (
             "optima.recipe.checks",
             "optima.recipe.data",
+            "optima.recipe.preferences",
             "optima.recipe.schema",
             "optima.recipe.section",
             "optima.tasks",

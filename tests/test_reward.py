@@ -4,7 +4,7 @@ import pytest
 
 from optima.recipe.schema import RewardSection
 from optima.reward import compute_reward, has_repeated_utterance
-from optima.types import Conversation, Fault, Turn
+from optima.types import Conversation, Fault, RewardParts, Turn
 
 
 def turn(text: str, n_tokens: int = 10) -> Turn:
@@ -71,23 +71,75 @@ def test_confirmation_that_ends_a_talk_is_no_repetition() -> None:
     assert has_repeated_utterance(endless)
 
 
-def test_rules_of_the_reference_are_fields() -> None:
-    short = compute_reward(
-        conversation(" a"), task_score=0.0, normaliser_tokens=100, turn_losses=(1.0,),
-        section=RewardSection(min_tokens=40),
-    )  # fmt: skip
-    assert short.token == -1.0
-    long = compute_reward(
-        conversation(" a"), task_score=0.0, normaliser_tokens=100, turn_losses=(1.0,),
-        section=RewardSection(max_loss_tokens=5),
-    )  # fmt: skip
+def ruled(
+    made: Conversation, score: float, losses: tuple[float | None, ...], **rules: float | bool
+) -> RewardParts:
+    """Return the reward by Eq. 1 with lambda_token 0.6, lambda_loss 0.5 and the rules given."""
+    section = RewardSection.model_validate({"lambda_token": 0.6, "lambda_loss": 0.5, **rules})
+    return compute_reward(
+        made, task_score=score, normaliser_tokens=100, turn_losses=losses, section=section
+    )
+
+
+def test_part_of_the_tokens_of_a_short_conversation_is_minus_one_in_the_total() -> None:
+    talk = conversation(" a", " b", " c")  # 30 tokens
+    # 1 - 0.6 * 30/100 + 0.5 / 2 = 1.07; by the rule 1 - 1 + 0.5 / 2 = 0.25
+    assert ruled(talk, 1.0, (1.0, 2.0, 1.0)).total == pytest.approx(1.07)
+    short = ruled(talk, 1.0, (1.0, 2.0, 1.0), min_tokens=40)
+    assert short.total == pytest.approx(0.25)
+    assert (short.token, short.token_term) == (0.3, -1.0)
+    assert ruled(talk, 1.0, (1.0, 2.0, 1.0), min_tokens=30).total == pytest.approx(0.25)
+    assert ruled(talk, 1.0, (1.0, 2.0, 1.0), min_tokens=29).total == pytest.approx(1.07)
+    heavier = ruled(talk, 1.0, (1.0, 2.0, 1.0), min_tokens=40, lambda_token=0.1)
+    assert heavier.total == short.total
+
+
+def test_part_of_the_loss_of_a_long_conversation_is_minus_one_in_the_total() -> None:
+    talk = conversation(" a", " b")  # 20 tokens: 1 - 0.6 * 20/100 - 1 = -0.12
+    long = ruled(talk, 1.0, (1.0, 2.0), max_loss_tokens=19)
+    assert long.total == pytest.approx(-0.12)
     assert long.loss_term == -1.0
-    leaking = compute_reward(
-        conversation(" a", faults=("role_leakage",)), task_score=1.0, normaliser_tokens=100,
-        turn_losses=(1.0,), section=RewardSection(fault_total=-10.0, exclude_faults=False),
-    )  # fmt: skip
-    assert leaking.total == -10.0
-    assert leaking.is_eligible
+    assert ruled(talk, 1.0, (1.0, 2.0), max_loss_tokens=20).total == pytest.approx(0.88 + 0.25)
+    unreadable = ruled(talk, 1.0, (1.0, None), max_loss_tokens=19)
+    assert unreadable.total == pytest.approx(-0.12)  # the rule asks for no loss
+
+
+def test_overflow_costs_one_in_place_of_the_tokens_where_the_recipe_says_so() -> None:
+    cut = conversation(" a", faults=("overflow",))  # 10 tokens
+    assert ruled(cut, 0.0, (2.0,)).total == pytest.approx(-0.6 * 0.1 + 0.25)
+    penalised = ruled(cut, 0.0, (2.0,), penalise_overflow=True)
+    assert penalised.total == pytest.approx(-1 + 0.25)
+    leaking = conversation(" a", faults=("role_leakage",))
+    plain = ruled(leaking, 0.0, (2.0,), penalise_overflow=True)
+    assert plain.total == pytest.approx(-0.6 * 0.1 + 0.25)
+
+
+def test_silence_costs_one_in_place_of_the_loss_where_the_recipe_says_so() -> None:
+    silent = conversation(" ", "")
+    assert ruled(silent, 0.0, (None, None)).total is None
+    # 0 - 0.6 * 20/100 - 1; of no turns at all 0 - 0 - 1, and with every rule of the reference -2
+    assert ruled(silent, 0.0, (None, None), penalise_empty=True).total == pytest.approx(-1.12)
+    assert ruled(conversation(), 0.0, (), penalise_empty=True).total == pytest.approx(-1.0)
+    everything = ruled(conversation(), 0.0, (), penalise_empty=True, min_tokens=40)
+    assert everything.total == pytest.approx(-2.0)
+
+
+def test_total_of_role_leakage_may_be_fixed() -> None:
+    leaking = conversation(" a", faults=("role_leakage",))
+    fixed = ruled(leaking, 1.0, (1.0,), fault_total=-10.0, exclude_faults=False)
+    assert fixed.total == -10.0
+    assert fixed.is_eligible
+    # Overflow alone is another rule's: 0 - 0.6 * 10/100 + 0.5 / 1
+    cut = conversation(" a", faults=("overflow",))
+    assert ruled(cut, 0.0, (1.0,), fault_total=-10.0).total == pytest.approx(0.44)
+
+
+def test_rules_of_the_reference_other_than_repetition_are_off() -> None:
+    section = RewardSection()
+    assert (section.min_tokens, section.max_loss_tokens, section.fault_total) == (0, None, None)
+    assert not section.penalise_overflow
+    assert not section.penalise_empty
+    assert section.repeat_zeroes_loss
 
 
 @pytest.mark.parametrize("fault", ["role_leakage", "overflow"])

@@ -50,7 +50,14 @@ def test_theta_may_apply_to_the_task_reward() -> None:
     assert [p.problem_id for p in kept] == ["right"]
 
 
-@pytest.mark.parametrize(("n", "expected"), [(0, 0), (1, 1), (2, 1), (3, 2), (10, 7)])
+@pytest.mark.parametrize(("n", "expected"), [(0, 0), (1, 1), (2, 1), (3, 2), (10, 7), (90, 63)])
 def test_at_least_one_is_kept_where_there_is_one(n: int, expected: int) -> None:
     best = [parts(1.0 + i, problem=f"p{i}") for i in range(n)]
     assert len(select_top(best, SelectSection())) == expected
+
+
+def test_both_ends_of_the_range_are_shares_as_written() -> None:
+    # 0.29 of 100 is 29 and 0.57 of 100 is 57, which floating point makes 28 and 56.
+    best = [parts(1.0 + i, problem=f"p{i}") for i in range(100)]
+    kept = select_top(best, SelectSection(keep_from=0.29, keep_to=0.57))
+    assert [p.problem_id for p in kept] == [f"p{i}" for i in range(70, 42, -1)]

@@ -33,7 +33,7 @@ class Speaker:
         """Return the exact ids this speaker's model continues with its next utterance.
 
         They end with ``Name:``, so that the model can neither speak for a partner nor forget who
-        it is (method.md section 1), and hold its earlier utterances as it sampled them.
+        it is (docs/method.md, 1), and hold its earlier utterances as it sampled them.
         """
         messages, _, said = self._view_with_holes(turns)
         return self.codec.prompt_ids(messages, said, self.label)

@@ -214,7 +214,7 @@ def clean_utterance(text: str, name: str) -> str:
 
 
 def find_faults(turns: Sequence[Turn], stop: StopReason, names: Sequence[str]) -> tuple[Fault, ...]:
-    """Return what bars a conversation from selection (method.md section 2, "ours").
+    """Return what bars a conversation from selection (docs/method.md, 1).
 
     ``role_leakage``: an utterance carries the label of a speaker, or nothing was left of it where
     a label ended it. ``overflow``: a turn was cut at

@@ -143,6 +143,12 @@ class ChatCodec:
         tail = codec._pieces([Message(role="user", content="optima-probe"), _hole()])[-1]
         return replace(codec, end_token=codec._end_ids(tail)[-1])
 
+    def end_text(self) -> str:
+        """Return what the template writes after an utterance, up to its end of turn."""
+        tail = self._pieces([Message(role="user", content="optima-probe"), _hole()])[-1]
+        end = self.encoder.token(self.end_token)
+        return tail[: tail.index(end) + len(end)]
+
     def prompt_ids(self, messages: Sequence[Message], said: Sequence[Ids], label: str) -> Ids:
         """Return what the model continues with its next utterance; it ends with ``label``."""
         return self._fill(self._prompt_pieces(messages, label), said)

@@ -4,11 +4,15 @@ Problems are drawn with replacement; what is paired (two models on the same prob
 together, so that what a problem's difficulty adds to both falls out of their difference.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
+
+from optima.shares import share_of
 
 N_RESAMPLES = 10_000
 LEVEL = 0.95
@@ -81,5 +85,11 @@ def _resampled_means(
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the ``share`` percentile (0 to 100) of values, interpolated between neighbours."""
-    return float(np.percentile(values, share))
+    """Return the ``share`` percentile (0 to 100) of values, interpolated between neighbours.
+
+    Exact, as it may be rounded down: the 85th percentile of 0, 1, ..., 100 is 85 and not 84.99….
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    place = share_of(share, len(ordered) - 1) / 100
+    low, high = (Fraction(float(ordered[at])) for at in (int(place), math.ceil(place)))
+    return float(low + (place - int(place)) * (high - low))

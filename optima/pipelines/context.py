@@ -20,7 +20,7 @@ from optima.recipe.schema import Recipe
 from optima.reward import needs_losses
 from optima.rundir import RunDir
 from optima.serving.fleet import Fleet
-from optima.serving.scorer import LossScorer
+from optima.serving.scorer import Item, LossScorer
 from optima.tasks.task import Task
 from optima.types import ModelRef
 
@@ -152,7 +152,7 @@ class RunContext:
     """The run, its task, its models and how they are prompted, and the device.
 
     ``loss_model`` is the one whose losses give R_loss, ``loss_header`` what its chat template
-    writes before an assistant message.
+    writes before an assistant message, ``loss_end`` what it ends one with.
     """
 
     recipe: Recipe
@@ -163,8 +163,17 @@ class RunContext:
     base: Model
     loss_model: Model
     loss_header: str
+    loss_end: str
     device: Device
     train_env: Environment
+
+    def loss_item(self, utterance: str) -> Item:
+        """Return what the scorer takes of an utterance without its label: R_loss's header and text.
+
+        The end of turn is part of the text; where nothing was said there is nothing to score.
+        """
+        text = utterance.strip()
+        return self.loss_header, text + self.loss_end if text else ""
 
     def log_path(self, name: str) -> Path:
         """Log file of a process of this attempt; ``name`` may be a stage's, with slashes."""

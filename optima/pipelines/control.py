@@ -46,23 +46,19 @@ def control_recipe(recipe: Recipe) -> Recipe:
     """Return the recipe of the control of a run by ``recipe``.
 
     Its candidates are sampled at the temperature of later iterations and without formats from the
-    start. In place of trees it samples as many answers as they have rollouts; where DPO follows an
-    initial SFT, it has one iteration more.
+    start. In place of trees it samples as many answers as they have rollouts.
     """
     search = recipe.search
     n_samples, n_problems = recipe.sampling.n_samples, recipe.data.n_train
-    n_iterations = recipe.iterations
     if search is not None:
         n_rollouts = search.n_rounds * search.n_rollouts
         n_samples = n_rollouts + (n_samples if recipe.method == "sft_dpo" else 0)
     if search is not None and recipe.method == "dpo":
         n_problems = search.n_problems or n_problems
-        n_iterations += recipe.initialise is not False
     temperature = recipe.sampling.temperature
     return recipe.model_copy(
         update={
             "method": "sft",
-            "iterations": n_iterations,
             "agents": ALONE,
             "data": recipe.data.model_copy(update={"n_train": n_problems}),
             "sampling": recipe.sampling.model_copy(

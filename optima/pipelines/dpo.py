@@ -1,6 +1,6 @@
 """iDPO (paper Alg. 3): grow dialogue trees, pair siblings, train on preferences, and again.
 
-M_0 = the base model after one iteration of SFT, or a model given
+M_0 = the base model after one iteration of SFT, the first of six, or a model given
 for t = 0, 1, ...:  trees = 8 rounds x 3 rollouts a problem by M_t
                     D_t   = best and worst siblings, V > theta_filter, gap > theta_diff, top half
                     M_t+1 = DPO + alpha NLL of M_t on D_t, with M_t as the reference
@@ -11,6 +11,7 @@ from pathlib import Path
 from optima.pipelines import influence, learn, search
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.evaluate import Evaluations
+from optima.pipelines.outline import begins_with_sft, n_loops
 from optima.pipelines.preflight import check_room
 from optima.pipelines.problems import Problems, read_problems
 from optima.pipelines.run import open_run
@@ -37,10 +38,10 @@ def run_dpo_pipeline(
         if recipe.cold_start is not None:
             model = cold_start(context, problems)
             evaluations.add(model)
-        if recipe.initialise is not False:
+        if begins_with_sft(recipe):
             model = iterate(context, problems, 0, (model, model), evaluations, INITIAL)
             evaluations.add(model)
-        for t in range(recipe.iterations):
+        for t in range(n_loops(recipe)):
             model = iterate_pairs(context, problems, t, model, evaluations, f"iter_{t}")
             evaluations.add(model)
         return evaluations.rows()

@@ -22,6 +22,7 @@ from optima.recipe.schema import InfluenceSection
 from optima.records import read_records, write_records
 from optima.rundir import Stage
 from optima.seeding import rng
+from optima.shares import share_of
 from optima.tasks.loading import sample_problems
 from optima.training.jobs import MODEL_DIR
 from optima.types import PreferenceRow, Problem
@@ -89,7 +90,7 @@ def deal_groups(problem_ids: Sequence[str], n_groups: int, *, seed: int) -> list
 
 def best_groups(influences: Sequence[float], keep_share: float) -> list[int]:
     """Return the places of the share of groups with the highest influence, at least one."""
-    n_kept = max(1, int(keep_share * len(influences)))
+    n_kept = max(1, int(share_of(keep_share, len(influences))))
     return sorted(range(len(influences)), key=lambda g: (-influences[g], g))[:n_kept]
 
 

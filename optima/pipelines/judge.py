@@ -30,23 +30,23 @@ T = TypeVar("T")
 def score(context: RunContext, name: str, talk: Stage) -> Stage | None:
     """Write the base model's loss of every turn of ``talk``; None when lambda_loss is 0.
 
-    The turn is rendered as an assistant message and its template header is not counted.
+    The turn is rendered as an assistant message, without its label: its template header is not
+    counted, its end of turn is.
     """
     if context.recipe.reward.lambda_loss == 0:
         return None
-    stage = context.run.stage(name, talk.output_digest, context.loss_model.digest)
+    stage = context.run.stage(name, talk.output_digest, context.loss_model.digest, context.loss_end)
     if stage.done:
         return stage
     scorer = context.device.scorer(context.loss_model.ref)
-    header = context.loss_header
     n_texts = 0
 
     def losses() -> Iterator[TurnLosses]:
         nonlocal n_texts
         for batch in _batches(read_records(talk.path / CONVERSATIONS, Conversation)):
-            texts = [turn.text.strip() for c in batch for turn in c.turns]
-            n_texts += len(texts)
-            found = iter(scorer.losses([(header, text) for text in texts]))
+            items = [context.loss_item(turn.text) for c in batch for turn in c.turns]
+            n_texts += len(items)
+            found = iter(scorer.losses(items))
             for conversation in batch:
                 yield TurnLosses(
                     problem_id=conversation.problem_id,

@@ -16,6 +16,7 @@ from optima.records import read_records, write_records
 from optima.rundir import Stage
 from optima.seeding import derive_seed, rng
 from optima.selection import best_of_each, select_top
+from optima.shares import share_of
 from optima.tasks.answers import last_marked_answer
 from optima.tasks.loading import sample_problems
 from optima.training.jobs import TrainJob, TrainResult
@@ -46,7 +47,7 @@ def select(
         return stage
     best = best_of_each(read_records(ranked.path / REWARDS, RewardParts))
     selected = select_top(best, section)
-    if not selected or len(selected) < section.min_share * len(problems):
+    if not selected or len(selected) < share_of(section.min_share, len(problems)):
         conversations = read_records(talk.path / CONVERSATIONS, Conversation)
         advice = examine(conversations, problems).advice(remedies(context, t))
         found, way_out = (

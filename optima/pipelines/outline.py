@@ -41,16 +41,26 @@ class Step:
     is_dpo: bool
 
 
+def begins_with_sft(recipe: Recipe) -> bool:
+    """Tell whether the first iteration is the SFT that initialises iDPO."""
+    return recipe.method == "dpo" and recipe.initialise is not False
+
+
+def n_loops(recipe: Recipe) -> int:
+    """Return how often the method's own loop runs: the SFT that initialises iDPO is before it."""
+    return recipe.iterations - begins_with_sft(recipe)
+
+
 def steps(recipe: Recipe) -> Iterator[Step]:
     """Yield the trained models of a run in order, the cold start's aside."""
     rule = recipe.train.start
     is_exchange = get_task(recipe.task).setting == "information_exchange"
     builds_on = rule == "previous" or (rule == "auto" and is_exchange)
     initial = model = "cold_start" if recipe.cold_start else "base"
-    if recipe.method == "dpo" and recipe.initialise is not False:
+    if begins_with_sft(recipe):
         yield Step("initial", model, model, is_dpo=False)
         model = "initial"
-    for t in range(recipe.iterations):
+    for t in range(n_loops(recipe)):
         if recipe.method == "dpo":
             yield Step(f"iter_{t}", model, model, is_dpo=True)
             model = f"iter_{t}"

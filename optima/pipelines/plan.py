@@ -13,7 +13,7 @@ from optima.pipelines.footprint import context_window, footprint, n_trial_talks,
 from optima.pipelines.methods import check_trainable
 from optima.pipelines.outline import steps
 from optima.pipelines.preflight import check_start, read_formats
-from optima.pipelines.run import loss_template, model_codec
+from optima.pipelines.run import loss_codec, model_codec
 from optima.pipelines.status import is_owned
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, require_environment
@@ -55,7 +55,7 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
     places = split_devices(recipe, devices)
     codec = model_codec(recipe, recipe.model.path)
     PromptStyle.of(recipe, task)
-    loss_template(recipe, codec.template)
+    loss_codec(recipe, codec)
     check_start(recipe, run_dir)
     if recipe.pairs is not None and recipe.pairs.path is not None:
         read_conversational(Path(recipe.pairs.path), codec)

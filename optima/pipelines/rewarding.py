@@ -153,9 +153,9 @@ def search_yardstick(context: RunContext, normaliser_tokens: int) -> Yardstick:
     section = search_reward(context.recipe)
     if section.lambda_loss == 0:
         return Yardstick(context.task.metric, section, normaliser_tokens, None)
-    scorer, header = context.device.scorer(context.loss_model.ref), context.loss_header
+    scorer = context.device.scorer(context.loss_model.ref)
 
     def losses(texts: list[str]) -> Sequence[float | None]:
-        return scorer.losses([(header, text) for text in texts])
+        return scorer.losses([context.loss_item(text) for text in texts])
 
     return Yardstick(context.task.metric, section, normaliser_tokens, losses)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import optima
 from optima.conversation.agent import prove_talk
-from optima.conversation.template import ChatTemplate
 from optima.conversation.tokens import ChatCodec
 from optima.pipelines.context import Device, Model, RunContext, split_devices
 from optima.pipelines.preflight import check_start
@@ -43,6 +42,7 @@ def open_run(
     task = get_task(recipe.task)
     codec = model_codec(recipe, recipe.model.path)
     style = PromptStyle.of(recipe, task)
+    losses_by = loss_codec(recipe, codec)
     devices = detect_devices(recipe.serving)
     split_devices(recipe, devices)
     check_start(recipe, run_dir)
@@ -58,7 +58,8 @@ def open_run(
                 style=style,
                 base=base_model(recipe),
                 loss_model=loss_model(recipe),
-                loss_header=loss_template(recipe, codec.template).assistant_header(),
+                loss_header=losses_by.template.assistant_header(),
+                loss_end=losses_by.end_text(),
                 device=device,
                 train_env=train_env,
             )
@@ -106,10 +107,10 @@ def loss_model(recipe: Recipe) -> Model:
     return Model("loss", _model_ref(path), digest(path))
 
 
-def loss_template(recipe: Recipe, template: ChatTemplate) -> ChatTemplate:
-    """Return the chat template of the model whose losses give R_loss."""
+def loss_codec(recipe: Recipe, codec: ChatCodec) -> ChatCodec:
+    """Return template and tokenizer of the model whose losses give R_loss."""
     path = recipe.model.loss_path
-    return template if path is None else ChatTemplate.load(path, field="model.loss_path")
+    return codec if path is None else ChatCodec.load(path, field="model.loss_path")
 
 
 def _model_ref(path: str) -> ModelRef:

@@ -35,6 +35,7 @@ from optima.search.forest import Forest
 from optima.search.pairs import harvest_pairs, preference_row
 from optima.seeding import derive_seed
 from optima.serving.client import CompletionClient, Server
+from optima.shares import share_of
 from optima.tasks.judging import Judge
 from optima.tasks.loading import sample_problems
 from optima.types import (
@@ -79,7 +80,7 @@ def grow(
     ids = "\n".join(problem.problem_id for problem in problems)
     stage = context.run.stage(
         name, model.digest, context.loss_model.digest, ids, repr(normaliser_tokens),
-        "\n".join(context.style.texts()),
+        "\n".join(context.style.texts()), context.loss_end,
     )  # fmt: skip
     if stage.done:
         return stage
@@ -98,10 +99,10 @@ def grow(
     statistics = _gather(stage.path, problems)
     statistics["tokens/normaliser"] = float(normaliser_tokens)
     n_failed = statistics["conversations/errors"]
-    n_rollouts = statistics["conversations"]
-    if n_failed > context.recipe.conversation.max_error_rate * n_rollouts:
+    n_rollouts = int(statistics["conversations"])
+    if n_failed > share_of(context.recipe.conversation.max_error_rate, n_rollouts):
         raise StageError(
-            f"stage {name}: {n_failed:.0f} of {n_rollouts:.0f} rollouts failed, more than "
+            f"stage {name}: {n_failed:.0f} of {n_rollouts} rollouts failed, more than "
             f"conversation.max_error_rate allows; the first says: {_first_error(path)}; see "
             f"{context.run.log_dir}, then run again to grow exactly those again"
         )
@@ -141,10 +142,10 @@ def pair(
             f"{section.theta_filter} and pairs.theta_diff {section.theta_diff}; lower them, or "
             "raise search.n_rounds"
         )
-    share = len({p.problem_id for p in chosen}) / len(problems)
-    if share < section.min_share and not imported:
+    n_paired = len({p.problem_id for p in chosen})
+    if n_paired < share_of(section.min_share, len(problems)) and not imported:
         raise StageError(
-            f"stage {name}: {len(chosen)} pairs from {100 * share:.1f} % of {len(problems)} "
+            f"stage {name}: {len(chosen)} pairs from {n_paired} of {len(problems)} "
             f"problems, pairs.min_share is {section.min_share}: too few to learn from; raise "
             "search.n_rounds, lower pairs.theta_filter or pairs.theta_diff (`optima pairs` counts "
             "without generating), or, to train on so little, run again with a lower "
@@ -160,7 +161,7 @@ def pair(
         "pairs": float(len(chosen)),
         "pairs/imported": float(len(imported)),
         "pairs/candidates": float(harvest.n_found),
-        "pairs/problems": float(len({p.problem_id for p in chosen})),
+        "pairs/problems": float(n_paired),
         "pairs/chosen_value": sum(p.chosen_value for p in chosen) / n,
         "pairs/rejected_value": sum(p.rejected_value for p in chosen) / n,
         **counts,

@@ -32,6 +32,7 @@ from optima.rundir import Stage
 from optima.seeding import derive_seed, rng
 from optima.serving.client import CompletionClient, Server
 from optima.serving.fleet import Fleet
+from optima.shares import share_of
 from optima.tasks.judging import Judge
 from optima.types import Conversation, Problem
 
@@ -77,7 +78,7 @@ def talk(
             asyncio.run(_hold(context, fleet, missing, stage, plan, (len(held), n_total)))
     statistics, health = _finalise(path, problems)
     n_errors = statistics["conversations/errors"]
-    if n_errors > context.recipe.conversation.max_error_rate * n_total:
+    if n_errors > share_of(context.recipe.conversation.max_error_rate, n_total):
         raise StageError(
             f"stage {name}: {n_errors:.0f} of {n_total} conversations ended in an error, more "
             f"than conversation.max_error_rate allows; the first says: {_first_error(path)}; see "

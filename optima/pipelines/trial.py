@@ -20,6 +20,7 @@ from optima.pipelines.talk import talk
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
 from optima.selection import best_of_each, select_top
+from optima.shares import share_of
 from optima.types import Conversation, Problem, RewardParts
 
 
@@ -45,7 +46,7 @@ class Trial:
     def advice(self) -> tuple[str, ...]:
         """Return what is bad and which fields to change; empty when all is well."""
         found = list(self.health.advice(self.remedies))
-        if not self.n_selected or self.n_selected < self.min_share * self.n_problems:
+        if not self.n_selected or self.n_selected < share_of(self.min_share, self.n_problems):
             first = "once the above is mended, " if found else ""
             found.append(
                 f"{self.n_selected} of {self.n_problems} problems would be selected, and "

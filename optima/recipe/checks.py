@@ -166,6 +166,13 @@ def check_recipe(recipe: "Recipe", needed: frozenset[str]) -> None:
             raise ValueError(f"{name}: is missing, method={recipe.method} needs it; add it")
     if recipe.initialise is not None and recipe.method != "dpo":
         raise ValueError(f"initialise: contradicts method={recipe.method}; remove it")
+    if recipe.method == "dpo" and recipe.initialise is not False and recipe.iterations == 1:
+        raise ValueError(
+            "iterations: 1 is the SFT that initialises a dpo run and leaves none of preferences; "
+            "write 2 or more, or initialise: false"
+        )
+    if recipe.method == "dpo":
+        _check_unread(recipe)
     if len(recipe.agents.names) == 1 and recipe.method != "sft":
         raise ValueError(
             "agents.names: has one agent, which makes no dialogue: method must be sft; name two"
@@ -175,4 +182,20 @@ def check_recipe(recipe: "Recipe", needed: frozenset[str]) -> None:
         raise ValueError(
             f"conversation.max_turn_tokens: {most} leaves no room for a prompt in "
             f"model.max_model_len={window}; lower it"
+        )
+
+
+def _check_unread(recipe: "Recipe") -> None:
+    """Refuse what an iDPO run has no use for."""
+    train = recipe.train
+    if train.start != "auto":
+        raise ValueError(
+            f"train.start: {train.start} is not read with method=dpo, whose iterations each go on "
+            "from the last; remove it"
+        )
+    has_sft = recipe.initialise is not False or recipe.cold_start is not None
+    if train.batching != "length_grouped" and not has_sft:
+        raise ValueError(
+            f"train.batching: {train.batching} is of SFT, of which there is none with "
+            "initialise=false and no cold_start; remove it: pairs are trained on as they come"
         )

@@ -7,7 +7,7 @@ upper bound is beyond what anyone wants and within what a machine can take.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from optima.recipe.checks import (
     check_agents,
@@ -17,6 +17,10 @@ from optima.recipe.checks import (
     check_serving,
 )
 from optima.recipe.data import DataSection as DataSection
+from optima.recipe.preferences import DpoSection as DpoSection
+from optima.recipe.preferences import InfluenceSection as InfluenceSection
+from optima.recipe.preferences import PairSection as PairSection
+from optima.recipe.preferences import SearchSection as SearchSection
 from optima.recipe.section import Section
 
 MAX_SEED = 2**63 - 1  # a signed 64-bit number, as servers take it
@@ -119,11 +123,17 @@ class RewardSection(Section):
     lambda_loss: float = Field(default=1.0, ge=0, le=1_000)
     """Weight of 1 / R_loss; 0 also skips the base model's forward."""
     min_tokens: int = Field(default=0, ge=0, le=1_000_000)
-    """Conversations of at most this many tokens get token score -1; 0 is off (reference: 40)."""
+    """The token part of the total is -1 for conversations of at most this many tokens, whatever
+    lambda_token; 0 is off (reference: 40)."""
+    penalise_overflow: bool = False
+    """The token part is -1 for conversations with overflow (reference: true)."""
     repeat_zeroes_loss: bool = True
-    """A repeated utterance sets the loss term to 0 (reference)."""
+    """A repeated utterance sets the loss part to 0 (reference)."""
     max_loss_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
-    """Conversations over this many tokens get loss term -1; None is off (reference: 2000)."""
+    """The loss part of the total is -1 for conversations over this many tokens, whatever
+    lambda_loss above 0; None is off (reference: 2000)."""
+    penalise_empty: bool = False
+    """The loss part is -1 where nothing was said (reference: true); false gives no reward."""
     exclude_faults: bool = True
     """Never select conversations with role leakage or overflow."""
     fault_total: float | None = Field(default=None, ge=-1000, le=1000)
@@ -194,10 +204,11 @@ class TrainSection(Section):
     gradient_checkpointing: bool = True
     """Trade compute for memory."""
     batching: Literal["length_grouped", "packing", "plain"] = "length_grouped"
-    """How rows are put together: similar lengths, packed to max_length, or as they come."""
+    """How rows of SFT are put together: similar lengths, packed to max_length, or as they come.
+    Pairs of DPO are taken as they come."""
     start: Literal["auto", "previous", "base"] = "auto"
-    """Model each iteration starts from; ``auto``: previous for information exchange, base for
-    debate (paper)."""
+    """Model each SFT starts from; ``auto``: previous for information exchange, base for debate
+    (paper). DPO always goes on from the last model, so a dpo run has no use for it."""
     eval_share: float = Field(default=0.02, ge=0, lt=1)
     """Share of the problems whose rows measure evaluation loss and are not trained on."""
     lora: LoraSection | None = None
@@ -215,97 +226,6 @@ class TrainSection(Section):
     """transformers trackers, such as wandb or tensorboard."""
     timeout_s: float = Field(default=86400.0, gt=0, le=31_536_000)
     """Deadline of one training process."""
-
-
-class SearchSection(Section):
-    """Dialogue trees (paper Alg. 4, 5, App. H.1); used by dpo and sft_dpo."""
-
-    n_rounds: int = Field(default=8, ge=1, le=1_000)
-    """Expansion rounds per problem."""
-    n_rollouts: int = Field(default=3, ge=2, le=1_000)
-    """Conversations rolled out from the chosen node per round."""
-    n_candidates: int = Field(default=10, ge=1, le=100_000)
-    """Eligible nodes of highest value among which the softmax draws."""
-    min_distance: float = Field(default=0.25, ge=0, le=1)
-    """Least normalised edit distance to every expanded node for a node to be eligible."""
-    merge_distance: float = Field(default=0.1, ge=0, le=1)
-    """A new child nearer than this to a sibling is merged into it."""
-    n_probe: int = Field(default=100, ge=1, le=10_000_000)
-    """Problems of the token probe."""
-    probe_percentile: float = Field(default=85.0, gt=0, le=100)
-    """Percentile of the probe's token counts, plus 1, that normalises R_token (80 for sft_dpo)."""
-    n_problems: int | None = Field(default=None, ge=1, le=10_000_000)
-    """Problems with a tree per iteration; None takes ``data.n_train``."""
-    lambda_token: float | None = Field(default=None, ge=0, le=1_000)
-    """Weight of the normalised token count while trees grow; None takes the reward's."""
-    lambda_loss: float | None = Field(default=None, ge=0, le=1_000)
-    """Weight of 1 / R_loss while trees grow; None takes the reward's."""
-    concurrency: int = Field(default=256, ge=1, le=65_536)
-    """Trees that grow at once per server, each with ``n_rollouts`` conversations in flight."""
-    scorer_gpus: int = Field(default=0, ge=0, le=1_024)
-    """GPUs that score losses and serve nothing while trees grow; 0 shares the servers' GPUs."""
-    gpu_memory_utilization: float = Field(default=0.7, gt=0, le=1)
-    """Share of GPU memory that vLLM takes while a scorer shares its GPUs."""
-
-
-class InfluenceSection(Section):
-    """Influence of pairs on a validation reward, in the spirit of DITS (arXiv 2502.00955)."""
-
-    n_groups: int = Field(default=4, ge=2, le=1_000)
-    """Groups of problems whose pairs are tried by one short training each."""
-    n_problems: int = Field(default=64, ge=1, le=10_000_000)
-    """Problems of the train split, none of them with a tree in this iteration, that measure a
-    trial; fewer where there are not so many."""
-
-
-class PairSection(Section):
-    """Preference pairs from trees (paper Alg. 5)."""
-
-    theta_filter: float = Field(default=0.4, ge=-1000, le=1000)
-    """The best child's value must exceed this."""
-    theta_diff: float = Field(default=0.2, ge=0, le=1_000)
-    """Best minus worst must exceed this."""
-    keep_share: float = Field(default=0.5, gt=0, le=1)
-    """Share of a problem's pairs kept, by the best child's value, at least one."""
-    strategy: Literal["value", "random", "influence"] = "value"
-    """Which of the pairs above both thresholds are kept: those with the best chosen child (paper),
-    as many drawn at random, or those whose training helps most on held-out problems (DITS)."""
-    min_share: float = Field(default=0.05, ge=0, le=1)
-    """Least share of an iteration's problems that must give a pair, as in ``select``."""
-    path: str | None = None
-    """JSON Lines file of further preferences (prompt, chosen, rejected as lists of messages) that
-    every iteration trains on beside its own pairs."""
-    influence: InfluenceSection = InfluenceSection()
-    """How the influence is measured; other strategies do not look at it. Null is the default."""
-
-    @field_validator("influence", mode="before")
-    @classmethod
-    def _fill(cls, given: object) -> object:
-        return {} if given is None else given
-
-
-class DpoSection(Section):
-    """Direct preference optimisation; with nll_weight > 0 it is RPO (paper Eq. 4, Table 8).
-
-    What is not named here is as in ``train``.
-    """
-
-    beta: float = Field(default=0.1, gt=0, le=1_000)
-    """KL strength."""
-    nll_weight: float = Field(default=1.0, ge=0, le=1_000)
-    """Alpha: weight of the negative log-likelihood of the chosen utterance; 0 for sft_dpo."""
-    reference: Literal["precomputed", "live"] = "precomputed"
-    """Reference log-probabilities ahead of training, or a second model in memory."""
-    learning_rate: float = Field(default=5e-7, gt=0, le=1)
-    """Peak learning rate."""
-    epochs: float = Field(default=1.0, gt=0, le=1_000)
-    """Passes over the pairs."""
-    batch_size: int = Field(default=64, ge=1, le=65_536)
-    """Pairs per optimiser step, over all devices and accumulation steps."""
-    micro_batch_size: int = Field(default=2, ge=1, le=65_536)
-    """Pairs per forward on one device; each is two rows."""
-    max_length: int = Field(default=4096, ge=16, le=1_000_000)
-    """Tokens of a prompt with one of its utterances; longer pairs are counted and dropped."""
 
 
 class ServingSection(Section):
@@ -389,8 +309,9 @@ class Recipe(Section):
     """Benchmark, one of ``optima tasks``."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Root of all randomness."""
-    iterations: int = Field(default=6, ge=1, le=1_000)
-    """Iterations of generate, rank, select, train."""
+    iterations: int = Field(default=6, ge=1)
+    """Iterations, each of a training; of sft_dpo each of SFT and DPO. Those of a dpo run count the
+    SFT that initialises it."""
     model: ModelSection
     data: DataSection = DataSection()
     agents: AgentsSection = AgentsSection()
@@ -400,8 +321,9 @@ class Recipe(Section):
     select: SelectSection = SelectSection()
     train: TrainSection = TrainSection()
     initialise: bool | None = None
-    """Whether a dpo run begins with one iteration of SFT (the default); false when ``model.path``
-    is an initialised model, such as iteration 0 of a run of ``optima-sft``."""
+    """Whether the first iteration of a dpo run is one of SFT (the default); false when
+    ``model.path`` is an initialised model, such as iteration 0 of a run of ``optima-sft``: then
+    ``select`` and, of ``sampling``, all but temperature and top_p are of no use."""
     search: SearchSection | None = None
     pairs: PairSection | None = None
     dpo: DpoSection | None = None

@@ -17,6 +17,7 @@ from optima.conversation.agent import Speaker, utterance
 from optima.recipe.schema import PairSection, SearchSection
 from optima.search.tree import Node, Tree
 from optima.seeding import rng
+from optima.shares import share_of
 from optima.types import DialogueTree, Message, PreferencePair, PreferenceRow
 
 
@@ -75,7 +76,7 @@ def select_pairs(
         return []
     if section.strategy == "influence":
         return sorted(passed, key=_by_chosen_value)  # what is kept is decided by trainings
-    n_kept = max(1, int(section.keep_share * len(passed)))
+    n_kept = max(1, int(share_of(section.keep_share, len(passed))))
     if section.strategy == "random":
         return sorted(generator.sample(passed, n_kept), key=_by_chosen_value)
     return sorted(passed, key=_by_chosen_value)[:n_kept]

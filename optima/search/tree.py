@@ -4,9 +4,10 @@ A node is an utterance, the path to it a history. Each finished rollout is rewar
 
     V(node) = mean of R over the rollouts through it
 
-A node may be expanded when it is the root, or has children that are not all leaves and says
-something unlike every node expanded before. Of these the ``n_candidates`` of highest value are
-kept and one is drawn by the softmax of the values. Refuses rounds out of order.
+A node may be expanded when it is the root and was not expanded yet, or has children that are not
+all leaves and says something unlike every node expanded before. Of these the ``n_candidates`` of
+highest value are kept and one is drawn by the softmax of the values; where there is none it is the
+root again, as in the reference. Refuses rounds out of order.
 """
 
 import math
@@ -112,20 +113,24 @@ class Tree:
             node = node.parent
 
     def choose(self, generator: random.Random) -> Node:
-        """Return the node to expand next: a softmax draw among the best eligible ones."""
-        best = list(islice(self.eligible(), self._section.n_candidates))
+        """Return the node to expand next, drawn by softmax among the best eligible ones."""
+        best = list(islice(self.eligible(), self._section.n_candidates)) or [self.root]
         values = [node.value or 0.0 for node in best]
         highest = max(values)
         weights = [math.exp(value - highest) for value in values]
         return generator.choices(best, weights)[0]
 
     def eligible(self) -> Iterator[Node]:
-        """Yield the nodes that may be expanded, best first; the root always may.
+        """Yield the nodes that may be expanded, best first.
 
         Texts are compared as far as the caller reads on, for that is what takes time.
         """
         for node in sorted(self.nodes, key=_by_value):
-            if node is self.root or (_has_room(node) and self._is_new(node)):
+            if node is self.root:
+                is_eligible = node not in self.expanded
+            else:
+                is_eligible = _has_room(node) and self._is_new(node)
+            if is_eligible:
                 yield node
 
     def _is_new(self, node: Node) -> bool:

@@ -57,6 +57,7 @@ class Behaviour:
     has_health: bool = True
     gives_ids: bool = True
     takes_ids: bool = True
+    notes: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,9 @@ class FakeServer:
             model, seed = asked["model"], asked.get("seed") or 0
         except (ValueError, KeyError, TypeError) as error:
             return _error(400, f"bad request: {error!r}")
+        if behaviour.notes is not None:
+            with behaviour.notes.open("ab") as notes:
+                notes.write(body + b"\n")
         if model not in self._models:
             return _error(404, f"The model `{model}` does not exist.")
         if not (behaviour.takes_ids or isinstance(prompt, str)):  # the words of TGI
@@ -282,6 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only-text", action="store_true", help="prompts of ids are refused")
     parser.add_argument("--never-ready", action="store_true", help="/health answers 503")
     parser.add_argument("--overflow-chars", type=int, metavar="N", help="refuse longer prompts")
+    parser.add_argument("--notes", type=Path, metavar="FILE", help="append every request to it")
     options, _ = parser.parse_known_args(argv)
     models = [options.served_model_name or options.model or "policy"]
     models += [module.split("=", 1)[0] for module in options.lora_modules]
@@ -296,6 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         is_never_ready=options.never_ready,
         overflow_chars=options.overflow_chars,
         max_model_len=options.max_model_len,
+        notes=options.notes,
     )
     tokenizer = load_tokenizer(options.tokenizer or options.model)
     server = FakeServer(models, os.environ.get("VLLM_API_KEY", ""), behaviour, tokenizer)

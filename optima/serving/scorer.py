@@ -1,4 +1,4 @@
-"""Losses of texts under the base model, for R_loss (paper Eq. 1, method.md section 2).
+"""Losses of texts under the base model, for R_loss (paper Eq. 1, docs/method.md).
 
 One worker process per GPU, or one on the CPU, runs ``optima.training.score`` in the training
 environment. Equal items are computed once; items are ordered by length and sent in requests of
@@ -52,8 +52,9 @@ class _Answer(BaseModel):
 class LossScorer:
     """Workers that compute losses under ``model``; a context manager that starts and stops them.
 
-    ``losses`` takes (header, text) items: the mean negative log-likelihood per token of ``text``
-    after ``header``, in nats. Deadlines are those of ``serving`` for a start and for a request.
+    ``losses`` takes (header, text) items: the mean negative log-likelihood per token of ``text``,
+    the end of turn it ends with included, after ``header``, in nats. Deadlines are those of
+    ``serving`` for a start and for a request.
     """
 
     def __init__(

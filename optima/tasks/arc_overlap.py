@@ -1,6 +1,6 @@
 """ARC's questions, which MMLU's auxiliary_train contains and a model must not be trained on.
 
-method.md section 7: MMLU trains on auxiliary_train without ARC's questions. They carry no mark, so
+docs/method.md, 6: MMLU trains on auxiliary_train without ARC's questions. They carry no mark, so
 they are found by their text: a question whose letters and digits are one of ARC's is left out.
 With ``data.path`` the ARC rows are looked for in the directory ``arc`` beside it; on the hub both
 parts of ai2_arc (Challenge and Easy) are read, all splits.

@@ -3,7 +3,7 @@
 Supporting paragraphs are dealt out in turn, so that with two of them or more no agent has all of
 the evidence; the others go out at random in even numbers. Everything random depends on
 (seed, "deal", problem key) only, so the order of rows in a file changes nothing. Paper section 4;
-method.md section 1 says how this differs from the reference.
+docs/paper_map.md says how this differs from the reference.
 """
 
 import random

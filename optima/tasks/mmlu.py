@@ -1,6 +1,6 @@
 """MMLU (Hendrycks et al., 2021): four choices, 57 subjects; trained on auxiliary_train.
 
-auxiliary_train contains the questions of ARC; ``loading`` drops them (method.md section 7).
+auxiliary_train contains the questions of ARC; ``loading`` drops them (docs/method.md, 6).
 """
 
 import string

@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import PartialState
 
 from optima.recipe.schema import TrainSection
+from optima.shares import share_of
 from optima.training.jobs import CHECKPOINTS_DIR, TrainJob
 from optima.training.parallelism import BatchPlan
 
@@ -20,7 +21,7 @@ def n_warmup_steps(train: TrainSection, n_rows: int, plan: BatchPlan, world: int
     """
     n_batches = math.ceil(n_rows / (plan.micro_batch_size * world))
     n_steps = math.ceil(train.epochs * max(1, math.ceil(n_batches / plan.n_accumulation)))
-    return math.floor(train.warmup_ratio * n_steps)
+    return int(share_of(train.warmup_ratio, n_steps))
 
 
 def trainer_arguments(

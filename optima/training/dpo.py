@@ -1,13 +1,15 @@
-"""Preference training of one iteration, run inside the training environment (method.md 4).
+"""Preference training of one iteration, run inside the training environment (docs/method.md).
 
 ``accelerate launch … -m optima.training.dpo --job job.json``. The loss is DPO, with
 ``dpo.nll_weight`` = alpha > 0 it is RPO (paper Eq. 4):
 
     L = -log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected)) + alpha * NLL(chosen)
 
-whose ratios are against the model the training starts from. The negative log-likelihood is a mean
-per token. Pairs are the token ids of generation, so that no template or tokenizer takes part; a
-pair with more than ``dpo.max_length`` tokens on either side is counted and dropped, never cut.
+whose ratios are against the model the training starts from. The negative log-likelihood of a pair
+is divided by that pair's own tokens, and the loss of a step is the mean over its pairs, however
+they are split over forwards and processes. Pairs are the token ids of generation, so that no
+template or tokenizer takes part; a pair with more than ``dpo.max_length`` tokens on either side is
+counted and dropped, never cut.
 """
 
 import logging
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
@@ -68,10 +71,42 @@ class Pairs:
 
 
 class PairTrainer(DPOTrainer):
-    """The library's trainer on pairs that are token ids already."""
+    """The library's trainer on pairs that are token ids already, with a loss of its own for Eq. 4.
+
+    The library's likelihood is one mean over the tokens of a forward, and its step one over
+    forwards: both would make the result depend on how a batch is split.
+    """
+
+    nll_weight = 0.0
+    _n_pairs_of_step = 0
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[Any], Any]:
+        """Count the pairs of a step, over all processes; each is two rows of its batch."""
+        batches, n_items = super().get_batch_samples(*args)
+        n_rows = torch.tensor(sum(len(b["input_ids"]) for b in batches), device=self.args.device)
+        self._n_pairs_of_step = int(self.accelerator.gather(n_rows).sum()) // 2
+        return batches, n_items
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        outputs = []
+
+        def forward(**kwargs: Any) -> Any:
+            outputs.append(model(**kwargs))
+            return outputs[-1]
+
+        loss = super()._compute_loss(forward, inputs, return_outputs)
+        if self.nll_weight > 0:
+            n_tokens = inputs["completion_mask"][:, 1:].sum(1)
+            likelihoods = outputs[0].log_probs.sum(1) / n_tokens  # 0 outside of the utterance
+            loss = loss - self.nll_weight * likelihoods.chunk(2)[0].mean()
+        if self.model.training:
+            # The trainer divides by the forwards of the step and averages over the processes.
+            n_forwards = self.current_gradient_accumulation_steps * self.args.world_size
+            loss = loss * (len(inputs["input_ids"]) // 2 * n_forwards / self._n_pairs_of_step)
+        return loss
 
 
 def read_pairs(path: str | None, job: TrainJob) -> Pairs:
@@ -106,9 +141,6 @@ def trainer_config(job: TrainJob, plan: BatchPlan, n_rows: int, has_eval: bool) 
     assert job.dpo is not None
     options["beta"] = job.dpo.beta
     options["precompute_ref_log_probs"] = job.dpo.reference == "precomputed"
-    if job.dpo.nll_weight > 0:
-        options["loss_type"] = ["sigmoid", "sft"]
-        options["loss_weights"] = [1.0, job.dpo.nll_weight]
     return DPOConfig(**options)
 
 
@@ -152,6 +184,7 @@ def run(job: TrainJob) -> TrainResult:
         processing_class=tokenizer,
         data_collator=DataCollatorForPreference(pad_token_id=pad),
     )
+    trainer.nll_weight = job.dpo.nll_weight
     if is_ahead:
         trainer.ref_model = None  # its memory is the training's
     counts = Counts(

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of one iteration, run inside the training environment (method.md 3).
+"""Supervised fine-tuning of one iteration, run inside the training environment (docs/method.md).
 
 ``accelerate launch … -m optima.training.sft --job job.json``. Rows are the token ids of generation
 with the spans that carry loss, so that no template, tokenizer or mask of the library takes part.

@@ -116,7 +116,7 @@ def test_plan_of_idpo_begins_with_sft_and_counts_every_rollout(
 ) -> None:
     overrides = (
         *("search.n_problems=5", "search.n_rounds=8", "search.n_probe=7"),
-        *("iterations=2", "initialise=true"),
+        *("iterations=3", "initialise=true"),
     )
     assert dpo.main(arguments(tmp_path, *overrides, method="dpo")) == 0
     out = capsys.readouterr().out

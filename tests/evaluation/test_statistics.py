@@ -79,3 +79,10 @@ def test_percentiles_lie_between_neighbours() -> None:
     # rank 0.95 * (4 - 1) = 2.85: 3 + 0.85 * (4 - 3)
     assert percentile(values, 95) == pytest.approx(3.85)
     assert percentile([7.0], 95) == 7.0
+
+
+def test_percentile_that_is_a_whole_number_is_not_rounded_below_it() -> None:
+    # Rank 0.85 * 99 = 84.15: 795 + 0.15 * (815 - 795) = 798, in floating point 797.99….
+    values = [float(n) for n in (*range(84), 795, 815, *range(900, 914))]
+    assert len(values) == 100
+    assert percentile(values, 85.0) == 798.0

@@ -44,6 +44,8 @@ def write_recipe(directory: Path, method: str) -> Path:
     (model / "model.safetensors").write_bytes(b"start")
     recipe = directory / "recipe.yaml"
     text = RECIPE.replace("METHOD", method).replace("MODEL", str(model))
+    if method == "dpo":  # whose first iteration is the SFT that initialises it
+        text = text.replace("iterations: 2", "iterations: 3")
     recipe.write_text(text + (TREES if method != "sft" else ""))
     return recipe
 

@@ -116,17 +116,19 @@ def test_trained_single_agent_learns_from_its_own_correct_answers_with_the_runs_
 def test_control_of_a_run_with_trees_samples_as_many_answers_as_it_rolled_out(
     tmp_path: Path,
 ) -> None:
-    recipe = load_recipe(ROOT / "recipes/dpo/arc.yaml", ["search.n_problems=7"])
+    recipe = load_recipe(
+        ROOT / "recipes/dpo/arc.yaml", ["search.n_problems=7", "sampling.format_pool_path=formats"]
+    )
     assert recipe.search is not None
     control = control_recipe(recipe)
     assert control.sampling.n_samples == 24  # 8 rounds x 3 rollouts
-    assert control.iterations == recipe.iterations + 1  # the initial SFT
+    assert control.iterations == recipe.iterations == 6  # the SFT that initialises is one of them
     assert (control.method, control.data.n_train, control.search) == ("sft", 7, None)
     both = load_recipe(ROOT / "recipes/sft_dpo/arc.yaml")
     assert control_recipe(both).sampling.n_samples == both.sampling.n_samples + 24
     assert control_recipe(both).iterations == both.iterations
     (tmp_path / "control.yaml").write_text(dump_recipe(control))
-    assert load_recipe(tmp_path / "control.yaml") == control
+    assert load_recipe(tmp_path / "control.yaml") == control  # nothing in it is of no use
 
 
 def test_transfer_is_a_matrix(finished: Path, tmp_path: Path) -> None:

@@ -403,7 +403,7 @@ def test_imported_preferences_are_trained_on_with_the_runs_own(
     row = json.loads((undisturbed["dpo"][1] / "iter_0/pairs/rows.jsonl").open().readline())
     row["chosen"][0]["content"] = "Alice: imported"
     path.write_text(json.dumps(row) + "\n")
-    overrides = ("iterations=1", f"pairs.path={path}", "train.eval_share=0.0")
+    overrides = ("iterations=2", f"pairs.path={path}", "train.eval_share=0.0")
     run(tmp_path, fake_environment(tmp_path), *overrides, method="dpo")
     pairs = tmp_path / "run/iter_0/pairs"
     rows = [json.loads(line) for line in (pairs / "rows.jsonl").open()]

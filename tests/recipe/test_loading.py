@@ -162,6 +162,25 @@ def test_other_server_options_are_taken_as_they_are(arguments: tuple[str, ...]) 
     assert ServingSection(extra_args=arguments).extra_args == arguments
 
 
+def test_fields_that_a_dpo_run_has_no_use_for_are_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "train: {start: base}\n", "method=dpo") == (
+        "override method=dpo: train.start: base is not read with method=dpo, whose iterations "
+        "each go on from the last; remove it"
+    )
+    given = ("method=dpo", "initialise=false")
+    assert refusal(tmp_path, "train: {batching: packing}\n", *given).endswith(
+        "train.batching: packing is of SFT, of which there is none with initialise=false and no "
+        "cold_start; remove it: pairs are trained on as they come"
+    )
+
+
+def test_dpo_run_without_an_iteration_of_preferences_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "", "method=dpo", "iterations=1") == (
+        "override iterations=1: iterations: 1 is the SFT that initialises a dpo run and leaves "
+        "none of preferences; write 2 or more, or initialise: false"
+    )
+
+
 def test_turn_that_fills_the_context_window_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path, "", "model.max_model_len=1024") == (
         "override model.max_model_len=1024: conversation.max_turn_tokens: 2000 leaves no room for "

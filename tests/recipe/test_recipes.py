@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from optima.models import MODELS
+from optima.pipelines.outline import steps
 from optima.recipe.layers import is_layer
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.schema import (
@@ -119,7 +120,10 @@ def test_dpo_recipe_holds_the_numbers_of_the_papers_table_8(task: str) -> None:
     sft = load_recipe(RECIPES / "sft" / f"{task}.yaml")
     assert recipe.initialise is not False
     assert (recipe.train, recipe.reward, recipe.select) == (sft.train, sft.reward, sft.select)
-    assert recipe.iterations == 6
+    made = [step.is_dpo for step in steps(recipe)]
+    assert made == [False, True, True, True, True, True]  # six trainings, the SFT the first
+    given = load_recipe(RECIPES / "dpo" / f"{task}.yaml", ["initialise=false"])
+    assert [step.is_dpo for step in steps(given)] == [True] * 6
 
 
 @pytest.mark.parametrize("task", TABLE_8_SFT_DPO)
@@ -208,7 +212,7 @@ def test_smallest_model_has_one_means_that_teaches_the_format(task: str, method:
     assert recipe.conversation.max_turn_tokens == (256 if task in ("gsm8k", "math") else 128)
     is_exchange = TASKS[task].setting == "information_exchange"
     assert recipe.data.max_context_words == (350 if is_exchange else None)
-    assert recipe.iterations == (3 if method == "sft" else 2)
+    assert recipe.iterations == (2 if method == "sft_dpo" else 3)
 
 
 @pytest.mark.parametrize("path", LAYERS, ids=name_of)

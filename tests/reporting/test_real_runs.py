@@ -17,7 +17,7 @@ def histories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, History]:
     """Return a training with trees, its inference, its self-consistency and baselines."""
     directory = tmp_path_factory.mktemp("runs")
     environment = fake_environment(directory)
-    run(directory, environment, "iterations=1", method="dpo")
+    run(directory, environment, "iterations=2", method="dpo")
     trained, model = directory / "run", directory / "model"
     given = ("--limit", "3", "--vllm-env", str(environment.prefix))
     commands = {

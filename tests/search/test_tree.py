@@ -99,7 +99,7 @@ def test_same_text_elsewhere_in_the_tree_is_no_sibling() -> None:
     assert tree.insert(above, turn(1, "hello")) is not above
 
 
-def test_root_is_always_eligible_leaves_and_parents_of_leaves_never() -> None:
+def test_root_is_eligible_until_it_is_expanded_leaves_and_parents_of_leaves_never() -> None:
     tree = _tree()
     assert _eligible(tree) == [tree.root]
     end = _chain(tree, "first", "second utterance", "the third one")
@@ -109,7 +109,21 @@ def test_root_is_always_eligible_leaves_and_parents_of_leaves_never() -> None:
     _chain(tree, "first", "second utterance", "and another end")
     assert _eligible(tree) == [tree.root, top]
     tree.expanded.append(tree.root)
-    assert _eligible(tree) == [tree.root, top]
+    assert _eligible(tree) == [top]
+
+
+def test_root_is_chosen_again_where_nothing_else_is_eligible() -> None:
+    tree = _tree()
+    assert tree.choose(random.Random(0)) is tree.root
+    tree.expanded.append(tree.root)
+    tree.reward(_chain(tree, "first", "second utterance", "the third one"), -5.0)
+    top = tree.root.children[0]
+    # The root's value is higher than that of "top" alone would be, yet only "top" is drawn.
+    tree.reward(_chain(tree, "an end at once"), 9.0)
+    assert {tree.choose(random.Random(seed)) for seed in range(50)} == {top}
+    tree.expanded.append(top)
+    assert list(tree.eligible()) == []
+    assert tree.choose(random.Random(0)) is tree.root
 
 
 def test_node_like_one_expanded_before_is_not_eligible() -> None:

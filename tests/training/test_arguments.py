@@ -40,3 +40,9 @@ def test_rows_per_step_and_number_format_are_those_of_plan_and_recipe() -> None:
     assert not options(optimizer_state_dtype="model")["bf16"]
     assert found["learning_rate"] == 3e-6
     assert found["max_length"] is None  # rows come tokenised and are never cut
+
+
+def test_warm_up_is_the_share_of_the_steps_as_written() -> None:
+    # 80 rows, 2 a forward, 4 forwards a step: 10 steps an epoch; 0.29 of 100 steps is 29.
+    assert options(epochs=10.0, warmup_ratio=0.29)["warmup_steps"] == 29
+    assert options(epochs=1.0)["warmup_steps"] == 1

@@ -56,19 +56,13 @@ def test_batch_carries_loss_on_the_utterances_alone(smollm2: Path, tmp_path: Pat
             assert not any(mask[row][:n_prompt])
 
 
-@pytest.mark.parametrize(
-    ("alpha", "losses", "weights"),
-    [(0.0, ["sigmoid"], None), (1.0, ["sigmoid", "sft"], [1.0, 1.0]),
-     (0.5, ["sigmoid", "sft"], [1.0, 0.5])],
-)  # fmt: skip
-def test_loss_is_dpo_with_alpha_times_the_likelihood_of_the_chosen(
-    alpha: float, losses: list[str], weights: list[float] | None, smollm2: Path, tmp_path: Path
-) -> None:
-    job = _job(smollm2, tmp_path, DpoSection(nll_weight=alpha, beta=0.3))
+def test_configuration_is_plain_dpo_with_the_recipes_beta(smollm2: Path, tmp_path: Path) -> None:
+    # The likelihood of the chosen is added by our own loss: see test_losses.
+    job = _job(smollm2, tmp_path, DpoSection(nll_weight=0.5, beta=0.3))
     plan = parallelism.plan_batches(4, 2, 1)
     config = dpo.trainer_config(job, plan, 3, False)
-    assert config.loss_type == losses
-    assert config.loss_weights == weights
+    assert config.loss_type == ["sigmoid"]
+    assert config.loss_weights is None
     assert config.beta == 0.3
     assert config.max_length is None  # the library cuts nothing
     assert config.precompute_ref_log_probs

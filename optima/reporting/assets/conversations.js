@@ -278,6 +278,9 @@ function markedAt(text, answer) {
 function rewardTable(row, c, reward) {
   if (!reward) return el("p", { class: "note" }, "This conversation has not been judged.");
   const run = given.runs[given.sources[data.columns.source[row]].run];
+  const weighted = -run.lambda_token * reward.token;
+  const ofTokens = reward.token_term ?? weighted; // runs of before it was kept have the weighted one
+  const isPlain = Math.abs(ofTokens - weighted) < 1e-9;
   const line = (name, value, how) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, value), el("td", { class: "how" }, how));
   return el(
     "table", { class: "reward" },
@@ -285,7 +288,7 @@ function rewardTable(row, c, reward) {
     el(
       "tbody", {},
       line("task", figure(reward.task, 3), "score against the gold answer"),
-      line("− tokens", figure(-run.lambda_token * reward.token, 3), `${run.lambda_token} × ${figure(reward.token, 3)}, the share of the longest`),
+      line("− tokens", figure(ofTokens, 3), isPlain ? `${run.lambda_token} × ${figure(reward.token, 3)}, the share of the longest` : "by a rule of the recipe's reward"),
       line("+ readable", figure(reward.loss_term, 3), reward.loss === null ? "no loss needed" : `from the worst turn, ${figure(reward.loss, 3)} nats/token`),
       line("total", figure(reward.total, 3), reward.error ? reward.error : reward.is_eligible ? "" : "not eligible: it has a fault"),
     ),

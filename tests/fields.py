@@ -1,0 +1,45 @@
+"""Which fields of a recipe something asks for while a piece of code runs."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from optima.recipe import checks
+from optima.recipe.schema import Recipe
+from optima.recipe.section import Section
+from optima.recipe.sections import section_of
+
+
+def fields_of(section: type[Any] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield (key in a recipe, section's class, name) of every field that is no section itself."""
+    for name, field in section.model_fields.items():
+        below = section_of(field.annotation)
+        if below is None:
+            yield prefix + name, section.__name__, name
+        else:
+            yield from fields_of(below, f"{prefix}{name}.")
+
+
+@contextlib.contextmanager
+def unread_fields() -> Iterator[set[str]]:
+    """Fill the set, at the end, with the keys of the fields that nobody asked for meanwhile.
+
+    Copies, comparisons and texts of whole sections ask for no field; what checks them is no use.
+    """
+    asked: set[tuple[str, str]] = set()
+    unread: set[str] = set()
+    plain = Section.__getattribute__
+
+    def noting(section: Section, name: str) -> Any:
+        caller = sys._getframe(1).f_code.co_filename
+        if not name.startswith("_") and caller != checks.__file__:
+            asked.add((type(section).__name__, name))
+        return plain(section, name)
+
+    Section.__getattribute__ = noting  # type: ignore[method-assign, assignment]
+    try:
+        yield unread
+    finally:
+        Section.__getattribute__ = plain  # type: ignore[method-assign]
+        unread |= {key for key, *field in fields_of() if tuple(field) not in asked}
