@@ -35,7 +35,7 @@ def examine(recipe: Recipe | None, vllm_env: str | None, train_env: str | None) 
     findings = [
         _check("vllm environment", lambda: _environment(vllm_env, "vllm")),
         _check("train environment", lambda: _environment(train_env, "train")),
-        _check("devices", lambda: _devices(serving)),
+        _check("devices", lambda: str(detect_devices(serving))),
         _check("ports", lambda: f"the kernel gives ports, such as {free_port()}"),
         _disk(),
     ]
@@ -56,11 +56,6 @@ def _environment(spec: str | None, role: Role) -> str:
     versions = package_versions(environment, _SHOWN[role])
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
     return f"{environment.prefix} ({shown})"
-
-
-def _devices(serving: ServingSection) -> str:
-    devices = detect_devices(serving)
-    return "CPU" if devices.kind == "cpu" else f"GPUs {', '.join(map(str, devices.gpus))}"
 
 
 def _disk() -> Finding:

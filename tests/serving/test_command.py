@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.recipe.schema import LoraSection, ModelSection, Recipe, ServingSection, TrainSection
