@@ -167,6 +167,13 @@ class RunDir:
                 f"--run-dir {self.root}: owned by process {owner}, which is still running; wait "
                 "for it, or give another --run-dir"
             ) from error
+        except OSError as error:
+            self._lock.close()
+            raise UsageError(
+                f"--run-dir {self.root}: its file system gives no locks ({error.strerror}), which "
+                "keep two processes out of one run; give a --run-dir on another (a local disk, or "
+                "Lustre mounted with -o flock)"
+            ) from error
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()

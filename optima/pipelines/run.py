@@ -17,6 +17,7 @@ from optima.conversation.tokens import ChatCodec
 from optima.pipelines.context import Device, Model, RunContext
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, package_versions
+from optima.processes.host import check_sockets, core_warning
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
 from optima.records import write_text
@@ -43,6 +44,9 @@ def open_run(
     codec = model_codec(recipe, recipe.model.path)
     style = PromptStyle.of(recipe, task)
     devices = detect_devices(recipe.serving)
+    check_sockets()
+    if warning := core_warning():
+        logger.warning("%s", warning)
     with RunDir(run_dir, recipe) as run, _log_file(run.log_dir / "optima.log"):
         logger.info("run directory %s, logs in %s, on %s", run.root, run.log_dir, devices)
         write_provenance(run, devices, vllm_env=vllm_env, train_env=train_env)
