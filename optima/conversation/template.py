@@ -24,7 +24,6 @@ from optima.models import check_fetched
 from optima.types import Message
 
 Roles = Literal["assistant", "alternate"]
-TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json")
 # Families that take a run of assistant messages well, by what their templates write around a role.
 RUNS_OF_ASSISTANT = ("<|start_header_id|>",)
 FIXED_DATE = date(2024, 7, 26)  # the one that Llama-3's template falls back to
@@ -50,8 +49,17 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys,
+    )  # fmt: skip
 
 
 class ChatTemplate:
@@ -116,21 +124,24 @@ class ChatTemplate:
         ``field`` is where the model is named, for the message.
         """
         place = f"{field}={model}"
-        files = {name: model_file(model, name, revision, place=place) for name in TEMPLATE_FILES}
-        config_file = files["tokenizer_config.json"]
-        config = json.loads(config_file.read_text()) if config_file else {}
+        files = {
+            name: model_file(model, name, revision, place=place)
+            for name in ("chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json")
+        }
+        config = read_table(files["tokenizer_config.json"])
         template_file = files["chat_template.jinja"]
-        source = template_file.read_text() if template_file else config.get("chat_template")
-        if isinstance(source, list):  # several named templates: the default one
-            source = next((t["template"] for t in source if t["name"] == "default"), None)
-        if not source:
+        found: object = read_file(template_file) if template_file else config.get("chat_template")
+        if not found:  # where models that see images used to keep it
+            legacy = model_file(model, "chat_template.json", revision, place=place)
+            found = read_table(legacy).get("chat_template")
+        if not found:
             raise ModelError(
                 f"{place}: no chat_template.jinja and no chat_template in "
                 "tokenizer_config.json; use an instruction-tuned model"
             )
+        source = _default_of(found, place)
         tokens: dict[str, str] = {}
-        map_file = files["special_tokens_map.json"]
-        for table in (json.loads(map_file.read_text()) if map_file else {}, config):
+        for table in (read_table(files["special_tokens_map.json"]), config):
             for key, value in table.items():
                 text = value.get("content") if isinstance(value, dict) else value
                 if key.endswith("_token") and isinstance(text, str):
@@ -147,14 +158,18 @@ class ChatTemplate:
         try:
             return self._template.render(
                 messages=[{"role": m.role, "content": self._content(m)} for m in messages],
+                # As transformers does: many templates ask whether there are tools.
+                tools=None,
+                documents=None,
                 add_generation_prompt=False,
                 enable_thinking=False,
                 **self._special_tokens,
             )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except Exception as error:
             roles = ", ".join(message.role for message in messages)
             raise ModelError(
-                f"{self.origin}: the chat template refuses the roles {roles}: {error}"
+                f"{self.origin}: the chat template refuses the roles {roles}: "
+                f"{str(error) or type(error).__name__}"
             ) from error
 
     def assistant_header(self) -> str:
@@ -182,6 +197,46 @@ class ChatTemplate:
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
         return [{"type": "text", "text": message.content}] if self._takes_parts else message.content
+
+
+def read_file(path: Path) -> str:
+    """Return the text of a model's file; ModelError unless it is UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(
+            f"{path}: is not UTF-8 (byte {error.start}); fetch the model again, or save the file "
+            "as UTF-8"
+        ) from error
+
+
+def read_table(path: Path | None) -> dict[str, Any]:
+    """Return the JSON object in a model's file, {} without a file; ModelError for another text."""
+    try:
+        table = json.loads(read_file(path)) if path else {}
+    except ValueError as error:
+        raise ModelError(f"{path}: is no JSON ({error}); fetch the model again") from error
+    if not isinstance(table, dict):
+        raise ModelError(f"{path}: holds no JSON object; fetch the model again")
+    return table
+
+
+def _default_of(found: object, place: str) -> str:
+    """Return the template that is meant without naming one, of one template or named ones."""
+    if isinstance(found, list):
+        named = [item for item in found if isinstance(item, dict) and "name" in item]
+        found = {str(item["name"]): item.get("template") for item in named}
+    if isinstance(found, dict):
+        names = ", ".join(sorted(map(str, found))) or "none"
+        if "default" not in found:
+            raise ModelError(
+                f"{place}: none of its chat templates ({names}) is called default; save the one to "
+                "use as chat_template.jinja in the model's directory"
+            )
+        found = found["default"]
+    if not isinstance(found, str):
+        raise ModelError(f"{place}: its chat template is {found!r:.60}, not a text; replace it")
+    return found
 
 
 def model_file(model: str, name: str, revision: str | None, *, place: str) -> Path | None:

@@ -7,7 +7,6 @@ Tokenising the whole text anew would give other ids wherever a token reaches acr
 from the one before it, and a training row holds nothing that was not generated.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,7 +15,7 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
-from optima.conversation.template import ChatTemplate, Roles, model_file
+from optima.conversation.template import ChatTemplate, Roles, model_file, read_table
 from optima.errors import ModelError
 from optima.types import Message
 
@@ -264,7 +263,6 @@ def _n_rows(model: str, revision: str | None, place: str) -> int:
 def _stop_tokens(model: str, revision: str | None, place: str) -> list[str]:
     """Return the end-of-sequence token that the tokenizer's configuration names."""
     path = model_file(model, "tokenizer_config.json", revision, place=place)
-    config = json.loads(path.read_text()) if path else {}
-    token = config.get("eos_token")
+    token = read_table(path).get("eos_token")
     text = token.get("content") if isinstance(token, dict) else token
     return [text] if isinstance(text, str) else []

@@ -34,6 +34,7 @@ from optima.training.jobs import (
     TrainResult,
 )
 from optima.training.parallelism import accelerate_config
+from optima.training.trackers import check_logins
 
 logger = logging.getLogger(__name__)
 # Makes the trackers' callbacks as the trainer will, which is where missing packages are noticed.
@@ -67,27 +68,32 @@ def training_argv(env: Environment, output_dir: Path, *, kind: str, port: int) -
 
 
 def check_trackers(names: Sequence[str], env: Environment) -> None:
-    """Raise RecipeError when a tracker of ``train.report_to`` cannot be used in ``env``.
+    """Raise RecipeError when a tracker of ``train.report_to`` cannot be used in ``env``, or has no
+    login.
 
     Without it a run would find out at its first training, after all of its generation.
     """
     if not names:
         return
-    done = subprocess.run(
-        [str(env.python), "-c", _TRACKERS_SCRIPT, *names],
-        env=env.environ(),
-        capture_output=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=_TRACKERS_TIMEOUT_S,
-    )
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    try:
+        done = subprocess.run(
+            [str(env.python), "-c", _TRACKERS_SCRIPT, *names],
+            env=env.environ(),
+            capture_output=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            timeout=_TRACKERS_TIMEOUT_S,
+        )
+        said = done.stderr.decode(errors="replace") if done.returncode else None
+    except subprocess.TimeoutExpired:
+        said = f"no answer in {_TRACKERS_TIMEOUT_S:.0f} s"
+    if said is not None:
+        reason = (said.strip().splitlines() or ["no reason given"])[-1]
         raise RecipeError(
             f"train.report_to: [{', '.join(names)}] cannot be used in {env.prefix}: {reason}; "
             "install what is missing there, or take it off the list"
         )
+    check_logins(names)
 
 
 def run_training(
