@@ -19,13 +19,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from optima.errors import ProcessError, RecipeError
+from optima.errors import ProcessError, RecipeError, StageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
 from optima.records import disk_errors
 from optima.training.jobs import (
     CHECKPOINTS_DIR,
+    ERROR_MARK,
     JOB_FILE,
     MODEL_DIR,
     PROGRESS_FILE,
@@ -48,6 +49,7 @@ _TRACKERS_TIMEOUT_S = 300.0
 ACCELERATE_FILE = "accelerate.json"
 _DIGEST_FILE = "inputs.sha256"
 _POLL_S = 0.5
+_N_LINES_OF_LAUNCHER = 400  # a traceback of each process
 
 
 def training_argv(env: Environment, output_dir: Path, *, kind: str, port: int) -> tuple[str, ...]:
@@ -101,7 +103,8 @@ def run_training(
 ) -> TrainResult:
     """Train, or return the result that is there already.
 
-    Raises ProcessError, with the end of the log, when the training fails or passes its deadline.
+    Raises StageError when the training says why it cannot go on, and ProcessError, with the end of
+    the log, when it fails otherwise or passes its deadline.
     """
     if job.train.dtype == "bfloat16" and not devices.has_bfloat16:
         logger.info("training: in float32, as this processor has no instructions for bfloat16")
@@ -129,7 +132,10 @@ def run_training(
         env=env.environ(training_variables(devices)),
     )
     with process:
-        _follow(process, output / PROGRESS_FILE, job.train.timeout_s)
+        try:
+            _follow(process, output / PROGRESS_FILE, job.train.timeout_s)
+        except ProcessError as error:
+            raise _explained(process) or error from error
     if not job.result_path.is_file():
         raise ProcessError(f"training: ended without a result; {process.log_excerpt()}")
     return TrainResult.model_validate_json(job.result_path.read_bytes())
@@ -186,6 +192,15 @@ def _follow(process: ManagedProcess, progress_path: Path, timeout_s: float) -> N
                 )
                 bar.update(progress.step - bar.n)
     process.check(max(0.0, deadline - time.monotonic()))
+
+
+def _explained(process: ManagedProcess) -> StageError | None:
+    """Return what the training itself said before it ended; its launcher says more after it."""
+    lines = process.log_tail(_N_LINES_OF_LAUNCHER)
+    said = next((line for line in lines if line.startswith(ERROR_MARK)), None)
+    if said is None:
+        return None
+    return StageError(f"{said.removeprefix(ERROR_MARK)}; its log: {process.log_path}")
 
 
 def _read_progress(path: Path) -> TrainProgress | None:
