@@ -153,8 +153,9 @@ def _commit() -> str | None:
 def _output(argv: list[str]) -> str:
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=GIT_TIMEOUT_S, check=False
-        )
+            argv, capture_output=True, encoding="utf-8", errors="replace",
+            timeout=GIT_TIMEOUT_S, check=False,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return ""  # provenance is a courtesy: a run does not fail for lack of git
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -162,7 +163,7 @@ def _output(argv: list[str]) -> str:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")

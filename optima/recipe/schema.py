@@ -181,9 +181,7 @@ class TrainSection(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient clipping."""
     max_loss_growth: float | None = Field(default=10.0, gt=1)
-    """Times the loss at the start (or one nat per token, if that is more) above which a logged loss
-    or the evaluation loss at the end means that the training has diverged, so that it fails and no
-    model is written; None lets it go on."""
+    """Times the start's loss (at least 1 nat) above which a training fails; None never does."""
     max_length: int = Field(default=2048, ge=16)
     """Tokens per row; longer rows are counted and dropped, never cut silently."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

@@ -112,7 +112,7 @@ def run_training(
         job = job.model_copy(update={"train": train})
     output = Path(job.output_dir)
     digest, digest_path = _input_digest(job), output / _DIGEST_FILE
-    if digest_path.is_file() and digest_path.read_text().strip() == digest:
+    if digest_path.is_file() and digest_path.read_text("utf-8").strip() == digest:
         if job.result_path.is_file() and (output / MODEL_DIR).is_dir():
             return TrainResult.model_validate_json(job.result_path.read_bytes())
     else:
@@ -122,9 +122,13 @@ def run_training(
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         (output / PROGRESS_FILE).unlink(missing_ok=True)
-        (output / ACCELERATE_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-        (output / JOB_FILE).write_text(job.model_dump_json(indent=1) + "\n")
-        digest_path.write_text(digest + "\n")
+        written = {
+            ACCELERATE_FILE: json.dumps(config, indent=1, sort_keys=True),
+            JOB_FILE: job.model_dump_json(indent=1),
+            _DIGEST_FILE: digest,
+        }
+        for name, text in written.items():
+            (output / name).write_text(f"{text}\n", encoding="utf-8")
     process = ManagedProcess(
         training_argv(env, output, kind=job.kind, port=free_port()),
         name="training",

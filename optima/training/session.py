@@ -140,7 +140,7 @@ def conduct(
     if checkpoint is not None:
         logger.info("continuing from %s", checkpoint)
         trainer.args.eval_on_start = False
-        seconds_before = float((Path(checkpoint) / _COMPLETE).read_text() or 0)
+        seconds_before = float((Path(checkpoint) / _COMPLETE).read_text("utf-8") or 0)
     trainer.add_callback(Watch(job.train.max_loss_growth))
     trainer.add_callback(Progress(output / PROGRESS_FILE, n_tokens, seconds_before))
     start = time.monotonic()
