@@ -255,7 +255,7 @@ def _read(path: Path, place: str) -> Tokenizer:
 def _n_rows(model: str, revision: str | None, place: str) -> int:
     """Return the embeddings that the model's configuration speaks of; 0 where it does not."""
     path = model_file(model, "config.json", revision, place=place)
-    config = json.loads(path.read_text()) if path else {}
+    config = read_table(path)
     n_rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
     return n_rows if isinstance(n_rows, int) else 0
 

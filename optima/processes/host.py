@@ -5,8 +5,6 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 
 from optima.errors import UsageError
 
@@ -14,23 +12,21 @@ from optima.errors import UsageError
 def check_sockets() -> None:
     """Raise UsageError where a server's processes could not make the sockets they speak over.
 
-    vLLM makes them in VLLM_RPC_BASE_PATH or the temporary folder. The whole path of one is held
-    to 107 bytes, and some file systems have none.
+    They lie in a folder of the server's own below the temporary one (``managed``). The whole path
+    of a socket is held to 107 bytes, and some file systems have none.
     """
-    name = "VLLM_RPC_BASE_PATH" if os.environ.get("VLLM_RPC_BASE_PATH") else "TMPDIR"
-    folder = Path(os.environ.get("VLLM_RPC_BASE_PATH") or tempfile.gettempdir())
-    path = folder / str(uuid.uuid4())  # as long as a server's own
+    folder = tempfile.gettempdir()
     try:
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.bind(str(path))
+        with (
+            tempfile.TemporaryDirectory(prefix="optima-") as scratch,
+            socket.socket(socket.AF_UNIX) as probe,
+        ):
+            probe.bind(f"{scratch}/{uuid.uuid4()}")  # as long as a server's own
     except OSError as error:
         raise UsageError(
-            f"{name}: {folder}: vLLM can make no socket there ({error}); name another folder of "
-            "this host, with a path of at most 70 bytes, such as /tmp"
+            f"TMPDIR: {folder}: vLLM can make no socket there ({error}); name another folder of "
+            "this host, with a path of at most 54 bytes, such as /tmp"
         ) from error
-    finally:
-        with suppress(OSError):
-            path.unlink()
 
 
 def missing_cores(environ: Mapping[str, str], n_usable: int) -> str | None:
