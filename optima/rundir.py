@@ -94,7 +94,7 @@ class Stage:
         """Write SPENT.json; a full disk is left to those who write results."""
         temporary = self.path / f".{SPENT_FILE}.{os.getpid()}.tmp"
         with contextlib.suppress(OSError):
-            temporary.write_text(self.spent().model_dump_json() + "\n")
+            temporary.write_text(self.spent().model_dump_json() + "\n", encoding="utf-8")
             temporary.replace(self.path / SPENT_FILE)
 
     @property
@@ -158,7 +158,7 @@ class RunDir:
                 raise UsageError(
                     f"--run-dir {self.root}: cannot be a directory ({error.strerror}); give another"
                 ) from error
-            self._lock = (self.root / "LOCK").open("a+")
+            self._lock = (self.root / "LOCK").open("a+", encoding="utf-8")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -168,6 +168,13 @@ class RunDir:
             raise RunBusyError(
                 f"--run-dir {self.root}: owned by process {owner}, which is still running; wait "
                 "for it, or give another --run-dir"
+            ) from error
+        except OSError as error:
+            self._lock.close()
+            raise UsageError(
+                f"--run-dir {self.root}: its file system gives no locks ({error.strerror}), which "
+                "keep two processes out of one run; give a --run-dir on another (a local disk, or "
+                "Lustre mounted with -o flock)"
             ) from error
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()}\n")
@@ -322,7 +329,7 @@ def read_spent(stage_path: Path) -> Spent:
 
 
 def _read_or_empty(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+    return path.read_text("utf-8") if path.exists() else ""
 
 
 def _content_digest(path: Path) -> str:

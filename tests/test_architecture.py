@@ -64,7 +64,8 @@ PACKAGES = {
 }  # fmt: skip
 # They run as processes of the training environment and are imported by nobody else.
 TRAINERS = {
-    "optima.training.arguments", "optima.training.dpo", "optima.training.fetch_model",
+    "optima.training.arguments", "optima.training.divergence", "optima.training.dpo",
+    "optima.training.fetch_model",
     "optima.training.modeldir", "optima.training.policy",
     "optima.training.score", "optima.training.session", "optima.training.sft",
 }  # fmt: skip
@@ -250,6 +251,27 @@ def test_randomness_comes_from_seeds_and_identity_from_digests() -> None:
                         yield node.lineno, f"random.{alias.name} draws from the global generator"
 
     assert _findings(check) == []
+
+
+def test_texts_are_utf_8_whatever_the_locale() -> None:
+    def undeclared(tree: ast.Module) -> Iterator[tuple[int, str]]:
+        for call in _calls(tree):
+            function = call.func
+            name = getattr(function, "attr", getattr(function, "id", ""))
+            named = {word.arg for word in call.keywords}
+            words = [a.value for a in call.args if isinstance(a, ast.Constant)]
+            if name in ("read_text", "write_text") and isinstance(function, ast.Attribute):
+                is_declared = "encoding" in named or "utf-8" in words
+            elif name == "open" and not any(isinstance(w, str) and "b" in w for w in words):
+                # of an archive or a descriptor, the first argument is no mode
+                is_file = isinstance(function, ast.Name) or len(words) == len(call.args)
+                is_declared = "encoding" in named or not is_file
+            else:
+                is_declared = name not in ("run", "Popen", "check_output") or "text" not in named
+            if not is_declared:
+                yield call.lineno, f"{name} without an encoding"
+
+    assert _findings(undeclared) == []
 
 
 def test_no_process_is_ended_by_name() -> None:

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -165,6 +166,23 @@ def test_busy_run_directory_names_its_owner(tmp_path: Path) -> None:
         pass
     with RunDir(tmp_path / "run", recipe()) as run:  # free again
         assert run.attempt == 2
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES])
+def test_file_system_without_locks_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(file: object, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(
+            UsageError, match=r"--run-dir .*gives no locks .* give a --run-dir on another"
+        ),
+        RunDir(tmp_path / "run", recipe()),
+    ):
+        pass
 
 
 def test_lock_of_a_killed_owner_is_free(tmp_path: Path) -> None:

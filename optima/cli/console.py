@@ -3,6 +3,7 @@
 Exit status: 0 done, 1 a run failed, 2 the input is wrong, 130 interrupted, 143 terminated.
 """
 
+import io
 import logging
 import signal
 import sys
@@ -20,6 +21,11 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 def run_command(command: Callable[[], int]) -> int:
     """Run a command and turn its errors into one line on stderr and an exit status."""
     is_terminated = False
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a terminal of few letters shows the others by code
+            stream.reconfigure(errors="backslashreplace")
 
     def terminate(number: int, frame: FrameType | None) -> None:
         nonlocal is_terminated

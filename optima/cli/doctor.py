@@ -1,15 +1,18 @@
 """Checks of a host and, with a recipe, of what its run needs."""
 
+import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from optima.errors import OptimaError
+from optima.errors import OptimaError, UsageError
 from optima.pipelines.run import model_codec
 from optima.processes.devices import detect_devices
 from optima.processes.environment import Role, package_versions, require_environment
+from optima.processes.host import check_sockets, core_warning
 from optima.recipe.schema import Recipe, ServingSection
 from optima.training.launch import free_port
 
@@ -35,7 +38,9 @@ def examine(recipe: Recipe | None, vllm_env: str | None, train_env: str | None) 
     findings = [
         _check("vllm environment", lambda: _environment(vllm_env, "vllm")),
         _check("train environment", lambda: _environment(train_env, "train")),
-        _check("devices", lambda: _devices(serving)),
+        _check("devices", lambda: str(detect_devices(serving))),
+        _check("cores", _cores),
+        _check("sockets", _sockets),
         _check("ports", lambda: f"the kernel gives ports, such as {free_port()}"),
         _disk(),
     ]
@@ -58,9 +63,15 @@ def _environment(spec: str | None, role: Role) -> str:
     return f"{environment.prefix} ({shown})"
 
 
-def _devices(serving: ServingSection) -> str:
-    devices = detect_devices(serving)
-    return "CPU" if devices.kind == "cpu" else f"GPUs {', '.join(map(str, devices.gpus))}"
+def _cores() -> str:
+    if warning := core_warning():
+        raise UsageError(warning)
+    return f"{len(os.sched_getaffinity(0))} usable"
+
+
+def _sockets() -> str:
+    check_sockets()
+    return f"can be made in {tempfile.gettempdir()}"
 
 
 def _disk() -> Finding:

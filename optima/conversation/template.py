@@ -49,8 +49,17 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys,
+    )  # fmt: skip
 
 
 class ChatTemplate:
@@ -116,17 +125,17 @@ class ChatTemplate:
         """
         place = f"{field}={model}"
         config = model_json(model, "tokenizer_config.json", revision, place=place)
-        source: Any = model_text(model, "chat_template.jinja", revision, place=place)
-        if source is None:
-            source = config.get("chat_template")
-        if isinstance(source, list):  # several named templates: the default one
-            named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
-            source = named.get("default")
-        if not source or not isinstance(source, str):
+        found: object = model_text(model, "chat_template.jinja", revision, place=place)
+        found = found or config.get("chat_template")
+        if not found:  # where models that see images used to keep it
+            legacy = model_json(model, "chat_template.json", revision, place=place)
+            found = legacy.get("chat_template")
+        if not found:
             raise ModelError(
                 f"{place}: no chat_template.jinja and no chat_template in "
                 "tokenizer_config.json; use an instruction-tuned model"
             )
+        source = _default_of(found, place)
         tokens: dict[str, str] = {}
         tokens_map = model_json(model, "special_tokens_map.json", revision, place=place)
         for table in (tokens_map, config):
@@ -153,14 +162,18 @@ class ChatTemplate:
         try:
             return self._template.render(
                 messages=[{"role": m.role, "content": self._content(m)} for m in messages],
+                # As transformers does: many templates ask whether there are tools.
+                tools=None,
+                documents=None,
                 add_generation_prompt=False,
                 enable_thinking=False,
                 **self.special_tokens,
             )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except Exception as error:
             roles = ", ".join(message.role for message in messages)
             raise ModelError(
-                f"{self.origin}: the chat template refuses the roles {roles}: {error}"
+                f"{self.origin}: the chat template refuses the roles {roles}: "
+                f"{str(error) or type(error).__name__}"
             ) from error
 
     def assistant_header(self) -> str:
@@ -213,6 +226,24 @@ def model_text(model: str, name: str, revision: str | None, *, place: str) -> st
 
 def _unreadable(place: str, name: str, reason: object) -> str:
     return f"{place}: {name} cannot be read ({reason}); fetch the model again"
+
+
+def _default_of(found: object, place: str) -> str:
+    """Return the template that is meant without naming one, of one template or named ones."""
+    if isinstance(found, list):
+        named = [item for item in found if isinstance(item, dict) and "name" in item]
+        found = {str(item["name"]): item.get("template") for item in named}
+    if isinstance(found, dict):
+        names = ", ".join(sorted(map(str, found))) or "none"
+        if "default" not in found:
+            raise ModelError(
+                f"{place}: none of its chat templates ({names}) is called default; save the one to "
+                "use as chat_template.jinja in the model's directory"
+            )
+        found = found["default"]
+    if not isinstance(found, str):
+        raise ModelError(f"{place}: its chat template is {found!r:.60}, not a text; replace it")
+    return found
 
 
 def model_file(model: str, name: str, revision: str | None, *, place: str) -> Path | None:

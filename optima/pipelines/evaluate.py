@@ -5,6 +5,8 @@ problem, capped at 1: a yardstick that stays the same while the models change, u
 maximum of training, which shrinks with the model.
 """
 
+from optima.errors import StageError
+from optima.evaluation.health import find_loss_of_speech
 from optima.pipelines import judge
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.talk import TalkPlan, talk
@@ -28,13 +30,24 @@ class Evaluations:
         self._rows: list[EvaluationRow] = []
 
     def add(self, model: Model) -> None:
-        """Let ``model`` converse about all held-out problems."""
+        """Let ``model`` converse about all held-out problems.
+
+        Raises StageError when its training cost it its speech, before it is used any further.
+        """
         section = self._context.recipe.evaluation
         plan = TalkPlan(n_samples=section.n_samples, temperature=section.temperature)
         name = f"evaluate/{model.label}/talk"
         talked = talk(self._context, name, model, self._problems, plan)
         if self._normalisers is None:
             self._normalisers = judge.group_maximum(talked)
+        for earlier, before in self._talks:
+            lost = find_loss_of_speech(before.metrics, talked.metrics)
+            if lost is not None:
+                raise StageError(
+                    f"stage {name}: {lost} ({earlier.label}): the training of {model.label} has "
+                    "ruined the model; lower the learning rate or the epochs of its training, and "
+                    f"give another --run-dir. What it said: {talked.path}"
+                )
         self._talks.append((model, talked))
 
     def settle(self) -> None:

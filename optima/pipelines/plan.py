@@ -17,6 +17,7 @@ from optima.pipelines.run import loss_codec, model_codec
 from optima.pipelines.status import is_owned
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, require_environment
+from optima.processes.host import check_sockets, core_warning
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
 from optima.reward import needs_losses, search_reward
@@ -52,6 +53,7 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
     train_env = require_environment(train_spec, "train")
     check_trackers(recipe.train.report_to, train_env)
     devices = detect_devices(recipe.serving)
+    check_sockets()
     places = split_devices(recipe, devices)
     codec = model_codec(recipe, recipe.model.path)
     PromptStyle.of(recipe, task)
@@ -68,7 +70,7 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
         f"model      {recipe.model.path}, context {context_window(recipe.model) or 'unknown'}, "
         f"roles {codec.template.roles}",
         f"formats    {len(formats)}" + ("" if formats else " (no pool)"),
-        f"devices    {where}",
+        f"devices    {where}" + (f"; {warning}" if (warning := core_warning()) else ""),
         *_stages(recipe, len(train.problems), len(test.problems)),
         *_processes(recipe, run_dir, (devices, *places), (vllm_env, train_env)),
         *footprint(recipe, run_dir, len(train.problems), len(test.problems)),

@@ -17,6 +17,7 @@ from optima.pipelines.context import Device, Model, RunContext, split_devices
 from optima.pipelines.preflight import check_start
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, package_versions
+from optima.processes.host import check_sockets, core_warning
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
 from optima.records import write_text
@@ -46,8 +47,11 @@ def open_run(
     devices = detect_devices(recipe.serving)
     split_devices(recipe, devices)
     check_start(recipe, run_dir)
+    check_sockets()
+    if warning := core_warning():
+        logger.warning("%s", warning)
     with RunDir(run_dir, recipe) as run, _log_file(run.log_dir / "optima.log"):
-        logger.info("run directory %s, logs in %s", run.root, run.log_dir)
+        logger.info("run directory %s, logs in %s, on %s", run.root, run.log_dir, devices)
         write_provenance(run, devices, vllm_env=vllm_env, train_env=train_env)
         with Device(recipe, devices, run, (vllm_env, train_env)) as device:
             yield RunContext(
@@ -153,8 +157,9 @@ def _commit() -> str | None:
 def _output(argv: list[str]) -> str:
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=GIT_TIMEOUT_S, check=False
-        )
+            argv, capture_output=True, encoding="utf-8", errors="replace",
+            timeout=GIT_TIMEOUT_S, check=False,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return ""  # provenance is a courtesy: a run does not fail for lack of git
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -162,7 +167,7 @@ def _output(argv: list[str]) -> str:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")

@@ -145,7 +145,7 @@ def is_owned(root: Path) -> bool:
     """Tell whether the process named in LOCK still holds it; asking takes no lock."""
     lock = root / "LOCK"
     try:
-        held = psutil.Process(int(lock.read_text())).open_files()
+        held = psutil.Process(int(lock.read_text("utf-8"))).open_files()
     except (OSError, ValueError, psutil.Error):
         return False
     return any(Path(file.path) == lock.resolve() for file in held)
@@ -155,7 +155,7 @@ def _share(root: Path, name: str, recipe: Recipe, outline: Outline | None) -> fl
     path = root / name
     progress = path / "progress.json"
     if progress.exists():
-        row = json.loads(progress.read_text())
+        row = json.loads(progress.read_text("utf-8"))
         return float(row["step"]) / float(max(1, row["n_steps"]))
     total = _n_lines_expected(root, name, recipe, outline)
     for file in (path / growing for growing in _GROWING):

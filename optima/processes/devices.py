@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,8 @@ from optima.errors import UsageError
 from optima.recipe.schema import ServingSection
 
 _SMI_TIMEOUT_S = 60.0
+_LOST = "Unable to determine the device handle"  # of a GPU that fell off the bus
+_NO_GPU = ("", "NoDevFiles", "none", "void")  # written by Slurm and by container tools
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86-64, and Arm's last
 
 
@@ -35,6 +38,9 @@ class Devices:
         """
         return self.kind == "cuda" or _cpu_has_bfloat16()
 
+    def __str__(self) -> str:
+        return "the CPU" if self.kind == "cpu" else f"GPUs {', '.join(map(str, self.gpus))}"
+
     def mask(self, gpus: tuple[int, ...] | None = None) -> str:
         """Return CUDA_VISIBLE_DEVICES for a process that uses ``gpus`` (all without it)."""
         chosen = self.gpus if gpus is None else gpus
@@ -43,15 +49,30 @@ class Devices:
         return ",".join(self.visible[gpu] for gpu in chosen)
 
 
-def detect_devices(serving: ServingSection) -> Devices:
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A GPU as nvidia-smi lists it: its UUID and those of the MIG devices it is split into."""
+
+    uuid: str
+    parts: tuple[str, ...]
+
+
+def detect_devices(serving: ServingSection, dev: Path = Path("/dev")) -> Devices:
     """Return what the run computes on; ``serving.gpus`` index the visible GPUs from 0.
 
-    Raises UsageError when GPUs are asked for and missing, or do not divide into groups.
+    ``dev`` holds the device files. Raises UsageError when GPUs are asked for and missing, when a
+    driver is there and fails, when CUDA would take other GPUs than CUDA_VISIBLE_DEVICES names, or
+    when the GPUs do not divide into groups.
     """
     if serving.device == "cpu":
         return Devices("cpu")
     visible = _visible_gpus()
-    n_gpus = _count_gpus() if visible is None else len(visible)
+    cards = _listed_cards(dev) if visible != () else ()
+    if visible:
+        _check_visible(visible, cards)
+    elif any(card.parts for card in cards):
+        raise UsageError(f"CUDA_VISIBLE_DEVICES: is not set, and {_name_a_part(cards)}")
+    n_gpus = len(cards) if visible is None else len(visible)
     if n_gpus == 0:
         if serving.device == "cuda" or serving.gpus:
             why = "CUDA_VISIBLE_DEVICES hides all" if visible == () else "nvidia-smi lists none"
@@ -75,13 +96,17 @@ def detect_devices(serving: ServingSection) -> Devices:
 
 @cache
 def _cpu_has_bfloat16() -> bool:
-    """Tell whether the flags of the processor name such instructions; True where none are told."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return lists_bfloat16(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return True
-    flags = {flag for line in lines if line.lower().startswith(("flags", "features"))
-             for flag in line.partition(":")[2].split()}  # fmt: skip
+
+
+def lists_bfloat16(cpuinfo: str) -> bool:
+    """Tell whether the flags of the processor name such instructions; True where none are told."""
+    lines = (line.partition(":") for line in cpuinfo.splitlines())
+    told = [flags for name, _, flags in lines if name.strip().lower() in ("flags", "features")]
+    flags = {flag for text in told for flag in text.split()}
     return not flags or bool(flags & BFLOAT16_FLAGS)
 
 
@@ -90,24 +115,91 @@ def _visible_gpus() -> tuple[str, ...] | None:
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:
         return None
-    names = []
-    for name in value.split(","):
-        if not name.strip() or name.strip().startswith("-"):
-            break  # CUDA ignores everything behind an invalid entry
-        names.append(name.strip())
+    names = [name.strip() for name in value.strip().strip(",").split(",")]
+    if names[0] in _NO_GPU or names[0].startswith("-"):
+        return ()
+    for place, name in enumerate(names):
+        if not name or name.startswith("-") or name in names[:place]:
+            raise UsageError(
+                f"CUDA_VISIBLE_DEVICES: {value!r}: CUDA takes no GPU from entry {place + 1} on "
+                f"({name!r} is empty, negative or there twice); name each GPU once"
+            )
     return tuple(names)
 
 
-def _count_gpus() -> int:
+def _check_visible(names: Sequence[str], cards: Sequence[Card]) -> None:
+    """Raise UsageError unless each of ``names`` is one GPU or one MIG device that is there."""
+    place = f"CUDA_VISIBLE_DEVICES: {','.join(names)!r}"
+    if not cards:
+        raise UsageError(
+            f"{place}: this host shows no GPU (nvidia-smi lists none); unset it, or take "
+            "serving.device=cpu"
+        )
+    uuids = [uuid for card in cards for uuid in (card.uuid, *card.parts)]
+    for name in names:
+        if name.isdecimal():
+            if int(name) >= len(cards):
+                raise UsageError(
+                    f"{place}: there is no GPU {name}, so CUDA would drop it and all behind it; "
+                    f"nvidia-smi lists GPUs 0 to {len(cards) - 1}"
+                )
+            if cards[int(name)].parts:
+                raise UsageError(f"{place}: {_name_a_part([cards[int(name)]])}")
+        elif sum(uuid.startswith(name) for uuid in uuids) != 1:
+            raise UsageError(
+                f"{place}: {name!r} is not the number or UUID of one GPU that nvidia-smi -L lists"
+            )
+    if len(names) > 1 and any(name.startswith("MIG") for name in names):
+        raise UsageError(f"{place}: a process can use one MIG device only; name one")
+
+
+def _name_a_part(cards: Sequence[Card]) -> str:
+    part = next(part for card in cards for part in card.parts)
+    return f"a GPU is split by MIG: name the one of its devices to use, such as {part}"
+
+
+def _listed_cards(dev: Path) -> tuple[Card, ...]:
+    """Return the GPUs that nvidia-smi lists; UsageError where a driver is there and fails."""
+    nodes = sorted(path.name for path in dev.glob("nvidia[0-9]*"))
     try:
         answer = subprocess.run(
             ["nvidia-smi", "-L"],
             capture_output=True,
-            check=True,
-            text=True,
+            check=False,
             stdin=subprocess.DEVNULL,
             timeout=_SMI_TIMEOUT_S,
         )
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    return len(re.findall(r"^GPU \d+:", answer.stdout, flags=re.MULTILINE))
+    except FileNotFoundError:
+        reason, is_absent = "nvidia-smi is not on PATH", True
+    except subprocess.TimeoutExpired:
+        reason, is_absent = f"nvidia-smi -L gave no answer in {_SMI_TIMEOUT_S:.0f} s", False
+    except OSError as error:
+        reason, is_absent = f"nvidia-smi cannot be started ({error.strerror})", False
+    else:
+        text = (answer.stdout + answer.stderr).decode(errors="replace")
+        cards = _parse_cards(text)
+        is_absent = not cards and "no devices" in text.lower()
+        if cards and answer.returncode == 0 and _LOST not in text:
+            return cards
+        said = next((line for line in text.splitlines() if _LOST in line), text)
+        short = " ".join(said.split())[:200] or f"status {answer.returncode}"
+        reason = f"nvidia-smi -L: {short}"
+    if is_absent and not nodes:
+        return ()
+    there = f", though /dev/{nodes[0]} is there" if nodes else ""
+    raise UsageError(
+        f"serving.device: {reason}{there}; mend the driver (or what hides the GPUs from this "
+        "process), or take serving.device=cpu to compute without GPUs"
+    )
+
+
+def _parse_cards(text: str) -> tuple[Card, ...]:
+    """Return the GPUs of the output of ``nvidia-smi -L``, MIG devices below their GPU."""
+    found: list[tuple[str, list[str]]] = []
+    for line in text.splitlines():
+        uuid = line.rpartition("(UUID: ")[2].rstrip(") ")
+        if re.match(r"GPU \d+:", line):
+            found.append((uuid, []))
+        elif re.match(r"\s+MIG ", line) and found:
+            found[-1][1].append(uuid)
+    return tuple(Card(uuid, tuple(parts)) for uuid, parts in found)

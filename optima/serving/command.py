@@ -16,11 +16,6 @@ HOST = "127.0.0.1"
 MODEL_NAME = "policy"
 _BASE_NAME = "base"  # of the weights below an adapter; nobody asks for it
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)  # the limits that every vLLM release takes
-# Set by launchers around us (torchrun, Slurm, a user's own server); a server would join or collide.
-_FOREIGN = (
-    "VLLM_PORT", "VLLM_HOST_IP", "MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE", "OPTIMA_API_KEY",
-)  # fmt: skip
 
 
 def gpu_groups(recipe: Recipe, devices: Devices) -> tuple[tuple[int, ...], ...]:
@@ -97,14 +92,6 @@ def server_environ(
         variables["VLLM_CPU_KVCACHE_SPACE"] = str(recipe.serving.cpu_kv_cache_gb)
         variables["CUDA_VISIBLE_DEVICES"] = ""
     return variables
-
-
-def full_environ(env: Environment, variables: dict[str, str]) -> dict[str, str]:
-    """Return all variables of a server process, without those that tie it to other processes."""
-    environ = env.environ(variables)
-    for name in _FOREIGN:
-        environ.pop(name, None)
-    return environ
 
 
 def _rank_limit(adapter: str, recipe: Recipe) -> int:

@@ -52,6 +52,7 @@ class Behaviour:
     die_after: int | None = None
     hang_after: int | None = None
     is_never_ready: bool = False
+    is_mute: bool = False
     overflow_chars: int | None = None
     max_model_len: int | None = None
     has_health: bool = True
@@ -132,7 +133,7 @@ class FakeServer:
         problem = self._overflow(text, n_prompt, max_tokens)
         if problem:
             return _error(400, problem)
-        said = self._say(compose(text, seed), asked)
+        said = self._say("" if self._behaviour.is_mute else compose(text, seed), asked)
         choice = {
             "index": 0,
             "text": said.text,
@@ -285,6 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-token-ids", action="store_true", help="completions have no ids")
     parser.add_argument("--only-text", action="store_true", help="prompts of ids are refused")
     parser.add_argument("--never-ready", action="store_true", help="/health answers 503")
+    parser.add_argument("--mute", metavar="PART", help="say nothing as a model of this path")
     parser.add_argument("--overflow-chars", type=int, metavar="N", help="refuse longer prompts")
     parser.add_argument("--notes", type=Path, metavar="FILE", help="append every request to it")
     options, _ = parser.parse_known_args(argv)
@@ -299,6 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         gives_ids=not options.no_token_ids,
         takes_ids=not options.only_text,
         is_never_ready=options.never_ready,
+        is_mute=options.mute is not None and options.mute in (options.model or ""),
         overflow_chars=options.overflow_chars,
         max_model_len=options.max_model_len,
         notes=options.notes,

@@ -23,7 +23,6 @@ from optima.recipe.schema import Recipe
 from optima.serving.client import Server
 from optima.serving.command import (
     MODEL_NAME,
-    full_environ,
     gpu_groups,
     server_argv,
     server_environ,
@@ -142,7 +141,7 @@ class Fleet:
                 argv,
                 name=f"server {index}",
                 log_path=log_path,
-                env=full_environ(self._env, variables),
+                env=self._env.environ(variables),
                 scratch_variable="VLLM_RPC_BASE_PATH",  # vLLM leaves its sockets behind
             )
 

@@ -82,7 +82,7 @@ def _download(package: str, version: str, directory: Path) -> Path:
     try:
         subprocess.run(
             [*command, str(directory), f"{package}=={version}"],
-            check=True, timeout=_TIMEOUT_S, capture_output=True, text=True,
+            check=True, timeout=_TIMEOUT_S, capture_output=True, encoding="utf-8", errors="replace",
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise SystemExit(f"{package}: not here after {_TIMEOUT_S:.0f} s; {_REMEDY}") from error

@@ -82,7 +82,7 @@ def fetch(request: Request) -> str:
         facts = {"name": request.name, "source": source}
         if known is not None:
             facts |= {"licence": known.licence, "hub_id": known.hub_id}
-        (made / _SOURCE_FILE).write_text(json.dumps(facts) + "\n")
+        (made / _SOURCE_FILE).write_text(json.dumps(facts) + "\n", encoding="utf-8")
         for path in made.iterdir():
             if path.is_file():
                 path.chmod(0o644)  # weights are written readable for their owner only
@@ -158,7 +158,7 @@ def _source_of(request: Request) -> str | None:
     """Return where a complete directory's weights came from, None when it has to be made."""
     output, marker = request.output, request.output / _SOURCE_FILE
     if marker.is_file():
-        facts = json.loads(marker.read_text())
+        facts = json.loads(marker.read_text("utf-8"))
         if facts.get("name", request.name) != request.name:
             raise SystemExit(f"{output}: holds {facts['name']}; name another directory")
         return str(facts["source"])

@@ -18,6 +18,7 @@ RESULT_FILE = "result.json"
 PROGRESS_FILE = "progress.json"
 CHECKPOINTS_DIR = "checkpoints"
 MODEL_DIR = "model"
+ERROR_MARK = "error: "  # begins the line in a training's log that says why it failed
 R = TypeVar("R", bound=Record)
 
 

@@ -19,13 +19,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from optima.errors import ProcessError, RecipeError
+from optima.errors import ProcessError, RecipeError, StageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
 from optima.records import disk_errors
 from optima.training.jobs import (
     CHECKPOINTS_DIR,
+    ERROR_MARK,
     JOB_FILE,
     MODEL_DIR,
     PROGRESS_FILE,
@@ -34,6 +35,7 @@ from optima.training.jobs import (
     TrainResult,
 )
 from optima.training.parallelism import accelerate_config
+from optima.training.trackers import check_logins
 
 logger = logging.getLogger(__name__)
 # Makes the trackers' callbacks as the trainer will, which is where missing packages are noticed.
@@ -47,6 +49,7 @@ _TRACKERS_TIMEOUT_S = 300.0
 ACCELERATE_FILE = "accelerate.json"
 _DIGEST_FILE = "inputs.sha256"
 _POLL_S = 0.5
+_N_LINES_OF_LAUNCHER = 400  # a traceback of each process
 
 
 def training_argv(env: Environment, output_dir: Path, *, kind: str, port: int) -> tuple[str, ...]:
@@ -67,27 +70,32 @@ def training_argv(env: Environment, output_dir: Path, *, kind: str, port: int) -
 
 
 def check_trackers(names: Sequence[str], env: Environment) -> None:
-    """Raise RecipeError when a tracker of ``train.report_to`` cannot be used in ``env``.
+    """Raise RecipeError when a tracker of ``train.report_to`` cannot be used in ``env``, or has no
+    login.
 
     Without it a run would find out at its first training, after all of its generation.
     """
     if not names:
         return
-    done = subprocess.run(
-        [str(env.python), "-c", _TRACKERS_SCRIPT, *names],
-        env=env.environ(),
-        capture_output=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=_TRACKERS_TIMEOUT_S,
-    )
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    try:
+        done = subprocess.run(
+            [str(env.python), "-c", _TRACKERS_SCRIPT, *names],
+            env=env.environ(),
+            capture_output=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            timeout=_TRACKERS_TIMEOUT_S,
+        )
+        said = done.stderr.decode(errors="replace") if done.returncode else None
+    except subprocess.TimeoutExpired:
+        said = f"no answer in {_TRACKERS_TIMEOUT_S:.0f} s"
+    if said is not None:
+        reason = (said.strip().splitlines() or ["no reason given"])[-1]
         raise RecipeError(
             f"train.report_to: [{', '.join(names)}] cannot be used in {env.prefix}: {reason}; "
             "install what is missing there, or take it off the list"
         )
+    check_logins(names)
 
 
 def run_training(
@@ -95,7 +103,8 @@ def run_training(
 ) -> TrainResult:
     """Train, or return the result that is there already.
 
-    Raises ProcessError, with the end of the log, when the training fails or passes its deadline.
+    Raises StageError when the training says why it cannot go on, and ProcessError, with the end of
+    the log, when it fails otherwise or passes its deadline.
     """
     if job.train.dtype == "bfloat16" and not devices.has_bfloat16:
         logger.info("training: in float32, as this processor has no instructions for bfloat16")
@@ -103,7 +112,7 @@ def run_training(
         job = job.model_copy(update={"train": train})
     output = Path(job.output_dir)
     digest, digest_path = _input_digest(job), output / _DIGEST_FILE
-    if digest_path.is_file() and digest_path.read_text().strip() == digest:
+    if digest_path.is_file() and digest_path.read_text("utf-8").strip() == digest:
         if job.result_path.is_file() and (output / MODEL_DIR).is_dir():
             return TrainResult.model_validate_json(job.result_path.read_bytes())
     else:
@@ -113,9 +122,13 @@ def run_training(
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         (output / PROGRESS_FILE).unlink(missing_ok=True)
-        (output / ACCELERATE_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-        (output / JOB_FILE).write_text(job.model_dump_json(indent=1) + "\n")
-        digest_path.write_text(digest + "\n")
+        written = {
+            ACCELERATE_FILE: json.dumps(config, indent=1, sort_keys=True),
+            JOB_FILE: job.model_dump_json(indent=1),
+            _DIGEST_FILE: digest,
+        }
+        for name, text in written.items():
+            (output / name).write_text(f"{text}\n", encoding="utf-8")
     process = ManagedProcess(
         training_argv(env, output, kind=job.kind, port=free_port()),
         name="training",
@@ -123,7 +136,10 @@ def run_training(
         env=env.environ(training_variables(devices)),
     )
     with process:
-        _follow(process, output / PROGRESS_FILE, job.train.timeout_s)
+        try:
+            _follow(process, output / PROGRESS_FILE, job.train.timeout_s)
+        except ProcessError as error:
+            raise _explained(process) or error from error
     if not job.result_path.is_file():
         raise ProcessError(f"training: ended without a result; {process.log_excerpt()}")
     return TrainResult.model_validate_json(job.result_path.read_bytes())
@@ -180,6 +196,15 @@ def _follow(process: ManagedProcess, progress_path: Path, timeout_s: float) -> N
                 )
                 bar.update(progress.step - bar.n)
     process.check(max(0.0, deadline - time.monotonic()))
+
+
+def _explained(process: ManagedProcess) -> StageError | None:
+    """Return what the training itself said before it ended; its launcher says more after it."""
+    lines = process.log_tail(_N_LINES_OF_LAUNCHER)
+    said = next((line for line in lines if line.startswith(ERROR_MARK)), None)
+    if said is None:
+        return None
+    return StageError(f"{said.removeprefix(ERROR_MARK)}; its log: {process.log_path}")
 
 
 def _read_progress(path: Path) -> TrainProgress | None:

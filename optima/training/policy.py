@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import unset_hf_deepspeed_config
 
 from optima.recipe.schema import TrainSection
+from optima.training.divergence import check_weights
 from optima.training.jobs import MODEL_DIR, TrainJob
 from optima.training.modeldir import (
     cast_weights,
@@ -23,6 +24,7 @@ from optima.training.modeldir import (
 )
 from optima.types import ModelRef
 
+TEMPORARY_MODEL_DIR = f".{MODEL_DIR}.tmp"
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -87,11 +89,12 @@ def read_format(job: TrainJob) -> tuple[torch.dtype, dict[str, Any]]:
 def save(trainer: Any, job: TrainJob, kept: tuple[torch.dtype, dict[str, Any]]) -> ModelRef:
     """Write the trained model under a temporary name, then rename it; on all processes.
 
-    ``kept`` is what ``read_format`` said before the trainer saw the model.
+    ``kept`` is what ``read_format`` said before the trainer saw the model. Raises DivergenceError
+    for weights that are no numbers.
     """
     dtype, ids = kept
     output = Path(job.output_dir) / MODEL_DIR
-    temporary = output.with_name(f".{output.name}.tmp")
+    temporary = output.with_name(TEMPORARY_MODEL_DIR)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     is_adapter = job.train.lora is not None and job.train.lora.serve == "adapter"
@@ -100,12 +103,14 @@ def save(trainer: Any, job: TrainJob, kept: tuple[torch.dtype, dict[str, Any]]) 
         shutil.rmtree(temporary, ignore_errors=True)
         if job.train.lora is None:
             cast = cast_weights(weights, dtype)
+            check_weights(cast)  # float16, for one, holds less than training does
             model.config.dtype = dtype
             for name, value in ids.items():
                 setattr(model.config, name, value)
             save_model_dir(model, cast, start, temporary)
             set_dtype(temporary, dtype)
         else:
+            check_weights(weights)
             # The adapter is saved by itself and, if wanted, merged into fresh, whole weights.
             # Without a name the library would also write the copy that DPO refers to.
             model.save_pretrained(temporary, state_dict=weights, selected_adapters=["default"])
@@ -126,5 +131,6 @@ def merge_saved(job: TrainJob, directory: Path, dtype: torch.dtype) -> None:
     unset_hf_deepspeed_config()  # or ZeRO-3 would wait for all processes to split what is loaded
     base = load_start(job, dtype)
     merged = PeftModel.from_pretrained(base, str(directory)).merge_and_unload()
+    check_weights(merged.state_dict())
     shutil.rmtree(directory)
     save_model_dir(merged, None, local_companions(job.model.path, job.revision), directory)

@@ -7,7 +7,6 @@ the last of them.
 import argparse
 import json
 import logging
-import math
 import shutil
 import sys
 import time
@@ -21,9 +20,10 @@ import trl.trainer.utils
 from accelerate import PartialState
 from transformers import TrainerCallback
 
-from optima.errors import OptimaError, StageError
-from optima.training.jobs import CHECKPOINTS_DIR, PROGRESS_FILE, TrainJob, TrainResult
-from optima.training.policy import save
+from optima.errors import OptimaError
+from optima.training.divergence import DivergenceError, Watch
+from optima.training.jobs import CHECKPOINTS_DIR, ERROR_MARK, PROGRESS_FILE, TrainJob, TrainResult
+from optima.training.policy import TEMPORARY_MODEL_DIR, save
 
 logger = logging.getLogger(__name__)
 
@@ -56,14 +56,7 @@ class Progress(TrainerCallback):
         self._first_step, self._start = state.global_step, time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Replace progress.json; StageError once loss or gradient is no finite number."""
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(float((logs or {}).get(name, 0.0))):
-                raise StageError(
-                    f"training: {name} of step {state.global_step} is not finite, so the model "
-                    "would be lost; nothing was written: lower train.learning_rate, or train in "
-                    "train.dtype=float32"
-                )
+        """Replace progress.json."""
         if not state.is_world_process_zero or "loss" not in (logs or {}):
             return
         seconds = max(time.monotonic() - self._start, 1e-9)
@@ -147,7 +140,8 @@ def conduct(
     if checkpoint is not None:
         logger.info("continuing from %s", checkpoint)
         trainer.args.eval_on_start = False
-        seconds_before = float((Path(checkpoint) / _COMPLETE).read_text() or 0)
+        seconds_before = float((Path(checkpoint) / _COMPLETE).read_text("utf-8") or 0)
+    trainer.add_callback(Watch(job.train.max_loss_growth))
     trainer.add_callback(Progress(output / PROGRESS_FILE, n_tokens, seconds_before))
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -187,10 +181,23 @@ def run_job(run: Callable[[TrainJob], TrainResult], argv: Sequence[str] | None =
     try:
         result = run(job)
     except OptimaError as error:
-        sys.stdout.write(f"error: {error}\n")
+        is_lost = isinstance(error, DivergenceError)
+        if is_lost:  # the next attempt starts over, not from what may be lost already
+            for name in (CHECKPOINTS_DIR, TEMPORARY_MODEL_DIR):
+                shutil.rmtree(Path(job.output_dir) / name, ignore_errors=True)
+        sys.stdout.write(f"{ERROR_MARK}{error}{_remedy(job) if is_lost else ''}\n")
+        sys.stdout.flush()
         return 1
     if PartialState().is_main_process:
         shutil.rmtree(Path(job.output_dir) / CHECKPOINTS_DIR, ignore_errors=True)
         write_atomically(job.result_path, result.model_dump_json(indent=1) + "\n")
     PartialState().wait_for_everyone()
     return 0
+
+
+def _remedy(job: TrainJob) -> str:
+    rate = "dpo" if job.dpo is not None else "train (of a cold start: cold_start)"
+    return (
+        "; the model would be lost, so nothing was written: lower learning_rate of "
+        f"{rate}, raise train.warmup_ratio, or train in train.dtype=float32"
+    )

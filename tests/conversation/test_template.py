@@ -6,11 +6,12 @@ import pytest
 
 from optima.conversation.agent import Speaker
 from optima.conversation.template import ChatTemplate
+from optima.conversation.tokens import ChatCodec
 from optima.errors import ModelError
 from optima.types import Message
 from tests.talks import turn
 from tests.templates import ALTERNATING, CHATML, FAMILIES, LLAMA3, SPECIAL_TOKENS
-from tests.tokenizers import codec, text_of
+from tests.tokenizers import codec, text_of, write_tokenizer
 
 
 def template(family: str) -> ChatTemplate:
@@ -150,35 +151,141 @@ def test_model_without_a_usable_template_is_one_clear_error(tmp_path, prepare, r
         ChatTemplate.load(str(tmp_path))
 
 
+SAID = [Message(role="user", content="hi"), Message(role="assistant", content="ho")]
+
+
+@pytest.mark.parametrize(
+    ("filters", "written"),
+    [
+        ("tojson", '{"b": "é<", "a": 1}'),
+        ("tojson(ensure_ascii=True)", '{"b": "\\u00e9<", "a": 1}'),
+        ("tojson(separators=(',', ':'))", '{"b":"é<","a":1}'),
+        ("tojson(sort_keys=True)", '{"a": 1, "b": "é<"}'),
+        ("tojson(indent=1)", '{\n "b": "é<",\n "a": 1\n}'),
+    ],
+)
+def test_template_writes_json_as_transformers_does(filters: str, written: str) -> None:
+    source = "{{ {'b': 'é<', 'a': 1} | FILTERS }}\n".replace("FILTERS", filters) + CHATML
+    made = ChatTemplate(source, {})
+    assert made.render(SAID[:1]) == f"{written}\n<|im_start|>user\nhi<|im_end|>\n"
+
+
+def test_template_sees_no_tools_and_no_documents() -> None:
+    # Undefined is not none: a template would go on to write the tools there are not.
+    asks = "{% if tools is not none %}{{ tools | tojson }}{% endif %}"
+    asks += "{% if documents is not none %}{{ documents | length }}{% endif %}"
+    assert ChatTemplate(asks + CHATML, {}).render(SAID) == ChatTemplate(CHATML, {}).render(SAID)
+
+
+def test_template_may_mark_what_is_generated_leave_loops_and_write_a_date() -> None:
+    source = (
+        "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{% if loop.index > 9 %}{% break %}"
+        "{% endif %}<|im_start|>{{ m['role'] }}\n{% generation %}{{ m['content'] }}<|im_end|>"
+        "{% endgeneration %}{{ '\\n' }}{% endfor %}"
+    )
+    # The same date always: a prompt of tomorrow equals that of the training.
+    assert ChatTemplate(source, {}).render(SAID) == "26 Jul 2024" + ChatTemplate(CHATML, {}).render(
+        SAID
+    )
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["{{ 1 // 0 }}", "{{ messages[9]['content'] }}", "{{ [1][messages | length] + 1 }}",
+     "{{ none.x.y }}", "{{ range(9999999) | list }}", "{{ messages.no() }}"],
+)  # fmt: skip
+def test_template_that_fails_in_any_way_is_one_clear_error(broken: str) -> None:
+    with pytest.raises(ModelError, match="the chat template refuses the roles"):
+        ChatTemplate("{% if messages | length > 1 %}" + broken + "{% endif %}" + CHATML, {})
+
+
+def _save(path: Path, name: str, content: object) -> None:
+    (path / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}],
+        {"default": CHATML, "rag": "x"},
+        CHATML,
+    ],
+)
+def test_of_several_templates_the_default_one_is_taken(tmp_path: Path, named: object) -> None:
+    _save(tmp_path, "tokenizer_config.json", {"chat_template": named})
+    loaded = ChatTemplate.load(str(tmp_path))
+    assert loaded.render(SAID[:1]) == "<|im_start|>user\nhi<|im_end|>\n"
+
+
+def test_template_beside_a_configuration_without_one_is_taken(tmp_path: Path) -> None:
+    _save(tmp_path, "tokenizer_config.json", {"eos_token": "<|im_end|>"})
+    with pytest.raises(ModelError, match=r"no chat_template\.jinja and no chat_template in"):
+        ChatTemplate.load(str(tmp_path))
+    _save(tmp_path, "chat_template.json", {"chat_template": "{# of a processor #}" + CHATML})
+    assert "hi<|im_end|>" in ChatTemplate.load(str(tmp_path)).render(SAID)
+    (tmp_path / "chat_template.jinja").write_text(CHATML.replace("<|im_end|>", "é"), "utf-8")
+    assert "hié" in ChatTemplate.load(str(tmp_path)).render(SAID)
+
+
+@pytest.mark.parametrize(
+    ("named", "reason"),
+    [
+        ([{"name": "tool_use", "template": CHATML}, {"name": "rag", "template": CHATML}],
+         r"none of its chat templates \(rag, tool_use\) is called default; save the one"),
+        ([CHATML], r"none of its chat templates \(none\) is called default"),
+        ({"tool_use": CHATML}, r"\(tool_use\) is called default"),
+        ([{"name": "default"}], "its chat template is None, not a text"),
+        (17, "its chat template is 17, not a text"),
+    ],
+)  # fmt: skip
+def test_templates_of_which_none_can_be_taken_are_named(
+    tmp_path: Path, named: object, reason: str
+) -> None:
+    _save(tmp_path, "tokenizer_config.json", {"chat_template": named})
+    with pytest.raises(ModelError, match=rf"model\.path=.*: .*{reason}"):
+        ChatTemplate.load(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
+        ("chat_template.jinja", CHATML.encode() + b"{# \xe9 #}", "can't decode byte 0xe9"),
+        ("tokenizer_config.json", b'{"eos_token": "\xff"}', "can't decode byte 0xff"),
         ("tokenizer_config.json", b'{"eos_token": ', "Expecting value"),
         ("tokenizer_config.json", b"[]", "it is no mapping"),
-        ("special_tokens_map.json", b"{", "Expecting property name"),
-        ("chat_template.jinja", b"\xff\xfe{", "can't decode byte 0xff"),
+        ("special_tokens_map.json", b'"\xff"', "can't decode byte 0xff"),
+        ("special_tokens_map.json", b"not json", "Expecting value"),
+        ("chat_template.json", b"{", "Expecting property name"),
+        ("config.json", b"[]", "it is no mapping"),
     ],
 )
 def test_file_of_a_model_that_cannot_be_read_is_named(
-    name: str, content: bytes, reason: str, tmp_path: Path
+    tmp_path: Path, name: str, content: bytes, reason: str
 ) -> None:
-    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    if name != "chat_template.json":  # which is read where there is no other template
+        (tmp_path / "chat_template.jinja").write_text(CHATML)
+    write_tokenizer(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=rf"^model\.path=.*: {name} cannot be read \(.*{reason}"):
-        ChatTemplate.load(str(tmp_path))
+        ChatCodec.load(str(tmp_path))
 
 
-@pytest.mark.parametrize("named", [{"name": "default"}, "default", {"template": "x"}])
-def test_named_templates_without_a_default_one_are_no_template(
-    named: object, tmp_path: Path
+def test_tokenizer_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    (tmp_path / "tokenizer.json").write_bytes(b'{"version": "\xff"}')
+    with pytest.raises(ModelError, match=r"tokenizer\.json.*is no tokenizer"):
+        ChatCodec.load(str(tmp_path))
+
+
+def test_turn_ends_with_the_templates_own_token_whatever_the_model_stops_at(
+    tmp_path: Path,
 ) -> None:
-    config = {"chat_template": [named, {"name": "tools", "template": CHATML}]}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="no chat_template"):
-        ChatTemplate.load(str(tmp_path))
-    config["chat_template"] += [{"name": "default", "template": CHATML}]
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    assert ChatTemplate.load(str(tmp_path)).roles == "alternate"
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    write_tokenizer(tmp_path)
+    _save(tmp_path, "tokenizer_config.json", {"eos_token": "<|eot_id|>"})
+    _save(tmp_path, "generation_config.json", {"eos_token_id": [0]})
+    made = ChatCodec.load(str(tmp_path))
+    assert made.encoder.token(made.end_token) == "<|im_end|>"  # servers are asked to stop there
 
 
 def test_missing_model_directory_is_named() -> None:

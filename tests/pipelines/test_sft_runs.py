@@ -68,6 +68,17 @@ def test_run_ends_with_a_table_of_all_models(undisturbed: tuple[dict[str, Any], 
     assert json.loads((root / "provenance.json").read_text())["attempts"][0]["argv"]
 
 
+def test_run_stops_at_a_model_whose_training_cost_it_its_speech(tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path, server=("--mute", "iter_0"))
+    for _ in range(2):  # nor does a second attempt go on with it
+        status, out, err = finish(start(tmp_path, environment))
+        assert status == 1, out
+        said = "stage evaluate/iter_0/talk: 100 % of its conversations hold an utterance that says"
+        assert said in err
+        assert "the training of iter_0 has ruined the model; lower the learning rate" in err
+    assert not (tmp_path / "run" / "iter_1").exists()
+
+
 def test_candidates_are_complete_ordered_and_pooled_in_iteration_0_only(
     undisturbed: tuple[dict[str, Any], str, Path],
 ) -> None:

@@ -115,6 +115,61 @@ def test_process_of_an_environment_imports_our_package_and_keeps_the_users_path(
     assert answer.stdout.strip() == str(Path(root) / "optima" / "types.py")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK"),
+        *("SLURM_PROCID", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMIX_RANK"),
+        *("MV2_COMM_WORLD_RANK", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_MIXED_PRECISION"),
+        *("TORCHELASTIC_RUN_ID", "FSDP_VERSION", "VLLM_PORT", "VLLM_DP_RANK", "OPTIMA_API_KEY"),
+    ],
+)
+def test_no_variable_of_a_launcher_around_us_reaches_a_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    # With RANK and WORLD_SIZE a training waits for the other processes until its deadline.
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth0")
+    environ = resolve_environment(str(make_prefix(tmp_path / "env")), "train").environ()
+    assert name not in environ
+    assert environ["NCCL_SOCKET_IFNAME"] == "eth0"  # of the network, not of a launcher
+
+
+def test_child_reads_utf_8_whatever_the_locale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    environment = resolve_environment(str(make_prefix(tmp_path / "env")), "train")
+    code = "import locale, sys; print(locale.getpreferredencoding(False), sys.stdout.encoding)"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=environment.environ(), capture_output=True, check=True
+    )
+    assert answer.stdout.decode().lower().split() == ["utf-8", "utf-8"]
+
+
+@pytest.mark.parametrize("given", [None, "", "intranet.example, 10.0.0.0/8", "localhost"])
+def test_no_proxy_stands_between_a_child_and_this_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        if given is not None:
+            monkeypatch.setenv(name, given)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    environ = resolve_environment(str(make_prefix(tmp_path / "env")), "train").environ()
+    code = (
+        "from urllib.request import proxy_bypass as direct\n"
+        "print(*map(direct, ('127.0.0.1:80', 'localhost', 'intranet.example', 'elsewhere')))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
+    is_named = str("intranet" in (given or ""))
+    assert answer.stdout.split() == ["True", "True", is_named, "False"]
+    assert environ["no_proxy"] == environ["NO_PROXY"]
+
+
 def test_packages_count_that_the_users_path_brings_as_they_do_for_a_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

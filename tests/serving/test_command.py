@@ -3,12 +3,10 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.recipe.schema import LoraSection, ModelSection, Recipe, ServingSection, TrainSection
-from optima.serving.command import full_environ, gpu_groups, server_argv, server_environ
+from optima.serving.command import gpu_groups, server_argv, server_environ
 from optima.types import ModelRef
 
 ENV = Environment(prefix=Path("/envs/vllm"), python=Path("/envs/vllm/bin/python"))
@@ -110,13 +108,6 @@ def test_revision_and_further_arguments_are_passed_on() -> None:
     assert argv[-2:] == ("--swap-space", "1")
     trained = server_argv(ModelRef(path="/run/model"), recipe=one, devices=EIGHT, env=ENV, port=1)
     assert "--revision" not in trained
-
-
-def test_variables_of_launchers_around_us_do_not_reach_a_server(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("MASTER_PORT", "29500")
-    assert "MASTER_PORT" not in full_environ(ENV, {})
 
 
 def test_a_tokenizer_of_its_own_is_handed_to_the_server() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from optima.conversation.tokens import ChatCodec
-from optima.errors import ProcessError, RecipeError
+from optima.errors import RecipeError, StageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment, resolve_environment
 from optima.recipe.schema import LoraSection, TrainSection
@@ -160,7 +160,7 @@ def test_killed_lora_training_continues_takes_the_same_number_of_steps_and_is_me
 def test_rows_that_are_too_long_are_counted_and_no_rows_are_an_error(
     smollm2: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ProcessError, match=r"no row to train on \(16 are longer"):
+    with pytest.raises(StageError, match=r"no row to train on \(16 are longer"):
         _run(_job(smollm2, tmp_path, max_length=16), tmp_path)
 
 

@@ -1,0 +1,168 @@
+"""Trainings that go bad: what notices it, and (e2e) that nothing of a lost model is left."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from optima.conversation.tokens import ChatCodec
+from optima.errors import StageError
+from optima.processes.devices import Devices
+from optima.processes.environment import resolve_environment
+from optima.recipe.schema import DpoSection, LoraSection, TrainSection
+from optima.training.jobs import TrainJob, TrainResult
+from optima.training.launch import run_training
+from optima.types import ModelRef
+from tests.templates import CHATML
+from tests.tokenizers import tiny_tokenizer, write_tokenizer
+from tests.training.rows import pair_row, training_row, write_rows
+
+torch = pytest.importorskip("torch")
+divergence = pytest.importorskip("optima.training.divergence")
+
+
+def _log(watch: Any, history: list[dict[str, float]], step: int) -> None:
+    """Tell ``watch`` of the last entry, as the trainer does once it stands in the history."""
+    state = SimpleNamespace(global_step=step, log_history=history)
+    watch.on_log(None, state, None, logs=history[-1])
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "eval_loss"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_figure_that_is_no_finite_number_ends_the_training_with_its_step(
+    name: str, value: float
+) -> None:
+    watch = divergence.Watch(None)
+    _log(watch, [{"loss": 2.0, "grad_norm": 1.0}], 1)
+    with pytest.raises(divergence.DivergenceError, match=f"{name} of step 7 is {value}"):
+        _log(watch, [{"loss": 2.0}, {name: value}], 7)
+
+
+@pytest.mark.parametrize(("name", "step"), [("eval_loss", 0), ("loss", 1)])
+def test_loss_that_is_no_number_from_the_start_is_the_start_models(name: str, step: int) -> None:
+    with pytest.raises(StageError, match="before anything was trained: check the weights") as got:
+        _log(divergence.Watch(10.0), [{name: math.nan}], step)
+    assert not isinstance(got.value, divergence.DivergenceError)
+
+
+@pytest.mark.parametrize("name", ["loss", "eval_loss"])
+def test_loss_that_explodes_ends_the_training(name: str) -> None:
+    watch = divergence.Watch(4.0)
+    _log(watch, [{name: 2.0}, {name: 8.0}], 2)  # four times the start, not more
+    with pytest.raises(divergence.DivergenceError, match=f"{name} of step 3 is 8.1 after 2 at the"):
+        _log(watch, [{name: 2.0}, {name: 8.0}, {name: 8.1}], 3)
+    _log(divergence.Watch(None), [{name: 2.0}, {name: 8.1}], 3)
+    # A loss near zero may grow many times: what counts is at least one nat.
+    _log(watch, [{name: 0.01}, {name: 4.0}], 2)
+    with pytest.raises(divergence.DivergenceError):
+        _log(watch, [{name: 0.01}, {name: 4.1}], 2)
+
+
+def test_weights_that_are_no_numbers_are_named() -> None:
+    good, bad = torch.ones(2, dtype=torch.bfloat16), torch.tensor([1.0, math.inf])
+    divergence.check_weights({"a": good, "ids": torch.ones(2, dtype=torch.int64)})
+    with pytest.raises(divergence.DivergenceError, match=r"weight b\.c is not finite"):
+        divergence.check_weights({"a": good, "b.c": bad})
+
+
+def _model(directory: Path, *, poison: str | None = None) -> Path:
+    """Write a model of random weights; those of the parameter ``poison`` are no numbers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=tiny_tokenizer().get_vocab_size(), hidden_size=32, intermediate_size=64,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    if poison is not None:
+        model.get_parameter(poison).data.fill_(math.nan)
+    model.save_pretrained(directory)
+    write_tokenizer(directory)
+    (directory / "chat_template.jinja").write_text(CHATML)
+    return directory
+
+
+def _job(model: Path, tmp_path: Path, kind: str, **train: object) -> TrainJob:
+    codec = ChatCodec.load(str(model))
+    make = training_row if kind == "sft" else pair_row
+    rows = write_rows(tmp_path / "rows.jsonl", [make(codec, k) for k in range(8)])  # type: ignore[arg-type]
+    section = {
+        "epochs": 2.0, "batch_size": 2, "micro_batch_size": 2, "gradient_checkpointing": False,
+        "max_length": 256, "batching": "plain", "dtype": "float32", "save_steps": 1,
+        "warmup_ratio": 0.0, **train,
+    }  # fmt: skip
+    return TrainJob(
+        model=ModelRef(path=str(model)), rows_path=str(rows), output_dir=str(tmp_path / "out"),
+        train=TrainSection.model_validate(section), seed=1, device="cpu",
+        dpo=DpoSection() if kind == "dpo" else None,
+    )  # fmt: skip
+
+
+def _train(job: TrainJob, tmp_path: Path) -> TrainResult:
+    return run_training(
+        job,
+        env=resolve_environment(None, "train"),
+        devices=Devices("cpu"),
+        log_path=tmp_path / "train.log",
+    )
+
+
+def _assert_nothing_is_left(tmp_path: Path) -> None:
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left <= {"job.json", "accelerate.json", "inputs.sha256", "progress.json"}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_training_that_loses_the_model_fails_with_step_and_remedy_and_leaves_nothing(
+    tmp_path: Path, kind: str
+) -> None:
+    model = _model(tmp_path / "model")
+    job = _job(model, tmp_path, kind, learning_rate=1e30)
+    remedy = "lower learning_rate of " + ("train" if kind == "sft" else "dpo")
+    for _ in range(2):  # a second attempt trains again, and not from what the first one lost
+        with pytest.raises(StageError, match=rf"of step \d+ is (nan|inf).*{remedy}") as caught:
+            _train(job, tmp_path)
+        assert len(str(caught.value).splitlines()) == 1
+        _assert_nothing_is_left(tmp_path)
+    log = (tmp_path / "train.log").read_text()
+    assert "continuing from" not in log
+    healed = job.model_copy(update={"train": job.train.model_copy(update={"learning_rate": 1e-4})})
+    assert Path(_train(healed, tmp_path).model.path, "model.safetensors").is_file()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_start_model_of_weights_that_are_no_numbers_is_named(tmp_path: Path, kind: str) -> None:
+    model = _model(tmp_path / "model", poison="model.layers.1.mlp.up_proj.weight")
+    with pytest.raises(StageError, match=r"of step 1 is nan, before anything was trained: check"):
+        _train(_job(model, tmp_path, kind), tmp_path)
+    assert not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.e2e
+def test_training_whose_loss_explodes_fails_and_leaves_nothing(tmp_path: Path) -> None:
+    model = _model(tmp_path / "model")
+    job = _job(model, tmp_path, "sft", learning_rate=3.0, max_loss_growth=2.0)
+    with pytest.raises(StageError, match=r"more than train\.max_loss_growth=2 allows; the model"):
+        _train(job, tmp_path)
+    _assert_nothing_is_left(tmp_path)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("lora", [None, LoraSection()])
+def test_weights_that_no_log_told_of_are_not_written(
+    tmp_path: Path, lora: LoraSection | None
+) -> None:
+    # Logged at the first of two steps only, whose loss is computed before the weights are lost.
+    model = _model(tmp_path / "model")
+    job = _job(
+        model, tmp_path, "sft", learning_rate=1e37, epochs=0.5, logging_steps=100, lora=lora,
+        max_grad_norm=1e30,
+    )  # fmt: skip
+    with pytest.raises(StageError, match=r"weight .* is not finite at the end; the model would"):
+        _train(job, tmp_path)
+    _assert_nothing_is_left(tmp_path)
