@@ -136,19 +136,20 @@ def test_row_is_what_the_acting_agent_sees() -> None:
 
 
 def test_harvest_says_how_far_the_best_of_all_pairs_was() -> None:
-    section, trees = SearchSection(n_rounds=3), []
-    for key in ("p", "q"):
+    section = SearchSection(n_rounds=3)
+    trees: list[DialogueTree] = []
+    for key in ("q", "p"):
         kept: list[TreeRound] = []
         held = replace(dialogue(), problem_id=key, seed=len(trees))
         asyncio.run(TreeGrower(held, section, complete, reward).grow([], kept.append))
         trees.append(DialogueTree(problem_id=key, rounds=tuple(kept)))
     pairs = [p for t in trees for p in sibling_pairs(Tree(section, t.rounds), t.problem_id)]
     gaps = [pair.chosen_value - pair.rejected_value for pair in pairs]
-    assert gaps[-1] < max(gaps)
-    harvest = harvest_pairs(
-        trees, section, PairSection(theta_filter=-9, theta_diff=0, keep_share=1.0), seed=0
-    )
-    assert (harvest.n_trees, harvest.n_found, len(harvest.chosen)) == (2, len(pairs), len(pairs))
-    assert harvest.highest == max(pair.chosen_value for pair in pairs)
-    assert harvest.widest == max(gaps)
+    every = PairSection(theta_filter=-9, theta_diff=0, keep_share=1.0)
+    for in_order in (trees, trees[::-1]):  # the best pair comes last in one of them at most
+        harvest = harvest_pairs(in_order, section, every, seed=0)
+        found = (harvest.n_trees, harvest.n_found, len(harvest.chosen))
+        assert found == (2, len(pairs), len(pairs))
+        assert harvest.highest == max(pair.chosen_value for pair in pairs)
+        assert harvest.widest == max(gaps) > min(gaps)
     assert harvest_pairs([], section, PairSection(), seed=0).best() == "no siblings differ in value"
