@@ -89,9 +89,10 @@ def make_environment() -> None:
 def copy_tree() -> None:
     """Bring the copy up to date; unchanged files keep their times, and so mutmut's results."""
     for name in COPIED:
-        for stale in (TREE / name).rglob("*"):
-            if stale.is_file() and not (ROOT / stale.relative_to(TREE)).exists():
-                stale.unlink()
+        for base in (TREE, TREE / "mutants"):
+            for stale in (base / name).rglob("*.py"):
+                if not (ROOT / stale.relative_to(base)).exists():
+                    stale.unlink()
         for path in (ROOT / name).rglob("*"):
             target = TREE / path.relative_to(ROOT)
             if not path.is_file() or "__pycache__" in path.parts:
