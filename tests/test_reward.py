@@ -1,10 +1,14 @@
 import math
+from pathlib import Path
 
 import pytest
 
+from optima.recipe.loading import load_recipe
 from optima.recipe.schema import RewardSection
-from optima.reward import compute_reward, has_repeated_utterance
+from optima.reward import compute_reward, has_repeated_utterance, needs_losses, search_reward
 from optima.types import Conversation, Fault, RewardParts, Turn
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
 def turn(text: str, n_tokens: int = 10) -> Turn:
@@ -181,3 +185,16 @@ def test_empty_utterance_beside_a_spoken_one_does_not_count_for_the_loss() -> No
     assert parts.loss == 2.0
     assert parts.total is not None
     assert math.isfinite(parts.total)
+
+
+def test_trees_are_rewarded_with_the_weights_of_search_where_it_has_any() -> None:
+    recipe = load_recipe(RECIPES / "dpo" / "arc.yaml", ("reward.lambda_token=0.5",))
+    assert recipe.search is not None
+    both = {"lambda_token": 0.25, "lambda_loss": 0.0}
+    weighted = recipe.model_copy(update={"search": recipe.search.model_copy(update=both)})
+    assert search_reward(weighted) == recipe.reward.model_copy(update=both)
+    assert needs_losses(weighted)  # its own candidates' rewards do
+    none = {"lambda_token": None, "lambda_loss": None}
+    plain = recipe.model_copy(update={"search": recipe.search.model_copy(update=none)})
+    assert search_reward(plain) == recipe.reward
+    assert search_reward(recipe.model_copy(update={"search": None})) == recipe.reward

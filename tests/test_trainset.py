@@ -1,9 +1,10 @@
 import pytest
 
+from optima.conversation.agent import Speaker
 from optima.trainset import conversation_rows, is_held_out
 from tests.talks import NAMES, ids_of, speakers, turn
 from tests.templates import FAMILIES
-from tests.tokenizers import text_of
+from tests.tokenizers import codec_of, text_of
 
 TALK = [turn(0, " one"), turn(1, " two"), turn(0, " three")]
 ENDS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "alternating": "<end_of_turn>"}
@@ -56,3 +57,22 @@ def test_held_out_share_is_by_problem_and_seed() -> None:
     assert held_out == {i for i in ids if is_held_out(i, seed=0, share=0.02)}
     assert held_out != {i for i in ids if is_held_out(i, seed=1, share=0.02)}
     assert not any(is_held_out(i, seed=0, share=0.0) for i in ids)
+
+
+def test_the_problems_held_out_stay_the_same_from_release_to_release() -> None:
+    # a resumed run must not move a problem from training to evaluation
+    held_out = [i for i in range(200) if is_held_out(f"problem-{i}", seed=0, share=0.02)]
+    assert held_out == [8, 90, 119, 134, 153, 182, 195]
+
+
+def test_rows_of_one_utterance_each_count_their_own_only() -> None:
+    # a template that rewrites earlier messages trains every utterance in a row of its own
+    rewriting = FAMILIES["chatml"].replace(
+        "{{ message['content'] }}",
+        "{% if loop.last and message['role'] == 'assistant' %}<no thoughts>\n{% endif %}"
+        "{{ message['content'] }}",
+    )
+    alice = Speaker(0, "Alice", "You are Alice.", codec_of(rewriting))
+    talk = [turn(0, " one", ids=ids_of(" one")), turn(1, " two"), turn(0, " three")]
+    rows = conversation_rows("p", 0, talk, (alice,))
+    assert [(row.n_utterances, row.n_retokenised) for row in rows] == [(1, 0), (1, 1)]

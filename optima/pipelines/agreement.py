@@ -5,16 +5,13 @@ handed to the judge's processes, so that an expression that hangs holds up nobod
 """
 
 import asyncio
-import logging
 from dataclasses import dataclass
 
 from optima.tasks.choices import named_choice
 from optima.tasks.comparison import same_answer
-from optima.tasks.judging import Judge, JudgeError
+from optima.tasks.judging import Judge
 from optima.tasks.restatement import assents, restates
 from optima.types import Metric
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +23,11 @@ class TaskAgreement:
     judge: Judge
 
     async def is_same(self, answer: str, other: str) -> bool:
-        """Tell whether both mean the same; False, with a warning, where that takes too long."""
+        """Tell whether both mean the same; False, as in votes, where that takes too long."""
         told = same_answer(answer, other, metric=self.metric, choices=self.choices)
         if told is not None:
             return told
-        try:
-            return await asyncio.to_thread(self.judge.are_same, self.metric, answer, other)
-        except JudgeError as error:
-            logger.warning("answers counted as different: %s", error)
-            return False
+        return await asyncio.to_thread(self.judge.are_same, self.metric, answer, other)
 
     def is_restated(self, text: str, answer: str) -> bool:
         """Tell whether an utterance without a mark says nothing but that ``answer`` is right.

@@ -1,10 +1,12 @@
 r"""Answers in text: finding the marked ones, and telling a placeholder from an answer.
 
 Marks are ``<A>answer</A>`` (style ``tag``) and ``\boxed{answer}`` (style ``boxed``); a mark without
-content, without its end, or with a placeholder ("answer", "your answer", "...") counts as no mark.
+content, without its end, with a placeholder ("answer", "your answer", "...") or with what stands
+between two marks that are only spoken of ("between <A> and </A>") counts as no mark.
 Which answers are the same is in ``comparison``. Paper section 3.
 """
 
+import html
 import re
 from collections.abc import Sequence
 
@@ -16,15 +18,30 @@ MAX_PLACEHOLDER_CHARACTERS = 60
 
 _TAG = re.compile(r"<A>((?:(?!<A>).)*?)</A>", re.DOTALL)
 _BOX = re.compile(r"\\f?boxed(?![A-Za-z])[ \t]*|\\fbox(?![A-Za-z])[ \t]*")
-_BRACKETS = re.compile(r"[\[<{(](.*)[\]>})]")
-_WHOSE = r"(?:(?:your|my|our|the|an?|insert|put|write|enter|type|state|give) )*"
-_KIND = r"(?:(?:final|short|concise|exact|correct|right|agreed|actual|best|full) )*"
+_BETWEEN = re.compile(  # what precedes a mark that is only spoken of, if "and" follows it
+    r"\b(?:between|from|with|tags?|marks?)\W*$", re.IGNORECASE
+)
+_BOX_TOKEN = re.compile(r"(?=[^\s$\\{}]*\d|\S(?!\w))[^\s$\\{}]+")  # "2" and "x", no word
+_BRACKETS = re.compile(r"(?:[\[<{(]+|\$)(.*?)[\]>})]*")
+_INVISIBLE = re.compile("[\\s\u00ad\u200b-\u200f\u2060\ufeff]")
+# What holds nothing in TeX: fonts and boxes without content, spaces, rules, phantoms.
+_NOTHING = re.compile(
+    r"\\(?:q?quad|square|Box|Square|_|[hv]space\*?\{[^{}]*\}|[hv]?phantom\{[^{}]*\}|underline|text\w*|"
+    r"math\w+|mbox|[ ,;:!]|$)|(?<!\\)[{}]|[\s,;:.&|/*`\"'\u201c\u201d\u2018\u2019_~#]"
+)
+_WHOSE = r"(?:(?:your|my|our|the|an?|insert|put|write|enter|type|state|give|place|\w+['\u2019]s) )*"
+_KIND = r"(?:(?:final|short|concise|exact|correct|right|agreed|same|actual|best|full) )*"
 _NOUNS = r"answers?|choices?|options?|letters?|texts?|numbers?|values?|words?|names?|results?|"
 _NOUNS += r"solutions?|responses?|expressions?|formulas?|phrases?"
-_PLACE = r"(?: (?:goes )?here| in words| text| to the question| only)"
+_PLACE = r"(?: (?:goes )?here| in words| in (?:its )?simplest form| text| to the question| only)"
 _WORDS = (
     # "answer", "your final answer", "the answer here": no benchmark's answer is this
-    re.compile(rf"{_WHOSE}{_KIND}answer{_PLACE}?"),
+    re.compile(rf"{_WHOSE}{_KIND}answer(?: ?\d)?{_PLACE}?(?: is)?"),
+    # between two marks that are only spoken of: "<A> and </A>", "<A> and the closing tag </A>"
+    re.compile(
+        r"(?:(?:opening|start(?:ing)?|tags?|marks?) )*(?:and|or|and/or)"
+        r"(?: (?:the|an?|it|then|tags?|marks?|clos\w+|end\w*|with|by|before|after|in|between))*"
+    ),
     # other nouns only where they are addressed to the reader: "solution" alone may be an answer
     re.compile(rf"(?:insert |put |write |enter )?your {_KIND}(?:{_NOUNS}){_PLACE}?"),
     re.compile(rf"(?:insert |put |write |enter ){_WHOSE}{_KIND}(?:{_NOUNS}){_PLACE}?"),
@@ -36,6 +53,7 @@ _MATHEMATICAL = re.compile(rf"{_WHOSE}{_KIND}(?:answer|number|value|result|expre
 _OF_CHOICES = re.compile(
     rf"{_WHOSE}{_KIND}(?:letter|choice|option|text|answer)(?: (?:letter|text|of (?:the|your) \w+))*"
 )
+_CAPITAL_INSIDE = re.compile(r"(?<=[a-z])(?=[A-Z])")  # "yourAnswer"
 _LETTERS = re.compile(r"[a-z](?:\s*(?:[/|,]|,? or )\s*[a-z]){2,}")
 
 
@@ -44,7 +62,7 @@ def marked_answers(text: str, style: AnswerStyle, choices: Sequence[str] = ()) -
 
     With the choices of the problem, placeholders of choices ("letter", "X") are none either.
     """
-    found = _TAG.findall(text) if style == "tag" else _boxes(text)
+    found = _tags(text) if style == "tag" else _boxes(text)
     answers = [answer.strip() for answer in found if answer.strip()]
     return [answer for answer in answers if not is_placeholder(answer, style, choices)]
 
@@ -63,13 +81,18 @@ def is_placeholder(answer: str, style: AnswerStyle, choices: Sequence[str] = ())
     """
     if len(answer) > MAX_PLACEHOLDER_CHARACTERS:
         return False
-    bare = LATEX_TEXT.sub(r"\1", undress(answer)).strip()
+    bare = LATEX_TEXT.sub(r"\1", undress(_INVISIBLE.sub(" ", html.unescape(answer)))).strip()
     if any(choice.strip().lower() in (answer.strip().lower(), bare.lower()) for choice in choices):
         return False
+    if not _NOTHING.sub("", bare):
+        return True
     match = _BRACKETS.fullmatch(bare)
-    inner = undress(match[1] if match else bare).replace("_", " ").strip(" .:!") or bare
-    words = " ".join(inner.lower().split())
-    if any(pattern.fullmatch(form) for pattern in _WORDS for form in (words, bare.lower())):
+    inner = undress(match[1] if match else bare).strip(" .:!`\"'*_<>/\u201c\u201d") or bare
+    words = " ".join(_CAPITAL_INSIDE.sub(" ", inner).replace("_", " ").lower().split())
+    unjoined = words.replace("-", " ")
+    if any(
+        pattern.fullmatch(form) for pattern in _WORDS for form in (words, unjoined, bare.lower())
+    ):
         return True
     if match and _NOUN.fullmatch(words):
         return True
@@ -94,6 +117,16 @@ def is_same_answer(a: str, b: str, style: AnswerStyle) -> bool:
     return normalise_latex(a) == normalise_latex(b)
 
 
+def _tags(text: str) -> list[str]:
+    matches = _TAG.finditer(text)
+    return [m[1] for m in matches if not _is_spoken_of(text[: m.start()][-20:], m[1])]
+
+
+def _is_spoken_of(before: str, content: str) -> bool:
+    """Tell whether two marks are named, not used: "between the tags <A> and the other one </A>"."""
+    return bool(re.match(r"\W*(?:and|to)\b", content)) and bool(_BETWEEN.search(before))
+
+
 def _boxes(text: str) -> list[str]:
     end_by_start = closing_braces(text)
     found = []
@@ -104,6 +137,6 @@ def _boxes(text: str) -> list[str]:
             if start in end_by_start:
                 position = end_by_start[start] + 1
                 found.append(text[start + 1 : position - 1])
-        elif match[0].endswith((" ", "\t")) and (bare := re.match(r"[^\s$\\{}]+", text[start:])):
+        elif match[0].endswith((" ", "\t")) and (bare := _BOX_TOKEN.match(text, start)):
             found.append(bare[0].rstrip(".,;"))  # "\boxed 2", as some MATH solutions have it
     return found

@@ -9,27 +9,40 @@ import re
 import string
 from collections.abc import Callable, Iterator, Sequence
 
+from rapidfuzz.distance import Indel
+
 from optima.tasks.numbers import parse_number
-from optima.tasks.texts import f1_score, normalise_latex, plain_text, undress, without_lead_in
+from optima.tasks.texts import (
+    normalise_latex,
+    plain_text,
+    undress,
+    without_lead_in,
+    without_verdict,
+)
 
 MAX_CHARACTERS = 5000  # a text longer than any choice of the benchmarks is no answer
-MIN_OVERLAP = 0.75  # F1 of words, for a text beside a letter that is nearly its choice's
+MIN_OVERLAP = (
+    0.75  # F1 of words in their order, for a text beside a letter that is nearly its choice's
+)
 
-_TITLE = r"(?:(?:option|choice|answer|letter)\s*:?\s*)?"
+_TITLE = r"(?:(?:the\s+)?(?:option|choice|answer|letter)\s*:?\s*)?"
 _LETTER_ALONE = re.compile(rf"{_TITLE}[(\[{{]?\s*([A-Za-z])\s*[)\]}}]?\s*[.:)]?", re.IGNORECASE)
 _LETTER_FIRST = re.compile(
-    rf"{_TITLE}(?:[(\[]\s*([A-Za-z])\s*[)\]]|\**([A-Za-z])\**(?:\s*[.):,=]|\s+[-\u2013\u2014]|"
+    rf"{_TITLE}(?:[(\[]\s*([A-Za-z])\s*[)\]]|\**([A-Za-z])\**(?:\s*[.):,=|\u2192]|\s+[-\u2013\u2014]|"
     r"\s+(?=because\b|since\b)|(?=\s*[(\[])))\s*(\S.*)",
     re.IGNORECASE | re.DOTALL,
 )
 _LETTER_AND_WORDS = re.compile(r"([A-Z])\s+(\S.*)", re.DOTALL)
 _LETTER_LAST = re.compile(r"(\S.*?)\s*[(\[]([A-Za-z])[)\]]", re.DOTALL)
+_BRACKETED = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]")
 _IN_BRACKETS = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
 _OTHER_LETTER = re.compile(r"(?<![\w'])(?:[B-Z](?![\w'])|A(?=\s*(?:[).:,]|$)))")
 
 _REASON = re.compile(r"[\s,;(\-]*\b(?:because|since)\b.*", re.DOTALL | re.IGNORECASE)
 _NO_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 _LOOSE = re.compile(r"[!\"'`\u2018\u2019\u201c\u201d;:]|,(?!\d)|\.(?!\d)")
+_SIGN = re.compile(r"[^\w\s()\[\]/.,-]|\d")  # beside a choice's text, it says another thing
+_UNIT_SPACE = re.compile(r"(?<=\d)\s+(?=[^\W\d])")
 _DASHES = re.compile(r"[\u2010-\u2015\u2212]")
 _ARTICLES = frozenset(("a", "an", "the"))
 _HEDGES = frozenset(
@@ -49,7 +62,10 @@ def named_choice(answer: str, choices: Sequence[str]) -> int | None:
     """
     if not answer.strip() or len(answer) > MAX_CHARACTERS:
         return None
-    for form in dict.fromkeys((undress(answer), without_lead_in(answer))):
+    forms = [undress(answer), without_lead_in(answer), without_verdict(answer)]
+    if match := _BRACKETED.fullmatch(forms[-1]):
+        forms.append(undress(match[1] or match[2] or ""))
+    for form in dict.fromkeys(forms):
         index = _read(form, choices)
         if index is not None:
             return index
@@ -62,9 +78,9 @@ def choice_letter(text: str) -> str | None:
     For golds that are a letter where the choices are not known; what follows the letter is only
     searched for a hedge and for other letters.
     """
-    form = without_lead_in(text)
     if len(text) > MAX_CHARACTERS:
         return None
+    form = without_verdict(text)
     if match := _LETTER_ALONE.fullmatch(form):
         return match[1].upper()
     match = _LETTER_FIRST.fullmatch(form)
@@ -88,6 +104,8 @@ def _read(form: str, choices: Sequence[str]) -> int | None:
         index = exact[0] if len(exact) == 1 else _index(match[1], choices)
         return _by_text(form, choices) if index is None else index
     index = _by_text(form, choices)
+    if index is None:
+        index = _with_reason(form, choices)
     if index is not None:
         return index
     named = {
@@ -96,6 +114,17 @@ def _read(form: str, choices: Sequence[str]) -> int | None:
         if _agrees(rest, _index(letter, choices), choices)
     }
     return named.pop() if len(named) == 1 else None
+
+
+def _with_reason(form: str, choices: Sequence[str]) -> int | None:
+    """Return the choice whose text stands before a reason, if no other choice begins like that."""
+    match = _REASON.search(form)
+    if match is None or not match.start():
+        return None
+    said = words_of(form[: match.start()])
+    index = _by_text(form[: match.start()], choices)
+    others = [words_of(choice) for other, choice in enumerate(choices) if other != index]
+    return None if any(other[: len(said)] == said for other in others) else index
 
 
 def _letters_and_rests(form: str) -> Iterator[tuple[str, str]]:
@@ -119,7 +148,7 @@ def _by_text(text: str, choices: Sequence[str]) -> int | None:
     if "\\" in text or "$" in text:
         forms.append(normalise_latex)
     if not text.startswith("A "):  # which may be a letter, with the text of another choice
-        forms.append(words_of)
+        forms += [words_of, lambda choice: _UNIT_SPACE.sub("", plain_text(choice))]
     for form in forms:
         wanted = form(text)
         found = [index for index, choice in enumerate(choices) if form(choice) == wanted]
@@ -164,10 +193,10 @@ def _agrees(rest: str, index: int | None, choices: Sequence[str]) -> bool:
     others = [words_of(choice) for other, choice in enumerate(choices) if other != index]
     if _holds(said, own):
         has_other = any(_holds(said, other) and not _holds(own, other) for other in others)
-        return not has_other and not re.search(r"\d", added)
+        return not has_other and not _SIGN.search(added)
     if not all(word.isalpha() for word in (*said, *own)):
         return False  # signs and numbers are not nearly equal
-    overlaps = [f1_score(" ".join(said), " ".join(other)) for other in (own, *others)]
+    overlaps = [Indel.normalized_similarity(said, other) for other in (own, *others)]
     return overlaps[0] >= MIN_OVERLAP and overlaps[0] > max(overlaps[1:], default=0.0)
 
 

@@ -17,6 +17,7 @@ MIN_F1 = 0.9  # above it two texts are the same answer
 # math-verify rounds to six digits; nearer numbers, such as 0.333333 and 1/3, are left to it
 NEAR = Fraction(1, 10**5)
 
+_BASED = re.compile(r"([0-9A-Fa-f]+)_(?:\{(\d+)\}|(\d+))")  # 110_2, a number in base 2
 _LATEX_LETTER = re.compile(r"(?:\\(?:text|mathrm|textbf|mathbf)\{)?\(?([A-Z])\)?\}?")
 
 
@@ -79,6 +80,10 @@ def _same_mathematics(a: str, b: str) -> bool | None:
     if values[0] is not None and values[1] is not None and values[0][0] == values[1][0]:
         units = {values[0][1], values[1][1]} - {""}
         return True if len(units) <= 1 else None  # 5 km and 5 m are for the judge
+    based = [_BASED.fullmatch(normalise_latex(text)) for text in (a, b)]
+    if based[0] and based[1]:  # math-verify does not look at the base
+        digits = [(match[1].lower(), match[2] or match[3]) for match in based if match]
+        return digits[0] == digits[1]
     letters = [_LATEX_LETTER.fullmatch(text.strip()) for text in (a, b)]
     if letters[0] and letters[1]:
         return True if letters[0][1] == letters[1][1] else None

@@ -7,9 +7,11 @@ least") states none.
 """
 
 import re
+import unicodedata
 from fractions import Fraction
 from typing import Literal
 
+from optima.tasks.notations import plain_digits
 from optima.tasks.texts import LATEX_TEXT, undress, without_lead_in
 
 MAX_DIGITS = 1000  # a model that repeats a digit for ever states no number
@@ -21,30 +23,51 @@ _MIXED = re.compile(r"([-+]?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)\s*(?:%|°)?")
 _FRACTION = re.compile(
     r"\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))(?!\s*[A-Za-z(\\^])"
 )
+_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")  # one half, and so on, in one character
 _DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)")
 _ASSIGNMENT = re.compile(r"[A-Za-z\\ ]+=([^=]+)")
 _NAME = re.compile(r"[A-Za-z ]+")  # the side of an equation that a number is assigned to
-_OPERATOR = re.compile(r"[-+*/×÷·]|\d\s*[xX]\s*[\d(]")
+_OPERATOR = re.compile(r"[-+*/×÷·]|\d\s*[xX]\s*[\d(]|[\d)]\s*[(^]")
 _ARITHMETIC = re.compile(r"[\d.,\s()+\-*/×÷·%°^]|(?<=[\d\s])[xX](?=\s*[\d(])|\b[A-Za-z]{2,}\b")
 _POWER = re.compile(r"\^\s*(?:\{\s*[23]\s*\}|[23])(?!\d)|[²³]")  # of a unit: m^2
 _UNIT = re.compile(r"(?:[\s\-/(]|(?=[A-Za-z]{2}))[A-Za-z\s.'\-/()]*")
 _VARIABLES = frozenset("abcdefijknopqrtuvwxyz")  # lone small letters that are no unit of theirs
 _BEFORE = re.compile(r"[A-Za-z\s.,:;'()]*[\s:(]")
 _WORD = re.compile(r"[A-Za-z']+")
-_MULTIPLIERS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
+_MULTIPLIERS = {
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "million": 10**6,
+    "mn": 10**6,
+    "billion": 10**9,
+    "bn": 10**9,
+    "trillion": 10**12,
+}
+_PART = re.compile(r"\b(?:half|third|quarter|tenth|fifth|percent)\s+of\b", re.IGNORECASE)
+_TIMES_NUMBER = re.compile(  # "18 times two" is a calculation, "18 times a day" is not
+    r"\btimes\s+(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|twelve)\b", re.IGNORECASE
+)
+_OPERATION = re.compile(
+    r"(?<=[\d%)])\s*(of)\s+(?=[\d$(])|\b(plus|minus|times|divided by|multiplied by)\b",
+    re.IGNORECASE,
+)
+_SIGN_BY_WORD = {"plus": "+", "minus": "-", "divided by": "/"}  # of, times, multiplied by: *
+_IN_BRACKETS = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]|\{([^{}]*)\}")
+_BRACKET_BEHIND = re.compile(r"([^()]*\S)\s+\(([^()]*)\)")
 # What takes a number back, or makes it a bound or a part of a calculation.
 _HEDGES = frozenset(
     (
         *("or", "and", "but", "not", "either", "neither", "nor", "maybe", "perhaps", "probably"),
-        *("possibly", "approximately", "roughly", "minus", "plus", "times", "divided", "if", "n't"),
+        *("possibly", "approximately", "roughly", "minus", "plus", "divided", "if", "n't"),
+        *("below", "ish", "twice", "thrice", "squared", "cubed", "point"),
         *("unless", "except", "least", "most", "no", "never", "without", "versus", "vs", "instead"),
         *("isn't", "wrong", "incorrect", "cannot", "can't", "unknown", "unsure"),
     )
 )
 _HEDGES_BEFORE = _HEDGES | frozenset(
     (
-        *("about", "above", "almost", "around", "below", "between", "from", "less", "more"),
-        *("nearly", "negative", "over", "than", "to", "under", "until", "up"),
+        *("about", "above", "almost", "around", "between", "from", "less", "more", "nearly"),
+        *("negative", "over", "than", "times", "to", "under", "until", "up", "double", "triple"),
     )
 )
 
@@ -69,10 +92,18 @@ def parse_number(text: str, units: Literal["refuse", "ignore"] = "refuse") -> Fr
 
 
 def stated_number(text: str) -> Fraction | None:
-    """Return the only number that ``text`` states, units ignored, also in a sentence about it."""
+    """Return the only number that ``text`` states, units ignored, also in a sentence about it.
+
+    It may be in another notation (see ``notations``), in brackets, or followed by its calculation
+    in brackets.
+    """
     if len(text) > MAX_CHARACTERS:
         return None
-    text = without_lead_in(text)
+    text = re.sub(r"\bequals\b", "=", plain_digits(without_lead_in(text)))
+    if match := _IN_BRACKETS.fullmatch(text):
+        text = match[1] or match[2] or match[3] or ""
+    elif (match := _BRACKET_BEHIND.fullmatch(text)) and _is_sum(match[2].strip()):
+        text = match[1]
     value = parse_number(text, units="ignore")
     return _in_sentence(text) if value is None else value
 
@@ -95,10 +126,13 @@ def _plain_notation(text: str, *, is_unwrapped: bool) -> str:
         text = undress(LATEX_TEXT.sub(r" \1", text))
     text = re.sub(r"\s*\\!\s*", "", text).replace("{,}", ",").replace("\\%", "%")
     text = re.sub(r"(?<=\d)\\,(?=\d{3}(?!\d))", ",", text).replace("US$", "$").replace("\\$", "$")
-    text = _FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]} ", text)
+    text = _VULGAR.sub(lambda m: f" {unicodedata.normalize('NFKC', m[0])} ", text)
+    text = _FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]} ", text.replace("\u2044", "/"))
     text = re.sub(r"\\(?:times|cdot|div)(?![A-Za-z])", "*", _DEGREES.sub("°", text))
     text = re.sub(r"°\s*[CF]\b", "°", re.sub(r"\\[,;: ]", " ", text))
-    text = re.sub(r"[$€£]", "", text).replace("\u2212", "-").strip()
+    text = (
+        re.sub("[$£¥\u20a0-\u20cf]", "", text.replace("¢", " cents")).replace("\u2212", "-").strip()
+    )
     text = re.sub(r"^\u2013(?=\s*[\d.])", "-", text)
     return re.sub(r"^(?:negative|minus)\s+(?=[\d.])", "-", text, flags=re.IGNORECASE)
 
@@ -123,7 +157,7 @@ def _with_unit(text: str) -> Fraction | None:
     if match[0][-1:].isspace():  # the pattern took the space before the unit
         unit = f" {unit}"
     words = _WORD.findall(unit.lower())
-    if not words or not _UNIT.fullmatch(unit) or _is_hedged(unit):
+    if not words or not _UNIT.fullmatch(unit) or _is_hedged(unit) or _TIMES_NUMBER.search(unit):
         return None
     if len(unit.strip()) == 1 and unit.strip() in _VARIABLES:
         return None  # 5 x is a term, not five of something
@@ -133,6 +167,7 @@ def _with_unit(text: str) -> Fraction | None:
 
 def _equation(text: str) -> Fraction | None:
     """Return the result of a calculation: the same number on every side that is one."""
+    text = _OPERATION.sub(lambda m: f" {_SIGN_BY_WORD.get((m[1] or m[2]).lower(), '*')} ", text)
     sides = [side.strip() for side in text.split("=")]
     plain = [_value(side) for side in sides]
     values = [_with_unit(s) if v is None else v for s, v in zip(sides, plain, strict=True)]
@@ -156,7 +191,7 @@ def _in_sentence(text: str) -> Fraction | None:
     match = re.search(r"[-+]?\.?\d", text)
     if match is None or not _BEFORE.fullmatch(text[: match.start()]):
         return None
-    if _is_hedged(text[: match.start()], _HEDGES_BEFORE):
+    if _is_hedged(text[: match.start()], _HEDGES_BEFORE) or _PART.search(text[: match.start()]):
         return None
     return parse_number(text[match.start() :], units="ignore")
 

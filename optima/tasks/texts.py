@@ -26,20 +26,31 @@ _PAIRS = (
     *(("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("`", "`"), ("$$", "$$"), ("$", "$")),
     *(('"', '"'), ("'", "'"), ("\u201c", "\u201d"), ("\u2018", "\u2019")),
     *((r"\(", r"\)"), (r"\[", r"\]")),
+    *((f"<{tag}>", f"</{tag}>") for tag in ("b", "i", "strong", "em", "code")),
 )
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3002: "."}
+_HEADING = re.compile(r"#{1,6}\s+(?=\S)")  # "#### 18" closes the solutions of GSM8K
 _LEAD_IN = re.compile(
-    r"(?:(?:so|thus|therefore|hence)\b,?\s*)?(?:(?:the|my|our)\s+)?"
+    r"(?:(?:so|thus|therefore|hence)\b,?\s*)?(?:\*\*)?(?:(?:the|my|our)\s+)?"
     r"(?:(?:final|correct|right|best)\s+)*(?:answer|choice|option|result|solution)\s*"
-    r"(?:is\b\s*:?|:|=)\s*(?=\S)",
+    r"(?:is\b\s*(?:(?:therefore|thus|then|hence)\b)?\s*:?|:|=)(?:\*\*)?\s*(?=\S)|"
+    r"(?:so|thus|therefore|hence)\b,?\s+(?=\S)|=\s*(?=\S)|"
+    r"(?:it\s+is|it['\u2019]s|i\s+(?:choose|pick|select|say)|i(?:['\u2019]d|\s+would)\s+go\s+with)\s+(?=\S)",
     re.IGNORECASE,
+)
+_VERDICT = re.compile(
+    r"(\S|\S.*?\S)\s+is\s+(?:the\s+)?(?:(?:(?:final|correct|right|best)\s+)*(?:answer|choice|option)|"
+    r"correct|right)",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
 def undress(text: str) -> str:
     r"""Return ``text`` without what wraps the whole of it: ``**B**``, "$18$", ``\boxed{B}``.
 
-    White space at both ends and a full stop or comma at the end go too.
+    White space at both ends, a full stop or comma at the end and full-width forms go too.
     """
+    text = text.translate(_FULL_WIDTH)
     for _ in range(MAX_LAYERS):
         before, text = text, _without_wrapper(_without_stop(text.strip())).strip()
         if text == before:
@@ -48,10 +59,17 @@ def undress(text: str) -> str:
 
 
 def without_lead_in(text: str) -> str:
-    """Return ``text`` without "the answer is", "Answer:" and the like before it, undressed."""
+    """Return ``text`` without "the answer is", "I choose" and the like before it, undressed."""
     text = undress(text)
     match = _LEAD_IN.match(text)
     return undress(text[match.end() :]) if match else text
+
+
+def without_verdict(text: str) -> str:
+    """Return ``text`` without a lead-in, and without "is correct", "is the answer" behind it."""
+    text = without_lead_in(text)
+    match = _VERDICT.fullmatch(text)
+    return undress(match[1]) if match else text
 
 
 def plain_text(text: str) -> str:
@@ -120,7 +138,8 @@ def closing_braces(text: str) -> dict[int, int]:
 
 
 def _without_stop(text: str) -> str:
-    is_stopped = text[-1:] in (".", ",", ";") and len(text) > 1 and not text.endswith("..")
+    text = _HEADING.sub("", text, count=1) if text.startswith("#") else text
+    is_stopped = text[-1:] in (".", ",", ";", ":") and len(text) > 1 and not text.endswith("..")
     return text[:-1] if is_stopped else text
 
 

@@ -109,3 +109,9 @@ def test_curve_ends_with_the_problem_of_fewest_samples() -> None:
     points = scaling_curve({"a": [right] * 3, "b": [right] * 2}, seed=0)
     assert [point.k for point in points] == [1, 2]
     assert [point.score.mean for point in points] == [1.0, 1.0]
+
+
+def test_coverage_is_the_best_score_and_no_sum() -> None:
+    samples = {"p": [Sample(0, 0.5, 1), Sample(0, 0.75, 1), Sample(1, 0.75, 1)]}
+    points = scaling_curve(samples, seed=0)
+    assert (points[1].coverage.mean, points[2].coverage.mean) == (0.75, 0.75)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from optima.errors import DataError
-from optima.search.exchange import export_lines, read_conversational
+from optima.search.exchange import export_lines, read_conversational, to_conversational
 from optima.types import Message, PreferenceRow
 from tests.tokenizers import codec, encoder, text_of
 
@@ -35,6 +35,8 @@ def test_exported_lines_hold_the_three_sides_and_nothing_else() -> None:
         "chosen": [{"role": "assistant", "content": "Bob: yes"}],
         "rejected": [{"role": "assistant", "content": "Bob: well, no"}],
     }
+    assert to_conversational(ROW) == LINE
+    assert "Ada: né?" in next(iter(export_lines([ROW])))  # as text, not as escapes
 
 
 def test_what_was_exported_is_imported_equal(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
+import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from optima.recipe.schema import PairSection, SearchSection
-from optima.search.pairs import preference_row, select_pairs, sibling_pairs
+from optima.search.expand import TreeGrower
+from optima.search.pairs import harvest_pairs, preference_row, select_pairs, sibling_pairs
 from optima.search.tree import Tree
-from optima.types import Fault, PreferencePair
-from tests.search.game import dialogue
+from optima.types import DialogueTree, Fault, PreferencePair, TreeRound
+from tests.search.game import complete, dialogue, reward
 from tests.talks import ids_of, turn
 from tests.tokenizers import text_of
 
@@ -128,3 +131,25 @@ def test_row_is_what_the_acting_agent_sees() -> None:
     assert row.chosen_ids == ids_of(" ye", "s", "<|im_end|>")
     assert row.rejected_ids == ids_of(" no", "<|im_end|>")
     assert row.n_retokenised == 1  # of the two the rejected one was not sampled
+    neither = pair.model_copy(update={"chosen": turn(1, " yes")})
+    assert preference_row(neither, dialogue().speakers).n_retokenised == 2
+
+
+def test_harvest_says_how_far_the_best_of_all_pairs_was() -> None:
+    section = SearchSection(n_rounds=3)
+    trees: list[DialogueTree] = []
+    for key in ("q", "p"):
+        kept: list[TreeRound] = []
+        held = replace(dialogue(), problem_id=key, seed=len(trees))
+        asyncio.run(TreeGrower(held, section, complete, reward).grow([], kept.append))
+        trees.append(DialogueTree(problem_id=key, rounds=tuple(kept)))
+    pairs = [p for t in trees for p in sibling_pairs(Tree(section, t.rounds), t.problem_id)]
+    gaps = [pair.chosen_value - pair.rejected_value for pair in pairs]
+    every = PairSection(theta_filter=-9, theta_diff=0, keep_share=1.0)
+    for in_order in (trees, trees[::-1]):  # the best pair comes last in one of them at most
+        harvest = harvest_pairs(in_order, section, every, seed=0)
+        found = (harvest.n_trees, harvest.n_found, len(harvest.chosen))
+        assert found == (2, len(pairs), len(pairs))
+        assert harvest.highest == max(pair.chosen_value for pair in pairs)
+        assert harvest.widest == max(gaps) > min(gaps)
+    assert harvest_pairs([], section, PairSection(), seed=0).best() == "no siblings differ in value"

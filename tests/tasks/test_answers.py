@@ -25,6 +25,12 @@ from optima.types import Metric
         ("the answer is Paris", []),
         ("<A>x</A></A>", ["x"]),
         ("<B>x</B>", []),
+        ("```\n<A>Paris</A>\n```", ["Paris"]),
+        ("`<A>Paris</A>` <A>Rome</A>", ["Paris", "Rome"]),
+        ("<A> <A>Paris</A> </A>", ["Paris"]),
+        ("Paris</A>", []),
+        ("<A>Paris<A>", []),
+        ("<A></A><A>Paris</A><A>", ["Paris"]),
     ],
 )
 def test_tags_are_found_complete_and_non_empty(text: str, answers: list[str]) -> None:
@@ -46,6 +52,11 @@ def test_tags_are_found_complete_and_non_empty(text: str, answers: list[str]) ->
         (r"\boxed{a \boxed{b}}", [r"a \boxed{b}"]),
         (r"\boxed{broken \boxed{8}", ["8"]),
         ("\\", []),
+        (r"$\boxed{18}$, $\boxed{19}$", ["18", "19"]),
+        (r"$\boxed x$", ["x"]),
+        (r"use \boxed and the \boxed notation or \boxed answer", []),
+        (r"\boxed{{}} \boxed{\text{}} \boxed{\ } \boxed{\square} \boxed{\_\_}", []),
+        (r"\boxed{\underline{\hspace{1cm}}} \boxed{\phantom{0}} \boxed{\{\}}", [r"\{\}"]),
     ],
 )
 def test_boxes_are_found_with_balanced_braces(text: str, answers: list[str]) -> None:
@@ -128,6 +139,47 @@ def test_placeholders_of_numbers_are_none_in_a_box() -> None:
         assert marked_answers(rf"\boxed{{{content}}}", "boxed") == []
     for content in ("x", "n", "X", r"\text{even}", r"\text{no solution}", "(answer, 1)"):
         assert marked_answers(rf"\boxed{{{content}}}", "boxed") == [content]
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        *("between <A> and </A>", "between `<A>` and `</A>`", 'between "<A>" and "</A>"'),
+        *("between **<A>** and **</A>**", "the tags <A> and </A>", "tags <A>, </A>", "<A> or </A>"),
+        *("from <A> to </A>", "between <A> and the mark </A>", "the opening tag <A> and the </A>"),
+        *(
+            "begin with <A> and end with </A>",
+            "<A> & </A>",
+            "<A>/</A>",
+            "<A>\u200b</A>",
+            "<A>.</A>",
+        ),
+        *("<A>AND</A>", "<A>&nbsp;</A>", "<A>``</A>", "between <A> and only then </A>"),
+    ],
+)
+def test_marks_that_are_only_spoken_of_hold_no_answer(echo: str) -> None:
+    assert marked_answers(f"Write it {echo}.", "tag") == []
+    assert marked_answers(f"Write it {echo}. It is <A>Paris</A>.", "tag") == ["Paris"]
+
+
+def test_and_is_no_answer_but_titles_with_it_are() -> None:
+    for title in ("And Then There Were None", "and Justice for All", "Iron and Wine", "to be"):
+        assert marked_answers(f"It is <A>{title}</A>", "tag") == [title]
+    assert marked_answers(r"between \boxed{ and }, \boxed{\text{and}}", "boxed") == []
+    assert marked_answers("<A>and</A>", "tag", ("and", "or")) == ["and"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{{answer}}", "[[your answer]]", "$ANSWER", "your-answer", "yourAnswer", "ANSWER_1"),
+        *("&lt;answer&gt;", "same answer", "Bob's answer", "the final answer is", "answer:", "*"),
+        *(r"\textbf{answer}", r"\text{answer in simplest form}", "<your answer here>", "and/or"),
+    ],
+)
+def test_a_placeholder_in_any_dress_is_no_answer(content: str) -> None:
+    assert marked_answers(f"<A>{content}</A>", "tag") == []
+    assert marked_answers(rf"\boxed{{{content}}}", "boxed") == []
 
 
 def test_f1_of_the_worked_example() -> None:

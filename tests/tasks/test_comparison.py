@@ -31,6 +31,24 @@ EQUAL = ("12", "-4", "4", "12")
 FORMULAS = (r"$\frac{1}{2}$", r"$\frac{1}{4}$", "2", "4")
 VERDICTS = ("Yes, because it is hot.", "Yes, because it is cold.", "No, because it is hot.")
 MONEY = ("$1", "$1,650", "$16,500", "$20")
+ALL_OR_NONE = ("all of the above", "none of the above", "both A and B", "iron")
+TRENDS = ("increase", "decrease", "increase then decrease", "no change")
+HUNDREDS = ("12", "1.2", "120", "0.12")
+HALVES = ("1/2", "2/1", "1:2", "-1/2")
+UNITS = ("5 m/s", "5 km/s", "50 m/s", "5")
+TRUTHS = ("True, True", "True, False", "False, True", "False, False")
+GASES = ("H2O", "CO2", "O2", "H2")
+POWERS = ("x^2", "x^3", "-x^2", "2x")
+ROMAN = ("I only", "II only", "I and II", "I, II, and III")
+THINGS = ("A cell", "An atom", "a molecule", "The organ")
+DOUBTS = ("Yes", "No", "Maybe", "Yes, because it is hot.")
+NEGATED = ("not iron", "iron", "is iron", "iron not")
+SKY = ("the sun", "the moon", "the sun and the moon", "neither the sun nor the moon")
+TIMES = ("10:30", "10.30", "1030", "22:30")
+FIVES = ("$5", "5%", "-5", "5°")
+PETS = ("cat", "dog", "the cat's dog", "cat dog")
+BOUNDS = ("a > b", "a < b", "a ≥ b", "a ≤ b")
+MIXED = ("11/2", "1 1/2", "1/2", "2")
 
 # (choices, gold, answers that are it, answers that are not)
 CHOICES: tuple[tuple[tuple[str, ...], str, tuple[str, ...], tuple[str, ...]], ...] = (
@@ -93,6 +111,89 @@ CHOICES: tuple[tuple[tuple[str, ...], str, tuple[str, ...], tuple[str, ...]], ..
     (FORMULAS, "A", ("A", r"\frac{1}{2}", "1/2", r"A. $\dfrac{1}{2}$", "0.5"), ("1/4", "2", "C")),
     (VERDICTS, "A", ("A. Yes", "Yes, because it is hot", "A"), ("Yes", "A. No", "No", "B. Yes")),
     (MONEY, "B", ("B", "$1,650", "1650", "1,650 dollars", "B. $1,650"), ("$16,500", "1", "165")),
+    (
+        METALS,
+        "B",
+        (
+            *("Ｂ", "（B）", "B。", "the letter B", "Letter B", "I choose B", "I pick B", "It's B"),
+            *(
+                "I'd go with B",
+                "It is B",
+                "B is correct",
+                "B is right",
+                "B is the answer",
+                "<b>B</b>",
+            ),
+            *("Option B is correct", "[B. iron]", "(B. iron)", "# B", "**Answer:** B", "Thus B."),
+            *("Therefore, B", "The answer is therefore B", "iron, because it conducts", "B → iron"),
+            *("iron is the right answer", "B | iron", "<strong>iron</strong>", "***B***", "“B”"),
+        ),
+        (
+            *("B ≠ iron", "B. iron > wood", "¬B", "~B", "B'", "A > B", "A & B", "A-D"),
+            *("B → C", "B | C", "not B is correct", "neither B nor C is correct", "B is wrong"),
+            *(
+                "I choose B or C",
+                "I do not choose B",
+                "all but B",
+                "everything but iron",
+                "the last",
+            ),
+            *("copper, because it is iron", "wood, because iron rusts", "B is correct?", "В", "ß"),
+            *("all of the above", "none", "any of B", "A. wood B. iron", "B\nC", "E. iron"),
+        ),
+    ),
+    (ALL_OR_NONE, "A", ("all of the above", "A. all of the above"), ("above", "all", "B", "iron")),
+    (ALL_OR_NONE, "C", ("both A and B", "C. Both A and B."), ("both", "A", "A. both A and B")),
+    (
+        TRENDS,
+        "A",
+        ("increase", "A. increase"),
+        ("increase then decrease", "A. increase or decrease"),
+    ),
+    (
+        TRENDS,
+        "C",
+        ("increase, then decrease", "C. increase then decrease"),
+        ("C. decrease then increase", "decrease then increase", "C. decrease", "C. then"),
+    ),
+    (
+        HUNDREDS,
+        "A",
+        ("12", "A. 12", "12.0", r"\boxed{12}"),
+        ("1.2", "A. 1.2", "-12", "A. -12", "1,2"),
+    ),
+    (HALVES, "A", ("1/2", "0.5", r"A. $\frac12$"), ("2/1", "1:2", "-1/2", "A. -1/2", "1 2")),
+    (UNITS, "A", ("5 m/s", "5m/s", "A. 5 m/s", "A. 5m/s"), ("5 km/s", "5km/s", "5", "50 m/s")),
+    (TRUTHS, "B", ("true, false", "B. True, False"), ("True", "B. False, True", "B. True, True")),
+    (GASES, "A", ("h2o", "H2O (A)", "A. H2O"), ("O2", "H2", "A. H2", "A. CO2", "H 2")),
+    (POWERS, "A", ("$x^2$", "A. $x^2$"), ("-x^2", "A. -x^2", "A. x^3", "x2", "2x")),
+    (
+        ROMAN,
+        "C",
+        ("I and II", "C. I and II"),
+        ("I", "II", "C. I only", "C. I, II, and III", "I and III"),
+    ),
+    (
+        THINGS,
+        "A",
+        ("a cell", "cell", "A. cell", "A", "(A) a cell"),
+        ("A. An atom", "organ", "A. organ"),
+    ),
+    (DOUBTS, "A", ("Yes", "A. Yes", "yes."), ("Yes, because it is cold.", "no, yes", "A. No", "D")),
+    (DOUBTS, "B", ("No", "No, because it is cold."), ("not no", "B. Yes", "No or yes")),
+    (NEGATED, "A", ("not iron", "A. not iron"), ("iron", "A. iron", "is iron")),
+    (SKY, "A", ("sun", "A. the sun"), ("sun and moon", "A. the sun and the moon", "neither")),
+    (TIMES, "A", ("10:30", "A. 10:30"), ("10.30", "1030", "A. 22:30", "A. 1030")),
+    (FIVES, "A", ("$5", "A. $5"), ("-5", "A. -5", "A. 5%", "5%")),
+    (PETS, "A", ("a cat", "A. cat"), ("cat dog", "A. cat dog", "A. the cat's dog", "A. dog")),
+    (BOUNDS, "A", ("a > b", "A. a > b"), ("a < b", "A. a ≥ b", "a b", "b > a", "A. a < b")),
+    (MIXED, "A", ("11/2", "5.5", "5 1/2"), ("1 1/2", "1.5", "A. 1 1/2")),
+    (
+        ("it is done as it is right", "it is done", "as it is right"),
+        "A",
+        ("The answer is it is done as it is right.", "A. it is done as it is right", "A is right"),
+        ("it is done", "as it is right", "B is right"),
+    ),
     (("slower", "faster", "the same"), "A", ("A", "slower", "A) slower"), ("D", "faster", "B")),
     (("a", "b", "c", "d", "e e"), "E", ("E", "e e", "E. e e"), ("e f", "A", "D")),
 )
@@ -124,6 +225,98 @@ NUMBERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("1,080", ("1080", "1,080", "$1,080.0", "1{,}080", r"1\,080"), ("1,08", "10 80", "108")),
     ("109,200,000", ("109200000", "109.2 million", "$109,200,000"), ("109.2", "109,200")),
     ("3.5", (r"3\frac{1}{2}", "3 1/2", "7/2", "3 1/2 cups", "3.50"), ("31/2", "3", "3/2")),
+    (
+        "18",
+        (
+            *("¥18", "₹18", "18 €", "Rs. 18", "18¢", "１８", "18。", "18h", "18 hrs", "18L", "18:"),
+            *("1.8e1", "1.8 × 10^1", r"1.8 \times 10^{1}", "1.8*10^1", "0.18 × 10²", "180 × 10⁻¹"),
+            *("<b>18</b>", "## 18", "#### 18", "{18}", "(18)", "[18]", "= 18", "=18", "So, 18"),
+            *(
+                "(3)(6) = 18",
+                "3(6) = 18",
+                "50% of 36 = 18",
+                "18 (9 + 9)",
+                "18 (3 × 6)",
+                "9+9 =\n18",
+            ),
+            *("9 plus 9 = 18", "9 plus 9 equals 18", "2 times 9 = 18", "36 divided by 2 = 18"),
+            *("18 times", "18 times a day", "18 times as many", "18 is correct", "I choose 18"),
+            *("18 left over", "a total of 18", "18 more", "36 × 50% = 18"),
+            *("There are 18 of them", "18-year-old", "18 kg", "18 sq. ft.", "18 m/s^2", "00018"),
+        ),
+        (
+            *("18ish", "18 below zero", "18 bn", "18 trillion", "18k", "half of 18", "twice 18"),
+            *(
+                "double 18",
+                "18 squared",
+                "18 cubed",
+                "a third of 18",
+                "18 times two",
+                "18 point five",
+            ),
+            *("two times 18", "18!", "18π", r"18\pi", r"\sqrt{18}", "√18", "<18", "≥ 18", "≈ 18"),
+            *("~18", "18±1", "18+", "18?", "18:30", "18 : 1", "18–20", "1 8", "18 19", "18e2"),
+            *(
+                "18 × 10^2",
+                "18 × 10^-1",
+                "18,000",
+                "18 000",
+                "18'000",
+                "18.000.000",
+                "18,5",
+                "1/18",
+            ),
+            *(
+                "18% of 20",
+                "18 of 20",
+                "18 out of 20",
+                "18 and a half",
+                "18' 6\"",
+                "18 feet 6 inches",
+            ),
+            *("{18, 20}", "[18, 20]", "(18, 20)", "18 | 20", "18; 20", "1) 18 2) 20", "18 ≠ 20"),
+            *("∞", "NaN", "none", "N/A", "−18", "–18", "﹣18", "(-18)", "18 is wrong", "isn't 18"),
+            *("18 (not 20)", "18 (or 20)", "18 → 20", "no more than 18", "up to 18", "18. No, 20."),
+            *("9" * 3000, "18 " * 2000, "{" * 5000, "9 " * 900),
+        ),
+    ),
+    (
+        "1234567.5",
+        (
+            *("1,234,567.5", "1 234 567.5", "1.234.567,5", "1'234'567.5", "1\u00a0234\u00a0567.5"),
+            *("1\u202f234\u202f567.5", "12,34,567.5", "1_234_567.5", "1.2345675e6", "1’234’567.50"),
+        ),
+        ("1,234,567", "1.234.567", "1234.567", "12,345,67.5", "1 234 567,5 or 6", "1,23,4567.5"),
+    ),
+    (
+        "70000",
+        (
+            "70k",
+            "$70k",
+            "70K",
+            "70 thousand",
+            "70 000",
+            "7e4",
+            "7 × 10⁴",
+            "7*10^4",
+            "$70,000 profit",
+        ),
+        ("70", "7e3", "70M", "7 × 10^-4", "70.000", "700k", "7e40"),
+    ),
+    ("0.0007", ("7e-4", "7 × 10^-4", "7 × 10⁻⁴", ".0007"), ("7e4", "7 × 10^4", "0.007", "7e-40")),
+    (
+        "0.5",
+        ("1/2", ".5", "5e-1", r"\frac12", "½", "½ cup", "50/100"),
+        ("1:2", "5", "2", "half of 1"),
+    ),
+    ("3.5", ("3½", "3 ½", "3 + 1/2 = 3.5"), ("½", "-3½", "3 2/1", "31/2")),
+    ("-7", ("-7°C", "(-7)", "3 - 10 = -7", r"\boxed{-7}", "-$7"), ("--7", "10-3", "7", "-7 or 7")),
+    ("25", ("25%", "25 percent off", "5^2 = 25", "1/4 of 100 = 25"), ("25^2", "2,5", "25 to 30")),
+    ("12,000,000,000", ("12 billion", "12 bn", "12,000 million", "$12bn"), ("12", "12 million")),
+    ("10:30", ("10:30", "**10:30**", "The answer is 10:30"), ("10.30", "1030", "22:30")),
+    ("3:4", ("3:4", "It is 3:4"), ("4:3", "3/4", "0.75", "34")),
+    ("2/3", (r"\frac{2}{3}", "4/6", "2/3 of a pound"), ("0.67", "3/2", "23", "2", "-2/3")),
+    ("May 5", ("May 5", "may 5."), ("5", "May 6", "5 May 5")),
 )
 
 TEXTS: tuple[tuple[str, str, float], ...] = (  # answer, gold, F1
@@ -132,6 +325,9 @@ TEXTS: tuple[tuple[str, str, float], ...] = (  # answer, gold, F1
     *(("noanswer", "Paris", 0.0), ("Paris", "noanswer", 0.0), ("no", "No", 1.0)),
     *(("Paris", "Paris", 1.0), ("the Paris", "paris", 1.0), ("Paris, France", "Paris", 2 / 3)),
     *(("London", "Paris", 0.0), ("Answer the Call", "Ghostbusters: Answer the Call", 0.8)),
+    *(("yes yes", "yes", 0.0), ("**yes**", "yes", 1.0), ("true", "yes", 0.0), ("y", "yes", 0.0)),
+    *(("no answer", "noanswer", 0.0), ("the no", "no", 1.0), ("yes", "Yes, sir", 0.0)),
+    *(("Yes - both were", "yes", 0.0), ("not no", "no", 0.0), ("", "yes", 0.0), (" ", "no", 0.0)),
     *(("not yes", "no way", 0.0), ("1990", "1990.", 1.0), ("The The", "the the", 1.0)),
 )
 
@@ -143,6 +339,12 @@ EXPRESSIONS: tuple[tuple[str, str, float], ...] = (  # answer, gold, score by th
     *(("C", r"\text{(C)}", 1.0), ("D", r"\text{(C)}", 0.0), ("**18**", "18", 1.0)),
     *(("0.333333", r"\frac13", 1.0), ("0.33", r"\frac13", 0.0), ("0.5", r"50\%", 1.0)),
     *(("1+x", "x+1", 1.0), ("x-1", "x+1", 0.0), ("(2,1)", "(1,2)", 0.0), ("$x$", "x", 1.0)),
+    *(("½", r"\frac12", 1.0), (r"3\times 10^8", "300000000", 1.0), (r"\{1,2\}", r"\{2,1\}", 1.0)),
+    *(("[1,2]", "(1,2)", 0.0), (r"10\%", "0.1", 1.0), ("1:2", "2:1", 0.0), ("5!", "120", 1.0)),
+    *((r"x \le 3", "x < 3", 0.0), (r"\infty", r"-\infty", 0.0), ("12_3", "12_{3}", 1.0)),
+    *(("12_3", "12_4", 0.0), ("12_3", "11_3", 0.0), ("AF_{16}", "af_16", 1.0), ("18k", "18", 0.0)),
+    *((r"1\,000\,000", "1000000", 1.0), ("i", "-i", 0.0), ("x-1", "1-x", 0.0), ("{18}", "18", 1.0)),
+    *(("x=5", "5", 1.0), (r"\$5", "5", 1.0), (r"\text{(A)}", r"\text{(B)}", 0.0)),
     *(("20", r"\text{June 21}", 0.0), (r"\frac 59", "5/9", 1.0), (r"\frac{50}3", "50/3", 1.0)),
     *(("111111111", r"111, \! 111, \! 111", 1.0), (r"\text{Odd}", r"\text{odd}", 1.0)),
 )

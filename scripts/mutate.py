@@ -1,0 +1,214 @@
+#!/usr/bin/env python
+"""Change the pure core at random and tell which changes no test notices (mutation testing).
+
+Run it with the training environment's Python: ``.envs/train/bin/python scripts/mutate.py``. It
+takes a seeded sample of mutants per package, so it says something within minutes. Run it again and
+it goes on where it stopped: results are kept in ``runs/mutation``. What is changed is a copy of the
+working tree. mutmut stands in an environment of its own there, beside the training environment's
+packages. Not part of CI.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+
+MUTMUT = "mutmut==3.8.1"
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "runs" / "mutation"
+TREE = WORK / "tree"
+PYTHON = WORK / "env" / "bin" / "python"
+EQUIVALENT = ROOT / "tests" / "equivalent_mutants.txt"
+COPIED = ("optima", "tests", "recipes", "docs", "scripts")
+NOTICED = (1, 3, 24, 36, 152, 255, -24)  # a test failed, or never ended
+PACKAGES = {  # the sources of a package, and the tests that are about it
+    "method": (
+        ("reward.py", "selection.py", "trainset.py"),
+        ("test_reward.py", "test_selection.py", "test_trainset.py"),
+    ),
+    "search": (("search/*",), ("search",)),
+    "evaluation": (("evaluation/*",), ("evaluation",)),
+    "tasks": (("tasks/*",), ("tasks",)),
+}
+
+
+PROCESSES = ("optima/tasks/judging.py", "optima/tasks/equivalence.py")  # not pure, slow to test
+
+
+def main() -> int:
+    """Run what is undecided of the sample and print the numbers; 1 while the share is too low."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    options.add_argument("packages", nargs="*", help=f"of {', '.join(PACKAGES)}; all by default")
+    options.add_argument("--sample", type=int, default=40, help="mutants per package (default 40)")
+    options.add_argument("--seed", type=int, default=0, help="another sample (default 0)")
+    options.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    options.add_argument(
+        "--minutes", type=float, default=60, help="stop after these, to go on later"
+    )
+    options.add_argument("--again", action="store_true", help="try the survivors once more")
+    args = options.parse_args()
+    if unknown := set(args.packages) - set(PACKAGES):
+        options.error(
+            f"{', '.join(sorted(unknown))}: no package; name some of {', '.join(PACKAGES)}"
+        )
+    deadline = time.monotonic() + 60 * args.minutes
+    make_environment()
+    copy_tree()
+    if not results() or args.again:  # a few mutants, for which mutmut makes all of them
+        run_mutmut(("optima.selection.x_best_of_n__mutmut_1",), args.jobs, deadline)
+    share = []
+    for package in args.packages or PACKAGES:
+        names = sample(package, args.sample, args.seed)
+        undecided = [name for name in names if is_open(results()[name], args.again)]
+        if undecided and time.monotonic() < deadline:
+            run_mutmut(undecided, args.jobs, deadline)
+        share.append(report(package, names))
+    return 0 if all(one >= 0.9 for one in share) else 1
+
+
+def make_environment() -> None:
+    """Put mutmut beside the packages of the Python that runs this."""
+    if PYTHON.exists():
+        return
+    venv.create(WORK / "env", with_pip=True)
+    (site,) = (WORK / "env" / "lib").glob("python*/site-packages")
+    ours = next(path for path in sys.path if path.endswith("site-packages"))
+    (site / "train.pth").write_text(f"{ours}\n")
+    subprocess.run([PYTHON, "-m", "pip", "install", "--quiet", MUTMUT], check=True)
+
+
+def copy_tree() -> None:
+    """Bring the copy up to date; unchanged files keep their times, and so mutmut's results."""
+    for name in COPIED:
+        for base in (TREE, TREE / "mutants"):
+            for stale in (base / name).rglob("*.py"):
+                if not (ROOT / stale.relative_to(base)).exists():
+                    stale.unlink()
+        for path in (ROOT / name).rglob("*"):
+            target = TREE / path.relative_to(ROOT)
+            if not path.is_file() or "__pycache__" in path.parts:
+                continue
+            if not target.exists() or target.read_bytes() != path.read_bytes():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+                copied_tests = TREE / "mutants" / path.relative_to(ROOT)
+                if name == "tests" and copied_tests.exists():
+                    shutil.copyfile(path, copied_tests)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copyfile(ROOT / name, TREE / name)
+    (TREE / "setup.cfg").write_text(settings())
+
+
+def settings() -> str:
+    """Return mutmut's settings: what is changed, and the tests that need neither model nor rows."""
+    files = [f"optima/{name}" for sources, _ in PACKAGES.values() for name in sources]
+    tests = [f"tests/{name}" for _, names in PACKAGES.values() for name in names]
+    sections = {
+        "source_paths": ["optima"],
+        "only_mutate": files,
+        "do_not_mutate": list(PROCESSES),
+        "also_copy": ["recipes", "docs", "scripts", "README.md"],
+        "pytest_add_cli_args_test_selection": tests,
+        "pytest_add_cli_args": ["-m", "not e2e", "-p", "no:cacheprovider", *left_out()],
+        "do_not_mutate_patterns": [r"raise \w+", r"logger\.\w+", "Error\\("],  # words of messages
+    }
+    lines = [f"{name}=\n" + "".join(f"    {value}\n" for value in values)
+             for name, values in sections.items()]  # fmt: skip
+    return "[mutmut]\n" + "".join(lines)
+
+
+def left_out() -> list[str]:
+    """Return the options that leave out tests of benchmark rows and of processes."""
+    options = ["--ignore=tests/tasks/test_judging.py", "--ignore=tests/tasks/test_scoring.py"]
+    for path in sorted((ROOT / "tests" / "tasks").glob("test_*.py")):
+        for name in re.findall(
+            r"^def (test_\w+)\([^)]*shared_data", path.read_text(), re.MULTILINE
+        ):
+            options.append(f"--deselect={path.relative_to(ROOT)}::{name}")
+    return options
+
+
+def run_mutmut(names: Sequence[str], jobs: int, deadline: float) -> None:
+    """Try mutants until the deadline; mutmut keeps each result as soon as it has it."""
+    command = [PYTHON, "-m", "mutmut", "run", "--max-children", str(jobs), *names]
+    with (WORK / "mutmut.log").open("ab") as log, subprocess.Popen(
+        command, cwd=TREE, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": ""}
+    ) as process:  # fmt: skip
+        try:
+            status = process.wait(max(1.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            return
+    if status:
+        raise SystemExit(f"mutmut ended with status {status}; see the end of {WORK / 'mutmut.log'}")
+
+
+def results() -> dict[str, int | None]:
+    """Return the exit status of the tests for every mutant, None where none was run."""
+    found: dict[str, int | None] = {}
+    for path in sorted((TREE / "mutants").rglob("*.meta")):
+        found |= json.loads(path.read_text())["exit_code_by_key"]
+    return found
+
+
+def sample(package: str, n: int, seed: int) -> list[str]:
+    """Return up to ``n`` mutants of a package, the same for the same sources and seed."""
+    sources = [name.removesuffix(".py").replace("/", ".") for name in PACKAGES[package][0]]
+    prefixes = tuple(f"optima.{name.removesuffix('*')}" for name in sources)
+    left_out = tuple(name.removesuffix(".py").replace("/", ".") for name in PROCESSES)
+    names = [name for name in results() if name.startswith(prefixes)]
+    names = sorted(name for name in names if not name.startswith(left_out))
+    return sorted(random.Random(f"{seed}:{package}").sample(names, min(n, len(names))))
+
+
+def is_open(status: int | None, again: bool) -> bool:
+    """Tell whether a mutant has to be tried."""
+    return status is None or (again and status not in NOTICED)
+
+
+def report(package: str, names: Sequence[str]) -> float:
+    """Print the numbers and the survivors of a package; return the share noticed."""
+    status_by_name = {name: status for name, status in results().items() if name in set(names)}
+    tried = [name for name, status in status_by_name.items() if status is not None]
+    noticed = [name for name in tried if status_by_name[name] in NOTICED]
+    known = EQUIVALENT.read_text().splitlines() if EQUIVALENT.exists() else []
+    survivors = {name: change(name) for name in tried if name not in set(noticed)}
+    equivalent = [name for name, text in survivors.items() if text in known]
+    n = len(tried) - len(equivalent)
+    by_module: dict[str, list[int]] = {}
+    for name in tried:
+        counts = by_module.setdefault(name.rpartition(".x")[0], [0, 0, 0])
+        for k, names_of in enumerate((tried, noticed, equivalent)):
+            counts[k] += name in names_of
+    for module, (n_tried, n_noticed, n_equivalent) in sorted(by_module.items()):
+        print(f"  {module}: {n_tried} tried, {n_noticed} noticed, {n_equivalent} equivalent")
+    share = len(noticed) / n if n else 0.0
+    print(f"{package}: {len(noticed)} of {n} noticed ({share:.0%}), {len(equivalent)} equivalent, "
+          f"{len(names) - len(tried)} not tried yet")  # fmt: skip
+    for name, text in sorted(survivors.items()):
+        if name not in equivalent:
+            print(f"  not noticed: {text}")
+    return share
+
+
+def change(name: str) -> str:
+    """Return a mutant in one line: its function, what was taken out and what was put in."""
+    command = [PYTHON, "-m", "mutmut", "show", name]
+    diff = subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in diff.splitlines() if re.match(r"[-+](?![-+]{2})", line)]
+    return f"{name.rpartition('__mutmut_')[0]}: " + " ".join(
+        " ".join(line.split()) for line in lines
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

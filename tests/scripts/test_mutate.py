@@ -1,0 +1,54 @@
+"""What scripts/mutate.py is told, without the hours that mutants take."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def mutate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mutate", REPOSITORY / "scripts" / "mutate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_is_mutated_and_what_tests_it_exist(mutate: ModuleType) -> None:
+    for sources, tests in mutate.PACKAGES.values():
+        assert all(list((REPOSITORY / "optima").glob(source)) for source in sources)
+        assert all((REPOSITORY / "tests" / test).exists() for test in tests)
+
+
+def test_tests_of_benchmark_rows_are_left_out(mutate: ModuleType) -> None:
+    options = mutate.left_out()
+    name = "test_choices_score_by_letter_and_by_text"
+    assert f"--deselect=tests/tasks/test_tasks.py::{name}" in options
+    assert not any("test_placeholders_of_numbers" in option for option in options)
+
+
+def test_sample_is_by_seed_and_survivors_are_listed_unless_equivalent(
+    mutate: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = [f"optima.search.tree.x_f__mutmut_{k}" for k in range(10)]
+    status = {names[0]: 0, names[1]: 0, names[2]: None, "optima.reward.x_g__mutmut_1": 0}
+    monkeypatch.setattr(mutate, "results", lambda: dict.fromkeys(names, 1) | status)
+    monkeypatch.setattr(mutate, "change", lambda name: f"{name}: - a + b")
+    monkeypatch.setattr(mutate, "EQUIVALENT", tmp_path / "equivalent.txt")
+    mutate.EQUIVALENT.write_text(f"{names[1]}: - a + b\n")
+    drawn = mutate.sample("search", 4, 0)
+    assert drawn == mutate.sample("search", 4, 0) != mutate.sample("search", 4, 1)
+    assert set(drawn) < set(names)
+    share = mutate.report("search", names)  # 7 of 9 tried, of which one is equivalent
+    assert share == 7 / 8
+    printed = capsys.readouterr().out
+    assert "search: 7 of 8 noticed (88%), 1 equivalent, 1 not tried yet" in printed
+    assert printed.count("not noticed") == 1
