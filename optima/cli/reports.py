@@ -1,11 +1,10 @@
 """``optima report`` and ``optima view``: what runs have come to, to read in a browser."""
 
 import argparse
-import asyncio
 import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from optima.cli.paths import path_of
 from optima.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,10 +25,17 @@ def add_report(commands: "Commands") -> None:
         "  optima report runs/sft-arc-seed0 runs/dpo-arc-seed0 results/arc --output reports/arc",
     )  # fmt: skip
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", type=Path, help="directory of a run, or of several"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        type=path_of("RUN"),
+        help="directory of a run, or of several",
     )
     parser.add_argument(
-        "--output", metavar="DIR", type=Path, help="where to write it (default: RUN/report)"
+        "--output",
+        metavar="DIR",
+        type=path_of("--output"),
+        help="where to write it (default: RUN/report)",
     )
     parser.add_argument(
         "--max-conversations", metavar="N", type=int, default=100_000,
@@ -53,7 +59,9 @@ def add_view(commands: "Commands") -> None:
         epilog="examples:\n  optima view runs/sft-quickstart-seed0\n"
         "from a GPU node, forward the port: ssh -L 8700:127.0.0.1:8700 NODE, and here --port 8700",
     )  # fmt: skip
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="directory of a run")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", type=path_of("RUN"), help="directory of a run"
+    )
     parser.add_argument(
         "--port", metavar="N", type=int, default=0, help="port to listen at (default: a free one)"
     )
@@ -73,6 +81,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _view(options: argparse.Namespace) -> int:
+    from optima.processes import interruption
     from optima.reporting.live import serve
 
     if not 0 <= options.port <= 65535:
@@ -83,7 +92,7 @@ def _view(options: argparse.Namespace) -> int:
 
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(serve(options.runs, options.port, announce))
+            interruption.run(serve(options.runs, options.port, announce))
     except OSError as error:
         raise UsageError(f"--port {options.port}: {error.strerror}; take another one") from error
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from optima.cli.configs import add_config
+from optima.cli.paths import path_of
 from optima.errors import UsageError
 from optima.pipelines.trial import Trial
 from optima.types import Conversation, Problem, RewardParts
@@ -37,7 +38,7 @@ def add_try(commands: "Commands") -> None:
     parser.add_argument("--n", type=int, default=20, help="problems (default: 20)")
     parser.add_argument("--show", type=int, default=3, help="conversations printed (default: 3)")
     parser.add_argument(
-        "--output", metavar="DIR", type=Path,
+        "--output", metavar="DIR", type=path_of("--output"),
         help="where it is stored, as a run (default: below runs/try, by the recipe's content)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print figures as one JSON object")
