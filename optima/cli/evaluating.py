@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from optima.cli.configs import add_config
+from optima.cli.paths import path_of
 from optima.errors import OptimaError, UsageError
 from optima.pipelines.checkpoints import find_models, name_model, run_of
 from optima.pipelines.context import Model
@@ -14,6 +15,7 @@ from optima.pipelines.infer import inference_recipe
 from optima.processes.environment import Environment, require_environment, resolve_environment
 from optima.recipe.layers import Layers, merge_layers
 from optima.recipe.schema import Recipe
+from optima.stages import read_recipe as read_stored
 from optima.tasks import get_task
 from optima.types import Metric
 
@@ -22,7 +24,10 @@ def add_options(parser: argparse.ArgumentParser, *, has_base: bool = True) -> No
     """Add the options that say what is evaluated on what, ``--base`` if it makes sense."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--model-root", metavar="DIR", type=Path, help="every model in and below this directory"
+        "--model-root",
+        metavar="DIR",
+        type=path_of("--model-root"),
+        help="every model in and below this directory",
     )
     which.add_argument(
         "--model", metavar="MODEL", help="one model: a directory, a hub id, or a run for its last"
@@ -36,7 +41,9 @@ def add_options(parser: argparse.ArgumentParser, *, has_base: bool = True) -> No
         help="f1, exact_match or math: stop if the task is scored by another (default: its own)",
     )  # fmt: skip
     add_config(parser)
-    parser.add_argument("--output", metavar="DIR", type=Path, help="where results are written")
+    parser.add_argument(
+        "--output", metavar="DIR", type=path_of("--output"), help="where results are written"
+    )
     parser.add_argument("--limit", metavar="N", type=int, help="a seeded sample of N problems")
     parser.add_argument("--vllm-env", metavar="ENV", help="environment with vLLM")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
@@ -101,11 +108,18 @@ def read_recipe(options: argparse.Namespace, models: Sequence[Model]) -> Recipe:
 
 
 def _stored_recipe(root: Path | None, models: Sequence[Model]) -> list[Path]:
-    """Return the recipe of the run that ``root`` is, or that trained all the trained models."""
-    if root is not None and (root / "recipe.yaml").is_file():
-        return [root / "recipe.yaml"]
+    """Return the recipe of the run that ``root`` is, or that trained all the trained models.
+
+    Raises UsageError when that cannot be read.
+    """
     runs = {run_of(model.ref.adapter or model.ref.path) for model in models} - {None}
-    return [run / "recipe.yaml" for run in runs if run] if len(runs) == 1 else []
+    if root is not None and (root / "recipe.yaml").is_file():
+        runs = {root}
+    for run in runs if len(runs) == 1 else ():
+        if run is not None:
+            read_stored(run)
+            return [run / "recipe.yaml"]
+    return []
 
 
 def find_vllm(options: argparse.Namespace, recipe: Recipe) -> Environment:
