@@ -132,9 +132,9 @@ def check_model(ref: ModelRef) -> None:
     for text in filter(None, (ref.path, ref.adapter)):
         folder = Path(text)
         if not folder.is_dir():
-            if folder.is_absolute():
+            if folder.is_absolute() and folder.name == MODEL_DIR:
                 raise StageError(explain_damage(Damage(folder, "is gone"), folder.parent))
-            continue  # a hub's
+            continue  # a hub's, or for whoever loads it to judge
         done = read_done(folder.parent) if folder.name == MODEL_DIR else None
         names = [name for name in (done.outputs if done else ()) if _is_model(name)]
         damage = find_cut_weights(folder)

@@ -99,6 +99,7 @@ def test_reading_commands_see_the_same_run_beside_what_users_add(tmp_path: Path)
     before = seen()
     additions(root)
     shutil.copytree(trained_root / "iter_0", trained_root / "iter_0.old")
+    shutil.copytree(trained_root / "iter_0/train", trained_root / "iter_0/train.bak")
     assert seen() == before
 
 

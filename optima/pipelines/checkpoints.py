@@ -104,8 +104,9 @@ def _is_private(path: Path) -> bool:
 
 def _is_copy(path: Path) -> bool:
     """Tell whether a trained model lies in a run under another name than its stage's own."""
-    run = run_of(str(path))
-    return run is not None and not is_stage(path.resolve().parent, run)
+    stage = path.resolve().parent
+    run = next((place for place in stage.parents if (place / "recipe.yaml").is_file()), None)
+    return run is not None and (stage / "INPUTS").exists() and not is_stage(stage, run)
 
 
 def _label(root: Path, path: Path) -> str:

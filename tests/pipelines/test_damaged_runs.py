@@ -12,7 +12,7 @@ from optima.processes.environment import Environment
 from optima.reporting.live import LiveReport
 from tests.fakes import fake_environment
 from tests.pipelines.runs import results, run
-from tests.test_outputs import change_one_byte, cut_last_line, empty
+from tests.test_outputs import change_one_byte, cut_last_byte, cut_last_line, empty
 
 SHORT = "iterations=1"
 
@@ -133,3 +133,18 @@ def test_run_that_was_moved_goes_on_from_its_own_models(
     argv[argv.index("--run-dir") + 1] = str(moved)
     assert dpo.main([*argv, "--quiet"]) == 0, capsys.readouterr().err
     assert {key for key, value in results(moved).items() if before.get(key) != value} == set()
+
+
+@pytest.mark.parametrize("damage", [empty, cut_last_byte])
+def test_half_a_result_of_a_training_that_was_not_finished_is_no_result(
+    damage: Callable[[Path], None], damaged: tuple[Path, list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    root, argv = damaged
+    before = results(root)
+    train = root / "initial/train"
+    (train / "DONE.json").unlink()
+    damage(train / "result.json")
+    assert dpo.main([*argv, "--quiet"]) == 0, capsys.readouterr().err
+    assert results(root) == before
+    assert not list(root.rglob("*.superseded-*"))
