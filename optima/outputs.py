@@ -104,8 +104,9 @@ def _digest(path: str, *_: int) -> str:
 def _stated_size(path: Path) -> int | None:
     """Return the size that the header of a safetensors file gives; None where there is none."""
     with path.open("rb") as file:
-        n_header = int.from_bytes(file.read(8), "little")
-        if not 2 <= n_header <= _LARGEST_HEADER:
+        start = file.read(8)
+        n_header = int.from_bytes(start, "little")
+        if len(start) < 8 or not 2 <= n_header <= _LARGEST_HEADER:
             return None
         header = file.read(n_header)
     if header[:1] not in (b"{", b""):

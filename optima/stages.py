@@ -170,11 +170,17 @@ def _is_model(name: str) -> bool:
 
 
 def _may_be_stage(path: Path, name: str) -> bool:
-    """Tell whether a directory is no stage moved aside, and is called as it says itself."""
+    """Tell whether a directory is no stage moved aside, and is called as it says itself.
+
+    One begun by a release that wrote no name into INPUTS is a copy where DONE.json names another
+    stage, and that is there.
+    """
     _, _, said = _read_or_empty(path / "INPUTS").partition(" ")
-    if not said.strip():  # begun by a release that wrote no name there
+    if not said.strip():
         with contextlib.suppress(ValidationError):
             said = StageDone.model_validate_json(_read_or_empty(path / "DONE.json")).stage
+        root = path.parents[name.count("/")]
+        said = said if (root / said / "DONE.json").exists() else ""
     return ".superseded-" not in name and said.strip() in ("", name)
 
 

@@ -36,7 +36,9 @@ def run_command(command: Callable[[], int]) -> int:
             what = _ENDINGS.get(first_signal(), "interrupted")
             complain(f"{what}; the same command goes on from here")
         number = first_signal()
-        return status if number is None else 128 + number
+        # A command may end well on Ctrl-C, as `optima view` does.
+        is_well = number == signal.SIGINT and status == 0
+        return status if number is None or is_well else 128 + number
 
 
 def _run(command: Callable[[], int]) -> int:
