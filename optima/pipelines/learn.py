@@ -218,10 +218,10 @@ def train(
             name, result.seconds, result.train_loss, result.tokens_per_s,
         )  # fmt: skip
     result = TrainResult.model_validate_json(result_path.read_bytes())
-    # Where the run is now: it may have been moved since it was trained.
-    made = str((stage.path / MODEL_DIR).resolve())
-    is_adapter = result.model.adapter is not None
-    ref = ModelRef(path=start.ref.path, adapter=made) if is_adapter else ModelRef(path=made)
+    ref = result.model
+    if not Path(ref.adapter or ref.path).exists():  # where the run is now, if it was moved
+        made = str((stage.path / MODEL_DIR).resolve())
+        ref = ModelRef(path=start.ref.path, adapter=made) if ref.adapter else ModelRef(path=made)
     return Model(label=label, ref=ref, digest=stage.output_digest)
 
 
