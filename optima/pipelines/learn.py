@@ -144,7 +144,9 @@ def script(context: RunContext, name: str, problems: Sequence[Problem]) -> Stage
     with_evidence = [problem for problem in problems if problem.evidence]
     ids = "\n".join(problem.problem_id for problem in with_evidence)
     prompts = "\n".join(context.style.texts())
-    stage = context.run.stage(name, ids, identity(section), context.base.digest, ROW_FORMAT, prompts)
+    stage = context.run.stage(
+        name, ids, identity(section), context.base.digest, ROW_FORMAT, prompts
+    )
     if stage.done:
         return stage
     chosen = sample_problems(
