@@ -7,22 +7,33 @@ appended to and lose at most a torn last line to a crash.
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Self, TypeVar
 
 from pydantic import ValidationError
 
-from optima.errors import StageError
+from optima.errors import StageError, UsageError
 from optima.types import Record
 
 R = TypeVar("R", bound=Record)
+NAME_BYTES = 255  # the most that Linux takes
+PATH_BYTES = 3840  # Linux takes 4,095; what stands below needs some
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file so that a crash leaves either the old content or the new."""
     with disk_errors(path), atomic_writer(path) as file:
         file.write(text)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file of bytes like ``write_text``."""
+    with disk_errors(path), _renamed(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_records(path: Path, records: Iterable[Record]) -> int:
@@ -49,8 +60,8 @@ def parse_record(line: bytes, kind: type[R], place: str) -> R:
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise StageError(
-            f"{place}: no {kind.__name__} record ({reason}); remove the line or "
-            "the stage's directory, then run again"
+            f"{place}: no {kind.__name__} record ({reason}); put the file back "
+            "or move its directory away, then run again"
         ) from error
 
 
@@ -101,30 +112,112 @@ def repair_tail(path: Path) -> int:
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[IO[str]]:
     """Open a temporary file beside ``path``; sync it and rename it on success."""
+    with _renamed(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path``, and rename what is there to ``path`` on success."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that went read-only says so below us already
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one clear StageError; nothing finished is lost."""
+    """Turn what a disk refuses into one clear StageError; nothing finished is lost."""
     try:
         yield
     except OSError as error:
-        reasons = {
-            errno.ENOSPC: "the disk is full; free some space",
-            errno.EDQUOT: "the disk quota is used up; free some space",
-            errno.EROFS: "the file system is read-only; give another --run-dir",
-            errno.EACCES: "no permission to write; give another --run-dir",
-            errno.EFBIG: "the file-size limit is reached; raise it (ulimit -f)",
-        }
-        if error.errno not in reasons:
+        said = explain_disk_error(error, path)
+        if said is None:
             raise
-        raise StageError(f"{path}: {reasons[error.errno]}, then run again to go on") from error
+        raise StageError(said) from error
+
+
+def explain_disk_error(error: OSError, path: Path | None = None) -> str | None:
+    """Say in one line what the disk refused and what helps; None for any other error.
+
+    ``path`` is what was written, where the error itself does not know it.
+    """
+    reasons = {
+        errno.ENOSPC: "the disk is full; free some space",
+        errno.EDQUOT: "the disk quota is used up; free some space",
+        errno.EROFS: "the file system is read-only; make it writable, or give another directory",
+        errno.EACCES: "no permission; give it, or give another directory",
+        errno.EPERM: "not permitted; permit it, or give another directory",
+        errno.EFBIG: "the file-size limit is reached; raise it (ulimit -f)",
+        errno.EIO: "the disk gives an input/output error; check it, or give another directory",
+        errno.ESTALE: "the network file system lost it; mount it again",
+        errno.ENXIO: "the device is gone; attach it again, or give another directory",
+        errno.ENODEV: "the device is gone; attach it again, or give another directory",
+        errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
+        errno.ENFILE: "too many open files on this host; close some",
+        errno.ENOTDIR: "a file stands where a directory belongs; move it away",
+        errno.EEXIST: "a file stands where a directory belongs; move it away",
+        errno.EISDIR: "a directory stands where a file belongs; move it away",
+    }
+    named = error.filename2 or error.filename
+    place = Path(os.fsdecode(named)) if isinstance(named, str | bytes) else path
+    if path is not None and place is not None and place.name.startswith(f".{path.name}."):
+        place = path  # the error knows the temporary name
+    reason = reasons.get(error.errno or 0)
+    if error.errno == errno.ENOENT and place is not None and not place.parent.exists():
+        reason = "its folder does not exist; make it"
+    if reason is None:
+        return None
+    if error.errno == errno.ENOSPC and place is not None and has_no_inodes(place):
+        reason = "the disk has no inodes left; remove some files"
+    return f"{place or 'standard output'}: {reason}, then run again to go on"
+
+
+def has_no_inodes(path: Path) -> bool:
+    """Tell whether the file system of ``path`` counts files and has room for none."""
+    place = next((p for p in (path, *path.absolute().parents) if p.exists()), Path("/"))
+    with contextlib.suppress(OSError):
+        found = os.statvfs(place)
+        return found.f_files > 0 and found.f_favail == 0
+    return False
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Remove what writers that were killed left in a directory: ``.NAME.PID.tmp`` of no process."""
+    for path in folder.glob(".*.tmp"):
+        pid = path.name.split(".")[-2]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+def check_path(path: str | Path, option: str) -> None:
+    """Raise UsageError for what can name no directory or file of ours, whatever is there.
+
+    That is nothing, a line break or another control character, bytes that are no UTF-8, a name of
+    over 255 bytes, or a path of over 4,095.
+    """
+    text = os.fspath(path)
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
+    place = f"{option} {shown if len(shown) <= 60 else f'{shown[:57]}...'}"
+    if not text.strip():
+        raise UsageError(f"{option} {text!r}: is empty; name a directory or file")
+    if any(ord(c) < 32 or ord(c) == 127 for c in text):
+        raise UsageError(f"{place}: has a line break or control character; give another name")
+    try:
+        names = [name.encode() for name in text.split("/")]
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{place}: is no UTF-8 text; give another name") from error
+    if max(map(len, names)) > NAME_BYTES:
+        raise UsageError(f"{place}: a name in it has over {NAME_BYTES} bytes; give a shorter one")
+    if len(os.fsencode(os.path.abspath(text))) > PATH_BYTES:  # noqa: PTH100  no link is followed
+        raise UsageError(f"{place}: has over {PATH_BYTES} bytes; give a shorter one")

@@ -3,7 +3,7 @@
     recipe.yaml  provenance.json  metrics.jsonl  LOCK  logs/attempt_N/  <part>/<stage>/DONE.json
 
 A stage is finished when its DONE.json, written last, names the digest of the inputs it was made
-from. Resume skips what is finished.
+from, and what it wrote. Resume skips what is finished, and refuses what was changed since.
 
 What a stage has cost so far stands beside it in SPENT.json, rewritten every second, so that the
 account of a stage counts every attempt, however the one before it ended.
@@ -11,25 +11,41 @@ account of a stage counts every attempt, however the one before it ended.
 
 import contextlib
 import fcntl
-import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import IO, Literal, Self
 
 from pydantic import ValidationError
 
 from optima.errors import RunBusyError, StageError, UsageError
-from optima.recipe.loading import dump_recipe, load_recipe
+from optima.outputs import file_digest, find_files
+from optima.recipe.loading import dump_recipe
 from optima.recipe.schema import Recipe
-from optima.records import disk_errors, write_text
+from optima.records import check_path, clear_temporaries, disk_errors, write_text
 from optima.seeding import digest
+from optima.stages import (
+    StageDone,
+    check_outputs,
+    finished_stages,
+    read_attempts,
+    read_done,
+    read_marker,
+    read_recipe,
+    stage_folders,
+)
 from optima.types import Record
+
+__all__ = ["RunDir", "Spent", "Stage", "StageDone", "finished_stages", "read_attempts", "read_done"]
+
+logger = logging.getLogger(__name__)
 
 # What may differ between two attempts of a run: where it runs and when it gives up, not what it
 # computes.
@@ -38,18 +54,6 @@ RESUMABLE_FIELDS = ("conversation.max_error_rate", "select.min_share", "pairs.mi
 SPENT_FILE = "SPENT.json"
 ACCOUNT_S = 1.0  # between two accounts of an open stage; a SIGKILL loses at most as much
 GENERATED, DISCARDED = "tokens/generated", "tokens/discarded"
-
-
-class StageDone(Record):
-    """DONE.json of a stage."""
-
-    schema_version: Literal[1] = 1
-    stage: str
-    inputs: str
-    outputs: dict[str, str]
-    started_unix_s: float
-    seconds: float
-    metrics: dict[str, float]
 
 
 class Spent(Record):
@@ -112,7 +116,7 @@ class Stage:
     def finish(
         self, outputs: Iterable[Path] = (), metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Write DONE.json: digests of ``outputs`` (files; of a directory, its files' sizes).
+        """Write DONE.json with the digests of ``outputs`` (files; of a directory, its files).
 
         Seconds are those of all attempts. Where ``metrics`` say what was generated, what is in no
         record is added as ``tokens/discarded``.
@@ -120,10 +124,12 @@ class Stage:
         spent, figures = self.spent(), dict(metrics or {})
         if GENERATED in figures:
             figures[DISCARDED] = float(spent.n_tokens)
+        files = find_files(self.path, outputs)
         done = StageDone(
             stage=self.name,
             inputs=self.inputs,
-            outputs={str(p.relative_to(self.path)): _content_digest(p) for p in outputs},
+            outputs={name: file_digest(path) for name, path in files.items()},
+            sizes={name: path.stat().st_size for name, path in files.items()},
             started_unix_s=round(self.started, 3),
             seconds=spent.seconds,
             metrics=figures,
@@ -151,6 +157,7 @@ class RunDir:
         self._accountant = threading.Thread(target=self._account, name="account", daemon=True)
 
     def __enter__(self) -> Self:
+        check_path(self.root, "--run-dir")
         with disk_errors(self.root):
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
@@ -176,17 +183,21 @@ class RunDir:
                 "keep two processes out of one run; give a --run-dir on another (a local disk, or "
                 "Lustre mounted with -o flock)"
             ) from error
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
         try:
+            with disk_errors(self.root / "LOCK"):
+                self._lock.truncate(0)
+                self._lock.write(f"{os.getpid()}\n")
+                self._lock.flush()
             self._check_recipe()
+            for folder in (self.root, *stage_folders(self.root)):
+                clear_temporaries(folder)
+            self.attempt = 1 + max(self._attempts(), default=0)
+            with disk_errors(self.log_dir):
+                self.log_dir.mkdir(parents=True)
         except BaseException:
-            self._lock.close()
+            with contextlib.suppress(OSError):  # what it could not write a moment ago
+                self._lock.close()
             raise
-        self.attempt = 1 + max((int(p.name.split("_")[1]) for p in self._attempts()), default=0)
-        with disk_errors(self.root):
-            self.log_dir.mkdir(parents=True)
         self._accountant.start()
         return self
 
@@ -206,26 +217,30 @@ class RunDir:
         """Return the stage ``name`` (such as ``iter_0/generate``).
 
         It is finished if its DONE.json names the same ``inputs``; a stage made from other inputs
-        is moved out of the way and starts over; an unfinished one with the same inputs resumes.
+        is moved aside (``NAME.superseded-1``) and starts over; an unfinished one with the same
+        inputs resumes, and so does one whose DONE.json cannot be read. Raises StageError when what
+        a finished one wrote is not there any more; a trained model is checked when it is used.
         """
         path = self.root / name
         key = digest(name, *inputs)
-        done = read_done(path)
-        marker = path / "INPUTS"
-        if done is not None and done.inputs != key:
-            done = None
-        is_foreign = done is None and path.exists() and _read_or_empty(marker) != key
-        with disk_errors(self.root), self._accounting:
+        with disk_errors(path), self._accounting:
             self._open.pop(name, None)
-            if is_foreign:
-                shutil.rmtree(path)
+            done = self._finished(path)
+            if done is not None and done.inputs != key:
+                done = None
+            marker = path / "INPUTS"
+            if done is None and os.path.lexists(path) and read_marker(marker) != key:
+                _move_aside(path)
             path.mkdir(parents=True, exist_ok=True)
             if not marker.exists():
-                write_text(marker, key)
+                write_text(marker, f"{key} {name}\n")
             stage = Stage(name=name, path=path, inputs=key, done=done)
             if done is None:
                 stage.before = read_spent(path)
                 self._open[name] = stage
+        if done is not None:
+            check_outputs(path, done)
+            (path / SPENT_FILE).unlink(missing_ok=True)  # of an attempt killed while it finished
         return stage
 
     def write_metrics(self) -> None:
@@ -246,15 +261,21 @@ class RunDir:
                 for stage in self._open.values():
                     stage.write_spent()
 
-    def _attempts(self) -> Iterator[Path]:
-        return (self.root / "logs").glob("attempt_*")
+    def _attempts(self) -> list[int]:
+        names = (path.name for path in (self.root / "logs").glob("attempt_*"))
+        return [int(name[8:]) for name in names if re.fullmatch(r"attempt_[0-9]{1,9}", name)]
+
+    def _finished(self, path: Path) -> StageDone | None:
+        try:
+            return read_done(path)
+        except StageError as error:
+            logger.warning("%s", error)
+            return None
 
     def _check_recipe(self) -> None:
         path = self.root / "recipe.yaml"
-        if not path.exists():
-            write_text(path, dump_recipe(self.recipe))
-            return
-        check_same_recipe(self.root, self.recipe)
+        if path.exists():
+            check_same_recipe(self.root, self.recipe)
         write_text(path, dump_recipe(self.recipe))
 
 
@@ -266,7 +287,7 @@ def check_same_recipe(root: Path, recipe: Recipe) -> None:
     """
     if not _has_begun(root):
         return
-    stored = _flat(load_recipe(root / "recipe.yaml").model_dump())
+    stored = _flat(read_recipe(root).model_dump())
     given = _flat(recipe.model_dump())
     differing = [
         key
@@ -284,40 +305,9 @@ def check_same_recipe(root: Path, recipe: Recipe) -> None:
 
 def _has_begun(root: Path) -> bool:
     """Tell whether a stage was begun; reading problems that came to nothing is none."""
-    stages = (mark.parent for mark in root.glob("**/INPUTS"))
-    return any(path != root / "problems" or read_done(path) is not None for path in stages)
-
-
-def read_attempts(root: Path) -> list[dict[str, Any]]:
-    """Return the attempts that provenance.json names, none where there is no such file.
-
-    Raises StageError when it cannot be read.
-    """
-    path = root / "provenance.json"
-    if not path.exists():
-        return []
-    try:
-        attempts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["attempts"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StageError(
-            f"{path}: cannot be read ({error}); it was damaged from outside: remove it, then run "
-            "again"
-        ) from error
-    return attempts
-
-
-def read_done(stage_path: Path) -> StageDone | None:
-    """Return the DONE.json of a stage directory; None when there is none or it is unreadable."""
-    try:
-        return StageDone.model_validate_json((stage_path / "DONE.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValidationError):
-        return None
-
-
-def finished_stages(root: Path) -> list[StageDone]:
-    """Return the finished stages of a run in the order in which they were begun."""
-    found = (read_done(path.parent) for path in root.glob("**/DONE.json"))
-    return sorted((done for done in found if done is not None), key=lambda d: d.started_unix_s)
+    return any(
+        path != root / "problems" or (path / "DONE.json").exists() for path in stage_folders(root)
+    )
 
 
 def read_spent(stage_path: Path) -> Spent:
@@ -328,16 +318,19 @@ def read_spent(stage_path: Path) -> Spent:
         return Spent()
 
 
-def _read_or_empty(path: Path) -> str:
-    return path.read_text("utf-8") if path.exists() else ""
-
-
-def _content_digest(path: Path) -> str:
-    if path.is_dir():
-        sizes = (f"{p.relative_to(path)}:{p.stat().st_size}" for p in sorted(path.rglob("*")))
-        return digest(*sizes)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
+def _move_aside(path: Path) -> None:
+    """Rename a stage made from other inputs, or what else has its name; remove one without work."""
+    is_empty = path.is_dir() and not any(
+        p.name not in ("INPUTS", SPENT_FILE) and not p.name.startswith(".") for p in path.iterdir()
+    )
+    if is_empty:
+        shutil.rmtree(path)
+        return
+    n = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.superseded-{n}")):
+        n += 1
+    path.rename(aside)
+    logger.warning("%s: is no stage of these inputs; moved to %s", path, aside.name)
 
 
 def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:

@@ -44,8 +44,10 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "io",
         (
             "optima.recipe",
+            "optima.outputs",
             "optima.records",
             "optima.rundir",
+            "optima.stages",
             "optima.tasks.loading",
             "optima.tasks.judging",
             "optima.prompts.diversify",

@@ -1,59 +1,84 @@
 """What all commands share: logging, and how errors and signals end a process.
 
-Exit status: 0 done, 1 a run failed, 2 the input is wrong, 130 interrupted, 143 terminated.
+Exit status: 0 done, 1 a run failed, 2 the input is wrong, 130 interrupted (SIGINT), 143 terminated
+(SIGTERM), 129 hung up (SIGHUP).
 """
 
+import asyncio
+import contextlib
+import errno
 import io
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 
 from optima.errors import OptimaError, UsageError
+from optima.processes.interruption import obeying_signals
+from optima.records import explain_disk_error
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-EXIT_TERMINATED = 128 + signal.SIGTERM
+_ENDINGS: dict[int | None, str] = {signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """Run a command and turn its errors into one line on stderr and an exit status."""
-    is_terminated = False
+    """Run a command and turn its errors into one line on stderr and an exit status.
+
+    The first signal decides the status; those that come while it is obeyed change nothing.
+    """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # a terminal of few letters shows the others by code
+        if isinstance(stream, io.TextIOWrapper):
+            # a terminal of few letters shows the others by code
             stream.reconfigure(errors="backslashreplace")
+    with obeying_signals() as first_signal:
+        try:
+            status = _run(command)
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            status = EXIT_INTERRUPTED
+            what = _ENDINGS.get(first_signal(), "interrupted")
+            complain(f"{what}; the same command goes on from here")
+        number = first_signal()
+        # A command may end well on Ctrl-C, as `optima view` does.
+        is_well = number == signal.SIGINT and status == 0
+        return status if number is None or is_well else 128 + number
 
-    def terminate(number: int, frame: FrameType | None) -> None:
-        nonlocal is_terminated
-        is_terminated = True
-        # SIGTERM goes the way of Ctrl-C, for which asyncio cancels what runs. An exception raised
-        # wherever the signal arrives may be logged by a transport or wrapped by a group of tasks.
-        interrupt = signal.getsignal(signal.SIGINT)
-        if not callable(interrupt):  # ignored, as in a script's background processes
-            raise KeyboardInterrupt
-        interrupt(number, frame)
 
-    signal.signal(signal.SIGTERM, terminate)
+def _run(command: Callable[[], int]) -> int:
     try:
         status = command()
-        return EXIT_TERMINATED if is_terminated else status
+        sys.stdout.flush()
+        return status
     except UsageError as error:
-        _complain(error)
+        complain(error)
         return EXIT_USAGE
     except OptimaError as error:
-        _complain(error)
+        complain(error)
         return EXIT_FAILED
-    except KeyboardInterrupt:
-        what = "terminated" if is_terminated else "interrupted"
-        _complain(f"{what}; the same command goes on from here")
-        return EXIT_TERMINATED if is_terminated else EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as in `optima recipes | head`
         sys.stderr.close()
         return EXIT_FAILED
+    except OSError as error:  # of the writers that know no better, and of the output itself
+        said = explain_disk_error(error)
+        if error.errno == errno.ENAMETOOLONG:
+            complain(f"{str(error.filename)[:60]}...: is too long for a name; give a shorter one")
+            return EXIT_USAGE
+        if said is None:
+            raise
+        complain(said)
+        _forget_output()
+        return EXIT_FAILED
+
+
+def _forget_output() -> None:
+    """Keep the interpreter from a second complaint about output that could not be written."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        return
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def set_up_logging(*, is_verbose: bool = False, is_quiet: bool = False) -> None:
@@ -67,6 +92,8 @@ def set_up_logging(*, is_verbose: bool = False, is_quiet: bool = False) -> None:
     logger.propagate = False
 
 
-def _complain(message: object) -> None:
-    for line in str(message).splitlines() or [""]:
-        print(f"optima: {line}", file=sys.stderr)
+def complain(message: object) -> None:
+    """Print a message on stderr; a terminal that is gone takes none."""
+    with contextlib.suppress(OSError):
+        for line in str(message).splitlines() or [""]:
+            print(f"optima: {line}", file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import get_args
 
 from optima.cli.configs import add_config
 from optima.cli.numbers import MANY, whole
+from optima.cli.paths import path_of
 from optima.errors import OptimaError, UsageError
 from optima.pipelines.checkpoints import find_models, name_model, run_of
 from optima.pipelines.context import Model
@@ -15,6 +16,7 @@ from optima.pipelines.infer import inference_recipe
 from optima.processes.environment import Environment, require_environment, resolve_environment
 from optima.recipe.layers import Layers, merge_layers
 from optima.recipe.schema import Recipe
+from optima.stages import read_recipe as read_stored
 from optima.tasks import get_task
 from optima.types import Metric
 
@@ -23,7 +25,10 @@ def add_options(parser: argparse.ArgumentParser, *, has_base: bool = True) -> No
     """Add the options that say what is evaluated on what, ``--base`` if it makes sense."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--model-root", metavar="DIR", type=Path, help="every model in and below this directory"
+        "--model-root",
+        metavar="DIR",
+        type=path_of("--model-root"),
+        help="every model in and below this directory",
     )
     which.add_argument(
         "--model", metavar="MODEL", help="one model: a directory, a hub id, or a run for its last"
@@ -37,7 +42,9 @@ def add_options(parser: argparse.ArgumentParser, *, has_base: bool = True) -> No
         help="f1, exact_match or math: stop if the task is scored by another (default: its own)",
     )  # fmt: skip
     add_config(parser)
-    parser.add_argument("--output", metavar="DIR", type=Path, help="where results are written")
+    parser.add_argument(
+        "--output", metavar="DIR", type=path_of("--output"), help="where results are written"
+    )
     parser.add_argument(
         "--limit", metavar="N", type=whole(1, MANY), help="a seeded sample of N problems"
     )
@@ -104,11 +111,18 @@ def read_recipe(options: argparse.Namespace, models: Sequence[Model]) -> Recipe:
 
 
 def _stored_recipe(root: Path | None, models: Sequence[Model]) -> list[Path]:
-    """Return the recipe of the run that ``root`` is, or that trained all the trained models."""
-    if root is not None and (root / "recipe.yaml").is_file():
-        return [root / "recipe.yaml"]
+    """Return the recipe of the run that ``root`` is, or that trained all the trained models.
+
+    Raises UsageError when that cannot be read.
+    """
     runs = {run_of(model.ref.adapter or model.ref.path) for model in models} - {None}
-    return [run / "recipe.yaml" for run in runs if run] if len(runs) == 1 else []
+    if root is not None and (root / "recipe.yaml").is_file():
+        runs = {root}
+    for run in runs if len(runs) == 1 else ():
+        if run is not None:
+            read_stored(run)
+            return [run / "recipe.yaml"]
+    return []
 
 
 def find_vllm(options: argparse.Namespace, recipe: Recipe) -> Environment:

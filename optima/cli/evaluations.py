@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from optima.cli import evaluating
 from optima.cli.configs import add_config
 from optima.cli.numbers import MANY, temperature, whole
+from optima.cli.paths import path_of
 from optima.errors import UsageError
 from optima.processes.environment import require_environment
 from optima.tasks import get_task
@@ -37,7 +38,7 @@ def add_baselines(commands: "Commands") -> None:
         "--methods", default="cot,sc,mad,autoform", help="some of %(default)s,trained"
     )
     parser.add_argument(
-        "--run", dest="of_run", metavar="RUN", type=Path,
+        "--run", dest="of_run", metavar="RUN", type=path_of("--run"),
         help="a training run to compare with: its base model, recipe, data and budget",
     )  # fmt: skip
     parser.add_argument(
@@ -55,7 +56,7 @@ def add_baselines(commands: "Commands") -> None:
         help="of them (default: 0.5)",
     )
     parser.add_argument(
-        "--control-dir", metavar="DIR", type=Path,
+        "--control-dir", metavar="DIR", type=path_of("--control-dir"),
         help="where the single agent is trained (default: RUN-single)",
     )  # fmt: skip
     parser.add_argument("--train-env", metavar="ENV", help="environment with TRL, for trained")
@@ -81,7 +82,9 @@ def add_transfer(commands: "Commands") -> None:
         help="native files of a task instead of the dataset hub; may be given for each",
     )  # fmt: skip
     add_config(parser)
-    parser.add_argument("--output", metavar="DIR", type=Path, help="where results are written")
+    parser.add_argument(
+        "--output", metavar="DIR", type=path_of("--output"), help="where results are written"
+    )
     parser.add_argument(
         "--limit", metavar="N", type=whole(1, MANY), help="a seeded sample of N problems"
     )
@@ -103,7 +106,9 @@ def add_compare(commands: "Commands") -> None:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN[:MODEL]", help="a run's directory; default: its last model"
     )
-    parser.add_argument("--csv", metavar="FILE", type=Path, help="write the table there too")
+    parser.add_argument(
+        "--csv", metavar="FILE", type=path_of("--csv"), help="write the table there too"
+    )
     parser.set_defaults(run=_compare)
 
 
@@ -118,7 +123,10 @@ def add_status(commands: "Commands") -> None:
         "examples:\n  optima status runs/sft-quickstart-seed0\n  optima status runs/ablations",
     )  # fmt: skip
     parser.add_argument(
-        "run_dir", metavar="RUN", type=Path, help="directory of a run, an evaluation, or several"
+        "run_dir",
+        metavar="RUN",
+        type=path_of("RUN"),
+        help="directory of a run, an evaluation, or several",
     )
     parser.set_defaults(run=_status)
 

@@ -10,6 +10,7 @@ from optima.cli import evaluations, reports, studies, trial
 from optima.cli.configs import NAMES, RecipeParser, add_config, split_words
 from optima.cli.console import run_command, set_up_logging
 from optima.cli.numbers import MANY, whole
+from optima.cli.paths import path_of
 from optima.errors import UsageError
 from optima.prompts.rendering import PromptStyle, cue, system_prompt
 from optima.recipe.layers import is_layer
@@ -114,7 +115,7 @@ def _add_recipes(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     recipes.add_argument(
         "--dir",
         metavar="DIR",
-        type=Path,
+        type=path_of("--dir"),
         help="folder to list (default: recipes here, else those that come with optima)",
     )
     below = recipes.add_subparsers(dest="recipes_command", metavar="show")
@@ -148,7 +149,9 @@ def _add_prompts(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "diversify", help="let a hosted model propose formats for the pool", allow_abbrev=False,
         description=f"Ask any server of the OpenAI chat API; the key is read from {KEY_VARIABLE}.",
     )  # fmt: skip
-    more.add_argument("--out", type=Path, required=True, help="folder for the new format files")
+    more.add_argument(
+        "--out", type=path_of("--out"), required=True, help="folder for the new format files"
+    )
     more.add_argument(
         "--n", metavar="N", type=whole(1, 1000), default=10, help="formats to make (default: 10)"
     )
@@ -172,11 +175,15 @@ def _add_pairs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "of a run, without generating anything, and export them as JSON Lines in the common\n"
         "conversational format (prompt, chosen, rejected).",
     )  # fmt: skip
-    pairs.add_argument("--run", dest="run_dir", type=Path, required=True, help="run directory")
+    pairs.add_argument(
+        "--run", dest="run_dir", type=path_of("--run"), required=True, help="run directory"
+    )
     pairs.add_argument(
         "--iteration", metavar="NAME", help="one iteration only, such as iter_0 (default: all)"
     )
-    pairs.add_argument("--out", type=Path, metavar="FILE", help="where to export the pairs")
+    pairs.add_argument(
+        "--out", type=path_of("--out"), metavar="FILE", help="where to export the pairs"
+    )
     pairs.add_argument(
         "overrides", nargs="*", metavar="key=value",
         help="fields of pairs to change, such as pairs.theta_diff=0.1 (or select.theta_diff=0.1)",

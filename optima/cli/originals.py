@@ -17,6 +17,7 @@ from pathlib import Path
 from optima.errors import UsageError
 from optima.processes.devices import detect_devices
 from optima.recipe.schema import Recipe, ServingSection
+from optima.records import check_path
 from optima.rundir import check_same_recipe
 from optima.serving.command import gpu_groups
 from optima.tasks import get_task
@@ -182,17 +183,20 @@ def _translate(
             continue
         if getattr(options, target) is not None:
             raise UsageError(f"--{name}: says the same as --{target.replace('_', '-')}; give one")
-        setattr(options, target, _value_of(target, value))
+        setattr(options, target, _value_of(name, target, value))
     for name, field in to_field.items():
         value = getattr(options, f"original_{name}", None)
         if value is not None:
             options.overrides += _devices(value) if name == "device" else [f"{field}={value}"]
 
 
-def _value_of(target: str, value: str) -> object:
+def _value_of(name: str, target: str, value: str) -> object:
     if target == "config":
         return [Path(value)]
-    return Path(value) if target in PATHS else value
+    if target not in PATHS:
+        return value
+    check_path(value, f"--{name}")
+    return Path(value)
 
 
 def _recipe_here(path: Path) -> Path:

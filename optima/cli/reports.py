@@ -1,12 +1,11 @@
 """``optima report`` and ``optima view``: what runs have come to, to read in a browser."""
 
 import argparse
-import asyncio
 import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from optima.cli.numbers import MANY, whole
+from optima.cli.paths import path_of
 from optima.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,10 +26,17 @@ def add_report(commands: "Commands") -> None:
         "  optima report runs/sft-arc-seed0 runs/dpo-arc-seed0 results/arc --output reports/arc",
     )  # fmt: skip
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", type=Path, help="directory of a run, or of several"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        type=path_of("RUN"),
+        help="directory of a run, or of several",
     )
     parser.add_argument(
-        "--output", metavar="DIR", type=Path, help="where to write it (default: RUN/report)"
+        "--output",
+        metavar="DIR",
+        type=path_of("--output"),
+        help="where to write it (default: RUN/report)",
     )
     parser.add_argument(
         "--max-conversations", metavar="N", type=whole(1, MANY), default=100_000,
@@ -54,7 +60,9 @@ def add_view(commands: "Commands") -> None:
         epilog="examples:\n  optima view runs/sft-quickstart-seed0\n"
         "from a GPU node, forward the port: ssh -L 8700:127.0.0.1:8700 NODE, and here --port 8700",
     )  # fmt: skip
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="directory of a run")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", type=path_of("RUN"), help="directory of a run"
+    )
     parser.add_argument(
         "--port",
         metavar="N",
@@ -74,6 +82,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _view(options: argparse.Namespace) -> int:
+    from optima.processes import interruption
     from optima.reporting.live import serve
 
     def announce(address: str) -> None:
@@ -81,7 +90,7 @@ def _view(options: argparse.Namespace) -> int:
 
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(serve(options.runs, options.port, announce))
+            interruption.run(serve(options.runs, options.port, announce))
     except OSError as error:
         raise UsageError(f"--port {options.port}: {error.strerror}; take another one") from error
     return 0

@@ -1,10 +1,10 @@
 """``optima sweep`` and ``optima ablate``: several runs of one recipe, and how they compare."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from optima.cli.configs import add_config
+from optima.cli.paths import path_of
 from optima.processes.environment import require_environment
 
 if TYPE_CHECKING:
@@ -30,7 +30,11 @@ def add_sweep(commands: "Commands") -> None:
         "--over", metavar="FIELD=V,V,...", required=True, help="the field and its values"
     )
     parser.add_argument(
-        "--run-dir", metavar="DIR", type=Path, required=True, help="one run per value below it"
+        "--run-dir",
+        metavar="DIR",
+        type=path_of("--run-dir"),
+        required=True,
+        help="one run per value below it",
     )
     _add_common(parser)
     parser.set_defaults(run=_sweep)
@@ -52,7 +56,11 @@ def add_ablate(commands: "Commands") -> None:
     )  # fmt: skip
     add_config(parser, is_required=True)
     parser.add_argument(
-        "--run-dir", metavar="DIR", type=Path, required=True, help="the three runs go below it"
+        "--run-dir",
+        metavar="DIR",
+        type=path_of("--run-dir"),
+        required=True,
+        help="the three runs go below it",
     )
     _add_common(parser)
     parser.set_defaults(run=_ablate)

@@ -8,6 +8,7 @@ from pathlib import Path
 from optima.cli import originals
 from optima.cli.configs import RecipeParser, add_config
 from optima.cli.console import run_command, set_up_logging
+from optima.cli.paths import path_of
 from optima.errors import RecipeError, UsageError
 from optima.processes.environment import require_environment
 from optima.recipe.layers import merge_layers
@@ -27,7 +28,8 @@ examples:
   {prog} --config {folder}/arc.yaml --dry-run
   {prog} --config {folder}/hotpot_qa.yaml recipes/models/qwen2.5-1.5b.yaml data.path=/data/hotpot_qa
 
-exit status: 0 done, 1 the run failed (and can be resumed), 2 wrong input, 130 interrupted.
+exit status: 0 done, 1 the run failed (and can be resumed), 2 wrong input, 130 interrupted,
+143 terminated, 129 hung up.
 The spellings of the original project (--train_config_path, --vllm_env, --alignment_env,
 --model_path, --dataset_type, --device, --num_thread, --temperature, --output_path, ...) are
 accepted too."""
@@ -59,7 +61,7 @@ def build_parser(command: TrainingCommand) -> argparse.ArgumentParser:
         help="fields of the recipe to change, such as train.learning_rate=1.0e-5",
     )  # fmt: skip
     parser.add_argument(
-        "--run-dir", metavar="DIR", type=Path,
+        "--run-dir", metavar="DIR", type=path_of("--run-dir"),
         help="where the run is stored (default: runs/<recipe>+<layer>-seed<seed>)",
     )  # fmt: skip
     parser.add_argument(

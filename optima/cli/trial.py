@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from optima.cli.configs import add_config
 from optima.cli.numbers import MANY, whole
+from optima.cli.paths import path_of
 from optima.pipelines.trial import Trial
 from optima.types import Conversation, Problem, RewardParts
 
@@ -45,7 +46,7 @@ def add_try(commands: "Commands") -> None:
         help="conversations printed (default: 3)",
     )
     parser.add_argument(
-        "--output", metavar="DIR", type=Path,
+        "--output", metavar="DIR", type=path_of("--output"),
         help="where it is stored, as a run (default: below runs/try, by the recipe's content)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print figures as one JSON object")

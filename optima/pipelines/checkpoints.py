@@ -5,10 +5,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from optima.errors import ModelError, UsageError
+from optima.errors import ModelError, StageError, UsageError
 from optima.pipelines.context import Model
-from optima.rundir import read_done
+from optima.records import check_path
 from optima.seeding import digest
+from optima.stages import check_model, is_stage, read_done
 from optima.types import ModelRef
 
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -34,7 +35,7 @@ def find_models(root: Path) -> tuple[Model, ...]:
         path.parent
         for name in _CONFIGURATIONS
         for path in root.rglob(name)
-        if not _is_private(path.relative_to(root))
+        if not _is_private(path.relative_to(root)) and not _is_copy(path.parent)
     ]
     if not found:
         raise UsageError(
@@ -49,6 +50,7 @@ def name_model(spec: str, label: str) -> Model:
 
     Raises ModelError for a directory without a model, and for what can be no hub id.
     """
+    check_path(spec, "--model")
     path = Path(spec)
     if path.is_dir():
         if not any((path / name).is_file() for name in _CONFIGURATIONS):
@@ -77,6 +79,10 @@ def read_model(path: Path, label: str) -> Model:
             f"{path}: has a configuration and no weights ({' or '.join(_WEIGHTS)}); it was not "
             "written to its end: remove it, or resume the run that was writing it"
         )
+    try:
+        check_model(ModelRef(path=str(path.absolute())))
+    except StageError as error:
+        raise ModelError(str(error)) from error
     sizes = [f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in weights]
     made = digest(str(path.resolve()), *sizes)
     adapter = path / "adapter_config.json"
@@ -91,8 +97,16 @@ def read_model(path: Path, label: str) -> Model:
 
 def _is_private(path: Path) -> bool:
     return any(
-        part.startswith((".", "checkpoint-")) or part == "checkpoints" for part in path.parts[:-1]
+        part.startswith((".", "checkpoint-")) or part == "checkpoints" or ".superseded-" in part
+        for part in path.parts[:-1]
     ) or bool(_TRIAL.search(path.as_posix()))
+
+
+def _is_copy(path: Path) -> bool:
+    """Tell whether a trained model lies in a run under another name than its stage's own."""
+    stage = path.resolve().parent
+    run = next((place for place in stage.parents if (place / "recipe.yaml").is_file()), None)
+    return run is not None and (stage / "INPUTS").exists() and not is_stage(stage, run)
 
 
 def _label(root: Path, path: Path) -> str:

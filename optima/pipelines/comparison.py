@@ -14,8 +14,15 @@ from optima.evaluation.statistics import Estimate, estimate_means
 from optima.evaluation.summary import Summary, summarise
 from optima.pipelines.consistency import read_samples, voted
 from optima.pipelines.judge import read_judged
-from optima.recipe.loading import load_recipe
-from optima.rundir import read_done
+from optima.records import check_path
+from optima.stages import (
+    check_outputs,
+    finished_folders,
+    own_stage,
+    read_done,
+    read_recipe,
+    stage_folders,
+)
 from optima.tasks import get_task
 
 
@@ -97,6 +104,7 @@ def differences(
 
 def find_evaluated(spec: str) -> Evaluated:
     """Return the model that ``RUN`` or ``RUN:MODEL`` names."""
+    check_path(spec, "RUN")
     root, separator, label = (spec, "", "") if Path(spec).is_dir() else spec.rpartition(":")
     root = root or spec
     found = evaluated_models(Path(root))
@@ -117,11 +125,11 @@ def evaluated_models(run: Path) -> tuple[Evaluated, ...]:
     What trials of pairs were measured by (``influence``) is no evaluation.
     """
     found = []
-    for path in run.glob("**/talk/DONE.json"):
-        folder = path.parent.parent
+    for path, talked in finished_folders(run):
+        folder = path.parent
         parts = folder.relative_to(run).parts
-        talked, ranked = read_done(folder / "talk"), read_done(folder / "rank")
-        if talked is not None and ranked is not None and not _is_trial(parts):
+        is_ranked = path.name == "talk" and own_stage(folder / "rank", run) is not None
+        if is_ranked and not _is_trial(parts):
             label = "/".join(parts).removeprefix("evaluate/")
             found.append((talked.started_unix_s, Evaluated(run, label, folder)))
     return tuple(model for _, model in sorted(found, key=lambda pair: pair[0]))
@@ -129,7 +137,9 @@ def evaluated_models(run: Path) -> tuple[Evaluated, ...]:
 
 def is_evaluation(run: Path) -> bool:
     """Tell whether ``run`` was written by an inference, baselines or such, not by a training."""
-    talks = (path.parent.relative_to(run).parts for path in run.glob("**/talk"))
+    talks = (
+        path.parent.relative_to(run).parts for path in stage_folders(run) if path.name == "talk"
+    )
     return any(parts[:1] != ("evaluate",) and not _is_trial(parts) for parts in talks)
 
 
@@ -141,7 +151,9 @@ def _is_trial(parts: Sequence[str]) -> bool:
 def _check_tasks(models: Sequence[Evaluated]) -> None:
     """Raise UsageError when the models were evaluated on different tasks: scores do not compare."""
     stored = [model.run / "recipe.yaml" for model in models]
-    names = {path: load_recipe(path).task for path in dict.fromkeys(stored) if path.is_file()}
+    names = {
+        path: read_recipe(path.parent).task for path in dict.fromkeys(stored) if path.is_file()
+    }
     for path, name in names.items():
         first_path, first = next(iter(names.items()))
         if name != first:
@@ -153,6 +165,9 @@ def _check_tasks(models: Sequence[Evaluated]) -> None:
 
 
 def _summary(model: Evaluated, seed: int) -> Summary:
+    for part in ("talk", "rank", "groups"):
+        if (done := read_done(model.path / part)) is not None:
+            check_outputs(model.path / part, done)
     summary = summarise(read_judged(model.path), seed=seed)
     if read_done(model.path / "groups") is None:
         return summary

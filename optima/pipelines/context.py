@@ -21,6 +21,7 @@ from optima.reward import needs_losses
 from optima.rundir import RunDir
 from optima.serving.fleet import Fleet
 from optima.serving.scorer import Item, LossScorer
+from optima.stages import check_model
 from optima.tasks.task import Task
 from optima.types import ModelRef
 
@@ -68,6 +69,7 @@ class Device:
         """Return ready servers of ``model``, the running ones if they serve it already."""
         if self._fleet is not None and self._fleet[0] == model:
             return self._fleet[1]
+        check_model(model)
         self._stop_fleet()
         if self._recipe.search is None:
             self._stop_scorer()
@@ -86,6 +88,7 @@ class Device:
         """Return the scorer of ``model``'s losses, the running one if it is."""
         if self._scorer is not None and self._scorer[0] == model:
             return self._scorer[1]
+        check_model(model)
         self._stop_scorer()
         if self._recipe.search is None:
             self._stop_fleet()

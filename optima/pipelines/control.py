@@ -14,8 +14,8 @@ from optima.pipelines.checkpoints import find_models
 from optima.pipelines.context import Model
 from optima.pipelines.methods import run_method
 from optima.processes.environment import Environment
-from optima.recipe.loading import load_recipe
 from optima.recipe.schema import AgentsSection, Recipe, SelectSection
+from optima.stages import read_recipe
 
 ALONE = AgentsSection(names=("Solver",))
 CORRECT = SelectSection(theta=0.5, threshold_on="task", keep_from=0.0, keep_to=1.0)
@@ -36,7 +36,7 @@ def read_run(run: Path) -> Recipe:
         raise UsageError(
             f"--run {run}: is no training run (it has no recipe.yaml or no problems/train.jsonl)"
         )
-    recipe = load_recipe(stored)
+    recipe = read_recipe(run)
     if len(recipe.agents.names) == 1:
         raise UsageError(f"--run {run}: has one agent itself, so there is nothing to control for")
     return recipe

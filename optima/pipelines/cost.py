@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from optima.pipelines.checkpoints import run_of
-from optima.recipe.loading import load_recipe
-from optima.rundir import DISCARDED, GENERATED, StageDone, finished_stages, read_attempts, read_done
+from optima.rundir import DISCARDED, GENERATED
+from optima.stages import (
+    STARTED_FORMAT,
+    StageDone,
+    finished_stages,
+    read_attempts,
+    read_done,
+    read_recipe,
+)
 
 # The last part of a stage's name -> what its seconds are spent on.
 KINDS = {
@@ -115,7 +122,7 @@ def base_tokens(model: str, task: str) -> tuple[str, float] | None:
     """
     run = run_of(model)
     done = read_done(run / "evaluate" / "base" / "talk") if run is not None else None
-    if run is None or done is None or load_recipe(run / "recipe.yaml").task != task:
+    if run is None or done is None or read_recipe(run).task != task:
         return None
     return f"{run}:base", done.metrics["tokens/conversation"]
 
@@ -131,4 +138,4 @@ def _n_devices(attempts: Sequence[Mapping[str, Any]], done: StageDone) -> int:
 
 
 def _unix_s(text: str) -> float:
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+    return datetime.strptime(text, STARTED_FORMAT).replace(tzinfo=UTC).timestamp()

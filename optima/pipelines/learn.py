@@ -7,6 +7,7 @@ from pathlib import Path
 from optima.errors import StageError
 from optima.evaluation.health import Remedies, examine
 from optima.pipelines.context import Model, RunContext
+from optima.pipelines.identity import identity
 from optima.pipelines.judge import REWARDS
 from optima.pipelines.talk import FILE as CONVERSATIONS
 from optima.pipelines.talk import speakers_for
@@ -17,12 +18,21 @@ from optima.rundir import Stage
 from optima.seeding import derive_seed, rng
 from optima.selection import best_of_each, select_top
 from optima.shares import share_of
+from optima.stages import check_model
 from optima.tasks.answers import last_marked_answer
 from optima.tasks.loading import sample_problems
-from optima.training.jobs import TrainJob, TrainResult
+from optima.training.jobs import MODEL_DIR, TrainJob, TrainResult
 from optima.training.launch import run_training
 from optima.trainset import conversation_rows, is_held_out
-from optima.types import Conversation, PreferenceRow, Problem, RewardParts, TrainingRow, Turn
+from optima.types import (
+    Conversation,
+    ModelRef,
+    PreferenceRow,
+    Problem,
+    RewardParts,
+    TrainingRow,
+    Turn,
+)
 
 logger = logging.getLogger(__name__)
 ROWS = "rows.jsonl"
@@ -135,7 +145,9 @@ def script(context: RunContext, name: str, problems: Sequence[Problem]) -> Stage
     with_evidence = [problem for problem in problems if problem.evidence]
     ids = "\n".join(problem.problem_id for problem in with_evidence)
     prompts = "\n".join(context.style.texts())
-    stage = context.run.stage(name, ids, repr(section), context.base.digest, ROW_FORMAT, prompts)
+    stage = context.run.stage(
+        name, ids, identity(section), context.base.digest, ROW_FORMAT, prompts
+    )
     if stage.done:
         return stage
     chosen = sample_problems(
@@ -174,11 +186,12 @@ def train(
 
     A ``DpoSection`` makes it a preference training, whose rows are pairs.
     """
-    stage = context.run.stage(name, start.digest, rows.output_digest, repr(section))
+    stage = context.run.stage(name, start.digest, rows.output_digest, identity(section))
     result_path = stage.path / "result.json"
     if not stage.done:
         n_eval_rows = rows.metrics["rows/eval"]
         logger.info("%s: %d rows from %s", name, int(rows.metrics["rows/train"]), start.label)
+        check_model(start.ref)
         context.device.vacate()
         model = context.recipe.model
         job = TrainJob(
@@ -201,14 +214,18 @@ def train(
             devices=context.device.devices,
             log_path=context.log_path(name),
         )
-        stage.finish([result_path], _train_metrics(result))
+        stage.finish([result_path, stage.path / MODEL_DIR], _train_metrics(result))
         context.run.write_metrics()
         logger.info(
             "%s: done in %.0f s, loss %.3f, %.0f tokens/s",
             name, result.seconds, result.train_loss, result.tokens_per_s,
         )  # fmt: skip
     result = TrainResult.model_validate_json(result_path.read_bytes())
-    return Model(label=label, ref=result.model, digest=stage.output_digest)
+    ref = result.model
+    if not Path(ref.adapter or ref.path).exists():  # where the run is now, if it was moved
+        made = str((stage.path / MODEL_DIR).resolve())
+        ref = ModelRef(path=start.ref.path, adapter=made) if ref.adapter else ModelRef(path=made)
+    return Model(label=label, ref=ref, digest=stage.output_digest)
 
 
 def dpo_train_section(section: TrainSection, dpo: DpoSection) -> TrainSection:

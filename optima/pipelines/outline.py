@@ -11,8 +11,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from optima.errors import StageError, UsageError
 from optima.recipe.schema import Recipe
-from optima.records import write_text
+from optima.records import disk_errors, write_text
 from optima.tasks import get_task
 from optima.types import Record
 
@@ -134,16 +135,30 @@ def write_trial(root: Path, recipe: Recipe) -> None:
 
 def write_members(root: Path, names: Sequence[str]) -> None:
     """Note that the folder ``root`` has these runs."""
-    root.mkdir(parents=True, exist_ok=True)
+    with disk_errors(root):
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError) as error:
+            raise UsageError(
+                f"--run-dir {root}: cannot be a directory ({error.strerror}); give another"
+            ) from error
     _write(root, Outline(runs=tuple(names)))
 
 
 def read_outline(root: Path) -> Outline | None:
-    """Return what was noted in ``root``, None where nothing was or it cannot be read."""
+    """Return what was noted in ``root``, None where nothing was.
+
+    Raises StageError when it cannot be read.
+    """
     try:
         return Outline.model_validate_json((root / PLAN).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValidationError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (IsADirectoryError, ValidationError) as error:
+        raise StageError(
+            f"{root / PLAN}: cannot be read; it was damaged from outside: remove it, or give the "
+            "command that wrote it again"
+        ) from error
 
 
 def _write(root: Path, outline: Outline) -> None:

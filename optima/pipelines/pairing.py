@@ -15,6 +15,7 @@ from optima.records import atomic_writer, disk_errors, read_records
 from optima.reporting.tables import Table
 from optima.search.exchange import export_lines
 from optima.search.pairs import Harvest, harvest_pairs, preference_row
+from optima.stages import check_outputs, read_done, read_recipe
 from optima.tasks import get_task
 from optima.types import DialogueTree, PreferencePair, PreferenceRow, Problem
 
@@ -34,6 +35,7 @@ def rebuild_pairs(
     stored = run_dir / "recipe.yaml"
     if not stored.exists():
         raise UsageError(f"--run {run_dir}: is no run directory (it has no recipe.yaml)")
+    read_recipe(run_dir)  # says what is wrong with the stored one by itself
     recipe = load_recipe(stored, overrides)
     if recipe.search is None or recipe.pairs is None:
         raise UsageError(f"--run {run_dir}: is a run of method {recipe.method}, which has no trees")
@@ -48,6 +50,9 @@ def rebuild_pairs(
         raise UsageError(f"--out {out}: its folder does not exist; make it first")
     rows: list[tuple[str, ...]] = []
     kept: list[PreferencePair] = []
+    for folder in (run_dir / "problems", *(path.parent for path in paths)):
+        if (done := read_done(folder)) is not None:
+            check_outputs(folder, done)
     for path in paths:
         harvest = harvest_pairs(
             read_records(path, DialogueTree), recipe.search, recipe.pairs, seed=recipe.seed

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from optima.errors import DataError
 from optima.pipelines.checkpoints import run_of
 from optima.pipelines.context import Model, RunContext
+from optima.pipelines.identity import identity
 from optima.records import read_records, write_records
 from optima.tasks.loading import (
     describe_overlap,
@@ -49,7 +50,7 @@ def read_test_problems(context: RunContext, models: Iterable[Model] = ()) -> tup
     problems among them; ``data.overlap=keep`` allows it.
     """
     recipe = context.recipe
-    stage = context.run.stage("problems", recipe.task, repr(recipe.data), repr(recipe.seed))
+    stage = context.run.stage("problems", recipe.task, identity(recipe.data), repr(recipe.seed))
     path = stage.path / "test.jsonl"
     if not stage.done:
         n_agents = len(recipe.agents.names)
@@ -92,7 +93,7 @@ def _check_unseen(
 def read_problems(context: RunContext) -> Problems:
     """Read both splits, or what an earlier attempt stored of them."""
     recipe = context.recipe
-    stage = context.run.stage("problems", recipe.task, repr(recipe.data), repr(recipe.seed))
+    stage = context.run.stage("problems", recipe.task, identity(recipe.data), repr(recipe.seed))
     train_path, test_path = stage.path / "train.jsonl", stage.path / "test.jsonl"
     if not stage.done:
         train, test = load_splits(

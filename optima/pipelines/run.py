@@ -20,9 +20,10 @@ from optima.processes.environment import Environment, package_versions
 from optima.processes.host import check_sockets, core_warning
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
-from optima.records import write_text
+from optima.records import disk_errors, write_text
 from optima.rundir import RunDir, read_attempts
 from optima.seeding import digest
+from optima.stages import STARTED_FORMAT
 from optima.tasks import get_task
 from optima.types import ModelRef
 
@@ -69,10 +70,20 @@ def open_run(
             )
 
 
+class _RunLog(logging.FileHandler):
+    """An attempt's log; a disk that refuses a line of it is left to those who write results."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing of the disk, and all of any other error."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 @contextlib.contextmanager
 def _log_file(path: Path) -> Iterator[None]:
     """Let everything the project logs go to ``path`` too."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    with disk_errors(path):
+        handler = _RunLog(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     project = logging.getLogger("optima")
     project.addHandler(handler)
@@ -80,7 +91,8 @@ def _log_file(path: Path) -> Iterator[None]:
         yield
     finally:
         project.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # a full disk, which results have met by now
+            handler.close()
 
 
 def model_codec(recipe: Recipe, path: str) -> ChatCodec:
@@ -130,7 +142,7 @@ def write_provenance(
     attempts.append(
         {
             "attempt": run.attempt,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "started": time.strftime(STARTED_FORMAT, time.gmtime()),
             "argv": sys.argv,
             "optima": optima.__version__,
             "commit": _commit(),

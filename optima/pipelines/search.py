@@ -5,7 +5,6 @@ stage that was interrupted grows every tree on from its last finished round; a r
 rollout is grown again, with all rounds after it.
 """
 
-import asyncio
 import logging
 import sys
 from collections import Counter, defaultdict
@@ -22,11 +21,13 @@ from optima.evaluation.statistics import percentile
 from optima.pipelines import learn
 from optima.pipelines.agreement import TaskAgreement
 from optima.pipelines.context import Model, RunContext
+from optima.pipelines.identity import identity
 from optima.pipelines.rewarding import RewardDesk, search_yardstick
 from optima.pipelines.rounds import FILE as ROUNDS
 from optima.pipelines.rounds import StoredRounds, keep_sound_rounds
 from optima.pipelines.talk import FILE as CONVERSATIONS
 from optima.pipelines.talk import TalkPlan, rare_collections, speakers_for, talk
+from optima.processes import interruption
 from optima.recipe.schema import PairSection, SearchSection
 from optima.records import RecordAppender, read_records, write_records
 from optima.rundir import Stage
@@ -95,7 +96,7 @@ def grow(
         f", {n_held} of {n_total} rounds grown before" if n_held else "",
     )  # fmt: skip
     if missing:
-        asyncio.run(_grow_all(context, stage, model, missing, normaliser_tokens, stored))
+        interruption.run(_grow_all(context, stage, model, missing, normaliser_tokens, stored))
     statistics = _gather(stage.path, problems)
     statistics["tokens/normaliser"] = float(normaliser_tokens)
     n_failed = statistics["conversations/errors"]
@@ -125,7 +126,7 @@ def pair(
     """
     imported = read_imported(context)
     stage = context.run.stage(
-        name, grown.output_digest, repr(section), repr(imported), learn.ROW_FORMAT
+        name, grown.output_digest, identity(section), identity(imported), learn.ROW_FORMAT
     )
     if stage.done:
         return stage

@@ -1,19 +1,21 @@
 """Where a run stands, read from its directory while it runs or after; nothing is changed."""
 
-import json
+import contextlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from pydantic import ValidationError
 
 from optima.errors import UsageError
 from optima.pipelines.comparison import is_evaluation
 from optima.pipelines.outline import Outline, read_outline, stage_names
-from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
-from optima.rundir import StageDone, read_done, read_spent
+from optima.rundir import read_spent
+from optima.stages import StageDone, check_run, read_done, read_recipe, stage_folders
+from optima.training.jobs import TrainProgress
 
 _GROWING = ("conversations.jsonl", "rounds.jsonl")  # their lines are the progress of a stage
 # Short beside the others: what of these is to come counts as nothing until one of its kind is done.
@@ -55,7 +57,8 @@ def read_folder(root: Path) -> tuple[Member, ...] | None:
     elif (root / "recipe.yaml").exists():
         return None
     else:
-        names = tuple(sorted(path.parent.name for path in root.glob("*/LOCK")))
+        runs = (path.parent for path in root.glob("*/LOCK"))
+        names = tuple(sorted(path.name for path in runs if _is_begun(path)))
     return (
         tuple(
             Member(name, read_status(root / name) if _is_begun(root / name) else None)
@@ -91,7 +94,8 @@ def read_status(root: Path) -> Status:
     """Return where the run in ``root`` stands; UsageError when there is none."""
     if not _is_begun(root):
         raise UsageError(f"{root}: is no run directory (it has no recipe.yaml and LOCK)")
-    recipe = load_recipe(root / "recipe.yaml")
+    recipe = read_recipe(root)
+    check_run(root, reads=False)
     outline = read_outline(root)
     is_other = outline is not None or is_evaluation(root)
     names = list(outline.stages) if outline else _begun(root) if is_other else []
@@ -137,8 +141,11 @@ def _current(root: Path, begun: Sequence[str]) -> str | None:
 
 def _begun(root: Path) -> list[str]:
     """Return the stages begun so far: which models an evaluation has is not in its recipe."""
-    marks = sorted(root.glob("**/INPUTS"), key=lambda path: path.stat().st_mtime)
-    return [str(mark.parent.relative_to(root)) for mark in marks]
+    begun = {}
+    for folder in stage_folders(root):
+        with contextlib.suppress(FileNotFoundError):  # moved aside meanwhile
+            begun[str(folder.relative_to(root))] = (folder / "INPUTS").stat().st_mtime
+    return sorted(begun, key=begun.__getitem__)
 
 
 def is_owned(root: Path) -> bool:
@@ -155,8 +162,11 @@ def _share(root: Path, name: str, recipe: Recipe, outline: Outline | None) -> fl
     path = root / name
     progress = path / "progress.json"
     if progress.exists():
-        row = json.loads(progress.read_text("utf-8"))
-        return float(row["step"]) / float(max(1, row["n_steps"]))
+        try:
+            row = TrainProgress.model_validate_json(progress.read_bytes())
+        except (OSError, ValidationError):
+            return None  # gone with the training, or damaged: it is written anew at the next step
+        return min(1.0, row.step / max(1, row.n_steps))
     total = _n_lines_expected(root, name, recipe, outline)
     for file in (path / growing for growing in _GROWING):
         if file.exists() and total:

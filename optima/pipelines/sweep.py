@@ -13,14 +13,16 @@ from optima.pipelines.outline import write_members
 from optima.processes.environment import Environment
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
+from optima.records import clear_temporaries, disk_errors
 from optima.reporting.tables import EvaluationRow
-from optima.rundir import StageDone, read_done
 from optima.seeding import digest
+from optima.stages import finished_folders, finished_stages
 
 logger = logging.getLogger(__name__)
 
 # Fields below these are first read when pairs are selected: what comes before is the same run.
 _LATE_SECTIONS = ("pairs", "dpo")
+_NAME_CHARS = 50  # of a folder; a longer value is told apart by its digest
 _FIRST_LATE_STAGES = ("pairs", "influence", "train")
 
 
@@ -70,13 +72,13 @@ def run_sweep(
 
 def folder_of(value: str) -> str:
     """Return the name of a value's folder: itself, or, if it is a path, one that is none."""
-    plain = re.sub(r"[^\w.=+-]+", "_", value).strip("._")
+    plain = re.sub(r"[^\w.=+-]+", "_", value).strip("._")[:_NAME_CHARS]
     return plain if plain == value else f"{plain}-{digest(value, length=6)}"
 
 
 def share_beginning(source: Path, target: Path) -> None:
     """Link what ``source`` finished before its first selection of pairs to ``target``."""
-    names = [stage.stage for _, stage in _finished(source)]
+    names = [stage.stage for stage in finished_stages(source)]
     searches = (n for n, name in enumerate(names) if name.split("/")[-1] == "search")
     first = next(searches, len(names))
     late = (
@@ -92,18 +94,10 @@ def share_stages(source: Path, target: Path, is_shared: Callable[[str], bool]) -
     The directory appears whole or not at all.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for path, stage in _finished(source):
+    clear_temporaries(target.parent)
+    with disk_errors(temporary):
+        temporary.mkdir(parents=True)
+    for path, stage in finished_folders(source):
         if is_shared(stage.stage):
             shutil.copytree(path, temporary / path.relative_to(source), copy_function=os.link)
     temporary.rename(target)
-
-
-def _finished(source: Path) -> list[tuple[Path, StageDone]]:
-    """Return the finished stages with their directories, in the order in which they were begun."""
-    done = [(path.parent, read_done(path.parent)) for path in source.rglob("DONE.json")]
-    return sorted(
-        ((path, stage) for path, stage in done if stage is not None),
-        key=lambda pair: pair[1].started_unix_s,
-    )

@@ -4,7 +4,6 @@ Conversations are appended as they end and put in order when all are there, so t
 the same file whatever ended first. Resume holds exactly the missing ones.
 """
 
-import asyncio
 import contextlib
 import gc
 import json
@@ -25,6 +24,8 @@ from optima.errors import StageError
 from optima.evaluation.health import HealthCount, TalkHealth
 from optima.pipelines.agreement import TaskAgreement
 from optima.pipelines.context import Model, RunContext
+from optima.pipelines.identity import identity
+from optima.processes import interruption
 from optima.prompts.formats import Format
 from optima.prompts.rendering import PromptStyle, cue, system_prompt
 from optima.records import RecordAppender, atomic_writer, disk_errors, repair_tail
@@ -60,7 +61,7 @@ def talk(
     """
     ids = "\n".join(problem.problem_id for problem in problems)
     prompts = "\n".join(context.style.texts())
-    stage = context.run.stage(name, model.digest, ids, repr(plan), prompts)
+    stage = context.run.stage(name, model.digest, ids, identity(plan), prompts)
     if stage.done:
         return stage
     path = stage.path / FILE
@@ -75,7 +76,7 @@ def talk(
         fleet = context.device.fleet(model.ref)
         with Judge() as judge:
             missing = _dialogues(context, name, problems, plan, held, judge)
-            asyncio.run(_hold(context, fleet, missing, stage, plan, (len(held), n_total)))
+            interruption.run(_hold(context, fleet, missing, stage, plan, (len(held), n_total)))
     statistics, health = _finalise(path, problems)
     n_errors = statistics["conversations/errors"]
     if n_errors > share_of(context.recipe.conversation.max_error_rate, n_total):

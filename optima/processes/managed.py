@@ -21,6 +21,7 @@ from typing import IO, Self
 
 from optima.errors import ProcessError
 from optima.processes import guard
+from optima.records import explain_disk_error, has_no_inodes
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +101,10 @@ class ManagedProcess:
     def start(self) -> None:
         """Start the child. Raises ProcessError when even the guard cannot be started."""
         assert self._guard is None, f"{self.name} is started already"
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
         read_fd, write_fd = os.pipe()  # close-on-exec: no other child inherits the write end
         scratch, env = "", self._env
         try:
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
             if self._scratch_variable is not None:
                 scratch = tempfile.mkdtemp(prefix="optima-")
                 env = {**(os.environ if env is None else env), self._scratch_variable: scratch}
@@ -122,7 +123,8 @@ class ManagedProcess:
             os.close(write_fd)
             if scratch:
                 Path(scratch).rmdir()
-            raise ProcessError(f"{self.name}: cannot be started: {error}") from error
+            reason = explain_disk_error(error, self.log_path) or error
+            raise ProcessError(f"{self.name}: cannot be started: {reason}") from error
         finally:
             os.close(read_fd)
         self._owner_fd = write_fd
@@ -152,7 +154,11 @@ class ManagedProcess:
         """Return the error that says how the child ended and what it wrote last."""
         status = self.poll()
         ending = "is still running" if status is None else explain_status(status)
-        if shutil.disk_usage(self.log_path.parent).free < _FULL_DISK_BYTES:
+        is_full = False
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(self.log_path.parent).free
+            is_full = free < _FULL_DISK_BYTES or has_no_inodes(self.log_path)
+        if is_full:
             ending += "; the disk is full (free some space, then run again to go on)"
         return ProcessError(f"{self.name}: {ending}; {self.log_excerpt()}")
 

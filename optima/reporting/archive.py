@@ -19,11 +19,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from optima.errors import StageError
 from optima.pipelines.judge import LOSSES, REWARDS
 from optima.pipelines.learn import SCRIPTS, SELECTED
 from optima.pipelines.talk import FILE as CONVERSATIONS
-from optima.rundir import read_done
 from optima.seeding import rng
+from optima.stages import read_done, stage_folders
 from optima.types import StopReason
 
 Kind = Literal["evaluation", "candidates", "probe", "script"]
@@ -32,7 +33,9 @@ CHUNK_BYTES = 400_000  # of JSON; about 10 ms to unpack and parse
 TITLE_CHARS = 120
 # Bits of the column ``flags``.
 ANSWERED, CHOSEN, FAULTY, FAILED, JUDGED = 1, 2, 4, 8, 16
-_KINDS: dict[str, Kind] = {"talk": "evaluation", "generate": "candidates", "probe": "probe"}
+_KINDS: dict[str, Kind] = {
+    "talk": "evaluation", "generate": "candidates", "probe": "probe", "script": "script"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +199,7 @@ class _Problems:
             for split in ("train", "test"):
                 path = root / "problems" / f"{split}.jsonl"
                 for offset, raw in _lines(path):
-                    record = orjson.loads(raw)
+                    record = parsed(raw, path)
                     index = self.index(record["problem_id"], record["question"])
                     self._places[index][run] = (path, offset, len(raw))
 
@@ -234,11 +237,12 @@ def packed(content: bytes) -> str:
 
 def _sources(run: int, root: Path) -> list[Source]:
     found = []
-    paths = [*root.glob(f"**/{CONVERSATIONS}"), *root.glob(f"**/{SCRIPTS}")]
-    for path in paths:
-        stage = path.parent
+    for stage in stage_folders(root):
+        path = stage / (SCRIPTS if stage.name == "script" else CONVERSATIONS)
+        if not path.is_file():
+            continue
         name = stage.relative_to(root).as_posix()
-        kind = "script" if path.name == SCRIPTS else _KINDS.get(stage.name)
+        kind = _KINDS.get(stage.name)
         if kind is None:
             continue
         done = read_done(stage)
@@ -254,13 +258,14 @@ def _scan(index: int, source: Source) -> Iterator[tuple[str, _Place, tuple[float
     folder = source.path.parent.parent
     rewards = list(_lines(folder / "rank" / REWARDS))
     losses = list(_lines(folder / "score" / LOSSES))
-    selected = (orjson.loads(raw) for _, raw in _lines(folder / "select" / SELECTED))
+    picks = folder / "select" / SELECTED
+    selected = (parsed(raw, picks) for _, raw in _lines(picks))
     chosen = {(record["problem_id"], record["n"]) for record in selected}
     for row, (offset, raw) in enumerate(_lines(source.path)):
-        record = orjson.loads(raw)
+        record = parsed(raw, source.path)
         key = (record["problem_id"], record["n"])
-        reward_at, reward = _beside(rewards, row, key)
-        losses_at, _ = _beside(losses, row, key)
+        reward_at, reward = _beside(rewards, row, key, folder / "rank" / REWARDS)
+        losses_at, _ = _beside(losses, row, key, folder / "score" / LOSSES)
         total = reward.get("total")
         flags = (
             ANSWERED * (record["answer"] is not None)
@@ -282,14 +287,31 @@ def _scan(index: int, source: Source) -> Iterator[tuple[str, _Place, tuple[float
 
 
 def _beside(
-    lines: Sequence[tuple[int, bytes]], row: int, key: tuple[str, int]
+    lines: Sequence[tuple[int, bytes]], row: int, key: tuple[str, int], path: Path
 ) -> tuple[int, dict[str, Any]]:
     """Return (offset, record) that stands in ``row`` if it is about ``key``, else (-1, {})."""
     if row < len(lines):
-        record = orjson.loads(lines[row][1])
+        record = parsed(lines[row][1], path)
         if (record["problem_id"], record["n"]) == key:
             return lines[row][0], record
     return -1, {}
+
+
+def parsed(raw: bytes, path: Path) -> dict[str, Any]:
+    """Return the record of a line; StageError when it is none."""
+    try:
+        record = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise StageError(
+            f"{path}: holds a line that is no record ({error}); put the file back, or move "
+            f"{path.parent} away and run again"
+        ) from error
+    if not isinstance(record, dict) or "problem_id" not in record:
+        raise StageError(
+            f"{path}: holds a line that is no record of ours; put the file back, or move "
+            f"{path.parent} away and run again"
+        )
+    return record
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from optima.records import disk_errors, write_text
+from optima.records import disk_errors, write_bytes, write_text
 from optima.reporting.bars import cost_figure, length_figure, stop_figures, transfer_figures
 from optima.reporting.curves import (
     reward_figure,
@@ -40,4 +40,4 @@ def write_figures(figures: Sequence[Figure], directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         for figure in figures:
             write_text(directory / f"{figure.name}.svg", f"{figure.svg}\n")
-            (directory / f"{figure.name}.png").write_bytes(figure.png)
+            write_bytes(directory / f"{figure.name}.png", figure.png)

@@ -23,9 +23,8 @@ from optima.pipelines.comparison import Evaluated, evaluated_models, is_evaluati
 from optima.pipelines.consistency import read_samples
 from optima.pipelines.cost import ModelCost, read_costs
 from optima.pipelines.judged import read_judged
-from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
-from optima.rundir import StageDone, finished_stages, read_done
+from optima.stages import StageDone, check_run, finished_stages, read_done, read_recipe
 
 Kind = Literal["training", "inference", "baselines", "consistency", "transfer"]
 
@@ -161,7 +160,8 @@ def _mark_transfers(histories: Sequence[History]) -> list[History]:
 
 
 def _read(root: Path, name: str, folder: Path | None) -> History:
-    recipe = load_recipe(root / "recipe.yaml")
+    recipe = read_recipe(root)
+    check_run(root)
     is_training = not is_evaluation(root)
     stages = finished_stages(root) if is_training else []
     models = _models(root, recipe, stages if is_training else None)
@@ -274,8 +274,15 @@ def _results(root: Path) -> dict[str, Any]:
         return {}
     try:
         results: dict[str, Any] = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise StageError(f"{path}: no JSON ({error}); run the command again") from error
+        for row in results.get("models", ()):  # the fields that are used below
+            _ = row["label"], *map(_point, row.get("points", ()))
+        _costs(results)
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise StageError(
+            f"{path}: no JSON of an evaluation ({reason}); it was damaged: give the command "
+            "that wrote it again"
+        ) from error
     return results
 
 

@@ -15,13 +15,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from optima.recipe.loading import load_recipe
 from optima.reporting.archive import Archive, packed
 from optima.reporting.drawing import Figure
 from optima.reporting.history import History
 from optima.reporting.run_tables import ReportTable
 from optima.reporting.trees import Trees
-from optima.rundir import finished_stages
+from optima.stages import finished_stages, read_recipe
 
 SETUP_FILES = {"recipe.yaml": "Recipe, as resolved", "provenance.json": "Provenance"}
 SCRIPTS = ("data.js", "conversations.js", "trees.js", "main.js")
@@ -82,7 +81,7 @@ def _payload(content: Content) -> dict[str, Any]:
 
 
 def _run_line(history: History) -> dict[str, Any]:
-    recipe = load_recipe(history.root / "recipe.yaml")
+    recipe = read_recipe(history.root)
     return {
         "name": history.name,
         "agents": recipe.agents.names,

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from optima.records import atomic_writer, disk_errors, write_text
-from optima.reporting.archive import Archive
+from optima.errors import StageError, UsageError
+from optima.records import atomic_writer, clear_temporaries, disk_errors, write_text
+from optima.reporting.archive import Archive, StaleError
 from optima.reporting.drawing import Figure
 from optima.reporting.figures import figures_of, write_figures
 from optima.reporting.history import read_histories
@@ -36,13 +37,31 @@ class Limits:
 def write_report(runs: Sequence[Path], output: Path, limits: Limits) -> Path:
     """Write the report of ``runs``, or folders of runs, into ``output``; return the page's path.
 
-    Runs are read as they are, finished or not. Raises UsageError for what is no run.
+    Runs are read as they are, finished or not. Raises UsageError for what is no run, StageError for
+    what is damaged, or was made anew while it was read.
     """
+    try:
+        return _write_report(runs, output, limits)
+    except (StaleError, FileNotFoundError) as error:
+        place = error.filename if isinstance(error, FileNotFoundError) else error
+        raise StageError(
+            f"{place}: was made anew or taken away while it was read; give the same command again"
+        ) from error
+
+
+def _write_report(runs: Sequence[Path], output: Path, limits: Limits) -> Path:
     started = time.monotonic()
     histories = read_histories(runs)
     tables, figures = tables_of(histories), figures_of(histories)
     with disk_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError) as error:
+            raise UsageError(
+                f"--output {output}: cannot be a directory ({error.strerror}); give another"
+            ) from error
+    for folder in (output, output / "tables", output / "figures"):
+        clear_temporaries(folder)
     write_tables(tables, output / "tables")
     write_figures(figures, output / "figures")
     write_text(output / "report.md", _markdown(tables, figures))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from optima.pipelines.comparison import differences
 from optima.pipelines.cost import ModelCost
-from optima.records import write_text
+from optima.records import disk_errors, write_text
 from optima.reporting.bars import transfers
 from optima.reporting.consistency import HEAD as CONSISTENCY_HEAD
 from optima.reporting.cost import HEAD as COST_HEAD
@@ -54,7 +54,8 @@ def tables_of(histories: Sequence[History]) -> tuple[ReportTable, ...]:
 
 def write_tables(tables: Sequence[ReportTable], directory: Path) -> None:
     """Write ``<name>.md`` and ``<name>.csv`` of every table into a directory, made if missing."""
-    directory.mkdir(parents=True, exist_ok=True)
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     for one in tables:
         text = f"# {one.title}\n\n{one.table.markdown()}\n{one.caption}\n"
         write_text(directory / f"{one.name}.md", text)

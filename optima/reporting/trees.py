@@ -15,13 +15,12 @@ import orjson
 
 from optima.pipelines.rounds import FILE as ROUNDS
 from optima.pipelines.search import PAIRS, TREES
-from optima.recipe.loading import load_recipe
 from optima.recipe.schema import SearchSection
 from optima.records import read_records
-from optima.reporting.archive import Archive
-from optima.rundir import read_done
+from optima.reporting.archive import Archive, parsed
 from optima.search.pairs import sibling_pairs
 from optima.search.tree import Tree
+from optima.stages import read_done, read_recipe, stage_folders
 from optima.types import PreferencePair, TreeRound
 
 
@@ -141,7 +140,7 @@ class Trees:
         with path.open("rb") as file:
             for offset in place.offsets:
                 file.seek(offset)
-                lines.append(orjson.loads(file.readline()))
+                lines.append(parsed(file.readline(), path))
         rounds = lines[0]["rounds"] if path.name == TREES else lines
         by_number = {stored["number"]: stored for stored in rounds}
         complete = takewhile(by_number.__contains__, count())
@@ -171,9 +170,9 @@ class Trees:
 
 
 def _searches(run: int, root: Path) -> list[_Search]:
-    section = load_recipe(root / "recipe.yaml").search or SearchSection()
+    section = read_recipe(root).search or SearchSection()
     found = []
-    for stage in root.glob("**/search"):
+    for stage in (folder for folder in stage_folders(root) if folder.name == "search"):
         path = stage / TREES if (stage / TREES).is_file() else stage / ROUNDS
         if path.is_file():
             done = read_done(stage)
@@ -190,6 +189,6 @@ def _offsets(path: Path) -> dict[str, list[int]]:
     with path.open("rb") as file:
         for raw in file:
             if raw.endswith(b"\n"):
-                found[orjson.loads(raw)["problem_id"]].append(offset)
+                found[parsed(raw, path)["problem_id"]].append(offset)
             offset += len(raw)
     return found

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from optima.errors import ProcessError, RecipeError, StageError
@@ -113,8 +114,9 @@ def run_training(
     output = Path(job.output_dir)
     digest, digest_path = _input_digest(job), output / _DIGEST_FILE
     if digest_path.is_file() and digest_path.read_text("utf-8").strip() == digest:
-        if job.result_path.is_file() and (output / MODEL_DIR).is_dir():
-            return TrainResult.model_validate_json(job.result_path.read_bytes())
+        result = _read_result(job)
+        if result is not None and (output / MODEL_DIR).is_dir():
+            return result
     else:
         _remove_leftovers(job)
     config = accelerate_config(job.train, _n_devices(devices), kind=job.kind)
@@ -140,9 +142,10 @@ def run_training(
             _follow(process, output / PROGRESS_FILE, job.train.timeout_s)
         except ProcessError as error:
             raise _explained(process) or error from error
-    if not job.result_path.is_file():
+    result = _read_result(job)
+    if result is None:
         raise ProcessError(f"training: ended without a result; {process.log_excerpt()}")
-    return TrainResult.model_validate_json(job.result_path.read_bytes())
+    return result
 
 
 def training_variables(devices: Devices) -> dict[str, str]:
@@ -154,6 +157,13 @@ def training_variables(devices: Devices) -> dict[str, str]:
         n_cores = len(os.sched_getaffinity(0))
         variables["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(n_cores))
     return variables
+
+
+def _read_result(job: TrainJob) -> TrainResult | None:
+    """Return the result of a finished training; None where there is none, or only a part of it."""
+    with contextlib.suppress(FileNotFoundError, ValidationError):
+        return TrainResult.model_validate_json(job.result_path.read_bytes())
+    return None
 
 
 def _n_devices(devices: Devices) -> int:

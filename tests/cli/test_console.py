@@ -1,15 +1,21 @@
 """How errors and interruptions end a process."""
 
 import asyncio
+import errno
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from optima.cli.console import run_command
 from optima.errors import RecipeError, StageError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +85,118 @@ def test_termination_ends_a_command_also_where_interrupts_are_ignored(
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     assert run_command(command) == 143
     assert capsys.readouterr().err == "optima: terminated; the same command goes on from here\n"
+
+
+STOPPING = """
+import sys, time
+from pathlib import Path
+from optima.cli.console import run_command
+from optima.processes import interruption
+
+async def serve():
+    import asyncio
+    try:
+        print("ready", flush=True)
+        await asyncio.sleep(60)
+    finally:
+        for _ in range(10):
+            await asyncio.sleep(0.05)
+
+def wait():
+    print("ready", flush=True)
+    time.sleep(60)
+
+def command():
+    try:
+        interruption.run(serve()) if sys.argv[1] == "loop" else wait()
+    finally:
+        print("stopping", flush=True)
+        for _ in range(10):
+            time.sleep(0.05)
+        Path(sys.argv[2]).write_text("stopped")
+    return 0
+
+sys.exit(run_command(command))
+"""
+
+
+@pytest.mark.parametrize("where", ["loop", "plain"])
+@pytest.mark.parametrize(
+    ("first", "status", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 129, "hung up"),
+    ],
+)
+def test_signals_that_come_while_the_first_is_obeyed_change_nothing(
+    first: signal.Signals, status: int, word: str, where: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "stopping.py"
+    script.write_text(STOPPING)
+    process = subprocess.Popen(
+        [sys.executable, str(script), where, str(tmp_path / "done")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    for number in (first, signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        process.send_signal(number)
+        time.sleep(0.1)
+    out, err = process.communicate(timeout=60)
+    assert out == "stopping\n"
+    assert (tmp_path / "done").read_text() == "stopped"
+    assert err == f"optima: {word}; the same command goes on from here\n"
+    assert process.returncode == status
+
+
+def test_hangup_that_was_ignored_at_the_start_stays_so() -> None:
+    def command() -> int:
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.1)
+        return 0
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as by nohup
+    try:
+        assert run_command(command) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EIO, "input/output error"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "no permission"),
+        (errno.EPERM, "not permitted"),
+        (errno.EFBIG, "file-size limit"),
+        (errno.ESTALE, "network file system"),
+        (errno.EMFILE, "too many open files"),
+        (errno.ENOTDIR, "a file stands where a directory belongs"),
+    ],
+)
+def test_what_a_disk_refuses_is_one_line_whoever_writes(
+    number: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(raising(OSError(number, os.strerror(number), "/some/file"))) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("optima: /some/file: ")
+    assert text in line
+    assert "run again" in line
+
+
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    script = "import sys; from optima.cli.main import main; sys.exit(main(['tasks']))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == (
+        "optima: standard output: the disk is full; free some space, then run again to go on\n"
+    )

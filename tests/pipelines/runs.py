@@ -121,17 +121,21 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0
 
 
 def results(root: Path) -> dict[str, Any]:
-    """Return everything a run computed, without times and absolute paths."""
+    """Return everything a run computed, without times, absolute paths, and what it moved aside."""
     found: dict[str, Any] = {}
-    for path in sorted(root.rglob("*.jsonl")):
+    for path in _present(root, "*.jsonl"):
         name = str(path.relative_to(root))
         if path.name in ("conversations.jsonl", "trees.jsonl", "pairs.jsonl"):
             found[name] = [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
         elif path.name not in ("metrics.jsonl", "rounds.jsonl") and "logs" not in path.parts:
             found[name] = path.read_bytes()
-    for path in sorted(root.rglob("model.safetensors")):
+    for path in _present(root, "model.safetensors"):
         found[str(path.relative_to(root))] = path.read_bytes()
     return found
+
+
+def _present(root: Path, pattern: str) -> list[Path]:
+    return [path for path in sorted(root.rglob(pattern)) if ".superseded-" not in str(path)]
 
 
 def _timeless(record: Any) -> Any:

@@ -239,10 +239,10 @@ def _sums(directory: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "cut", "message"),
     [
-        ("model/talk/conversations.jsonl", 30, "conversations.jsonl:3: no Conversation record"),
-        ("model/rank/rewards.jsonl", 30, "rewards.jsonl:3: no RewardParts record"),
-        ("model/rank/rewards.jsonl", None, "has not one reward for each conversation"),
-        ("model/groups/groups.jsonl", None, "has not one group for each conversation"),
+        ("model/talk/conversations.jsonl", 30, "talk/conversations.jsonl: has"),
+        ("model/rank/rewards.jsonl", 30, "rank/rewards.jsonl: has"),
+        ("model/rank/rewards.jsonl", None, "rank/rewards.jsonl: has"),
+        ("model/groups/groups.jsonl", None, "groups/groups.jsonl: has"),
         ("provenance.json", 30, "provenance.json: cannot be read"),
         ("recipe.yaml", 20, "recipe.yaml"),
     ],

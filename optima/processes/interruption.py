@@ -1,0 +1,81 @@
+"""Signals that end a command: the first is obeyed, later ones change nothing.
+
+SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt once, or cancel what ``run`` runs. While that is
+obeyed (servers stopped, records closed) further ones are ignored, so that nothing is left half
+stopped and the exit status stays that of the first. Every wait of stopping has a deadline.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Obeyed:
+    """The first signal that came, and how to cancel what runs in an event loop."""
+
+    first: int | None = None
+    cancel: Callable[[], object] | None = None
+
+
+@contextlib.contextmanager
+def obeying_signals() -> Iterator[Callable[[], int | None]]:
+    """Obey the first signal within the context; the value tells which came, None for none.
+
+    A signal that is ignored at the start (``nohup``, a script's background processes) stays so,
+    SIGTERM aside. Once one came, the handlers stay for the rest of the process, which is ending.
+    """
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    _Obeyed.first = _Obeyed.cancel = None
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN or number == signal.SIGTERM:
+            signal.signal(number, _obey)
+    try:
+        yield lambda: _Obeyed.first
+    finally:
+        if _Obeyed.first is None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Do what ``asyncio.run`` does; a signal cancels ``main``, and is raised when it has ended."""
+    try:
+        result = asyncio.run(_cancellable(main))
+    except asyncio.CancelledError:
+        if _Obeyed.first is not None:
+            raise KeyboardInterrupt from None
+        raise
+    if _Obeyed.first is not None:  # it came when all was done, or was swallowed below
+        raise KeyboardInterrupt
+    return result
+
+
+async def _cancellable(main: Coroutine[Any, Any, T]) -> T:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    _Obeyed.cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+    try:
+        return await main
+    finally:
+        _Obeyed.cancel = None
+
+
+def _obey(number: int, _: FrameType | None) -> None:
+    if _Obeyed.first is not None:
+        return
+    _Obeyed.first = number
+    if _Obeyed.cancel is not None:
+        _Obeyed.cancel()
+        return
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise KeyboardInterrupt from None
+    for task in asyncio.all_tasks(loop):  # an event loop that ``run`` did not start
+        loop.call_soon_threadsafe(task.cancel)
