@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from optima.pipelines import identity
 from optima.recipe import checks
 from optima.recipe.schema import Recipe
 from optima.recipe.section import Section
@@ -25,7 +26,8 @@ def fields_of(section: type[Any] = Recipe, prefix: str = "") -> Iterator[tuple[s
 def unread_fields() -> Iterator[set[str]]:
     """Fill the set, at the end, with the keys of the fields that nobody asked for meanwhile.
 
-    Copies, comparisons and texts of whole sections ask for no field; what checks them is no use.
+    Copies, comparisons and texts of whole sections ask for no field; what checks them, or tells
+    which stages are the same, is no use.
     """
     asked: set[tuple[str, str]] = set()
     unread: set[str] = set()
@@ -33,7 +35,7 @@ def unread_fields() -> Iterator[set[str]]:
 
     def noting(section: Section, name: str) -> Any:
         caller = sys._getframe(1).f_code.co_filename
-        if not name.startswith("_") and caller != checks.__file__:
+        if not name.startswith("_") and caller not in (checks.__file__, identity.__file__):
             asked.add((type(section).__name__, name))
         return plain(section, name)
 

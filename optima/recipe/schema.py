@@ -195,8 +195,8 @@ class TrainSection(Section):
     """AdamW weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0, le=1_000_000)
     """Gradient clipping."""
-    max_loss_growth: float | None = Field(default=10.0, gt=1, le=1_000_000)
-    """Times the start's loss (at least 1 nat) above which a training fails; None never does."""
+    max_loss_growth: float = Field(default=10.0, gt=1, le=1_000_000)
+    """Times the start's loss (at least 1 nat) above which a training fails."""
     max_length: int = Field(default=2048, ge=16, le=1_000_000)
     """Tokens per row; longer rows are counted and dropped, never cut silently."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -311,7 +311,7 @@ class Recipe(Section):
     """Benchmark, one of ``optima tasks``."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Root of all randomness."""
-    iterations: int = Field(default=6, ge=1)
+    iterations: int = Field(default=6, ge=1, le=1_000)
     """Iterations, each of a training; of sft_dpo each of SFT and DPO. Those of a dpo run count the
     SFT that initialises it."""
     model: ModelSection

@@ -23,7 +23,7 @@ class Watch(TrainerCallback):
     Every process is told every logged figure, so that all of them end.
     """
 
-    def __init__(self, max_growth: float | None) -> None:
+    def __init__(self, max_growth: float) -> None:
         self._max_growth = max_growth
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -43,7 +43,7 @@ class Watch(TrainerCallback):
                 )
             raise DivergenceError(f"training: {name} of step {step} is {value}")
         for name in ("loss", "eval_loss"):
-            if self._max_growth is None or name not in figures:
+            if name not in figures:
                 continue
             start = float(next(entry[name] for entry in state.log_history if name in entry))
             if figures[name] > self._max_growth * max(start, LEAST_LOSS):

@@ -14,7 +14,7 @@ from tests.fakes import fake_environment
 from tests.pipelines.runs import results, run
 from tests.test_outputs import change_one_byte, cut_last_byte, cut_last_line, empty
 
-SHORT = "iterations=1"
+SHORT = "iterations=2"
 
 
 @pytest.fixture(scope="module")

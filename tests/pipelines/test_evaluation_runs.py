@@ -276,8 +276,9 @@ def test_ablations_run_and_compare_in_one_command(method: str, tmp_path: Path) -
     config = write_recipe(tmp_path, method)
     root = tmp_path / "ablations"
     argv = (
-        "ablate", "--config", str(config), "--run-dir", str(root), "iterations=1", "--vllm-env",
+        "ablate", "--config", str(config), "--run-dir", str(root), "--vllm-env",
         str(environment.prefix), "--train-env", str(environment.prefix),
+        f"iterations={2 if method == 'dpo' else 1}",  # of dpo the first is SFT
         *(("search.lambda_loss=0.5",) if method == "dpo" else ()),
     )  # fmt: skip
     status, table, err = optima(*argv)

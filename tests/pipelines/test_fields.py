@@ -24,7 +24,7 @@ ELSEWHERE = {
 TRAINING = {
     *(f"train.{name}" for name in (
         "learning_rate", "epochs", "batch_size", "micro_batch_size", "warmup_ratio", "scheduler",
-        "weight_decay", "max_grad_norm", "max_length", "optimizer_state_dtype",
+        "weight_decay", "max_grad_norm", "max_loss_growth", "max_length", "optimizer_state_dtype",
         "gradient_checkpointing", "batching", "save_steps", "save_total_limit", "logging_steps",
         "report_to", "lora.rank", "lora.alpha", "lora.dropout", "lora.target_modules",
         "lora.serve",

@@ -354,8 +354,8 @@ def test_taken_results_are_refused_by_the_name_of_the_option(
     output, argv = sampled
     status, _, err = infer(fake_environment(tmp_path), *argv[:2], "--output", str(output))
     assert status == 2
-    assert f"optima: --output {output}: holds a run of another recipe" in err
-    assert "give another --output, or the same recipe" in err
+    assert f"optima: {output}: holds a run of another recipe" in err
+    assert "give another directory, or the same recipe" in err
     assert "--run-dir" not in err
 
 

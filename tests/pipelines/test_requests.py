@@ -16,6 +16,7 @@ import pytest
 from optima.processes.environment import Environment
 from optima.prompts.formats import load_formats
 from optima.seeding import derive_seed
+from optima.serving.probe import PROMPT_IDS
 from tests.fakes import fake_environment, scored
 from tests.pipelines.runs import run
 from tests.pipelines.test_infer_runs import infer
@@ -62,8 +63,8 @@ def _run(directory: Path, method: str) -> Asked:
 
 
 def _requests(notes: Path) -> tuple[dict[str, Any], ...]:
-    """Return what was asked in conversations; the probe of a start is a text, no token ids."""
-    return tuple(request for request in _read(notes) if isinstance(request["prompt"], list))
+    """Return what was asked in conversations, without the probes of a start."""
+    return tuple(request for request in _read(notes) if request["prompt"] != list(PROMPT_IDS))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], ...]:

@@ -64,8 +64,11 @@ def test_number_has_bounds_and_the_refusal_says_the_upper_one(key: str, tmp_path
 def test_upper_bound_itself_is_taken(key: str, tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(BASE)
-    others = ["model.max_model_len=10000000"] if key.startswith("conversation.max_turn_t") else []
-    load_recipe(path, [*others, override(key, NUMBERS[key]["maximum"])])
+    others = {
+        "conversation.max_turn_tokens": ["model.max_model_len=10000000"],
+        "select.min_share": ["select.keep_to=1"],
+    }
+    load_recipe(path, [*others.get(key, ()), override(key, NUMBERS[key]["maximum"])])
 
 
 def test_deadlines_are_what_a_thread_can_wait_for() -> None:

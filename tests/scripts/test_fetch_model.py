@@ -81,9 +81,9 @@ def test_recipe_of_a_model_not_fetched_yet_says_the_command(
         ChatTemplate.load(f"models/{QWEN}")
     assert str(caught.value) == (
         f"model.path=models/{QWEN}: there is no such directory yet; fetch it by "
-        f"scripts/fetch_model.sh {QWEN}"
+        f"optima-fetch-model {QWEN}"
     )
-    with pytest.raises(ModelError, match=f"scripts/fetch_model.sh {QWEN} /data/models/{QWEN}$"):
+    with pytest.raises(ModelError, match=f"optima-fetch-model {QWEN} /data/models/{QWEN}$"):
         ChatTemplate.load(f"/data/models/{QWEN}")
     with pytest.raises(ModelError, match="no such directory and no hub id"):
         ChatTemplate.load("/data/models/another")
