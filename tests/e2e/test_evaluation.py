@@ -104,19 +104,3 @@ def test_a_model_is_evaluated_on_two_tasks(endpoint: Endpoint, tmp_path: Path) -
     )  # fmt: skip
     assert table.splitlines()[0].split() == ["model", "two_hop", "gsm8k"]
     assert len(_conversations(tmp_path / "out/gsm8k/run/cold_start")) == 1
-
-
-def test_ablations_train_three_models_and_compare_them(endpoint: Endpoint, tmp_path: Path) -> None:
-    root = tmp_path / "ablations"
-    table = run(
-        "main", "ablate", "--config", str(RECIPE), "--run-dir", str(root), "iterations=1",
-        f"model.path={endpoint.model}", "cold_start=null", "data.n_train=2", "data.n_test=2",
-        "sampling.n_samples=2", "select.theta=-5.0", "reward.exclude_faults=false",
-        "evaluation.base=false", "train.epochs=1.0", endpoint=endpoint,
-    )  # fmt: skip
-    names = [line.split()[0] for line in table.splitlines()[2:5]]
-    assert names == [f"{root / name}:iter_0" for name in ("full", "no_token", "no_loss")]
-    generated = "iter_0/generate/conversations.jsonl"
-    assert (root / "full" / generated).samefile(root / "no_loss" / generated)
-    with (root / "table.csv").open() as file:
-        assert [row["common"] for row in csv.DictReader(file)] == ["2", "2", "2"]
