@@ -34,6 +34,7 @@ def _log(watch: Any, history: list[dict[str, float]], step: int) -> None:
 def test_figure_that_is_no_finite_number_ends_the_training_with_its_step(
     name: str, value: float
 ) -> None:
+    watch = divergence.Watch(10.0)
     _log(watch, [{"loss": 2.0, "grad_norm": 1.0}], 1)
     with pytest.raises(divergence.DivergenceError, match=f"{name} of step 7 is {value}"):
         _log(watch, [{"loss": 2.0}, {name: value}], 7)
