@@ -143,11 +143,10 @@ def test_start_model_of_weights_that_are_no_numbers_is_named(tmp_path: Path, kin
     assert not (tmp_path / "out" / "model").exists()
 
 
-@pytest.mark.skip(reason="needs a learning rate above the bound of 1 that recipes have since")
 @pytest.mark.e2e
 def test_training_whose_loss_explodes_fails_and_leaves_nothing(tmp_path: Path) -> None:
     model = _model(tmp_path / "model")
-    job = _job(model, tmp_path, "sft", learning_rate=3.0, max_loss_growth=2.0)
+    job = _job(model, tmp_path, "sft", learning_rate=1.0, max_loss_growth=2.0)
     with pytest.raises(StageError, match=r"more than train\.max_loss_growth=2 allows; the model"):
         _train(job, tmp_path)
     _assert_nothing_is_left(tmp_path)
