@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "optima.reward",
             "optima.selection",
             "optima.trainset",
+            "optima.plan",
         ),
     ),
     (

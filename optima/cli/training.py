@@ -107,9 +107,9 @@ def _run(command: TrainingCommand, options: argparse.Namespace) -> int:
         )
     run_dir = options.run_dir or default_run_dir(options.config, recipe)
     if options.dry_run:
-        from optima.pipelines.plan import run_plan
+        from optima.pipelines.dry_run import dry_run
 
-        print(run_plan(recipe, run_dir, options.vllm_env, options.train_env))
+        print(dry_run(recipe, run_dir, options.vllm_env, options.train_env))
         return 0
     # Imported here: what runs pipelines is slow to import, and --help needs none of it.
     from optima.pipelines.methods import run_method

@@ -6,45 +6,13 @@ for t = 0, 1, ...:  trees = 8 rounds x 3 rollouts a problem by M_t
                     M_t+1 = DPO + alpha NLL of M_t on D_t, with M_t as the reference
 """
 
-from pathlib import Path
+from collections.abc import Mapping
 
 from optima.pipelines import influence, learn, search
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.evaluate import Evaluations
-from optima.pipelines.outline import begins_with_sft, n_loops
-from optima.pipelines.preflight import check_room
-from optima.pipelines.problems import Problems, read_problems
-from optima.pipelines.run import open_run
-from optima.pipelines.sft import cold_start, iterate
-from optima.processes.environment import Environment
-from optima.recipe.schema import Recipe
-from optima.reporting.tables import EvaluationRow
-
-INITIAL = "initial"
-
-
-def run_dpo_pipeline(
-    recipe: Recipe, run_dir: Path, *, vllm_env: Environment, train_env: Environment
-) -> tuple[EvaluationRow, ...]:
-    """Run or resume a whole iDPO run in ``run_dir`` and return the figures of its models."""
-    with open_run(recipe, run_dir, vllm_env=vllm_env, train_env=train_env) as context:
-        problems = read_problems(context)
-        check_room(context, problems)
-        check_pairs(context, problems)
-        evaluations = Evaluations(context, problems.test)
-        if recipe.evaluation.base:
-            evaluations.add(context.base)
-        model = context.base
-        if recipe.cold_start is not None:
-            model = cold_start(context, problems)
-            evaluations.add(model)
-        if begins_with_sft(recipe):
-            model = iterate(context, problems, 0, (model, model), evaluations, INITIAL)
-            evaluations.add(model)
-        for t in range(n_loops(recipe)):
-            model = iterate_pairs(context, problems, t, model, evaluations, f"iter_{t}")
-            evaluations.add(model)
-        return evaluations.rows()
+from optima.pipelines.problems import Problems
+from optima.plan import Iteration
 
 
 def check_pairs(context: RunContext, problems: Problems) -> None:
@@ -56,16 +24,15 @@ def check_pairs(context: RunContext, problems: Problems) -> None:
         influence.validation_problems(context, problems, 0)
 
 
-def iterate_pairs(
+def iterate(
     context: RunContext,
     problems: Problems,
-    t: int,
-    model: Model,
+    iteration: Iteration,
+    models: Mapping[str, Model],
     evaluations: Evaluations,
-    name: str,
 ) -> Model:
-    """Grow trees by ``model`` and train it on their pairs: one iteration, called ``name``."""
-    recipe = context.recipe
+    """Let the iteration's speaker grow trees, and train it on their pairs."""
+    name, t, model, recipe = iteration.label, iteration.t, models[iteration.speaker], context.recipe
     assert recipe.pairs is not None
     assert recipe.dpo is not None
     chosen = problems.for_trees(t)
@@ -76,4 +43,4 @@ def iterate_pairs(
     if recipe.pairs.strategy == "influence":
         validation = influence.validation_problems(context, problems, t)
         pairs = influence.select(context, name, model, pairs, validation)
-    return learn.train(context, f"{name}/train", model, pairs, recipe.dpo, name)
+    return learn.train(context, f"{name}/train", models[iteration.start], pairs, recipe.dpo, name)

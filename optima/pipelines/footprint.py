@@ -15,7 +15,7 @@ from typing import Any
 
 from optima.conversation.template import HUB_TIMEOUT_S, model_json
 from optima.errors import ModelError, UsageError
-from optima.pipelines.outline import steps
+from optima.plan import Counts, plan
 from optima.recipe.schema import ModelSection, Recipe
 
 _BYTES_PER_TOKEN = 6  # JSON Lines of generated English text, a generous figure
@@ -33,18 +33,19 @@ class Weights:
     is_remote: bool = False
 
 
-def footprint(recipe: Recipe, run_dir: Path, n_train: int, n_test: int) -> Iterator[str]:
+def footprint(recipe: Recipe, run_dir: Path, counts: Counts) -> Iterator[str]:
     """Yield what a run generates and stores; UsageError when the disk is too small for it."""
     talks = recipe.conversation
     most = talks.max_turns * talks.max_turn_tokens
-    n_tokens = most * n_conversations(recipe, n_train, n_test)
+    steps = plan(recipe, counts)
+    n_tokens = most * sum(step.n_conversations for step in steps)
     yield f"tokens     at most {n_tokens:,} generated ({most:,} a conversation)"
     weights = find_weights(recipe.model)
     if weights is None:
         yield "disk       not estimated: neither files nor config.json say how large the model is"
         return
     yield f"weights    {_gib(weights.n_bytes)} ({weights.source})"
-    n_models = sum(1 for _ in steps(recipe)) + (recipe.cold_start is not None)
+    n_models = sum(step.kind == "train" and not step.is_trial for step in steps)
     checkpoints = recipe.train.save_total_limit * weights.n_bytes
     if recipe.train.lora is None:
         checkpoints *= _OPTIMIZER_FACTOR
@@ -62,46 +63,6 @@ def footprint(recipe: Recipe, run_dir: Path, n_train: int, n_test: int) -> Itera
         )
     if weights.is_remote:
         yield from _cache(recipe.model, weights)
-
-
-def n_conversations(recipe: Recipe, n_train: int, n_test: int) -> int:
-    """Return how many conversations a run holds, those of trees and evaluations included."""
-    n_test_talks = taken(recipe.data.n_test, n_test) * recipe.evaluation.n_samples
-    made = list(steps(recipe))
-    n_models = len(made) + (recipe.cold_start is not None) + recipe.evaluation.base
-    n_talks = n_models * n_test_talks
-    search = recipe.search
-    for step in made:
-        if step.is_dpo and search is not None:
-            n_trees = taken(search.n_problems or recipe.data.n_train, n_train)
-            n_talks += n_trees * search.n_rounds * search.n_rollouts + min(search.n_probe, n_train)
-            n_talks += n_trial_talks(recipe, n_train)
-        else:
-            n_talks += taken(recipe.data.n_train, n_train) * recipe.sampling.n_samples
-    return n_talks
-
-
-def n_trial_talks(recipe: Recipe, n_train: int) -> int:
-    """Return the conversations of one selection by influence; 0 with another strategy.
-
-    Raises UsageError when no problem is left to hold them about.
-    """
-    pairs, search = recipe.pairs, recipe.search
-    if pairs is None or search is None or pairs.strategy != "influence":
-        return 0
-    n_left = n_train - taken(search.n_problems or recipe.data.n_train, n_train)
-    if n_left < 1:
-        raise UsageError(
-            f"pairs.strategy: influence: all {n_train} problems of the train split get a tree, so "
-            "none is left to measure influence on; lower search.n_problems"
-        )
-    n_problems = min(n_left, pairs.influence.n_problems)
-    return (1 + pairs.influence.n_groups) * n_problems * recipe.evaluation.n_samples
-
-
-def taken(n: int | None, there: int) -> int:
-    """Return how many of the problems ``there`` are taken where ``n`` are asked for, None all."""
-    return there if n is None else min(n, there)
 
 
 def existing_parent(path: Path) -> Path:

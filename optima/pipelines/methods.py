@@ -1,20 +1,24 @@
-"""The three methods by their names in recipes."""
+"""The loop of all three methods: evaluate, iterate, and again from the better model.
+
+Which iterations there are, who speaks in them and what is trained says ``optima.plan``; what an
+SFT iteration does ``sft`` (paper Alg. 1, 2), and one of DPO ``dpo`` (paper Alg. 3 to 5).
+"""
 
 from pathlib import Path
 
 from optima.errors import UsageError
-from optima.pipelines.dpo import run_dpo_pipeline
-from optima.pipelines.sft import run_sft_pipeline
-from optima.pipelines.sft_dpo import run_sft_dpo_pipeline
+from optima.pipelines import dpo, sft
+from optima.pipelines.context import Model
+from optima.pipelines.evaluate import Evaluations
+from optima.pipelines.preflight import check_room
+from optima.pipelines.problems import read_problems
+from optima.pipelines.run import open_run
+from optima.plan import BASE, COLD_START, iterations
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
 from optima.reporting.tables import EvaluationRow
 
-PIPELINES = {
-    "sft": run_sft_pipeline,
-    "dpo": run_dpo_pipeline,
-    "sft_dpo": run_sft_dpo_pipeline,
-}
+ITERATE = {"sft": sft.iterate, "dpo": dpo.iterate}
 
 
 def run_method(
@@ -22,7 +26,24 @@ def run_method(
 ) -> tuple[EvaluationRow, ...]:
     """Run or resume the recipe's method in ``run_dir``; return its models in the order made."""
     check_trainable(recipe)
-    return PIPELINES[recipe.method](recipe, run_dir, vllm_env=vllm_env, train_env=train_env)
+    with open_run(recipe, run_dir, vllm_env=vllm_env, train_env=train_env) as context:
+        problems = read_problems(context)
+        check_room(context, problems)
+        if recipe.pairs is not None:
+            dpo.check_pairs(context, problems)
+        evaluations = Evaluations(context, problems.test)
+        models: dict[str, Model] = {BASE: context.base}
+        if recipe.evaluation.base:
+            evaluations.add(context.base)
+        if recipe.cold_start is not None:
+            models[COLD_START] = sft.cold_start(context, problems)
+            evaluations.add(models[COLD_START])
+        for iteration in iterations(recipe):
+            iterate = ITERATE[iteration.training]
+            model = iterate(context, problems, iteration, models, evaluations)
+            models[iteration.label] = model
+            evaluations.add(model)
+        return evaluations.rows()
 
 
 def check_trainable(recipe: Recipe) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from optima.errors import UsageError
-from optima.pipelines.outline import steps
 from optima.pipelines.run import model_codec
 from optima.pipelines.search import TREES
 from optima.pipelines.talk import speakers_of
+from optima.plan import plan
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
@@ -39,7 +39,7 @@ def rebuild_pairs(
     recipe = load_recipe(stored, overrides)
     if recipe.search is None or recipe.pairs is None:
         raise UsageError(f"--run {run_dir}: is a run of method {recipe.method}, which has no trees")
-    grown = [run_dir / step.label / "search" / TREES for step in steps(recipe) if step.is_dpo]
+    grown = [run_dir / step.name / TREES for step in plan(recipe) if step.kind == "search"]
     paths = [
         path for path in grown if path.exists() and iteration in (None, path.parent.parent.name)
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from optima.pipelines.context import RunContext
 from optima.pipelines.footprint import check_run_dir, context_window, footprint
 from optima.pipelines.problems import Problems
+from optima.plan import Counts
 from optima.prompts.formats import Format, load_formats
 from optima.recipe.schema import Recipe
 
@@ -27,6 +28,6 @@ def read_formats(recipe: Recipe) -> tuple[Format, ...]:
 
 def check_room(context: RunContext, problems: Problems) -> None:
     """Log what the run will generate and store; UsageError when the disk is too small for it."""
-    n_train, n_test = len(problems.train), len(problems.test)
-    for line in footprint(context.recipe, context.run.root, n_train, n_test):
+    counts = Counts(n_train=len(problems.train), n_test=len(problems.test))
+    for line in footprint(context.recipe, context.run.root, counts):
         logger.info("%s", line)

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from optima.errors import UsageError
 from optima.pipelines.comparison import is_evaluation
-from optima.pipelines.outline import Outline, read_outline, stage_names
+from optima.pipelines.outline import Outline, read_outline
+from optima.plan import Counts, plan
 from optima.recipe.schema import Recipe
 from optima.rundir import read_spent
 from optima.stages import StageDone, check_run, read_done, read_recipe, stage_folders
@@ -99,7 +100,7 @@ def read_status(root: Path) -> Status:
     outline = read_outline(root)
     is_other = outline is not None or is_evaluation(root)
     names = list(outline.stages) if outline else _begun(root) if is_other else []
-    names = [name for name in names or stage_names(recipe) if not _is_left_out(root, name)]
+    names = [name for name in names or _planned(recipe) if not _is_left_out(root, name)]
     done = {name: found for name in names if (found := read_done(root / name)) is not None}
     missing = [name for name in names if name not in done]
     begun = [name for name in missing if (root / name / "INPUTS").exists()]
@@ -120,6 +121,10 @@ def read_status(root: Path) -> Status:
         if state == "running"
         else None,
     )
+
+
+def _planned(recipe: Recipe) -> list[str]:
+    return [step.name for step in plan(recipe)]
 
 
 def _is_left_out(root: Path, name: str) -> bool:
@@ -176,28 +181,15 @@ def _share(root: Path, name: str, recipe: Recipe, outline: Outline | None) -> fl
 
 
 def _n_lines_expected(root: Path, name: str, recipe: Recipe, outline: Outline | None) -> int | None:
-    kind = name.split("/")[-1]
-    counts = read_done(root / "problems")
-    if counts is None:
+    problems = read_done(root / "problems")
+    if problems is None:
         return None
-    n_test = int(counts.metrics["problems/test"])
-    n_train = int(counts.metrics.get("problems/train", 0))
-    n_taken = min(recipe.data.n_train or n_train, n_train)
-    if recipe.pairs is not None and "/influence/" in name and kind == "talk":
-        n_trees = min((recipe.search and recipe.search.n_problems) or n_taken, n_train)
-        n_validation = min(recipe.pairs.influence.n_problems, n_train - n_trees)
-        return n_validation * recipe.evaluation.n_samples
-    if kind == "talk":
-        n_samples = outline.n_samples.get(name) if outline else None
-        return n_test * (n_samples or recipe.evaluation.n_samples)
-    if kind == "generate":
-        return n_taken * recipe.sampling.n_samples
-    if recipe.search is not None and kind == "probe":
-        return min(recipe.search.n_probe, n_train)
-    if recipe.search is not None and kind == "search":
-        n_trees = min(recipe.search.n_problems or n_taken, n_train)
-        return n_trees * recipe.search.n_rounds
-    return None
+    n_test = int(problems.metrics["problems/test"])
+    if outline is not None and name in outline.n_samples:
+        return n_test * outline.n_samples[name]
+    n_train = int(problems.metrics.get("problems/train", 0))
+    steps = plan(recipe, Counts(n_train=n_train, n_test=n_test))
+    return next((step.n_lines for step in steps if step.name == name), None)
 
 
 def _seconds_left(

@@ -13,6 +13,7 @@ from optima.cli.sft import main
 from optima.errors import RecipeError, UsageError
 from optima.pipelines.context import split_devices
 from optima.pipelines.footprint import footprint, n_parameters
+from optima.plan import Counts
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.recipe.loading import load_recipe
@@ -48,8 +49,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
 ) -> None:
     assert main(arguments(tmp_path, "data.n_train=5", "sampling.n_samples=3", "iterations=2")) == 0
     out = capsys.readouterr().out
-    assert "iter_0/generate by cold_start: 5 problems x 3 = 15 conversations" in out
-    assert "iter_1/train from iter_0" in out
+    by = "conversations by cold_start"
+    assert f"  iter_0: generate 15 {by} (5 problems x 3), score, rank, select, train from " in out
+    assert "select, train from iter_0\n" in out
     assert "vllm.entrypoints.openai.api_server" in out
     assert "optima.training.sft --job" in out
     assert not (tmp_path / "run").exists()
@@ -95,8 +97,11 @@ def test_plan_of_influence_counts_its_trials_and_needs_problems_without_a_tree(
 ) -> None:
     some = ("pairs.strategy=influence", "pairs.influence={n_groups: 3, n_problems: 8}")
     assert dpo.main(arguments(tmp_path, *some, "search.n_problems=5", method="dpo")) == 0
-    # 8 problems before and after each of 3 trainings
-    assert "iter_0/influence: 32 conversations by trials" in capsys.readouterr().out
+    out = capsys.readouterr().out  # 8 problems before and after each of 3 trainings
+    assert "iter_0/influence/before: talk 8 conversations by cold_start" in out
+    for g in range(3):
+        made = f"iter_0/influence/group_{g}"
+        assert f"{made}: rows, train from cold_start, talk 8 conversations by {made}" in out
     assert dpo.main(arguments(tmp_path, *some, "search.n_problems=9999", method="dpo")) == 2
     assert "none is left to measure influence on" in capsys.readouterr().err
 
@@ -108,7 +113,7 @@ def test_servers_leave_room_for_a_scorer_that_only_trees_need(
     assert dpo.main(arguments(tmp_path, *weights, method="dpo")) == 0
     out = capsys.readouterr().out
     assert "scorer on CPU, beside the servers" in out
-    assert "conversations, scored while they grow" in out
+    assert "4 x 3, scored while they grow)" in out
 
 
 def test_plan_of_idpo_begins_with_sft_and_counts_every_rollout(
@@ -120,10 +125,11 @@ def test_plan_of_idpo_begins_with_sft_and_counts_every_rollout(
     )
     assert dpo.main(arguments(tmp_path, *overrides, method="dpo")) == 0
     out = capsys.readouterr().out
-    assert "initial/train from cold_start" in out
-    assert "iter_0/probe by initial: 7 conversations" in out
-    assert "iter_1/search by iter_0: 5 trees x 8 rounds x 3 = 120 conversations" in out
-    assert "iter_1/pairs, iter_1/train from iter_0" in out
+    assert "initial: generate" in out
+    assert "select, train from cold_start" in out
+    assert "iter_0: probe 7 conversations by initial, " in out
+    search = "search 120 conversations by iter_0 (5 trees x 8 x 3, scored while they grow)"
+    assert f"{search}, pairs, train from iter_0\n" in out
     assert "beside the servers" in out
     assert "optima.training.dpo --job" in out
     assert dpo.main(arguments(tmp_path, "initialise=false", method="dpo")) == 0
@@ -135,13 +141,13 @@ def test_plan_of_isft_dpo_takes_turns_from_the_model_of_the_last(
 ) -> None:
     assert sft_dpo.main(arguments(tmp_path, "iterations=2", method="sft_dpo")) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    trainings = [line for line in lines if "/train from" in line]
+    trainings = [line.split(", ")[-2:] for line in lines if "train from" in line]
     assert trainings == [
-        "cold_start/train from base: 44 scripted conversations",
-        "iter_0_sft/train from cold_start",
-        "iter_0_dpo/pairs, iter_0_dpo/train from iter_0_sft",
-        "iter_1_sft/train from iter_0_dpo",
-        "iter_1_dpo/pairs, iter_1_dpo/train from iter_1_sft",
+        ["cold_start: script 44 conversations", "train from base"],
+        ["select", "train from cold_start"],
+        ["pairs", "train from iter_0_sft"],
+        ["select", "train from iter_0_dpo"],
+        ["pairs", "train from iter_1_sft"],
     ]
     assert any("optima.training.sft --job" in line for line in lines)
     assert any("optima.training.dpo --job" in line for line in lines)
@@ -333,12 +339,14 @@ def test_disk_that_a_run_has_taken_already_is_not_asked_for_again(tmp_path: Path
     with (tmp_path / "model" / "model.safetensors").open("wb") as file:
         file.truncate(2**43)
     with pytest.raises(UsageError, match="free some or give another --run-dir"):
-        list(footprint(recipe, tmp_path / "run", 4, 2))
+        list(footprint(recipe, tmp_path / "run", Counts(4, 2)))
     (tmp_path / "run").mkdir()
     for name in "abcd":  # three models and, with LoRA, one checkpoint of 8 TiB each
         with (tmp_path / "run" / name).open("wb") as file:
             file.truncate(2**43)
-    assert any(line.startswith("disk ") for line in footprint(recipe, tmp_path / "run", 4, 2))
+    assert any(
+        line.startswith("disk ") for line in footprint(recipe, tmp_path / "run", Counts(4, 2))
+    )
 
 
 def test_ports_of_all_servers_must_exist() -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from optima.models import MODELS
-from optima.pipelines.outline import steps
+from optima.plan import iterations
 from optima.recipe.layers import is_layer
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.schema import (
@@ -120,10 +120,10 @@ def test_dpo_recipe_holds_the_numbers_of_the_papers_table_8(task: str) -> None:
     sft = load_recipe(RECIPES / "sft" / f"{task}.yaml")
     assert recipe.initialise is not False
     assert (recipe.train, recipe.reward, recipe.select) == (sft.train, sft.reward, sft.select)
-    made = [step.is_dpo for step in steps(recipe)]
-    assert made == [False, True, True, True, True, True]  # six trainings, the SFT the first
+    made = [iteration.training for iteration in iterations(recipe)]
+    assert made == ["sft", *["dpo"] * 5]  # six trainings, the SFT the first
     given = load_recipe(RECIPES / "dpo" / f"{task}.yaml", ["initialise=false"])
-    assert [step.is_dpo for step in steps(given)] == [True] * 6
+    assert [iteration.training for iteration in iterations(given)] == ["dpo"] * 6
 
 
 @pytest.mark.parametrize("task", TABLE_8_SFT_DPO)

@@ -5,22 +5,23 @@ Starts no process and writes nothing. Estimates are upper bounds: every turn is 
 
 import shlex
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 from optima.errors import RunBusyError, ServerError, UsageError
 from optima.pipelines.context import serving_recipe, split_devices
-from optima.pipelines.footprint import context_window, footprint, n_trial_talks, taken
+from optima.pipelines.footprint import context_window, footprint
 from optima.pipelines.methods import check_trainable
-from optima.pipelines.outline import steps
 from optima.pipelines.preflight import check_start, read_formats
 from optima.pipelines.run import loss_codec, model_codec
 from optima.pipelines.status import is_owned
+from optima.plan import Counts, Step, plan, scores_trees
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, require_environment
 from optima.processes.host import check_sockets, core_warning
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
-from optima.reward import needs_losses, search_reward
+from optima.reward import needs_losses
 from optima.rundir import check_same_recipe
 from optima.search.exchange import read_conversational
 from optima.serving.client import Server
@@ -37,7 +38,7 @@ from optima.types import ModelRef
 _ENDPOINT_TIMEOUT_S = 10.0
 
 
-def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: str | None) -> str:
+def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: str | None) -> str:
     """Return the plan of a run as text.
 
     Raises UsageError (or a kind of it) for the first thing that would stop the run: its directory,
@@ -62,6 +63,7 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
     if recipe.pairs is not None and recipe.pairs.path is not None:
         read_conversational(Path(recipe.pairs.path), codec)
     formats = read_formats(recipe)
+    counts = Counts(n_train=len(train.problems), n_test=len(test.problems))
     where = "CPU" if devices.kind == "cpu" else f"GPUs {list(devices.gpus)}"
     lines = [
         f"run        {run_dir}" + (" (exists; would go on)" if run_dir.exists() else ""),
@@ -71,9 +73,10 @@ def run_plan(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: s
         f"roles {codec.template.roles}",
         f"formats    {len(formats)}" + ("" if formats else " (no pool)"),
         f"devices    {where}" + (f"; {warning}" if (warning := core_warning()) else ""),
-        *_stages(recipe, len(train.problems), len(test.problems)),
+        "stages",
+        *(f"  {line}" for line in _stages(recipe, counts)),
         *_processes(recipe, run_dir, (devices, *places), (vllm_env, train_env)),
-        *footprint(recipe, run_dir, len(train.problems), len(test.problems)),
+        *footprint(recipe, run_dir, counts),
     ]
     return "\n".join(lines)
 
@@ -86,44 +89,31 @@ def _check_run(recipe: Recipe, run_dir: Path) -> None:
             raise RunBusyError(f"--run-dir {run_dir}: a process runs in it; give another --run-dir")
 
 
-def _stages(recipe: Recipe, n_train: int, n_test: int) -> Iterator[str]:
-    n_problems = taken(recipe.data.n_train, n_train)
-    n_held_out = taken(recipe.data.n_test, n_test)
-    n_evaluated = n_held_out * recipe.evaluation.n_samples
-    n_candidates = n_problems * recipe.sampling.n_samples
-    yield "stages"
-    if recipe.evaluation.base:
-        yield f"  evaluate base: {n_evaluated} conversations"
-    if recipe.cold_start:
-        n_scripts = min(recipe.cold_start.n_problems, n_train)
-        yield f"  cold_start/train from base: {n_scripts} scripted conversations"
-        yield f"  evaluate cold_start: {n_evaluated} conversations"
-    scores = recipe.reward.lambda_loss > 0
-    scores_trees = search_reward(recipe).lambda_loss > 0
-    for step in steps(recipe):
-        name, search = step.label, recipe.search
-        if step.is_dpo and search is not None:
-            n_trees = taken(search.n_problems or recipe.data.n_train, n_train)
-            n_talks = n_trees * search.n_rounds * search.n_rollouts
-            n_probe = min(search.n_probe, n_train)
-            yield f"  {name}/probe by {step.generator}: {n_probe} conversations"
-            yield (
-                f"  {name}/search by {step.generator}: {n_trees} trees x {search.n_rounds} rounds "
-                f"x {search.n_rollouts} = {n_talks} conversations"
-                + (", scored while they grow" if scores_trees else "")
-            )
-            if trials := n_trial_talks(recipe, n_train):
-                yield f"  {name}/influence: {trials} conversations by trials of groups of pairs"
-            yield f"  {name}/pairs, {name}/train from {step.start}"
-        else:
-            yield (
-                f"  {name}/generate by {step.generator}: {n_problems} problems x "
-                f"{recipe.sampling.n_samples} = {n_candidates} conversations"
-            )
-            scored = f"{name}/score, " if scores else ""
-            yield f"  {scored}{name}/rank, {name}/select: at most {n_problems} conversations"
-            yield f"  {name}/train from {step.start}"
-        yield f"  evaluate {name}: {n_evaluated} conversations"
+def _stages(recipe: Recipe, counts: Counts) -> Iterator[str]:
+    """Yield one line for each folder of stages, in the order of the plan."""
+    by_folder = groupby(plan(recipe, counts), key=lambda step: step.name.rpartition("/")[0])
+    for folder, steps in by_folder:
+        parts = ", ".join(_part(recipe, step) for step in steps)
+        yield f"{folder}: {parts}" if folder else parts
+
+
+def _part(recipe: Recipe, step: Step) -> str:
+    """Return what a stage does, with the conversations that it holds at most."""
+    if step.kind == "train":
+        return f"train from {step.start}"
+    if step.kind == "script":
+        return f"script {step.n_lines:,} conversations"
+    if not step.n_conversations:
+        return step.kind
+    said = f"{step.kind} {step.n_conversations:,} conversations by {step.model}"
+    if step.kind == "generate":
+        n_samples = recipe.sampling.n_samples
+        return f"{said} ({step.n_lines // n_samples} problems x {n_samples})"
+    if step.kind == "search" and recipe.search is not None:
+        n_rounds, n_rollouts = recipe.search.n_rounds, recipe.search.n_rollouts
+        scored = ", scored while they grow" if scores_trees(recipe) else ""
+        return f"{said} ({step.n_lines // n_rounds} trees x {n_rounds} x {n_rollouts}{scored})"
+    return said
 
 
 def _processes(

@@ -1,0 +1,216 @@
+"""The plan of a training run, as data: its iterations, and every stage that it will have.
+
+Both follow from the recipe alone. The loop walks ``iterations``; the dry run, the footprint and the
+status read ``plan``, so that none of them can tell of another run than the one that happens.
+
+sft       M_0 = the base model or the cold start's; every iteration is an SFT
+dpo       iteration one is the SFT that initialises (``initial``), the others are DPO (paper Alg. 3)
+sft_dpo   an SFT, then a DPO from its model, in turn
+
+An SFT starts from the model before it in information exchange and from M_0 in debate (paper 3.2),
+or as ``train.start`` says; a DPO always from the model whose trees it learns from.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from optima.errors import UsageError
+from optima.recipe.schema import Recipe
+from optima.reward import search_reward
+from optima.tasks import get_task
+
+Training = Literal["sft", "dpo"]
+BASE, COLD_START, INITIAL = "base", "cold_start", "initial"
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """One iteration to come: the model called ``label``, made by SFT or by DPO.
+
+    ``speaker`` generates what it learns from, ``start`` is what is trained, both by label; ``t``
+    counts from 0 and is what the iteration's draws depend on.
+    """
+
+    label: str
+    speaker: str
+    start: str
+    training: Training
+    t: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many problems there are to train on, and how many the evaluations ask."""
+
+    n_train: int
+    n_test: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One stage of a run, in the directory ``name``.
+
+    ``model`` is the label of the model that speaks, is judged or is made, ``start`` that of the one
+    a training starts from. ``n_conversations`` are generated in it at most, and its file has
+    ``n_lines`` in the end; both are 0 where nothing is generated or no problems are counted.
+    """
+
+    name: str
+    model: str
+    start: str = ""
+    n_conversations: int = 0
+    n_lines: int = 0
+
+    @property
+    def kind(self) -> str:
+        """What is done: the last part of the name."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is a part of a selection by influence, whose models are not kept."""
+        return "/influence/" in self.name
+
+
+def begins_with_sft(recipe: Recipe) -> bool:
+    """Tell whether the first iteration is the SFT that initialises iDPO."""
+    return recipe.method == "dpo" and recipe.initialise is not False
+
+
+def starts_from_previous(recipe: Recipe) -> bool:
+    """Tell whether SFTs build on each other (paper: information exchange only)."""
+    if recipe.train.start == "auto":
+        return get_task(recipe.task).setting == "information_exchange"
+    return recipe.train.start == "previous"
+
+
+def iterations(recipe: Recipe) -> tuple[Iteration, ...]:
+    """Return the iterations of a run in order."""
+    return tuple(_iterations(recipe))
+
+
+def _iterations(recipe: Recipe) -> Iterator[Iteration]:
+    first = last = COLD_START if recipe.cold_start else BASE
+    is_initialised = begins_with_sft(recipe)
+    if is_initialised:
+        yield Iteration(INITIAL, last, last, "sft", 0)
+        last = INITIAL
+    for t in range(recipe.iterations - is_initialised):
+        for training in _TRAININGS[recipe.method]:
+            label = f"iter_{t}_{training}" if recipe.method == "sft_dpo" else f"iter_{t}"
+            builds_on = training == "dpo" or starts_from_previous(recipe)
+            yield Iteration(label, last, last if builds_on else first, training, t)
+            last = label
+
+
+_TRAININGS: dict[str, tuple[Training, ...]] = {
+    "sft": ("sft",),
+    "dpo": ("dpo",),
+    "sft_dpo": ("sft", "dpo"),
+}
+
+
+def plan(recipe: Recipe, counts: Counts | None = None) -> tuple[Step, ...]:
+    """Return the stages of a run, roughly in order: an evaluation is judged later than it stands.
+
+    Without ``counts`` nothing is counted. Raises UsageError when influence has no problem to be
+    measured on.
+    """
+    return tuple(_Planner(recipe, counts).steps())
+
+
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    recipe: Recipe
+    counts: Counts | None
+
+    def steps(self) -> Iterator[Step]:
+        yield Step("problems", "")
+        if self.recipe.evaluation.base:
+            yield from self._evaluation("evaluate", BASE)
+        if self.recipe.cold_start:
+            n_scripts = taken(self.recipe.cold_start.n_problems, self._n_train())
+            yield Step("cold_start/script", BASE, n_lines=n_scripts)
+            yield Step("cold_start/train", COLD_START, start=BASE)
+            yield from self._evaluation("evaluate", COLD_START)
+        for iteration in iterations(self.recipe):
+            yield from self._sft(iteration) if iteration.training == "sft" else self._dpo(iteration)
+            yield Step(f"{iteration.label}/train", iteration.label, start=iteration.start)
+            yield from self._evaluation("evaluate", iteration.label)
+
+    def _sft(self, iteration: Iteration) -> Iterator[Step]:
+        name, speaker = iteration.label, iteration.speaker
+        n = self._n_problems() * self.recipe.sampling.n_samples
+        yield Step(f"{name}/generate", speaker, n_conversations=n, n_lines=n)
+        if self.recipe.reward.lambda_loss > 0:
+            yield Step(f"{name}/score", speaker)
+        yield Step(f"{name}/rank", speaker)
+        yield Step(f"{name}/select", speaker)
+
+    def _dpo(self, iteration: Iteration) -> Iterator[Step]:
+        name, speaker, search = iteration.label, iteration.speaker, self.recipe.search
+        assert search is not None
+        n_probe = taken(search.n_probe, self._n_train())
+        yield Step(f"{name}/probe", speaker, n_conversations=n_probe, n_lines=n_probe)
+        n_rounds = self._n_trees() * search.n_rounds
+        n_rollouts = n_rounds * search.n_rollouts
+        yield Step(f"{name}/search", speaker, n_conversations=n_rollouts, n_lines=n_rounds)
+        yield Step(f"{name}/pairs", speaker)
+        yield from self._influence(iteration)
+
+    def _influence(self, iteration: Iteration) -> Iterator[Step]:
+        """Yield the stages of selection by influence; of few problems it makes fewer groups."""
+        assert self.recipe.pairs is not None
+        if self.recipe.pairs.strategy != "influence":
+            return
+        name = f"{iteration.label}/influence"
+        n = self._n_validation() * self.recipe.evaluation.n_samples
+        yield from self._evaluated(f"{name}/before", iteration.speaker, n)
+        for g in range(self.recipe.pairs.influence.n_groups):
+            group = f"{name}/group_{g}"
+            yield Step(f"{group}/rows", iteration.speaker)
+            yield Step(f"{group}/train", group, start=iteration.start)
+            yield from self._evaluated(group, group, n)
+        yield Step(f"{name}/selected", iteration.speaker)
+
+    def _evaluation(self, folder: str, label: str) -> Iterator[Step]:
+        n_test = self.counts.n_test if self.counts else 0
+        n = taken(self.recipe.data.n_test, n_test) * self.recipe.evaluation.n_samples
+        yield from self._evaluated(f"{folder}/{label}", label, n)
+
+    def _evaluated(self, name: str, label: str, n: int) -> Iterator[Step]:
+        yield Step(f"{name}/talk", label, n_conversations=n, n_lines=n)
+        if self.recipe.reward.lambda_loss > 0:
+            yield Step(f"{name}/score", label)
+        yield Step(f"{name}/rank", label)
+
+    def _n_train(self) -> int:
+        return self.counts.n_train if self.counts else 0
+
+    def _n_problems(self) -> int:
+        return taken(self.recipe.data.n_train, self._n_train())
+
+    def _n_trees(self) -> int:
+        assert self.recipe.search is not None
+        return taken(self.recipe.search.n_problems or self.recipe.data.n_train, self._n_train())
+
+    def _n_validation(self) -> int:
+        assert self.recipe.pairs is not None
+        n_left = self._n_train() - self._n_trees()
+        if self.counts is not None and n_left < 1:
+            raise UsageError(
+                f"pairs.strategy: influence: all {self._n_train()} problems of the train split get "
+                "a tree, so none is left to measure influence on; lower search.n_problems"
+            )
+        return min(n_left, self.recipe.pairs.influence.n_problems)
+
+
+def scores_trees(recipe: Recipe) -> bool:
+    """Tell whether trees are scored while they grow."""
+    return search_reward(recipe).lambda_loss > 0
+
+
+def taken(n: int | None, there: int) -> int:
+    """Return how many of the problems ``there`` are taken where ``n`` are asked for, None all."""
+    return there if n is None else min(n, there)
