@@ -27,13 +27,13 @@ from optima.evaluation.consistency import (
 )
 from optima.evaluation.statistics import estimate_mean, percentile
 from optima.evaluation.summary import Summary
+from optima.files import CONVERSATIONS, GROUPS
 from optima.pipelines import judge
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.infer import check_labels, hold
 from optima.pipelines.outline import write_stages
 from optima.pipelines.problems import read_test_problems
 from optima.pipelines.run import open_run
-from optima.pipelines.talk import FILE as CONVERSATIONS
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
 from optima.records import read_records, write_records
@@ -42,7 +42,6 @@ from optima.tasks.judging import Judge
 from optima.types import Conversation, Problem, Record
 
 logger = logging.getLogger(__name__)
-GROUPS = "groups.jsonl"
 
 
 class AnswerGroups(Record):

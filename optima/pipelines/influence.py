@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Sequence
 
 from optima.errors import UsageError
+from optima.files import EVAL_ROWS, ROWS
 from optima.pipelines import judge, learn
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.problems import Problems
@@ -38,7 +39,7 @@ def select(
     assert recipe.pairs is not None
     assert recipe.dpo is not None
     section = influence_section(context)
-    rows = tuple(read_records(pairs.path / learn.ROWS, PreferenceRow))
+    rows = tuple(read_records(pairs.path / ROWS, PreferenceRow))
     groups = deal_groups([row.problem_id for row in rows], section.n_groups, seed=recipe.seed)
     before, normalisers = _reward(context, f"{name}/influence/before", model, validation, None)
     influences = []
@@ -123,12 +124,12 @@ def _write(
     stage = context.run.stage(name, pairs.output_digest, *sorted(problem_ids))
     if not stage.done:
         chosen = [row for row in rows if row.problem_id in problem_ids]
-        n_rows = write_records(stage.path / learn.ROWS, chosen)
+        n_rows = write_records(stage.path / ROWS, chosen)
         n_eval = write_records(
-            stage.path / learn.EVAL_ROWS,
-            read_records(pairs.path / learn.EVAL_ROWS, PreferenceRow),
+            stage.path / EVAL_ROWS,
+            read_records(pairs.path / EVAL_ROWS, PreferenceRow),
         )
-        outputs = [stage.path / learn.ROWS, stage.path / learn.EVAL_ROWS]
+        outputs = [stage.path / ROWS, stage.path / EVAL_ROWS]
         stage.finish(outputs, {"rows/train": float(n_rows), "rows/eval": float(n_eval)})
         context.run.write_metrics()
     return stage

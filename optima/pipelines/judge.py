@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from optima.errors import StageError
+from optima.files import CONVERSATIONS, LOSSES, REWARDS
 from optima.pipelines.context import RunContext
-from optima.pipelines.talk import FILE as CONVERSATIONS
 from optima.records import read_records, write_records
 from optima.reward import compute_reward
 from optima.rundir import Stage
@@ -21,8 +21,6 @@ from optima.tasks.judging import Judge, JudgeError, Judgement
 from optima.types import Conversation, Problem, RewardParts, TurnLosses
 
 logger = logging.getLogger(__name__)
-LOSSES = "losses.jsonl"
-REWARDS = "rewards.jsonl"
 BATCH = 4096  # conversations in memory at a time
 T = TypeVar("T")
 

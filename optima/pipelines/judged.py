@@ -12,8 +12,7 @@ import orjson
 
 from optima.errors import StageError
 from optima.evaluation.summary import Judged
-from optima.pipelines.judge import REWARDS
-from optima.pipelines.talk import FILE as CONVERSATIONS
+from optima.files import CONVERSATIONS, REWARDS
 
 
 def read_judged(folder: Path) -> Iterator[Judged]:

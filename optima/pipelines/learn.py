@@ -6,10 +6,9 @@ from pathlib import Path
 
 from optima.errors import StageError
 from optima.evaluation.health import Remedies, examine
+from optima.files import CONVERSATIONS, EVAL_ROWS, REWARDS, ROWS, SCRIPTS, SELECTED
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.identity import identity
-from optima.pipelines.judge import REWARDS
-from optima.pipelines.talk import FILE as CONVERSATIONS
 from optima.pipelines.talk import speakers_for
 from optima.prompts.scripts import scripted_utterances
 from optima.recipe.schema import ColdStartSection, DpoSection, SelectSection, TrainSection
@@ -35,10 +34,6 @@ from optima.types import (
 )
 
 logger = logging.getLogger(__name__)
-ROWS = "rows.jsonl"
-EVAL_ROWS = "eval_rows.jsonl"
-SELECTED = "selected.jsonl"
-SCRIPTS = "scripts.jsonl"
 ROW_FORMAT = "token ids"  # what rows are made of; rows of another format are made anew
 
 

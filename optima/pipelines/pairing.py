@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from optima.errors import UsageError
+from optima.files import TREES
 from optima.pipelines.run import model_codec
-from optima.pipelines.search import TREES
 from optima.pipelines.talk import speakers_of
 from optima.plan import plan
 from optima.prompts.rendering import PromptStyle

@@ -11,8 +11,6 @@ from pathlib import Path
 from optima.records import atomic_writer, disk_errors, parse_record, repair_tail
 from optima.types import TreeRound
 
-FILE = "rounds.jsonl"
-
 
 class StoredRounds(Mapping[str, tuple[TreeRound, ...]]):
     """The rounds of each tree in their order, by problem id; read from ``path`` when asked for.

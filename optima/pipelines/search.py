@@ -18,14 +18,13 @@ from optima.conversation.dialogue import Dialogue, Request
 from optima.conversation.rollouts import RoutedCompletion
 from optima.errors import StageError
 from optima.evaluation.statistics import percentile
+from optima.files import CONVERSATIONS, EVAL_ROWS, PAIRS, ROUNDS, ROWS, TREES
 from optima.pipelines import learn
 from optima.pipelines.agreement import TaskAgreement
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.identity import identity
 from optima.pipelines.rewarding import RewardDesk, search_yardstick
-from optima.pipelines.rounds import FILE as ROUNDS
 from optima.pipelines.rounds import StoredRounds, keep_sound_rounds
-from optima.pipelines.talk import FILE as CONVERSATIONS
 from optima.pipelines.talk import TalkPlan, rare_collections, speakers_for, talk
 from optima.processes import interruption
 from optima.recipe.schema import PairSection, SearchSection
@@ -48,8 +47,6 @@ from optima.types import (
 )
 
 logger = logging.getLogger(__name__)
-TREES = "trees.jsonl"
-PAIRS = "pairs.jsonl"
 
 
 def probe(context: RunContext, name: str, model: Model, problems: Sequence[Problem]) -> int:
@@ -156,7 +153,7 @@ def pair(
     rows = (preference_row(p, speakers_for(context, problem_by_id[p.problem_id])) for p in chosen)
     write_records(stage.path / PAIRS, chosen)
     counts = learn.write_rows(context, stage.path, chain(rows, imported))
-    outputs = [stage.path / file for file in (PAIRS, learn.ROWS, learn.EVAL_ROWS)]
+    outputs = [stage.path / file for file in (PAIRS, ROWS, EVAL_ROWS)]
     n = max(1, len(chosen))
     metrics = {
         "pairs": float(len(chosen)),

@@ -22,6 +22,7 @@ from optima.conversation.rollouts import RoutedCompletion, hold_conversations
 from optima.conversation.tokens import ChatCodec
 from optima.errors import StageError
 from optima.evaluation.health import HealthCount, TalkHealth
+from optima.files import CONVERSATIONS
 from optima.pipelines.agreement import TaskAgreement
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.identity import identity
@@ -38,7 +39,6 @@ from optima.tasks.judging import Judge
 from optima.types import Conversation, Problem
 
 logger = logging.getLogger(__name__)
-FILE = "conversations.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def talk(
     stage = context.run.stage(name, model.digest, ids, identity(plan), prompts)
     if stage.done:
         return stage
-    path = stage.path / FILE
+    path = stage.path / CONVERSATIONS
     held = _keep_good_records(stage)
     n_total = len(problems) * plan.n_samples
     logger.info(
@@ -124,7 +124,7 @@ async def _hold(
 
         concurrency = min(serving.concurrency * len(fleet.servers), n_total - n_held)
         with (
-            RecordAppender(stage.path / FILE) as appender,
+            RecordAppender(stage.path / CONVERSATIONS) as appender,
             tqdm(
                 total=n_total, initial=n_held, desc=stage.path.name, unit="conv",
                 disable=not sys.stderr.isatty(),
@@ -210,7 +210,7 @@ def _dialogues(
 
 def _keep_good_records(stage: Stage) -> set[tuple[str, int]]:
     """Return the conversations already held; failed, torn and doubled ones leave the file."""
-    path = stage.path / FILE
+    path = stage.path / CONVERSATIONS
     repair_tail(path)
     held: set[tuple[str, int]] = set()
     if not path.exists():

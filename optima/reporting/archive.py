@@ -20,9 +20,7 @@ import orjson
 from numpy.typing import NDArray
 
 from optima.errors import StageError
-from optima.pipelines.judge import LOSSES, REWARDS
-from optima.pipelines.learn import SCRIPTS, SELECTED
-from optima.pipelines.talk import FILE as CONVERSATIONS
+from optima.files import CONVERSATIONS, LOSSES, REWARDS, SCRIPTS, SELECTED
 from optima.seeding import rng
 from optima.stages import read_done, stage_folders
 from optima.types import StopReason

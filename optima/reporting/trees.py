@@ -13,8 +13,7 @@ from typing import Any
 
 import orjson
 
-from optima.pipelines.rounds import FILE as ROUNDS
-from optima.pipelines.search import PAIRS, TREES
+from optima.files import PAIRS, ROUNDS, TREES
 from optima.recipe.schema import SearchSection
 from optima.records import read_records
 from optima.reporting.archive import Archive, parsed
