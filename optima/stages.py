@@ -16,7 +16,7 @@ from optima.errors import RecipeError, StageError, UsageError
 from optima.outputs import Damage, find_cut_weights, find_damage
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
-from optima.training.jobs import MODEL_DIR
+from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR
 from optima.types import ModelRef, Record
 
 STARTED_FORMAT = "%Y-%m-%dT%H:%M:%SZ"  # of an attempt, in UTC
@@ -136,7 +136,8 @@ def check_model(ref: ModelRef) -> None:
                 raise StageError(explain_damage(Damage(folder, "is gone"), folder.parent))
             continue  # a hub's, or for whoever loads it to judge
         done = read_done(folder.parent) if folder.name == MODEL_DIR else None
-        names = [name for name in (done.outputs if done else ()) if _is_model(name)]
+        outputs = done.outputs if done else ()
+        names = [name for name in outputs if _is_model(name) or name == LOGPROBS_FILE]
         damage = find_cut_weights(folder)
         if done is not None and names:
             digests = {name: done.outputs[name] for name in names}

@@ -74,7 +74,15 @@ def _train(arguments: list[str], options: dict[str, object]) -> None:
     import hashlib
     import shutil
 
-    from optima.training.jobs import MODEL_DIR, RESULT_FILE, TrainJob, TrainResult
+    from optima.serving.fake import token_logprobs
+    from optima.training.jobs import (
+        LOGPROBS_FILE,
+        MODEL_DIR,
+        RESULT_FILE,
+        Logprobs,
+        TrainJob,
+        TrainResult,
+    )
     from optima.types import ModelRef
 
     job = TrainJob.model_validate_json(Path(arguments[arguments.index("--job") + 1]).read_text())
@@ -101,6 +109,11 @@ def _train(arguments: list[str], options: dict[str, object]) -> None:
         + (job.dpo.model_dump_json().encode() if job.dpo else b"")
     )
     (model / "model.safetensors").write_bytes(hashlib.blake2b(seed, digest_size=64).digest())
+    first = json.loads(rows.splitlines()[0])
+    ids = first.get("input_ids") or first["prompt_ids"] + first["chosen_ids"]
+    after, before = (tuple(token_logprobs(folder, ids)) for folder in (model, start))
+    found = Logprobs(token_ids=tuple(ids), trained=after, start=before)
+    (model.parent / LOGPROBS_FILE).write_text(found.model_dump_json())
     result = TrainResult(
         model=ModelRef(path=str(model)),
         n_rows=n_rows,

@@ -20,7 +20,7 @@ from optima.shares import share_of
 from optima.stages import check_model
 from optima.tasks.answers import last_marked_answer
 from optima.tasks.loading import sample_problems
-from optima.training.jobs import MODEL_DIR, TrainJob, TrainResult
+from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR, TrainJob, TrainResult
 from optima.training.launch import run_training
 from optima.trainset import conversation_rows, is_held_out
 from optima.types import (
@@ -209,7 +209,8 @@ def train(
             devices=context.device.devices,
             log_path=context.log_path(name),
         )
-        stage.finish([result_path, stage.path / MODEL_DIR], _train_metrics(result))
+        logprobs = stage.path.glob(LOGPROBS_FILE)  # none of a training by an older release
+        stage.finish([result_path, stage.path / MODEL_DIR, *logprobs], _train_metrics(result))
         context.run.write_metrics()
         logger.info(
             "%s: done in %.0f s, loss %.3f, %.0f tokens/s",

@@ -7,6 +7,7 @@ pure function of (prompt, seed): a few words and mostly a marked answer, taken f
 once one is marked there, agreeing with it.
 Prompts are token ids or text. With the tokenizer of ``--tokenizer`` or ``--model`` it reads ids,
 gives them back and counts in them; without one words are its tokens, and ids are read as numbers.
+The log-probabilities of a prompt are a pure function of its ids and the weights in the directory.
 Arguments of a real server that it does not know are ignored.
 """
 
@@ -58,6 +59,7 @@ class Behaviour:
     has_health: bool = True
     gives_ids: bool = True
     takes_ids: bool = True
+    gives_logprobs: bool = True
     notes: Path | None = None
 
 
@@ -81,8 +83,10 @@ class FakeServer:
         api_key: str,
         behaviour: Behaviour,
         tokenizer: Tokenizer | None = None,
+        weights: Path | None = None,
     ) -> None:
         self._models = tuple(models)
+        self._weights = weights
         self._tokenizer = tokenizer
         self._authorization = f"Bearer {api_key}" if api_key else None
         self._behaviour = behaviour
@@ -143,6 +147,8 @@ class FakeServer:
         }
         if not behaviour.gives_ids:
             del choice["token_ids"]
+        if asked.get("prompt_logprobs") is not None:
+            choice["prompt_logprobs"] = self._score(prompt)
         usage = {
             "prompt_tokens": n_prompt,
             "completion_tokens": said.n_tokens,
@@ -150,6 +156,13 @@ class FakeServer:
         }
         head = {"id": f"cmpl-{self._n_completions}", "object": "text_completion", "model": model}
         return _answer({**head, "choices": [choice], "usage": usage})
+
+    def _score(self, prompt: list[int]) -> list[dict[str, dict[str, float]] | None] | None:
+        """Return what vLLM says of the tokens of a prompt of ids."""
+        if not self._behaviour.gives_logprobs:
+            return None
+        values = zip(prompt[1:], token_logprobs(self._weights, prompt), strict=True)
+        return [None, *({str(i): {"logprob": value}} for i, value in values)]
 
     def _read(self, prompt: str | list[int]) -> tuple[str, int]:
         """Return the prompt as text and its number of tokens."""
@@ -232,6 +245,15 @@ def compose(prompt: str, seed: int) -> str:
     return " " + " ".join([*words, "it", "is", mark])
 
 
+def token_logprobs(weights: Path | None, ids: Sequence[int]) -> list[float]:
+    """Return made-up log-probabilities of all ids but the first; other weights give others."""
+    files = sorted(weights.glob("*.safetensors")) if weights is not None else []
+    model = b"".join(path.read_bytes()[-4096:] for path in files)
+    digests = (hashlib.blake2b(b"%d %d" % (k, i), key=hashlib.blake2b(model).digest())
+               for k, i in enumerate(ids))  # fmt: skip
+    return [-8 * digest.digest()[0] / 255 for digest in digests][1:]
+
+
 def _candidate(prompt: str, style: str, draw: int) -> str:
     """Return something in the prompt that looks like an answer."""
     kinds = ("number",) if style == "boxed" else ("letter", "place", "word")
@@ -285,6 +307,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-health", action="store_true", help="there is no /health")
     parser.add_argument("--no-token-ids", action="store_true", help="completions have no ids")
     parser.add_argument("--only-text", action="store_true", help="prompts of ids are refused")
+    parser.add_argument("--no-logprobs", action="store_true", help="prompt_logprobs are null")
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="those that it has instead")
     parser.add_argument("--never-ready", action="store_true", help="/health answers 503")
     parser.add_argument("--mute", metavar="PART", help="say nothing as a model of this path")
     parser.add_argument("--overflow-chars", type=int, metavar="N", help="refuse longer prompts")
@@ -292,6 +316,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, _ = parser.parse_known_args(argv)
     models = [options.served_model_name or options.model or "policy"]
     models += [module.split("=", 1)[0] for module in options.lora_modules]
+    folders = [module.split("=", 1)[1] for module in options.lora_modules] or [options.model or "."]
     behaviour = Behaviour(
         latency_s=options.latency_ms / 1000,
         fail_rate=options.fail_rate,
@@ -300,6 +325,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         has_health=not options.no_health,
         gives_ids=not options.no_token_ids,
         takes_ids=not options.only_text,
+        gives_logprobs=not options.no_logprobs,
         is_never_ready=options.never_ready,
         is_mute=options.mute is not None and options.mute in (options.model or ""),
         overflow_chars=options.overflow_chars,
@@ -307,7 +333,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         notes=options.notes,
     )
     tokenizer = load_tokenizer(options.tokenizer or options.model)
-    server = FakeServer(models, os.environ.get("VLLM_API_KEY", ""), behaviour, tokenizer)
+    key, weights = os.environ.get("VLLM_API_KEY", ""), options.weights or Path(folders[0])
+    server = FakeServer(models, key, behaviour, tokenizer, weights)
     try:
         asyncio.run(serve(server, options.host, options.port))
     except KeyboardInterrupt:

@@ -40,8 +40,9 @@ class Fleet:
     """Ready servers of ``model``; enter it to start them, leave it to stop them.
 
     With ``serving.endpoints`` the start model is served by those, and every other model by
-    servers of our own. Raises ProcessError when a server does not start, ServerError when an
-    endpoint does not generate; then nothing is left running.
+    servers of our own. Raises ProcessError when a server does not start, StageError when it does
+    not serve the model that was trained, ServerError when an endpoint does not generate; then
+    nothing is left running.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class Fleet:
             Worker(
                 Server(index, "", api_key, is_alive=False),
                 self._launcher(index, gpus, api_key),
-                self.model_name,
+                self._model,
                 serving,
                 self._log_dir,
             )

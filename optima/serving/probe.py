@@ -5,6 +5,7 @@ No proxy and no redirect is followed: the key goes to the named server only.
 
 import http.client
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,20 @@ class _Cards(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
     data: tuple[_Card, ...]
+
+
+class _Logprob(BaseModel):
+    """A token's log-probability; NaN is read as it stands, None is what some write for it."""
+
+    logprob: float | None
+
+
+class _ScoredChoice(BaseModel):
+    prompt_logprobs: tuple[dict[int, _Logprob] | None, ...]
+
+
+class _Scored(BaseModel):
+    choices: tuple[_ScoredChoice]
 
 
 def is_healthy(server: Server, timeout_s: float, path: str | None = HEALTH_PATH) -> bool:
@@ -81,6 +96,32 @@ def check_completion(server: Server, model_name: str, timeout_s: float) -> Reply
             f"{error}; it takes a text as prompt but no token ids, of which prompts are made here; "
             "serve the model with vLLM, SGLang or llama.cpp"
         ) from error
+
+
+def prompt_logprobs(
+    server: Server, model_name: str, token_ids: tuple[int, ...], timeout_s: float
+) -> tuple[float, ...]:
+    """Return the log-probability of every token of a prompt after the first, as vLLM gives them.
+
+    NaN stands where it is no number. Raises RetryableError without an answer, ServerError when the
+    server gives none.
+    """
+    asked = {
+        "model": model_name, "prompt": token_ids, "max_tokens": 1, "temperature": 0.0, "seed": 0,
+        "prompt_logprobs": 0,
+    }  # fmt: skip
+    status, headers, payload = _ask(server, "POST", "/v1/completions", asked, timeout_s)
+    if status != 200 and b"JSON compliant" in payload:  # how vLLM says that one is no number
+        return (math.nan,) * (len(token_ids) - 1)
+    if status != 200:
+        error = refusal(server.base_url, status, payload, headers)
+        raise ServerError(str(error)) from error
+    try:
+        scored = _Scored.model_validate_json(payload).choices[0].prompt_logprobs
+        found = [(place or {})[i] for i, place in zip(token_ids[1:], scored[1:], strict=True)]
+    except (ValueError, KeyError) as error:
+        raise ServerError(f"{server.base_url}: gives no prompt_logprobs") from error
+    return tuple(math.nan if one.logprob is None else one.logprob for one in found)
 
 
 def served_models(server: Server, timeout_s: float) -> tuple[str, ...]:

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from optima.errors import OptimaError, ProcessError, ServerError
+from optima.errors import OptimaError, ProcessError, ServerError, StageError
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import ServingSection
 from optima.serving.client import Server
-from optima.serving.command import HOST
+from optima.serving.command import HOST, MODEL_NAME
 from optima.serving.probe import (
     PROMPT_IDS,
     check_completion,
@@ -22,6 +22,8 @@ from optima.serving.probe import (
     patiently,
 )
 from optima.serving.reply import KeyRefusedError, Reply, RetryableError
+from optima.serving.served import check_served
+from optima.types import ModelRef
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +43,13 @@ class Worker:
         self,
         server: Server,
         launch: Callable[[int, Path], ManagedProcess],
-        model_name: str,
+        model: ModelRef,
         serving: ServingSection,
         log_dir: Path,
     ) -> None:
         self.server = server
         self._launch = launch
-        self._model_name = model_name
+        self._model = model
         self._serving = serving
         self._log_dir = log_dir
         self._process: ManagedProcess | None = None
@@ -59,7 +61,7 @@ class Worker:
         """Start the server and wait until it generates.
 
         Raises ProcessError, with the end of the log, as soon as it exits or when it is not ready
-        after ``serving.start_timeout_s``.
+        after ``serving.start_timeout_s``, and StageError when it serves another model.
         """
         deadline = time.monotonic() + self._serving.start_timeout_s
         for n_ports in range(1, _MAX_PORTS + 1):
@@ -82,6 +84,9 @@ class Worker:
                 if n_ports == _MAX_PORTS or self._serving.port is not None or not is_taken:
                     raise
                 logger.info("server %d: port %d was taken, trying another", self.server.index, port)
+            except StageError:
+                process.stop()
+                raise
 
     def watch(self) -> None:
         """Watch the server from a thread of its own until ``stop``."""
@@ -132,7 +137,8 @@ class Worker:
             if not is_healthy(self.server, min(5.0, left_s)):
                 continue
             try:
-                check_completion(self.server, self._model_name, left_s)
+                check_completion(self.server, MODEL_NAME, left_s)
+                check_served(self.server, MODEL_NAME, self._model, left_s)
             except RetryableError as error:
                 problem = str(error)
                 continue
@@ -201,7 +207,7 @@ class Worker:
         return None
 
     def _is_well(self) -> bool:
-        return is_healthy(self.server, HEALTH_TIMEOUT_S) and _answers(self.server, self._model_name)
+        return is_healthy(self.server, HEALTH_TIMEOUT_S) and _answers(self.server, MODEL_NAME)
 
 
 class _ForeignServerError(ProcessError):

@@ -194,7 +194,8 @@ def run(job: TrainJob) -> TrainResult:
         n_tokens=pairs.n_tokens,
         n_loss_tokens=pairs.n_loss_tokens,
     )
-    return conduct(trainer, job, counts, kept)
+    first = pairs.pairs[0]
+    return conduct(trainer, job, counts, kept, first.prompt_ids + first.chosen_ids)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What a training process is asked for and what it answers, as files.
 
 A job is written as ``job.json`` into the output directory. The process writes, in this order,
-``progress.json`` (replaced at each log), ``checkpoints/``, ``model/`` (under a temporary name,
-then renamed) and last ``result.json``: where that stands, the training is finished.
+``progress.json`` (replaced at each log), ``checkpoints/``, ``logprobs.json``, ``model/`` (under a
+temporary name, then renamed) and last ``result.json``: where that stands, the training is finished.
 """
 
 from pathlib import Path
@@ -17,6 +17,7 @@ JOB_FILE = "job.json"
 RESULT_FILE = "result.json"
 PROGRESS_FILE = "progress.json"
 CHECKPOINTS_DIR = "checkpoints"
+LOGPROBS_FILE = "logprobs.json"
 MODEL_DIR = "model"
 ERROR_MARK = "error: "  # begins the line in a training's log that says why it failed
 R = TypeVar("R", bound=Record)
@@ -80,6 +81,19 @@ class TrainResult(Record):
     seconds: float
     tokens_per_s: float
     figures: dict[str, float] = Field(default_factory=dict)
+
+
+class Logprobs(Record):
+    """What the written model thinks of a few tokens, by which a server of it can be known.
+
+    ``trained`` and ``start`` are the log-probabilities of every token of ``token_ids`` after the
+    first, in nats, under the model in the folder and under the one the training started from.
+    """
+
+    schema_version: Literal[1] = 1
+    token_ids: tuple[int, ...]
+    trained: tuple[float, ...]
+    start: tuple[float, ...]
 
 
 class TrainProgress(Record):

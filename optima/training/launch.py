@@ -29,6 +29,7 @@ from optima.training.jobs import (
     CHECKPOINTS_DIR,
     ERROR_MARK,
     JOB_FILE,
+    LOGPROBS_FILE,
     MODEL_DIR,
     PROGRESS_FILE,
     TrainJob,
@@ -174,6 +175,7 @@ def _remove_leftovers(job: TrainJob) -> None:
     """Remove what a training with other inputs left; other files of the directory stay."""
     output = Path(job.output_dir)
     job.result_path.unlink(missing_ok=True)  # first: without it nothing else counts
+    (output / LOGPROBS_FILE).unlink(missing_ok=True)
     for name in (MODEL_DIR, CHECKPOINTS_DIR):
         if (output / name).is_dir():
             shutil.rmtree(output / name)

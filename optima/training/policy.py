@@ -1,7 +1,9 @@
 """The trained model: how it is loaded for training, and how it is written for serving."""
 
+import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import unset_hf_deepspeed_config
 
 from optima.recipe.schema import TrainSection
-from optima.training.divergence import check_weights
-from optima.training.jobs import MODEL_DIR, TrainJob
+from optima.training.divergence import DivergenceError, check_weights
+from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR, Logprobs, TrainJob
 from optima.training.modeldir import (
     cast_weights,
     copy_companions,
@@ -24,7 +26,10 @@ from optima.training.modeldir import (
 )
 from optima.types import ModelRef
 
+logger = logging.getLogger(__name__)
+
 TEMPORARY_MODEL_DIR = f".{MODEL_DIR}.tmp"
+_N_PROBED = 64  # tokens: enough for a mean, and few for a CPU
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -86,10 +91,13 @@ def read_format(job: TrainJob) -> tuple[torch.dtype, dict[str, Any]]:
     return getattr(config, "dtype", None) or torch.bfloat16, token_ids(config)
 
 
-def save(trainer: Any, job: TrainJob, kept: tuple[torch.dtype, dict[str, Any]]) -> ModelRef:
+def save(
+    trainer: Any, job: TrainJob, kept: tuple[torch.dtype, dict[str, Any]], row: Sequence[int]
+) -> ModelRef:
     """Write the trained model under a temporary name, then rename it; on all processes.
 
-    ``kept`` is what ``read_format`` said before the trainer saw the model. Raises DivergenceError
+    ``kept`` is what ``read_format`` said before the trainer saw the model; of ``row``, the ids of
+    one that was trained on, log-probabilities are written beside the model. Raises DivergenceError
     for weights that are no numbers.
     """
     dtype, ids = kept
@@ -109,6 +117,7 @@ def save(trainer: Any, job: TrainJob, kept: tuple[torch.dtype, dict[str, Any]]) 
                 setattr(model.config, name, value)
             save_model_dir(model, cast, start, temporary)
             set_dtype(temporary, dtype)
+            del cast
         else:
             check_weights(weights)
             # The adapter is saved by itself and, if wanted, merged into fresh, whole weights.
@@ -118,6 +127,8 @@ def save(trainer: Any, job: TrainJob, kept: tuple[torch.dtype, dict[str, Any]]) 
                 merge_saved(job, temporary, dtype)
             else:
                 copy_companions(start, temporary)
+        del weights  # the memory is wanted for the models that are compared
+        write_logprobs(job, row, temporary, dtype)
         shutil.rmtree(output, ignore_errors=True)
         temporary.rename(output)
     PartialState().wait_for_everyone()
@@ -134,3 +145,45 @@ def merge_saved(job: TrainJob, directory: Path, dtype: torch.dtype) -> None:
     check_weights(merged.state_dict())
     shutil.rmtree(directory)
     save_model_dir(merged, None, local_companions(job.model.path, job.revision), directory)
+
+
+def write_logprobs(job: TrainJob, row: Sequence[int], directory: Path, dtype: torch.dtype) -> None:
+    """Write what the model in ``directory`` thinks of a row; on one process, after the training.
+
+    Both models are loaded anew, one after the other, on the CPU, where no training takes memory.
+    Raises DivergenceError when a log-probability is no number. A model that does not run on a CPU
+    gets no file, so it is not compared when it is served.
+    """
+    path = Path(job.output_dir) / LOGPROBS_FILE
+    path.unlink(missing_ok=True)
+    is_adapter = job.train.lora is not None and job.train.lora.serve == "adapter"
+    written = ModelRef(path=str(directory))
+    if is_adapter:
+        written = ModelRef(path=job.model.path, adapter=str(directory))
+    unset_hf_deepspeed_config()  # as before a merge
+    ids = [*row[:1], *row[1:][-(_N_PROBED - 1) :]]  # the words of a row stand at its end
+    revision = job.revision if is_adapter else None
+    saved = job.model_copy(update={"model": written, "revision": revision})
+    try:
+        trained, start = (token_logprobs(load_start(j, dtype), ids) for j in (saved, job))
+    except Exception as error:  # noqa: BLE001  what was trained is not lost for want of a check
+        logger.warning("no log-probabilities of the model on a CPU (%r): no server of it is "
+                       "compared with it", error)  # fmt: skip
+        return
+    if not (torch.isfinite(trained).all() and torch.isfinite(start).all()):
+        raise DivergenceError("training: a log-probability of a row is not finite at the end")
+    found = Logprobs(
+        token_ids=tuple(ids),
+        trained=tuple(round(value, 4) for value in trained.tolist()),
+        start=tuple(round(value, 4) for value in start.tolist()),
+    )
+    path.write_text(found.model_dump_json() + "\n", encoding="utf-8")
+
+
+def token_logprobs(model: Any, ids: Sequence[int]) -> torch.Tensor:
+    """Return the log-probability of every token after the first [T - 1], in float32."""
+    tokens = torch.tensor(ids)
+    with torch.no_grad():
+        logits = model.eval()(tokens[None], use_cache=False).logits[0, :-1]
+    logs: torch.Tensor = logits.float().log_softmax(-1)
+    return logs.gather(1, tokens[1:, None])[:, 0]

@@ -127,11 +127,16 @@ def avoid_cudnn_attention() -> None:
 
 
 def conduct(
-    trainer: Any, job: TrainJob, counts: Counts, kept: tuple[torch.dtype, dict[str, Any]]
+    trainer: Any,
+    job: TrainJob,
+    counts: Counts,
+    kept: tuple[torch.dtype, dict[str, Any]],
+    row: Sequence[int],
 ) -> TrainResult:
     """Train from the last checkpoint on, write the model and return the result.
 
-    ``kept`` is what ``read_format`` said before the trainer saw the model.
+    ``kept`` is what ``read_format`` said before the trainer saw the model, ``row`` the ids of a row
+    that is trained on.
     """
     output, epochs = Path(job.output_dir), job.train.epochs
     n_tokens = round(counts.n_tokens * epochs)
@@ -151,7 +156,7 @@ def conduct(
     losses = [entry["loss"] for entry in history if "loss" in entry]
     last: dict[str, float] = next((entry for entry in reversed(history) if "loss" in entry), {})
     return TrainResult(
-        model=save(trainer, job, kept),
+        model=save(trainer, job, kept, row),
         n_rows=counts.n_rows,
         n_eval_rows=counts.n_eval_rows,
         n_dropped_rows=counts.n_dropped_rows,

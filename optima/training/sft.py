@@ -137,7 +137,7 @@ def run(job: TrainJob) -> TrainResult:
         n_tokens=rows.n_tokens,
         n_loss_tokens=rows.n_loss_tokens,
     )
-    return conduct(trainer, job, counts, kept)
+    return conduct(trainer, job, counts, kept, rows.rows[0].input_ids)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from optima.cli import dpo, main
+from optima.errors import StageError
 from optima.pipelines.status import read_status
 from optima.processes.environment import Environment
 from optima.reporting.live import LiveReport
+from optima.stages import check_model
+from optima.types import ModelRef
 from tests.fakes import fake_environment
 from tests.pipelines.runs import results, run
 from tests.test_outputs import change_one_byte, cut_last_byte, cut_last_line, empty
@@ -50,7 +53,7 @@ FILES = (
     "problems/train.jsonl", "problems/test.jsonl", "cold_start/script/rows.jsonl",
     "cold_start/train/result.json", "initial/generate/conversations.jsonl",
     "initial/score/losses.jsonl", "initial/rank/rewards.jsonl", "initial/select/rows.jsonl",
-    "initial/train/result.json", "iter_0/probe/conversations.jsonl",
+    "initial/train/result.json", "initial/train/logprobs.json", "iter_0/probe/conversations.jsonl",
     "iter_0/search/trees.jsonl", "iter_0/pairs/rows.jsonl", "evaluate/base/rank/rewards.jsonl",
     "evaluate/iter_0/talk/conversations.jsonl",
 )  # fmt: skip
@@ -120,6 +123,33 @@ def test_model_that_was_cut_is_not_served_and_its_training_is_done_again_when_mo
     (root / "initial/train").rename(tmp_path / "train")
     assert dpo.main([*argv, "--quiet"]) == 0
     assert results(root) == before
+
+
+def test_run_ends_in_one_line_where_a_server_has_not_the_trained_weights(
+    damaged: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, argv = damaged
+    shutil.rmtree(root / "iter_0/search")
+    base = root.parent / "model"  # what an old or wrong server may hold
+    other = fake_environment(root.parent / "other", server=("--weights", str(base)))
+    argv[argv.index("--vllm-env") + 1] = str(other.prefix)
+    assert dpo.main([*argv, "--quiet"]) == 1
+    said = line_of(capsys)
+    assert said.startswith(f"optima: {root}/initial/train/model: server 0 serves another model: ")
+    assert f"move {root}/initial/train away and run again" in said
+    argv[argv.index("--vllm-env") + 1] = argv[argv.index("--train-env") + 1]
+    assert dpo.main([*argv, "--quiet"]) == 0  # the remedy: servers of the right weights
+
+
+def test_log_probabilities_that_changed_are_noticed_before_the_model_is_served(
+    damaged: tuple[Path, list[str]],
+) -> None:
+    root, _ = damaged
+    model = ModelRef(path=str(root / "initial/train/model"))
+    check_model(model)
+    change_one_byte(root / "initial/train/logprobs.json")
+    with pytest.raises(StageError, match=r"train/logprobs\.json: has changed since it was written"):
+        check_model(model)
 
 
 def test_run_that_was_moved_goes_on_from_its_own_models(
