@@ -17,7 +17,7 @@ from optima.recipe.layers import is_layer
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.packaged import FOLDER, packaged_recipes
 from optima.recipe.schema import MAX_SEED
-from optima.recipe.text import read_tree
+from optima.recipe.text import read_file
 from optima.tasks import TASKS, get_task
 from optima.tasks.loading import load_problems
 
@@ -217,7 +217,7 @@ def _list_recipes(options: argparse.Namespace) -> int:
             f"--dir {folder}: holds no recipe; leave it out in a folder without recipes/ to list "
             "those that come with optima"
         )
-    layers = {path: name for path, name in paths.items() if is_layer(read_tree(path))}
+    layers = {path: name for path, name in paths.items() if is_layer(read_file(path).tree)}
     _print_files({path: name for path, name in paths.items() if path not in layers})
     if layers:
         print("\nLayers, to go over a recipe (--config RECIPE LAYER):")

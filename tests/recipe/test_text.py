@@ -108,11 +108,11 @@ REFUSED = {
     'data: {path: "\\ud800"}\n': (
         ":4: data.path: holds the character #xd800, which no text may; remove it"
     ),
-    '"se\\nd": 1\n': ": se\\nd: unknown key (did you mean seed?)",
+    '"se\\nd": 1\n': ":4: se\\nd: unknown key (did you mean seed?)",
     "reward.lambda_token: 1\n": (
-        ": reward.lambda_token: unknown key (write it as a section: reward: {lambda_token: ...})"
+        ":4: reward.lambda_token: unknown key (write it as a section: reward: {lambda_token: ...})"
     ),
-    "lambda_token: 1\n": ": lambda_token: unknown key (did you mean reward.lambda_token?)",
+    "lambda_token: 1\n": ":4: lambda_token: unknown key (did you mean reward.lambda_token?)",
 }  # fmt: skip
 
 
