@@ -172,7 +172,7 @@ def _remedy(kind: str, value: Any, origin: Origin | None) -> str:
             return "; put it in quotes"
         found = _BOOL_WORD.search(origin.text) if isinstance(value, bool) else None
         return f"; {quoting(origin.key, found[0] if found else str(value), origin.text)}"
-    if isinstance(value, bool) and kind != "bool_type":
+    if isinstance(value, bool) and kind in ("int_type", "int_from_float", "float_type"):
         return "; YAML reads on, off, yes and no as true and false, write a number"
     if kind in ("int_type", "int_from_float", "float_type"):
         number = _number(value, is_whole=kind != "float_type")
@@ -180,8 +180,11 @@ def _remedy(kind: str, value: Any, origin: Origin | None) -> str:
         return f"; {why}write {number}" if number else ""
     if kind == "bool_type" and isinstance(value, str) and value.lower() in ("true", "false"):
         return "; remove the quotes"
+    if kind == "tuple_type" and isinstance(value, Mapping):
+        return "; give the whole list, as [A, B]"
     if kind == "tuple_type":
-        return f"; write [{'' if value is None else value}]"
+        shown = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+        return f"; write [{shown}]"
     return ""
 
 

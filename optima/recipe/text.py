@@ -34,6 +34,9 @@ _REMEDIES = {
     "mapping values are not allowed": "put text with `: ` in quotes, or mend the indentation",
     "cannot start any token": "put the text in quotes",
     "tag handle": "remove the tag",
+    "incompatible YAML": "remove the line that begins with %YAML",
+    "expected '<document start>'": "keep one document and remove the others with their `...`",
+    "could not find expected ':'": "put a space after each `:`, and close quotes",
 }
 
 
@@ -123,11 +126,11 @@ def parse_yaml(text: str, source: Source, lines: dict[str, int] | None = None) -
         mark = error.problem_mark or error.context_mark
         what = printable(error.problem or error.context or "cannot be read")
         remedies = (remedy for part, remedy in _REMEDIES.items() if part in what)
-        default = "put the value in quotes" if source.key else "mend brackets, quotes, indentation"
-        raise RecipeError(
-            f"{source.at(mark.line if mark else 0)}: no valid YAML: {what}; "
-            f"{next(remedies, default)}"
-        ) from error
+        remedy = next(remedies, "mend brackets, quotes, indentation")
+        if source.key:
+            remedy = f"mend brackets and quotes, or {quoting(source.key, text, text)}"
+        where = source.at(mark.line if mark else 0)
+        raise RecipeError(f"{where}: no valid YAML: {what}; {remedy}") from error
     end = 0 if node is None else node.end_mark.index
     if source.key and text[end:].strip():
         raise RecipeError(
@@ -149,12 +152,19 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str, source: Source) -> None:
         super().__init__(text)
         self._source = source
+        self._text = text
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self._depth > MAX_DEPTH:
             where = self._source.at(self.line)
             raise RecipeError(f"{where}: is nested over {MAX_DEPTH} deep; no recipe is, remove it")
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if self._source.key and event.anchor and not isinstance(event, yaml.AliasEvent):
+            raise RecipeError(
+                f"{self._source.place}: `&` names a value in YAML, which nothing here can use; "
+                f"{quoting(self._source.key, self._text, self._text)}"
+            )
         self._depth += 1
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
@@ -265,7 +275,9 @@ class _Reading:
     def _refuse_tag(self, node: yaml.Node, key: str) -> NoReturn:
         tag = printable(node.tag.replace(_TAG, "!!"), 60)
         shown = f"{printable(node.value, 40)} is " if isinstance(node, yaml.ScalarNode) else ""
-        self._refuse(node, key, f"{shown}no {tag} that a recipe can hold; remove the tag")
+        whole = self.text
+        quoted = f", or {quoting(self.source.key, whole, whole)}" if self.source.key else ""
+        self._refuse(node, key, f"{shown}no {tag} that a recipe can hold; remove the tag{quoted}")
 
     def _refuse(self, node: yaml.Node, key: str, what: str) -> NoReturn:
         where = self.source.at(node.start_mark.line)

@@ -207,9 +207,13 @@ OVERRIDES = {
     "train.seed=1": "train.seed: unknown key (known keys: ",
     "seed=é": 'seed: "é" must be a whole number',
     "seed=[": "no valid YAML: expected the node content, but found '<stream end>'; "
-    "put the value in quotes",
+    """mend brackets and quotes, or write 'seed="["'""",
     "model.path=[x": "no valid YAML: expected ',' or ']', but got '<stream end>'; "
-    "put the value in quotes",
+    """mend brackets and quotes, or write 'model.path="[x"'""",
+    "model.path=&x": "`&` names a value in YAML, which nothing here can use; "
+    """write 'model.path="&x"'""",
+    "serving.gpus.0=1": 'serving.gpus: {"0": 1} must be a list; give the whole list, as [A, B]',
+    "train.report_to=on": "train.report_to: true must be a list; write [true]",
     "seed=2026-13-45": """seed: 2026-13-45 is a date to YAML; write 'seed="2026-13-45"'""",
     "model.path=a #b": "`#` begins a comment in YAML, so what follows it is lost; "
     """write 'model.path="a #b"'""",
