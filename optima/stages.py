@@ -7,8 +7,9 @@ stage is one by the name in its own INPUTS and DONE.json, so a copy called ``ite
 import contextlib
 import json
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -19,6 +20,8 @@ from optima.recipe.schema import Recipe
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR
 from optima.types import ModelRef, Record
 
+_Named = TypeVar("_Named")
+_Read = TypeVar("_Read")
 STARTED_FORMAT = "%Y-%m-%dT%H:%M:%SZ"  # of an attempt, in UTC
 
 
@@ -45,6 +48,26 @@ def read_recipe(root: Path) -> Recipe:
             f"{reason}; it is damaged or of another release: put it back from a copy, or remove it "
             "and give the command that began the run again"
         ) from error
+
+
+def find_begun(folder: Path) -> list[Path]:
+    """Return the directories in ``folder`` that are runs, also where the recipe was lost."""
+    owned = {path.parent for path in folder.glob("*/LOCK") if stage_folders(path.parent)}
+    return sorted(owned | {path.parent for path in folder.glob("*/recipe.yaml")})
+
+
+def read_each(read: Callable[[_Named], _Read], runs: Iterable[_Named]) -> list[_Read]:
+    """Return what ``read`` makes of each run; of those that it fails for, raise all lines."""
+    found, errors = [], []
+    for run in runs:
+        try:
+            found.append(read(run))
+        except (StageError, UsageError) as error:
+            errors.append(error)
+    if errors:
+        kind = next((StageError for error in errors if isinstance(error, StageError)), UsageError)
+        raise kind("\n".join(dict.fromkeys(map(str, errors)))) from errors[0]
+    return found
 
 
 def stage_folders(root: Path) -> list[Path]:

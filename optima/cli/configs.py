@@ -8,9 +8,10 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import optima
+from optima.processes.environment import Role
 from optima.recipe.layers import is_override
 
 NAMES = ("--config", "--recipe")
@@ -48,6 +49,17 @@ def add_config(
         *(names or NAMES[:1]), metavar="RECIPE", type=Path, nargs="+", action="extend",
         required=is_required, help=text,
     )  # fmt: skip
+
+
+def add_environments(parser: argparse.ArgumentParser, *roles: Role) -> None:
+    """Add ``--vllm-env`` and ``--train-env``, or those that are asked for."""
+    for role in roles or get_args(Role):
+        what = "vLLM" if role == "vllm" else "TRL"
+        parser.add_argument(
+            f"--{role}-env", metavar="ENV",
+            help=f"environment with {what}: prefix path, python, or conda name (default: "
+            f"OPTIMA_{role.upper()}_ENV, else .envs/{role}, else conda's optima-{role})",
+        )  # fmt: skip
 
 
 def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
-from optima.cli.configs import add_config
+from optima.cli.configs import add_config, add_environments
 from optima.cli.numbers import MANY, whole
 from optima.cli.paths import path_of
 from optima.errors import OptimaError, UsageError
@@ -28,13 +28,15 @@ def add_options(parser: argparse.ArgumentParser, *, has_base: bool = True) -> No
         "--model-root",
         metavar="DIR",
         type=path_of("--model-root"),
-        help="every model in and below this directory",
+        help="every model in and below this directory, such as a run's",
     )
     which.add_argument(
-        "--model", metavar="MODEL", help="one model: a directory, a hub id, or a run for its last"
+        "--model",
+        metavar="MODEL",
+        help="one model: a directory, a hub id, or a run's directory for its last model",
     )
     if has_base:
-        parser.add_argument("--base", metavar="MODEL", help="a model to evaluate first")
+        parser.add_argument("--base", metavar="MODEL", help="a model to evaluate before the others")
     parser.set_defaults(base=None)
     parser.add_argument("--task", help="benchmark (`optima tasks`); default: the recipe's")
     parser.add_argument(
@@ -43,13 +45,19 @@ def add_options(parser: argparse.ArgumentParser, *, has_base: bool = True) -> No
     )  # fmt: skip
     add_config(parser)
     parser.add_argument(
-        "--output", metavar="DIR", type=path_of("--output"), help="where results are written"
+        "--output",
+        metavar="DIR",
+        type=path_of("--output"),
+        help="where results are written; must be given",
     )
     parser.add_argument(
-        "--limit", metavar="N", type=whole(1, MANY), help="a seeded sample of N problems"
+        "--limit", metavar="N", type=whole(1, MANY), help="ask a seeded sample of N problems only"
     )
-    parser.add_argument("--vllm-env", metavar="ENV", help="environment with vLLM")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
+    add_environments(parser, "vllm")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value",
+        help="fields of the recipe to change, such as data.path=/data/arc",
+    )  # fmt: skip
 
 
 def read_models(options: argparse.Namespace) -> tuple[Model, ...]:

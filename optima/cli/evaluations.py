@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from optima.cli import evaluating
-from optima.cli.configs import add_config
+from optima.cli.configs import add_config, add_environments
 from optima.cli.numbers import MANY, temperature, whole
 from optima.cli.paths import path_of
 from optima.errors import UsageError
@@ -53,13 +53,13 @@ def add_baselines(commands: "Commands") -> None:
         metavar="T",
         type=temperature,
         default=0.5,
-        help="of them (default: 0.5)",
+        help="temperature of these samples (default: 0.5)",
     )
     parser.add_argument(
         "--control-dir", metavar="DIR", type=path_of("--control-dir"),
         help="where the single agent is trained (default: RUN-single)",
     )  # fmt: skip
-    parser.add_argument("--train-env", metavar="ENV", help="environment with TRL, for trained")
+    add_environments(parser, "train")
     evaluating.add_options(parser, has_base=False)
     parser.set_defaults(run=_baselines)
 
@@ -68,27 +68,35 @@ def add_transfer(commands: "Commands") -> None:
     """Add ``optima transfer``."""
     parser = _command(
         commands, "transfer", "evaluate models on tasks they were not trained on",
-        "Evaluate every model on every task and print the matrix of scores.",
+        "Evaluate every model on every task, also those it was not trained on, and print the\n"
+        "matrix of scores.",
         "examples:\n  optima transfer --models runs/sft-hotpot_qa-seed0/iter_5/train/model \\\n"
         "    --tasks hotpot_qa,mwh_qa,trivia_qa --output results/transfer \\\n"
         "    --data hotpot_qa=/data/hotpot_qa --data mwh_qa=/data/mwh_qa",
     )  # fmt: skip
     parser.add_argument(
-        "--models", required=True, help="directories, hub ids, or runs for their last, with commas"
+        "--models", required=True,
+        help="directories, hub ids, or runs for their last models, with commas",
     )  # fmt: skip
     parser.add_argument("--tasks", required=True, help="benchmarks (`optima tasks`), with commas")
     parser.add_argument(
         "--data", metavar="TASK=DIR", action="append", default=[],
-        help="native files of a task instead of the dataset hub; may be given for each",
+        help="directory with a task's own files, instead of the dataset hub; may be repeated",
     )  # fmt: skip
     add_config(parser)
     parser.add_argument(
-        "--output", metavar="DIR", type=path_of("--output"), help="where results are written"
+        "--output",
+        metavar="DIR",
+        type=path_of("--output"),
+        help="where results are written; must be given",
     )
     parser.add_argument(
-        "--limit", metavar="N", type=whole(1, MANY), help="a seeded sample of N problems"
+        "--limit",
+        metavar="N",
+        type=whole(1, MANY),
+        help="ask a seeded sample of N problems of each task only",
     )
-    parser.add_argument("--vllm-env", metavar="ENV", help="environment with vLLM")
+    add_environments(parser, "vllm")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
     parser.set_defaults(run=_transfer)
 
@@ -104,7 +112,11 @@ def add_compare(commands: "Commands") -> None:
         "  optima compare runs/sft-arc-seed0:base runs/sft-arc-seed0:iter_0 runs/sft-arc-seed0",
     )  # fmt: skip
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN[:MODEL]", help="a run's directory; default: its last model"
+        "runs",
+        nargs="+",
+        metavar="RUN[:MODEL]",
+        help="directory of a run or an inference, and one of its models, such as base or iter_0 "
+        "(default: its last)",
     )
     parser.add_argument(
         "--csv", metavar="FILE", type=path_of("--csv"), help="write the table there too"
@@ -119,7 +131,7 @@ def add_status(commands: "Commands") -> None:
         "Say which stage a run or an evaluation is in, how far, and when it will be done: an\n"
         "estimate from the stages of the same kind that are done. Of a folder of several (a\n"
         "sweep, ablations, a transfer) each is said, and when the last will be done. Exit status\n"
-        "1 if it stopped before its end.",
+        "1 if it stopped before its end, or a run of it is damaged.",
         "examples:\n  optima status runs/sft-quickstart-seed0\n  optima status runs/ablations",
     )  # fmt: skip
     parser.add_argument(
@@ -255,7 +267,7 @@ def _status(options: argparse.Namespace) -> int:
         has_stopped = "running" not in states and any(
             member.status is None or member.status.state == "stopped" for member in members
         )
-        return 1 if has_stopped else 0
+        return 1 if has_stopped or any(member.damage for member in members) else 0
     status = read_status(options.run_dir)
     print(status_text(options.run_dir, status))
     return 1 if status.state == "stopped" else 0

@@ -7,23 +7,25 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from optima.cli import evaluations, reports, studies, trial
-from optima.cli.configs import NAMES, RecipeParser, add_config, split_words
+from optima.cli.configs import HELP, NAMES, RecipeParser, add_config, add_environments, split_words
 from optima.cli.console import run_command, set_up_logging
 from optima.cli.numbers import MANY, whole
 from optima.cli.paths import path_of
+from optima.conversation.template import ChatTemplate, Roles
 from optima.errors import UsageError
 from optima.prompts.rendering import PromptStyle, cue, system_prompt
 from optima.recipe.layers import is_layer
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.packaged import FOLDER, packaged_recipes
-from optima.recipe.schema import MAX_SEED
-from optima.recipe.text import read_tree
+from optima.recipe.schema import MAX_SEED, ModelSection
+from optima.recipe.text import read_file
 from optima.tasks import TASKS, get_task
 from optima.tasks.loading import load_problems
 
 DESCRIPTION = """\
 Look at recipes, tasks and prompts, evaluate and compare models, read runs, and check this host.
-Training: optima-sft, optima-dpo, optima-sft-dpo. Inference: optima-infer, optima-multi-sc."""
+Training: optima-sft, optima-dpo, optima-sft-dpo. Inference: optima-infer, optima-multi-sc. Models:
+optima-fetch-model."""
 EPILOG = """\
 examples:
   optima recipes                                   list the recipes and layers
@@ -47,7 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _parser(RecipeParser, "optima", DESCRIPTION, EPILOG)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_recipes(commands)
-    tasks = commands.add_parser("tasks", help="list the benchmarks", allow_abbrev=False)
+    tasks = commands.add_parser(
+        "tasks", help="list the benchmarks", allow_abbrev=False,
+        description="List the benchmarks with their setting, their metric, and whether their rows "
+        "carry gold evidence, as cold_start needs.",
+    )  # fmt: skip
     tasks.set_defaults(run=_tasks)
     _add_prompts(commands)
     _add_pairs(commands)
@@ -64,9 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
         "doctor", help="check environments, GPUs, model, ports and disk", allow_abbrev=False,
         description="Check what a run needs; exit status 1 if something is wrong.",
     )  # fmt: skip
-    add_config(doctor, text="check for this recipe, and layers that go over it")
-    doctor.add_argument("--vllm-env", metavar="ENV", help="environment with vLLM")
-    doctor.add_argument("--train-env", metavar="ENV", help="environment with TRL")
+    add_config(doctor, text=f"check for this too: {HELP}")
+    add_environments(doctor)
     doctor.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -109,8 +114,12 @@ def _parser(
 
 def _add_recipes(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     recipes = commands.add_parser(
-        "recipes", help="list recipes and layers, or show one", allow_abbrev=False
-    )
+        "recipes", help="list recipes and layers, or show one", allow_abbrev=False,
+        usage="optima recipes [-h] [--version] [--dir DIR]\n"
+        "       optima recipes show RECIPE [RECIPE ...] [key=value ...]",
+        description="List recipes, and layers to go over them, each with its first line; `show` "
+        "prints one.",
+    )  # fmt: skip
     recipes.set_defaults(run=_list_recipes)
     recipes.add_argument(
         "--dir",
@@ -118,8 +127,12 @@ def _add_recipes(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         type=path_of("--dir"),
         help="folder to list (default: recipes here, else those that come with optima)",
     )
-    below = recipes.add_subparsers(dest="recipes_command", metavar="show")
-    show = below.add_parser("show", help="print a recipe with every default", allow_abbrev=False)
+    below = recipes.add_subparsers(dest="recipes_command", metavar="show", prog="optima recipes")
+    show = below.add_parser(
+        "show", help="print a recipe with every default", allow_abbrev=False,
+        description="Print what a recipe, its layers and changed fields come to, every default "
+        "included, as YAML.",
+    )  # fmt: skip
     show.add_argument(
         "words", nargs="+", metavar="RECIPE",
         help="recipe file, and layers that go over it, from left to right",
@@ -132,8 +145,10 @@ def _add_prompts(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     prompts = commands.add_parser("prompts", help="show or extend prompts", allow_abbrev=False)
     below = prompts.add_subparsers(dest="prompts_command", required=True, metavar="COMMAND")
     show = below.add_parser(
-        "show", help="print every agent's prompt for one problem", allow_abbrev=False
-    )
+        "show", help="print every agent's prompt for one problem", allow_abbrev=False,
+        description="Print what each agent is told about a problem of the test split, and what "
+        "follows each message it hears. No model is needed; a format of the pool is not drawn.",
+    )  # fmt: skip
     add_config(show, *reversed(NAMES), is_required=True)
     show.add_argument("--agent", metavar="NAME", help="only this agent's prompt (default: all)")
     show.add_argument(
@@ -147,16 +162,23 @@ def _add_prompts(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     show.set_defaults(run=_show_prompts)
     more = below.add_parser(
         "diversify", help="let a hosted model propose formats for the pool", allow_abbrev=False,
-        description=f"Ask any server of the OpenAI chat API; the key is read from {KEY_VARIABLE}.",
+        description="Ask any server of the OpenAI chat API for formats, one file each, "
+        f"which sampling.format_pool_path=DIR adds to the pool. {KEY_VARIABLE} holds the key.",
     )  # fmt: skip
     more.add_argument(
-        "--out", type=path_of("--out"), required=True, help="folder for the new format files"
+        "--out",
+        metavar="DIR",
+        type=path_of("--out"),
+        required=True,
+        help="folder for the new format files",
     )
     more.add_argument(
         "--n", metavar="N", type=whole(1, 1000), default=10, help="formats to make (default: 10)"
     )
-    more.add_argument("--model", required=True, help="model name at the server")
-    more.add_argument("--base-url", required=True, help="server, such as https://host/v1")
+    more.add_argument("--model", metavar="NAME", required=True, help="model name at the server")
+    more.add_argument(
+        "--base-url", metavar="URL", required=True, help="server, such as https://host/v1"
+    )
     more.add_argument(
         "--seed",
         metavar="N",
@@ -176,13 +198,21 @@ def _add_pairs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "conversational format (prompt, chosen, rejected).",
     )  # fmt: skip
     pairs.add_argument(
-        "--run", dest="run_dir", type=path_of("--run"), required=True, help="run directory"
+        "--run",
+        dest="run_dir",
+        metavar="RUN",
+        type=path_of("--run"),
+        required=True,
+        help="directory of a run that grew trees",
     )
     pairs.add_argument(
         "--iteration", metavar="NAME", help="one iteration only, such as iter_0 (default: all)"
     )
     pairs.add_argument(
-        "--out", type=path_of("--out"), metavar="FILE", help="where to export the pairs"
+        "--out",
+        type=path_of("--out"),
+        metavar="FILE",
+        help="file to export them to (default: they are counted only)",
     )
     pairs.add_argument(
         "overrides", nargs="*", metavar="key=value",
@@ -217,7 +247,7 @@ def _list_recipes(options: argparse.Namespace) -> int:
             f"--dir {folder}: holds no recipe; leave it out in a folder without recipes/ to list "
             "those that come with optima"
         )
-    layers = {path: name for path, name in paths.items() if is_layer(read_tree(path))}
+    layers = {path: name for path, name in paths.items() if is_layer(read_file(path).tree)}
     _print_files({path: name for path, name in paths.items() if path not in layers})
     if layers:
         print("\nLayers, to go over a recipe (--config RECIPE LAYER):")
@@ -263,15 +293,25 @@ def _show_prompts(options: argparse.Namespace) -> int:
     if options.agent not in (None, *names):
         raise UsageError(f"--agent {options.agent}: must be one of {', '.join(names)}")
     problem = loaded.problems[options.index]
+    roles = _roles(recipe.model)
+    heard = "" if roles == "alternate" else ", where the chat template alternates roles"
     for agent, name in enumerate(names):
         if options.agent not in (None, name):
             continue
         print(f"--- {name} ({problem.problem_id})")
         style = PromptStyle.of(recipe, task)
         print(system_prompt(problem, style, agent=agent))
-        if said := cue(problem, style, agent=agent):
-            print(f"--- after what {name} hears\n{said}")
+        if roles != "assistant" and (said := cue(problem, style, agent=agent)):
+            print(f"--- after what {name} hears{heard}\n{said}")
     return 0
+
+
+def _roles(model: ModelSection) -> Roles | None:
+    """Return the roles that utterances have; None where a model that is not here decides."""
+    source = model.tokenizer or model.path
+    if model.roles != "auto":
+        return model.roles
+    return ChatTemplate.load(source).roles if Path(source).is_dir() else None
 
 
 def _diversify(options: argparse.Namespace) -> int:
@@ -280,6 +320,8 @@ def _diversify(options: argparse.Namespace) -> int:
     key = os.environ.get(KEY_VARIABLE)
     if not key:
         raise UsageError(f"{KEY_VARIABLE}: is not set; export the server's key (any text if none)")
+    if not options.base_url.startswith(("http://", "https://")):
+        raise UsageError(f"--base-url {options.base_url}: must be a URL, such as https://host/v1")
     made = diversify(
         options.out,
         n=options.n,

@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="T",
         type=temperature,
         default=0.5,
-        help="of sampling (default: 0.5)",
+        help="temperature of sampling (default: 0.5)",
     )
     originals.add_inference_options(parser, n_gpus=8, but=("temperature",))
     return parser

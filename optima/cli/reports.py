@@ -36,7 +36,7 @@ def add_report(commands: "Commands") -> None:
         "--output",
         metavar="DIR",
         type=path_of("--output"),
-        help="where to write it (default: RUN/report)",
+        help="where to write it (default: report in the first RUN)",
     )
     parser.add_argument(
         "--max-conversations", metavar="N", type=whole(1, MANY), default=100_000,
@@ -55,13 +55,18 @@ def add_view(commands: "Commands") -> None:
     parser = commands.add_parser(
         "view", help="serve the report of runs live, on this machine only", allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Serve the same page at 127.0.0.1 while runs are going on, with the progress\n"
-        "of the current stage. The address holds a random key. Ends with Ctrl-C; the runs go on.",
+        description="Serve the page of `optima report` at 127.0.0.1 while runs are going on, with\n"
+        "the progress of the current stage. The address holds a random key. Ends with Ctrl-C; the\n"
+        "runs go on.",
         epilog="examples:\n  optima view runs/sft-quickstart-seed0\n"
         "from a GPU node, forward the port: ssh -L 8700:127.0.0.1:8700 NODE, and here --port 8700",
     )  # fmt: skip
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", type=path_of("RUN"), help="directory of a run"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        type=path_of("RUN"),
+        help="directory of a run, or of several",
     )
     parser.add_argument(
         "--port",

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, TypeAlias
 
-from optima.cli.configs import add_config
+from optima.cli.configs import add_config, add_environments
 from optima.cli.paths import path_of
 from optima.processes.environment import require_environment
 
@@ -21,20 +21,25 @@ def add_sweep(commands: "Commands") -> None:
         "trees once.\n"
         "An interrupted sweep goes on when the same command is given again.",
         epilog="examples:\n"
-        "  the selection strategies:   --over pairs.strategy=value,random,influence\n"
-        "  a weight of the reward:     --over reward.lambda_token=0.3,0.6,0.9\n"
-        "  the paper's ablations:      optima ablate",
+        "  optima sweep --config recipes/dpo/quickstart.yaml --run-dir runs/strategies \\\n"
+        "    --over pairs.strategy=value,random,influence\n"
+        "  optima sweep --config recipes/sft/quickstart.yaml --run-dir runs/weights \\\n"
+        "    --over reward.lambda_token=0.3,0.6,0.9\n"
+        "The paper's ablations are `optima ablate`.",
     )  # fmt: skip
     add_config(parser, is_required=True)
     parser.add_argument(
-        "--over", metavar="FIELD=V,V,...", required=True, help="the field and its values"
+        "--over",
+        metavar="FIELD=V,V,...",
+        required=True,
+        help="the field and its values, with commas",
     )
     parser.add_argument(
         "--run-dir",
         metavar="DIR",
         type=path_of("--run-dir"),
         required=True,
-        help="one run per value below it",
+        help="folder in which each value has its run",
     )
     _add_common(parser)
     parser.set_defaults(run=_sweep)
@@ -60,15 +65,14 @@ def add_ablate(commands: "Commands") -> None:
         metavar="DIR",
         type=path_of("--run-dir"),
         required=True,
-        help="the three runs go below it",
+        help="folder of the three runs and their comparison",
     )
     _add_common(parser)
     parser.set_defaults(run=_ablate)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--vllm-env", metavar="ENV", help="environment with vLLM")
-    parser.add_argument("--train-env", metavar="ENV", help="environment with TRL")
+    add_environments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="other fields to change")
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optima.cli import originals
-from optima.cli.configs import RecipeParser, add_config
+from optima.cli.configs import RecipeParser, add_config, add_environments
 from optima.cli.console import run_command, set_up_logging
 from optima.cli.paths import path_of
 from optima.errors import RecipeError, UsageError
 from optima.processes.environment import require_environment
-from optima.recipe.layers import merge_layers
+from optima.recipe.layers import is_override, merge_layers
 from optima.recipe.loading import change_recipe
 from optima.recipe.schema import Method, Recipe
 
@@ -64,14 +64,7 @@ def build_parser(command: TrainingCommand) -> argparse.ArgumentParser:
         "--run-dir", metavar="DIR", type=path_of("--run-dir"),
         help="where the run is stored (default: runs/<recipe>+<layer>-seed<seed>)",
     )  # fmt: skip
-    parser.add_argument(
-        "--vllm-env", metavar="ENV",
-        help="environment with vLLM: prefix path, python, or conda name (default: .envs/vllm)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--train-env", metavar="ENV",
-        help="environment with TRL: prefix path, python, or conda name (default: .envs/train)",
-    )  # fmt: skip
+    add_environments(parser)
     parser.add_argument(
         "--dry-run", action="store_true",
         help="check all that can be checked without a GPU, print the plan, and stop",
@@ -96,7 +89,9 @@ def run(command: TrainingCommand, argv: Sequence[str] | None = None) -> int:
 def _run(command: TrainingCommand, options: argparse.Namespace) -> int:
     originals.translate(options)
     if not options.config:
-        raise UsageError("--config: is missing; name a recipe (`optima recipes` lists them)")
+        file = next((word for word in options.overrides if not is_override(word)), None)
+        remedy = f"write --config {file}" if file else "name a recipe (`optima recipes` lists them)"
+        raise UsageError(f"--config: is missing; {remedy}")
     layers = merge_layers(options.config, options.overrides)
     recipe = change_recipe(layers, options.overrides)
     if recipe.method != command.method:

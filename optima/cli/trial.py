@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from optima.cli.configs import add_config
+from optima.cli.configs import add_config, add_environments
 from optima.cli.numbers import MANY, whole
 from optima.cli.paths import path_of
 from optima.pipelines.trial import Trial
@@ -50,8 +50,7 @@ def add_try(commands: "Commands") -> None:
         help="where it is stored, as a run (default: below runs/try, by the recipe's content)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print figures as one JSON object")
-    parser.add_argument("--vllm-env", metavar="ENV", help="environment with vLLM")
-    parser.add_argument("--train-env", metavar="ENV", help="environment with TRL")
+    add_environments(parser)
     parser.set_defaults(run=_try)
 
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from optima.errors import UsageError
 from optima.pipelines.comparison import ComparisonRow, compare
 from optima.pipelines.methods import check_trainable, run_method
 from optima.pipelines.outline import write_members
@@ -23,7 +24,8 @@ WEIGHTS = {"no_token": "lambda_token", "no_loss": "lambda_loss"}
 def read_ablations(configs: Path | Sequence[Path], overrides: Sequence[str]) -> dict[str, Recipe]:
     """Return the recipe as it is and with one weight of the reward at 0, by the run's name.
 
-    Where trees grow by weights of their own, those are 0 too.
+    Where trees grow by weights of their own, those are 0 too. Raises UsageError where a weight is 0
+    anyway.
     """
     full = load_recipe(configs, overrides)
     check_trainable(full)
@@ -33,6 +35,11 @@ def read_ablations(configs: Path | Sequence[Path], overrides: Sequence[str]) -> 
         if full.search is not None:
             without.append(f"search.{weight}=null")
         found[name] = load_recipe(configs, [*overrides, *without])
+        if found[name] == full:
+            raise UsageError(
+                f"reward.{weight}: is 0 in the recipe itself, so {name} would be {FULL} again; "
+                f"give it a weight, such as reward.{weight}=0.6"
+            )
     return found
 
 

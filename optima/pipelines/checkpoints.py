@@ -39,7 +39,8 @@ def find_models(root: Path) -> tuple[Model, ...]:
     ]
     if not found:
         raise UsageError(
-            f"--model-root {root}: holds no model (no {' or '.join(_CONFIGURATIONS)} below it)"
+            f"--model-root {root}: holds no model (no {' or '.join(_CONFIGURATIONS)} below it); "
+            "give a run that has trained one, or a folder of models"
         )
     folders = sorted(set(found), key=lambda path: _order(root, path))
     return tuple(read_model(path, _label(root, path)) for path in folders)
@@ -56,10 +57,13 @@ def name_model(spec: str, label: str) -> Model:
         if not any((path / name).is_file() for name in _CONFIGURATIONS):
             if (path / "recipe.yaml").is_file():
                 return replace(find_models(path)[-1], label=label)
-            raise ModelError(f"{spec}: holds no model (no {' or '.join(_CONFIGURATIONS)})")
+            raise ModelError(
+                f"{spec}: holds no model (no {' or '.join(_CONFIGURATIONS)}); name the directory "
+                "with its files, or a run"
+            )
         return read_model(path, label)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
-        raise ModelError(f"{spec}: is neither a directory nor a hub id such as org/name")
+        raise ModelError(f"{spec}: is neither a directory nor a hub id such as org/name; give one")
     return Model(label, ModelRef(path=spec), digest(spec))
 
 
@@ -91,7 +95,10 @@ def read_model(path: Path, label: str) -> Model:
     try:
         base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError) as error:
-        raise ModelError(f"{adapter}: names no base model; it is no LoRA adapter") from error
+        raise ModelError(
+            f"{adapter}: names no base model, so it is no LoRA adapter; put it back from a copy, "
+            "or remove it where the weights are merged"
+        ) from error
     return Model(label, ModelRef(path=str(base), adapter=str(path.resolve())), made)
 
 

@@ -20,6 +20,7 @@ from optima.stages import (
     finished_folders,
     own_stage,
     read_done,
+    read_each,
     read_recipe,
     stage_folders,
 )
@@ -52,11 +53,12 @@ class ComparisonRow:
 def compare(specs: Sequence[str], *, seed: int = 0) -> tuple[ComparisonRow, ...]:
     """Compare models named ``RUN`` (its last) or ``RUN:MODEL`` with the first of them.
 
-    Raises UsageError for what is no run, names no model of it, or has no problem in common.
+    Raises UsageError for what is no run, names no model of it, or has no problem in common, and
+    StageError for damaged ones, a line each.
     """
-    models = [find_evaluated(spec) for spec in specs]
-    _check_tasks(models)
-    rows = differences([(model, _summary(model, seed)) for model in models], seed=seed)
+    models = read_each(lambda spec: _read(spec, seed), specs)
+    _check_tasks([model for model, _ in models])
+    rows = differences(models, seed=seed)
     for spec, row in zip(specs, rows, strict=True):
         if not row.n_common:
             raise UsageError(
@@ -162,6 +164,13 @@ def _check_tasks(models: Sequence[Evaluated]) -> None:
                 f"{first_path.parent} by {get_task(first).metric} on {first}; compare runs of one "
                 "task"
             )
+
+
+def _read(spec: str, seed: int) -> tuple[Evaluated, Summary]:
+    model = find_evaluated(spec)
+    if (model.run / "recipe.yaml").is_file():
+        read_recipe(model.run)
+    return model, _summary(model, seed)
 
 
 def _summary(model: Evaluated, seed: int) -> Summary:

@@ -34,7 +34,8 @@ def read_run(run: Path) -> Recipe:
     stored = run / "recipe.yaml"
     if not stored.is_file() or not (run / "problems" / "train.jsonl").is_file():
         raise UsageError(
-            f"--run {run}: is no training run (it has no recipe.yaml or no problems/train.jsonl)"
+            f"--run {run}: is no training run (it has no recipe.yaml or no problems/train.jsonl); "
+            "name one of optima-sft, optima-dpo or optima-sft-dpo"
         )
     recipe = read_recipe(run)
     if len(recipe.agents.names) == 1:

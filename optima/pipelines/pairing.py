@@ -34,18 +34,23 @@ def rebuild_pairs(
     """
     stored = run_dir / "recipe.yaml"
     if not stored.exists():
-        raise UsageError(f"--run {run_dir}: is no run directory (it has no recipe.yaml)")
+        raise UsageError(f"--run {run_dir}: is no run directory (it has no recipe.yaml); name one")
     read_recipe(run_dir)  # says what is wrong with the stored one by itself
     recipe = load_recipe(stored, overrides)
     if recipe.search is None or recipe.pairs is None:
-        raise UsageError(f"--run {run_dir}: is a run of method {recipe.method}, which has no trees")
+        raise UsageError(
+            f"--run {run_dir}: is a run of method {recipe.method}, which has no trees; name one of "
+            "optima-dpo or optima-sft-dpo"
+        )
     grown = [run_dir / step.name / TREES for step in plan(recipe) if step.kind == "search"]
     paths = [
         path for path in grown if path.exists() and iteration in (None, path.parent.parent.name)
     ]
     if not paths:
         what = f"--iteration {iteration}" if iteration else f"--run {run_dir}"
-        raise UsageError(f"{what}: has no finished trees ({run_dir}/*/search/{TREES})")
+        grown_in = sorted(path.parent.parent.name for path in grown if path.exists())
+        remedy = f"take one of {', '.join(grown_in)}" if grown_in else "let the run grow some first"
+        raise UsageError(f"{what}: has no finished trees ({run_dir}/*/search/{TREES}); {remedy}")
     if out is not None and not out.absolute().parent.is_dir():
         raise UsageError(f"--out {out}: its folder does not exist; make it first")
     rows: list[tuple[str, ...]] = []

@@ -9,13 +9,20 @@ from pathlib import Path
 import psutil
 from pydantic import ValidationError
 
-from optima.errors import UsageError
+from optima.errors import OptimaError, UsageError
 from optima.pipelines.comparison import is_evaluation
 from optima.pipelines.outline import Outline, read_outline
 from optima.plan import Counts, plan
 from optima.recipe.schema import Recipe
 from optima.rundir import read_spent
-from optima.stages import StageDone, check_run, read_done, read_recipe, stage_folders
+from optima.stages import (
+    StageDone,
+    check_run,
+    find_begun,
+    read_done,
+    read_recipe,
+    stage_folders,
+)
 from optima.training.jobs import TrainProgress
 
 _GROWING = ("conversations.jsonl", "rounds.jsonl")  # their lines are the progress of a stage
@@ -40,10 +47,14 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One run of a folder of several; ``status`` is None where it was not begun."""
+    """One run of a folder of several; ``status`` is None where it was not begun, or is damaged.
+
+    ``damage`` then says how, in one line.
+    """
 
     name: str
     status: Status | None
+    damage: str | None = None
 
 
 def read_folder(root: Path) -> tuple[Member, ...] | None:
@@ -58,15 +69,19 @@ def read_folder(root: Path) -> tuple[Member, ...] | None:
     elif (root / "recipe.yaml").exists():
         return None
     else:
-        runs = (path.parent for path in root.glob("*/LOCK"))
-        names = tuple(sorted(path.name for path in runs if _is_begun(path)))
-    return (
-        tuple(
-            Member(name, read_status(root / name) if _is_begun(root / name) else None)
-            for name in names
-        )
-        or None
-    )
+        names = tuple(path.name for path in find_begun(root) if (path / "LOCK").exists())
+    return tuple(_read_member(root, name) for name in names) or None
+
+
+def _read_member(root: Path, name: str) -> Member:
+    path = root / name
+    try:
+        is_there = _is_begun(path) or stage_folders(path)
+        return Member(name, read_status(path) if is_there else None)
+    except OptimaError as error:
+        return Member(name, None, str(error))
+    except OSError as error:  # no permission, a disk that cannot be read
+        return Member(name, None, f"{error.filename}: cannot be read ({error.strerror})")
 
 
 def folder_seconds_left(members: Sequence[Member]) -> float | None:
@@ -94,7 +109,11 @@ def folder_seconds_left(members: Sequence[Member]) -> float | None:
 def read_status(root: Path) -> Status:
     """Return where the run in ``root`` stands; UsageError when there is none."""
     if not _is_begun(root):
-        raise UsageError(f"{root}: is no run directory (it has no recipe.yaml and LOCK)")
+        missing = [name for name in ("recipe.yaml", "LOCK") if not (root / name).exists()]
+        raise UsageError(
+            f"{root}: is no run directory (it has no {' and no '.join(missing)}); give what "
+            "--run-dir or --output named, or put back from a copy what was removed"
+        )
     recipe = read_recipe(root)
     check_run(root, reads=False)
     outline = read_outline(root)
@@ -184,7 +203,7 @@ def _n_lines_expected(root: Path, name: str, recipe: Recipe, outline: Outline | 
     problems = read_done(root / "problems")
     if problems is None:
         return None
-    n_test = int(problems.metrics["problems/test"])
+    n_test = int(problems.metrics.get("problems/test", 0))
     if outline is not None and name in outline.n_samples:
         return n_test * outline.n_samples[name]
     n_train = int(problems.metrics.get("problems/train", 0))

@@ -50,7 +50,8 @@ def main(argv: list[str]) -> int:
         os.close(outer_write)
         os.close(owner)
         os.setsid()  # what is sent to the outer guard's group is not for this one
-        status = _guard(lambda: _execute(command, libc), [outer_read], libc, _end_all)
+        inner = os.getpid()
+        status = _guard(lambda: _execute(command, libc, inner), [outer_read], libc, _end_all)
         os._exit(_exit_like(status))
 
     status = _guard(guard_inside, owners, libc, _end_inner)
@@ -111,11 +112,13 @@ def _fork(run: Callable[[], None]) -> int:
         os._exit(127)
 
 
-def _execute(command: list[str], libc: ctypes.CDLL) -> None:
-    """Become the command, in a session of its own; die with the guard above."""
+def _execute(command: list[str], libc: ctypes.CDLL, guard: int) -> None:
+    """Become the command, in a session of its own; die with the guard above, dead or alive."""
     try:
         os.setsid()
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != guard:  # it died before it could be followed
+            return
         signal.set_wakeup_fd(-1)
         for number in (*_STOP_SIGNALS, signal.SIGCHLD, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)

@@ -20,7 +20,7 @@ of ``for`` and in the order of the file. Overrides have no ``for``: what is said
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,7 +28,7 @@ from optima.errors import RecipeError, UsageError
 from optima.recipe.packaged import find_recipe
 from optima.recipe.schema import METHOD_SECTIONS
 from optima.recipe.sections import section_above
-from optima.recipe.text import MAX_DEPTH, Source, parse_yaml, printable, read_tree
+from optima.recipe.text import MAX_DEPTH, Source, parse_yaml, printable, read_file
 from optima.tasks import TASKS, get_task
 from optima.types import Setting
 
@@ -40,23 +40,48 @@ _OVERRIDE = re.compile(r"[a-z_][\w.]*=")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who set a key: a file, or the override ``key=text``."""
+    """Who set a key: a file, what stands below a ``for`` of it, or the override ``key=text``.
+
+    ``lines`` are those of the file, by key; ``above`` is the key of the ``for`` in it.
+    """
 
     place: str
     key: str = ""
     text: str = ""
+    lines: Mapping[str, int] = field(default_factory=dict)
+    above: str = ""
+
+    def at(self, key: str) -> str:
+        """Return the place where ``key``, or the section that it is missing from, stands."""
+        names = [*filter(None, [self.above]), *filter(None, key.split("."))]
+        paths = (".".join(names[:n]) for n in range(len(names), 0, -1))
+        line = next((f":{self.lines[path]}" for path in paths if path in self.lines), "")
+        below = self.above.partition(".")[2].split(",")
+        condition = f": {WHERE} {', '.join(map(str.strip, below))}" if self.above else ""
+        return f"{self.place}{line}{condition}"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What stands below ``for`` in a file, and the names of those it holds for."""
+
+    names: Sequence[str]
+    layer: Mapping[str, Any]
+    origin: Origin
 
 
 @dataclass(slots=True)
 class Layers:
     """What layers come to: the merged mapping, and who set each of its keys last.
 
-    ``place`` stands for all files together, for what none of them says.
+    ``place`` stands for all files together, for what none of them says; ``others`` hold for other
+    methods and tasks.
     """
 
     place: str
     tree: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, Origin] = field(default_factory=dict)
+    others: list[Condition] = field(default_factory=list)
 
     def add(self, layer: Mapping[str, Any], origin: Origin, *, is_first: bool = False) -> None:
         """Lay a mapping on what is there; the first one's nulls stay, for validation to judge."""
@@ -89,8 +114,8 @@ class Layers:
 
     def place_of(self, key: str) -> str:
         """Return ``place: key`` with the place where the key, or what is below it, was set."""
-        origin = self.origin_of(key)
-        where = origin.place if origin else self.place
+        origin = self.origin_of(key) or self.origin_of(key.rpartition(".")[0])
+        where = origin.at(key) if origin else self.place
         return f"{where}: {printable(key)}" if key else where
 
     def place_of_check(self, message: str, section: str) -> str:
@@ -102,15 +127,16 @@ class Layers:
         prefix = f"{section}." if section else ""
         key = prefix + message.partition(": ")[0]
         named = [
-            origin
+            (name, origin)
             for name, origin in reversed(self.origins.items())
             if name == key
             or name.startswith(f"{key}.")
             or re.search(rf"(?<![\w.]){re.escape(name.removeprefix(prefix))}=", message)
         ]
-        overrides = [origin for origin in named if origin.key]
-        chosen = overrides or [found for found in [self.origin_of(key)] if found] or named
-        return f"{chosen[0].place}: {key}" if chosen else self.place_of(key)
+        overrides = [(name, origin) for name, origin in named if origin.key]
+        own = self.origin_of(key)
+        chosen = overrides or ([(key, own)] if own else named)
+        return f"{chosen[0][1].at(chosen[0][0])}: {key}" if chosen else self.place_of(key)
 
     def origin_of(self, key: str) -> Origin | None:
         """Return who set the key, or what is below it, last; None where nobody did."""
@@ -133,9 +159,13 @@ def merge_layers(
     Raises RecipeError for a file that cannot be read and for names after ``for`` that are none.
     """
     files = [find_recipe(path) for path in ([paths] if isinstance(paths, Path) else paths)]
-    trees = [read_tree(path) for path in files]
-    places = [printable(str(path)) for path in files]
-    merged = Layers(" + ".join(places))
+    read = [read_file(path) for path in files]
+    trees = [file.tree for file in read]
+    origins = [
+        Origin(printable(str(path)), lines=file.lines)
+        for path, file in zip(files, read, strict=True)
+    ]
+    merged = Layers(" + ".join(origin.place for origin in origins))
     given = {key: value for key, _, value in map(_parse_override, overrides)}
     applying = _applying(
         *(
@@ -144,12 +174,14 @@ def merge_layers(
         ),
         task=task,
     )
-    for index, (place, tree) in enumerate(zip(places, trees, strict=True)):
+    for index, (origin, tree) in enumerate(zip(origins, trees, strict=True)):
         general = {key: value for key, value in tree.items() if key != WHERE}
-        merged.add(general, Origin(place), is_first=index == 0)
-        for names, layer in _conditions(tree.get(WHERE), place):
-            if applying.intersection(names):
-                merged.add(layer, Origin(f"{place}: {WHERE} {', '.join(names)}"))
+        merged.add(general, origin, is_first=index == 0)
+        for condition in _conditions(tree.get(WHERE), origin):
+            if applying.intersection(condition.names):
+                merged.add(condition.layer, condition.origin)
+            else:
+                merged.others.append(condition)
     return merged
 
 
@@ -173,28 +205,32 @@ def _applying(method: Any, own_task: Any, *, task: str | None) -> frozenset[str]
     return frozenset({*names, found.name, found.setting, _EVIDENCE[found.has_evidence]})
 
 
-def _conditions(value: Any, place: str) -> list[tuple[list[str], dict[str, Any]]]:
-    """Return what stands below ``for``: names, and what holds for them; RecipeError for others."""
+def _conditions(value: Any, origin: Origin) -> list[Condition]:
+    """Return what stands below ``for`` in a file; RecipeError for names that are none."""
     if value is None:
         return []
+    place = origin.at(WHERE)
     if not isinstance(value, Mapping):
         raise RecipeError(f"{place}: {WHERE}: must be a section, such as `for: {{dpo: ...}}`")
     known = [*METHOD_SECTIONS, *TASKS, *get_args(Setting), *_EVIDENCE.values()]
     found = []
     for key, layer in value.items():
-        names = [name.strip() for name in str(key).split(",")]
+        names = [name.strip() for name in key.split(",")]
         for name in names:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-                raise RecipeError(f"{place}: {WHERE}: {name!r} is no method or task ({hint})")
-        where = f"{place}: {WHERE} {', '.join(names)}"
+                where = f"{origin.at(f'{WHERE}.{key}')}: {WHERE}"
+                raise RecipeError(f"{where}: {name!r} is no method or task ({hint})")
+        below = replace(origin, above=f"{WHERE}.{key}")
         if not isinstance(layer, dict):
+            where = below.at("")
             raise RecipeError(f"{where}: must be a section of keys, such as `iterations: 2`")
         for banned in ("method", "task", WHERE):
             if banned in layer:
+                where = below.at(banned)
                 raise RecipeError(f"{where}: {banned}: cannot stand here; move it out of {WHERE}")
-        found.append((names, layer))
+        found.append(Condition(names, layer, below))
     return found
 
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from optima.errors import RecipeError, UsageError
-from optima.recipe.layers import WHERE, WHOLE, Layers, Origin, merge_layers
+from optima.recipe.layers import WHERE, WHOLE, Condition, Layers, Origin, merge_layers
 from optima.recipe.schema import METHOD_SECTIONS, Recipe
 from optima.recipe.sections import keys_of, section_above, section_of
 from optima.recipe.text import printable, quoting, write_yaml
@@ -66,11 +66,13 @@ def _with_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def build_recipe(layers: Layers) -> Recipe:
     """Validate merged layers."""
+    elsewhere = [line for condition in layers.others for line in _check_condition(condition)]
     try:
-        recipe = Recipe.model_validate_json(json.dumps(_with_sections(layers.tree), allow_nan=True))
+        recipe = _validate(layers.tree)
     except ValidationError as error:
-        lines = [printable(_explain(dict(detail), layers), 1000) for detail in error.errors()]
-        raise RecipeError("\n".join(dict.fromkeys(lines))) from error
+        raise RecipeError("\n".join([*_lines(error, layers), *elsewhere])) from error
+    if elsewhere:
+        raise RecipeError("\n".join(elsewhere))
     try:
         task = get_task(recipe.task)
     except UsageError as error:
@@ -88,6 +90,30 @@ def build_recipe(layers: Layers) -> Recipe:
     ]:
         raise RecipeError("\n".join(unread))
     return recipe.model_copy(update={"task": task.name})
+
+
+def _validate(tree: Mapping[str, Any]) -> Recipe:
+    return Recipe.model_validate_json(json.dumps(_with_sections(tree), allow_nan=True))
+
+
+def _lines(error: ValidationError, layers: Layers, *, without: Sequence[str] = ()) -> list[str]:
+    """Return a line for each finding, but for those of the kinds ``without``."""
+    details = [dict(detail) for detail in error.errors() if detail["type"] not in without]
+    return list(dict.fromkeys(printable(_explain(detail, layers), 1000) for detail in details))
+
+
+def _check_condition(condition: Condition) -> list[str]:
+    """Return what is wrong with keys and values that hold for other methods and tasks.
+
+    Rules over several fields are left to the recipe that they hold for, with all its layers.
+    """
+    layers = Layers("", {"method": "sft", "task": "arc", "model": {"path": "any"}})
+    layers.add(condition.layer, condition.origin)
+    try:
+        _validate(layers.tree)
+    except ValidationError as error:
+        return _lines(error, layers, without=("missing", "value_error"))
+    return []
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -146,7 +172,7 @@ def _remedy(kind: str, value: Any, origin: Origin | None) -> str:
             return "; put it in quotes"
         found = _BOOL_WORD.search(origin.text) if isinstance(value, bool) else None
         return f"; {quoting(origin.key, found[0] if found else str(value), origin.text)}"
-    if isinstance(value, bool) and kind != "bool_type":
+    if isinstance(value, bool) and kind in ("int_type", "int_from_float", "float_type"):
         return "; YAML reads on, off, yes and no as true and false, write a number"
     if kind in ("int_type", "int_from_float", "float_type"):
         number = _number(value, is_whole=kind != "float_type")
@@ -154,8 +180,11 @@ def _remedy(kind: str, value: Any, origin: Origin | None) -> str:
         return f"; {why}write {number}" if number else ""
     if kind == "bool_type" and isinstance(value, str) and value.lower() in ("true", "false"):
         return "; remove the quotes"
+    if kind == "tuple_type" and isinstance(value, Mapping):
+        return "; give the whole list, as [A, B]"
     if kind == "tuple_type":
-        return f"; write [{'' if value is None else value}]"
+        shown = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+        return f"; write [{shown}]"
     return ""
 
 

@@ -9,7 +9,7 @@ such as 1e-06 are written as 1.0e-06, which YAML reads as a number.
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +34,9 @@ _REMEDIES = {
     "mapping values are not allowed": "put text with `: ` in quotes, or mend the indentation",
     "cannot start any token": "put the text in quotes",
     "tag handle": "remove the tag",
+    "incompatible YAML": "remove the line that begins with %YAML",
+    "expected '<document start>'": "keep one document and remove the others with their `...`",
+    "could not find expected ':'": "put a space after each `:`, and close quotes",
 }
 
 
@@ -69,8 +72,16 @@ def printable(text: str, limit: int = 120) -> str:
     return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
 
 
-def read_tree(path: Path) -> dict[str, Any]:
-    """Read a recipe file as it is written; RecipeError when it is no mapping."""
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A recipe file as it is written; ``lines`` has the line of each key, counted from 1."""
+
+    tree: dict[str, Any]
+    lines: Mapping[str, int]
+
+
+def read_file(path: Path) -> Written:
+    """Read a recipe file; RecipeError when it is no mapping."""
     place = printable(str(path))
     listing = "`optima recipes` lists recipes and layers"
     try:
@@ -90,15 +101,19 @@ def read_tree(path: Path) -> dict[str, Any]:
         ) from error
     if len(content) > MAX_BYTES:
         raise RecipeError(f"{place}: has over {MAX_BYTES} bytes, is no recipe; {listing}")
-    tree = parse_yaml(text, Source(place))
+    lines: dict[str, int] = {}
+    tree = parse_yaml(text, Source(place), lines)
     if not isinstance(tree, dict):
         what = "is empty, " if tree is None else ""
         raise RecipeError(f"{place}: {what}must be a mapping of sections, such as `task: arc`")
-    return tree
+    return Written(tree, lines)
 
 
-def parse_yaml(text: str, source: Source) -> Any:
-    """Return the plain value that ``text`` holds; RecipeError, beginning with its place."""
+def parse_yaml(text: str, source: Source, lines: dict[str, int] | None = None) -> Any:
+    """Return the plain value that ``text`` holds; RecipeError, beginning with its place.
+
+    The line of each key, and of each element of a list (``key.0``), is written into ``lines``.
+    """
     try:
         node = _Loader(text, source).get_single_node()
     except yaml.reader.ReaderError as error:
@@ -111,18 +126,19 @@ def parse_yaml(text: str, source: Source) -> Any:
         mark = error.problem_mark or error.context_mark
         what = printable(error.problem or error.context or "cannot be read")
         remedies = (remedy for part, remedy in _REMEDIES.items() if part in what)
-        default = "put the value in quotes" if source.key else "mend brackets, quotes, indentation"
-        raise RecipeError(
-            f"{source.at(mark.line if mark else 0)}: no valid YAML: {what}; "
-            f"{next(remedies, default)}"
-        ) from error
+        remedy = next(remedies, "mend brackets, quotes, indentation")
+        if source.key:
+            remedy = f"mend brackets and quotes, or {quoting(source.key, text, text)}"
+        where = source.at(mark.line if mark else 0)
+        raise RecipeError(f"{where}: no valid YAML: {what}; {remedy}") from error
     end = 0 if node is None else node.end_mark.index
     if source.key and text[end:].strip():
         raise RecipeError(
             f"{source.place}: `#` begins a comment in YAML, so what follows it is lost; "
             f"{quoting(source.key, text, text)}"
         )
-    return None if node is None else _Reading(source, text).value(node, source.key)
+    reading = _Reading(source, text, {} if lines is None else lines)
+    return None if node is None else reading.value(node, source.key)
 
 
 def write_yaml(tree: Any) -> str:
@@ -136,12 +152,19 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str, source: Source) -> None:
         super().__init__(text)
         self._source = source
+        self._text = text
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self._depth > MAX_DEPTH:
             where = self._source.at(self.line)
             raise RecipeError(f"{where}: is nested over {MAX_DEPTH} deep; no recipe is, remove it")
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if self._source.key and event.anchor and not isinstance(event, yaml.AliasEvent):
+            raise RecipeError(
+                f"{self._source.place}: `&` names a value in YAML, which nothing here can use; "
+                f"{quoting(self._source.key, self._text, self._text)}"
+            )
         self._depth += 1
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
@@ -154,6 +177,7 @@ class _Reading:
 
     source: Source
     text: str
+    lines: dict[str, int]
     n_nodes: int = 0
     above: list[yaml.Node] = field(default_factory=list)
 
@@ -169,21 +193,23 @@ class _Reading:
         if node.tag != _TAG + kind:
             self._refuse_tag(node, key)
         self.above.append(node)
-        read = (
-            [self.value(item, key) for item in node.value]
-            if kind == "seq"
-            else self._mapping(node, key)
-        )
+        read = self._list(node, key) if kind == "seq" else self._mapping(node, key)
         self.above.pop()
         return read
+
+    def _list(self, node: yaml.Node, key: str) -> list[Any]:
+        for index, item in enumerate(node.value):
+            self.lines[f"{key}.{index}"] = item.start_mark.line + 1
+        return [self.value(item, key) for item in node.value]
 
     def _mapping(self, node: yaml.Node, key: str) -> dict[str, Any]:
         merged: dict[str, Any] = {}
         own: dict[str, Any] = {}
-        for name_node, value_node in node.value:
-            if name_node.tag == f"{_TAG}merge":
+        merge = f"{_TAG}merge"  # read first: what is written here itself goes over it
+        for name_node, value_node in sorted(node.value, key=lambda pair: pair[0].tag != merge):
+            if name_node.tag == merge:
                 for layer in self._merged(value_node, key):
-                    merged = {**layer, **merged}  # the first of several wins
+                    merged.update(layer)
                 continue
             if name_node.tag != f"{_TAG}str" or not isinstance(name_node, yaml.ScalarNode):
                 shown = printable(str(getattr(name_node, "value", "")), 40)
@@ -196,12 +222,13 @@ class _Reading:
                 self._refuse(name_node, key, "key '': must be the name of a field; rename it")
             if name in own:
                 self._refuse(name_node, inner, "given twice; remove one of them")
+            self.lines[inner] = name_node.start_mark.line + 1
             own[name] = self.value(value_node, inner)
         return {**merged, **own}
 
     def _merged(self, node: yaml.Node, key: str) -> Iterator[dict[str, Any]]:
         nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        for part in nodes:
+        for part in reversed(nodes):  # the first of several wins
             layer = self.value(part, key)
             if not isinstance(layer, dict):
                 self._refuse(part, key, "<<: must be a section, or a list of them; name one")
@@ -248,7 +275,9 @@ class _Reading:
     def _refuse_tag(self, node: yaml.Node, key: str) -> NoReturn:
         tag = printable(node.tag.replace(_TAG, "!!"), 60)
         shown = f"{printable(node.value, 40)} is " if isinstance(node, yaml.ScalarNode) else ""
-        self._refuse(node, key, f"{shown}no {tag} that a recipe can hold; remove the tag")
+        whole = self.text
+        quoted = f", or {quoting(self.source.key, whole, whole)}" if self.source.key else ""
+        self._refuse(node, key, f"{shown}no {tag} that a recipe can hold; remove the tag{quoted}")
 
     def _refuse(self, node: yaml.Node, key: str, what: str) -> NoReturn:
         where = self.source.at(node.start_mark.line)

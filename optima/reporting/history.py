@@ -24,7 +24,15 @@ from optima.pipelines.consistency import read_samples
 from optima.pipelines.cost import ModelCost, read_costs
 from optima.pipelines.judged import read_judged
 from optima.recipe.schema import Recipe
-from optima.stages import StageDone, check_run, finished_stages, read_done, read_recipe
+from optima.stages import (
+    StageDone,
+    check_run,
+    find_begun,
+    finished_stages,
+    read_done,
+    read_each,
+    read_recipe,
+)
 
 Kind = Literal["training", "inference", "baselines", "consistency", "transfer"]
 
@@ -100,26 +108,25 @@ class History:
 def read_histories(runs: Sequence[Path]) -> tuple[History, ...]:
     """Return the runs in directories, and in folders of such, in the order given.
 
-    Raises UsageError for a directory that is neither, StageError for a broken record.
+    Raises UsageError for directories that are neither, StageError for broken records, each named.
     """
-    found = [(root, folder) for run in runs for root, folder in _expand(run)]
+    found = [pair for pairs in read_each(_expand, runs) for pair in pairs]
     roots = list(dict.fromkeys(root for root, _ in found))
     names = dict(zip(roots, _names(roots), strict=True))
     folders = dict(reversed(found))
-    histories = [_read(root, names[root], folders[root]) for root in roots]
+    histories = read_each(lambda root: _read(root, names[root], folders[root]), roots)
     return tuple(_mark_transfers(histories))
 
 
 def find_runs(runs: Sequence[Path]) -> tuple[Path, ...]:
     """Return the run directories that ``runs`` are or hold; UsageError for what is neither."""
-    return tuple(dict.fromkeys(root for run in runs for root, _ in _expand(run)))
+    return tuple(dict.fromkeys(root for pairs in read_each(_expand, runs) for root, _ in pairs))
 
 
 def _expand(run: Path) -> list[tuple[Path, Path | None]]:
-    if (run / "recipe.yaml").is_file():
+    if (run / "recipe.yaml").is_file() or (run / "LOCK").is_file():
         return [(run, None)]
-    below = [path.parent for path in run.glob("*/recipe.yaml")] if run.is_dir() else []
-    if not below:
+    if not (below := find_begun(run)):
         raise UsageError(
             f"{run}: is no run directory (it has no recipe.yaml) nor a folder of some; give what "
             "--run-dir or --output named"
@@ -129,7 +136,10 @@ def _expand(run: Path) -> list[tuple[Path, Path | None]]:
 
 def _order(root: Path) -> tuple[float, str]:
     """Return when a run began: a folder's runs come in that order, as in its own table."""
-    begun = read_done(root / "problems")
+    try:
+        begun = read_done(root / "problems")
+    except StageError:  # said when the run is read
+        begun = None
     return (begun.started_unix_s if begun else float("inf"), root.name)
 
 

@@ -79,13 +79,15 @@ class LiveReport:
 
     async def status(self, request: web.Request) -> web.StreamResponse:
         """Answer with where the runs stand; ``share`` is that of the first stage under way."""
-        try:
-            states = [(run, read_status(run)) for run in self._runs]
-        except OptimaError as error:  # the page says so too, when it is asked for again
-            told = {"text": str(error), "share": None, "version": self.version()}
-            return web.json_response(told)
-        shares = [state.share for _, state in states if state.share is not None]
-        lines = [line for run, state in states for line in _lines(run, state)]
+        lines, shares = [], []
+        for run in self._runs:
+            try:
+                state = read_status(run)
+            except OptimaError as error:  # the page says so too, when it is asked for again
+                lines.append(str(error))
+                continue
+            lines += _lines(run, state)
+            shares += [] if state.share is None else [state.share]
         return web.json_response(
             {
                 "text": " · ".join(lines),

@@ -22,7 +22,7 @@ def status_text(root: Path, status: Status) -> str:
 
 def folder_text(root: Path, members: Sequence[Member]) -> str:
     """Return the states of the runs of a folder, a line each, and the end of the last."""
-    states = [member.status.state if member.status else "not begun" for member in members]
+    states = [_state(member) for member in members]
     n_done = states.count("done")
     state = "done" if n_done == len(members) else "running" if "running" in states else "stopped"
     width = max(len(member.name) for member in members)
@@ -30,14 +30,22 @@ def folder_text(root: Path, members: Sequence[Member]) -> str:
     for member, of_one in zip(members, states, strict=True):
         status = member.status
         parts = [of_one, *([_stages(status)] if status else [])]
+        if member.damage is not None:
+            parts = [f"{of_one}: {member.damage}"]
         if status is not None and status.stage is not None:
             parts.append(f"now {_now(status)}")
         lines.append(f"  {member.name:<{width}}  {', '.join(parts)}")
     if state == "running":
         lines.append(f"left: {_left(folder_seconds_left(members))}")
-    if state == "stopped":
+    if state == "stopped" and "damaged" not in states:
         lines.append("the command that started it goes on from here")
     return "\n".join(lines)
+
+
+def _state(member: Member) -> str:
+    if member.damage is not None:
+        return "damaged"
+    return member.status.state if member.status else "not begun"
 
 
 def _stages(status: Status) -> str:

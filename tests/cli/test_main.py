@@ -11,6 +11,7 @@ from optima.cli.main import main, parse
 from optima.recipe.loading import load_recipe
 from optima.tasks import TASKS
 from optima.training import fetch_model
+from tests.templates import CHATML, LLAMA3
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "recipes" / "sft" / "quickstart.yaml")
@@ -70,7 +71,32 @@ def test_prompts_show_prints_one_prompt_per_agent(capsys: pytest.CaptureFixture[
     heads = _heads(capsys)
     assert [head.split()[1] for head in heads if "after what" not in head] == ["Ada", "Ben", "Cy"]
     cues = [head for head in heads if "after what" in head]
-    assert cues == [f"--- after what {name} hears" for name in ("Ada", "Ben", "Cy")]
+    assert [head.split(" hears")[0] for head in cues] == [
+        f"--- after what {name}" for name in ("Ada", "Ben", "Cy")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("template", "roles", "said"),
+    [
+        (CHATML, "auto", "hears"),
+        (LLAMA3, "auto", None),  # all is said by the assistant: nothing is heard
+        (LLAMA3, "alternate", "hears"),
+        (CHATML, "assistant", None),
+        (None, "auto", "hears, where the chat template alternates roles"),  # a model on the hub
+    ],
+)
+def test_prompts_show_prints_what_is_heard_where_it_is(
+    template: str | None, roles: str, said: str | None, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    if template is not None:
+        (tmp_path / "chat_template.jinja").write_text(template)
+    path = tmp_path if template is not None else "someone/model"
+    argv = ["prompts", "show", "--recipe", QUICKSTART, f"model.path={path}", f"model.roles={roles}"]
+    assert main([*argv, "--agent", "Bob"]) == 0
+    heads = _heads(capsys)[1:]
+    assert heads == ([] if said is None else [f"--- after what Bob {said}"])
 
 
 def test_prompts_show_takes_layers_by_either_name(
@@ -89,7 +115,7 @@ def test_prompts_show_prints_one_agents_prompt_alone(capsys: pytest.CaptureFixtu
     assert main(argv) == 0
     prompt, cue = _heads(capsys)
     assert prompt.startswith("--- Bob (")
-    assert cue == "--- after what Bob hears"
+    assert cue.startswith("--- after what Bob hears")
     assert main([*argv[:-1], "Eve"]) == 2
     assert "--agent Eve: must be one of Alice, Bob" in capsys.readouterr().err
 

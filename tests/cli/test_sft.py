@@ -68,7 +68,7 @@ def test_layers_are_read_from_the_command_line_of_the_process(
     )
     assert main() == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"optima: {layer}: iterations: 0 is refused")
+    assert err.startswith(f"optima: {layer}:1: iterations: 0 is refused")
 
 
 def test_recipe_of_another_method_is_named_by_its_file(
@@ -79,7 +79,7 @@ def test_recipe_of_another_method_is_named_by_its_file(
     dpo = ROOT / "recipes" / "dpo" / "quickstart.yaml"
     assert main(["--config", str(dpo), str(layer)]) == 2
     assert capsys.readouterr().err == (
-        f"optima: {dpo}: method: is dpo, optima-sft runs sft; use optima-dpo\n"
+        f"optima: {dpo}:4: method: is dpo, optima-sft runs sft; use optima-dpo\n"
     )
 
 

@@ -307,3 +307,17 @@ def test_first_error_is_named_when_a_launcher_says_much_after_it(tmp_path: Path)
     lines = str(failed.value).splitlines()
     assert lines[1:3] == ["  [rank1]: FileNotFoundError: cache.arrow", "  ..."]
     assert lines[-1] == "  closing process 39"
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_child_of_a_guard_that_is_dead_already_does_not_start(
+    is_alive: bool, tmp_path: Path
+) -> None:
+    code = (
+        "import ctypes, sys; from optima.processes import guard; "
+        "guard._execute(['touch', sys.argv[1]], ctypes.CDLL(None), int(sys.argv[2]))"
+    )
+    started = tmp_path / "started"
+    above = os.getpid() if is_alive else os.getpid() + 1
+    subprocess.run([sys.executable, "-c", code, str(started), str(above)], check=True, timeout=60)
+    assert started.exists() is is_alive

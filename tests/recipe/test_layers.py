@@ -71,10 +71,10 @@ def test_null_of_an_override_takes_back_what_a_layer_set(tmp_path: Path) -> None
 
 
 def test_null_is_no_value_of_a_lone_recipe_or_of_what_must_be_said(tmp_path: Path) -> None:
-    assert refusal(tmp_path, base=f"{BASE}iterations:\n").startswith("a.yaml: iterations: null")
-    assert refusal(tmp_path, "task: null\n").startswith("b.yaml: task: null must be a text")
+    assert refusal(tmp_path, base=f"{BASE}iterations:\n").startswith("a.yaml:7: iterations: null")
+    assert refusal(tmp_path, "task: null\n").startswith("b.yaml:1: task: null must be a text")
     assert refusal(tmp_path, "train: {epoch: null}\n") == (
-        "b.yaml: train.epoch: unknown key (did you mean epochs?)"
+        "b.yaml:1: train.epoch: unknown key (did you mean epochs?)"
     )
 
 
@@ -117,28 +117,28 @@ def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 # Layers over BASE and overrides -> the whole message.
 PLACES: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {
-    (("seed: x",), ()): 'b.yaml: seed: "x" must be a whole number',
-    (("seed: x", "iterations: 2"), ()): 'b.yaml: seed: "x" must be a whole number',
-    (("seed: x", "seed: y"), ()): 'c.yaml: seed: "y" must be a whole number',
+    (("seed: x",), ()): 'b.yaml:1: seed: "x" must be a whole number',
+    (("seed: x", "iterations: 2"), ()): 'b.yaml:1: seed: "x" must be a whole number',
+    (("seed: x", "seed: y"), ()): 'c.yaml:1: seed: "y" must be a whole number',
     (("seed: x",), ("seed=y",)): 'override seed=y: seed: "y" must be a whole number',
     (("train: {epoch: 1}",), ("train.seed=1",)): (
-        "b.yaml: train.epoch: unknown key (did you mean epochs?)\n"
+        "b.yaml:1: train.epoch: unknown key (did you mean epochs?)\n"
         "override train.seed=1: train.seed: unknown key (known keys: "
     ),
-    (("train: 5",), ()): "b.yaml: train: 5 must be a section of keys",
-    (("serving: {gpus: [0, x]}",), ()): 'b.yaml: serving.gpus.1: "x" must be a whole number',
+    (("train: 5",), ()): "b.yaml:1: train: 5 must be a section of keys",
+    (("serving: {gpus: [0, x]}",), ()): 'b.yaml:1: serving.gpus.1: "x" must be a whole number',
     (("select: {keep_from: 0.9}", "iterations: 2"), ()): (
-        "b.yaml: select.keep_from: 0.9 must be less than keep_to=0.7; lower it"
+        "b.yaml:1: select.keep_from: 0.9 must be less than keep_to=0.7; lower it"
     ),
     (("select: {keep_from: 0.6}", "select: {keep_to: 0.5}"), ()): (
-        "b.yaml: select.keep_from: 0.6 must be less than keep_to=0.5; lower it"
+        "b.yaml:1: select.keep_from: 0.6 must be less than keep_to=0.5; lower it"
     ),
     (("model: {max_model_len: 1024}",), ()): (
-        "b.yaml: conversation.max_turn_tokens: 2000 leaves no room for a prompt in "
+        "b.yaml:1: conversation.max_turn_tokens: 2000 leaves no room for a prompt in "
         "model.max_model_len=1024; lower it"
     ),
     (("search: {n_rounds: 3}", "method: sft"), ()): (
-        "b.yaml: search: contradicts method=sft; remove the section"
+        "b.yaml:1: search: contradicts method=sft; remove the section"
     ),
     (("iterations: 2",), ("search.n_rounds=3",)): (
         "override search.n_rounds=3: search: contradicts method=sft; remove the section"
@@ -147,24 +147,26 @@ PLACES: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {
         "override search.n_rounds=null: search: contradicts method=sft; remove the section"
     ),
     (("task: arc", "iterations: 2"), ()): (
-        "a.yaml: cold_start: arc has no gold evidence to script conversations from; remove "
+        "a.yaml:6: cold_start: arc has no gold evidence to script conversations from; remove "
         "cold_start, which conversation.worked_example=true can replace"
     ),
-    (("task: gsm8",), ()): "b.yaml: task: 'gsm8' is no task (did you mean gsm8k?)",
+    (("task: gsm8",), ()): "b.yaml:1: task: 'gsm8' is no task (did you mean gsm8k?)",
     (("data: {hub_revision: 2024-01-01}",), ()): (
         "b.yaml:1: data.hub_revision: 2024-01-01 is a date to YAML; put it in quotes"
     ),
     (("seed: [1",), ()): "b.yaml:",
     (("- 1",), ()): "b.yaml: must be a mapping of sections, such as `task: arc`",
     (("for: {dpo2: {seed: 1}}",), ()): (
-        "b.yaml: for: 'dpo2' is no method or task (did you mean dpo?)"
+        "b.yaml:1: for: 'dpo2' is no method or task (did you mean dpo?)"
     ),
-    (("for: {sft: {seed: x}}",), ()): 'b.yaml: for sft: seed: "x" must be a whole number',
-    (("for: {sft: 1}",), ()): "b.yaml: for sft: must be a section of keys, such as `iterations: 2`",
+    (("for: {sft: {seed: x}}",), ()): 'b.yaml:1: for sft: seed: "x" must be a whole number',
+    (("for: {sft: 1}",), ()): (
+        "b.yaml:1: for sft: must be a section of keys, such as `iterations: 2`"
+    ),
     (("for: {sft: {task: arc}}",), ()): (
-        "b.yaml: for sft: task: cannot stand here; move it out of for"
+        "b.yaml:1: for sft: task: cannot stand here; move it out of for"
     ),
-    (("for: [sft]",), ()): "b.yaml: for: must be a section, such as `for: {dpo: ...}`",
+    (("for: [sft]",), ()): "b.yaml:1: for: must be a section, such as `for: {dpo: ...}`",
     (("iterations: 2",), ("for.sft.seed=1",)): (
         "override for.sft.seed=1: for: unknown key (stands in files only; give the key alone)"
     ),
@@ -225,6 +227,42 @@ def test_method_and_task_of_an_override_decide_what_applies(tmp_path: Path) -> N
     assert recipe.search.n_rounds == 4
     merged = merge_layers(write(tmp_path, base, CONDITIONS), task="gsm8k")
     assert merged.tree["conversation"] == {"max_turns": 7}
+
+
+ELSEWHERE = """\
+iterations: 2
+for:
+  sft:
+    seed: 1
+  dpo, sft_dpo:
+    search:
+      n_problem: 3
+    train: {epochs: x, lora: null}
+  debate: {sede: 2, conversation: {max_turns: 0}}
+  evidence: {select: {keep_from: 0.8}, cold_start: {}}
+"""
+
+
+def test_what_stands_below_for_is_checked_for_whatever_it_holds(tmp_path: Path) -> None:
+    base = "method: sft\ntask: hotpot_qa\nmodel: {path: m}\nselect: {keep_to: 0.9}\n"
+    assert refusal(tmp_path, ELSEWHERE, base=base).splitlines() == [
+        'b.yaml:8: for dpo, sft_dpo: train.epochs: "x" must be a number',
+        "b.yaml:7: for dpo, sft_dpo: search.n_problem: unknown key (did you mean n_problems?)",
+        "b.yaml:9: for debate: conversation.max_turns: 0 is refused: input should be greater than "
+        "or equal to 2",
+        "b.yaml:9: for debate: sede: unknown key (did you mean seed?)",
+    ]
+    with_one = refusal(tmp_path, ELSEWHERE, base=base + "seeds: 1\n").splitlines()
+    assert len(with_one) == 5
+    assert with_one[0] == "a.yaml:5: seeds: unknown key (did you mean seed?)"
+
+
+def test_what_may_stand_for_other_methods_and_tasks_is_taken(tmp_path: Path) -> None:
+    text = ELSEWHERE.replace("n_problem:", "n_problems:").replace("epochs: x", "epochs: 1")
+    text = text.replace("sede", "seed").replace("max_turns: 0", "max_turns: 4")
+    for task in ("gsm8k", "trivia_qa"):  # with evidence, and without
+        base = f"method: sft\ntask: {task}\nmodel: {{path: m}}\nselect: {{keep_to: 0.9}}\n"
+        assert load(tmp_path, text, base=base).seed == (2 if task == "gsm8k" else 1)
 
 
 def test_later_layer_and_override_go_over_what_stands_below_for(tmp_path: Path) -> None:

@@ -26,25 +26,71 @@ def refusal(tmp_path: Path, text: str = "", *overrides: str, base: str = BASE) -
 
 def test_unknown_key_names_the_nearest_one(tmp_path: Path) -> None:
     message = refusal(tmp_path, "reward: {lamda_token: 0.5}\n")
-    assert message == "r.yaml: reward.lamda_token: unknown key (did you mean lambda_token?)"
+    assert message == "r.yaml:4: reward.lamda_token: unknown key (did you mean lambda_token?)"
 
 
 def test_float_that_yaml_reads_as_text_is_explained(tmp_path: Path) -> None:
     message = refusal(tmp_path, "train: {learning_rate: 1e-6}\n")
-    assert "r.yaml: train.learning_rate: " in message
+    assert "r.yaml:4: train.learning_rate: " in message
     assert message.endswith("write 1.0e-6")
 
 
 def test_on_is_no_number(tmp_path: Path) -> None:
     message = refusal(tmp_path, "iterations: on\n")
-    assert "r.yaml: iterations: true must be a whole number" in message
+    assert "r.yaml:4: iterations: true must be a whole number" in message
     assert "YAML reads on" in message
 
 
 def test_all_problems_are_reported_one_line_each(tmp_path: Path) -> None:
     message = refusal(tmp_path, "seed: x\niterations: 0\nserving: {gpu: [1]}\n")
-    assert len(message.splitlines()) == 3
-    assert all(line.startswith("r.yaml: ") for line in message.splitlines())
+    assert sorted(line.partition(": ")[0] for line in message.splitlines()) == [
+        "r.yaml:4", "r.yaml:5", "r.yaml:6",
+    ]  # fmt: skip
+
+
+SECTIONS = """\
+train:
+  # a comment, and an empty line
+
+  epochs: 2.0
+  lora:
+    rank: many
+serving:
+  gpus:
+    - 0
+    - x
+  endpoints: [localhost:8000]
+model:
+  tokenizer: t
+"""
+
+
+def test_line_of_each_key_is_named(tmp_path: Path) -> None:
+    message = refusal(tmp_path, SECTIONS, base="method: sft\ntask: arc\n")
+    assert [line.partition(": ")[0] for line in message.splitlines()] == [
+        "r.yaml:14",  # the section that the key is missing from
+        "r.yaml:8",
+        "r.yaml:12",  # the element of a list
+    ]
+    text = SECTIONS.replace("many", "8").replace("- x", "- 1").replace("tokenizer", "path")
+    message = refusal(tmp_path, text, base="method: sft\ntask: arc\n")
+    assert message.startswith("r.yaml:13: serving.endpoints: 'localhost:8000' must be a URL")
+
+
+def test_line_of_a_section_is_that_of_its_name(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "cold_start:\n  n_problems: 8\n  epochs: 2.0\n", "task=arc")
+    assert message.startswith("r.yaml:4: cold_start: arc has no gold evidence")
+
+
+def test_line_is_that_of_what_an_anchor_brought_in_and_of_what_goes_over_it(tmp_path: Path) -> None:
+    text = "train: &t\n  epochs: x\n  lora:\n    rank: y\ncold_start:\n  epochs: z\n  <<: *t\n"
+    message = refusal(tmp_path, text)
+    assert {line.partition(" must")[0].partition(": unk")[0] for line in message.splitlines()} == {
+        'r.yaml:5: train.epochs: "x"',
+        'r.yaml:7: train.lora.rank: "y"',
+        'r.yaml:9: cold_start.epochs: "z"',
+        "r.yaml:6: cold_start.lora",
+    }
 
 
 def test_whole_number_does_for_a_float(tmp_path: Path) -> None:
@@ -118,7 +164,7 @@ CONTRADICTIONS = {
 
 @pytest.mark.parametrize("text", CONTRADICTIONS)
 def test_contradictory_values_are_refused_with_what_to_do(text: str, tmp_path: Path) -> None:
-    assert refusal(tmp_path, f"{text}\n") == f"r.yaml: {CONTRADICTIONS[text]}"
+    assert refusal(tmp_path, f"{text}\n") == f"r.yaml:4: {CONTRADICTIONS[text]}"
 
 
 @pytest.mark.parametrize(
@@ -298,7 +344,7 @@ def test_a_value_that_the_task_does_not_read_is_refused(
     message = refusal(
         tmp_path, f"{line}\n", base=f"method: sft\ntask: {task}\nmodel: {{path: m}}\n"
     )
-    assert message.startswith(f"r.yaml: {key}: {task}")
+    assert message.startswith(f"r.yaml:4: {key}: {task}")
     assert reason in message
     assert message.endswith("; remove it")
 
@@ -322,11 +368,11 @@ def test_an_empty_text_is_refused_where_it_stands(override: str, tmp_path: Path)
 
 def test_a_pool_that_is_off_reads_no_formats(tmp_path: Path) -> None:
     message = refusal(tmp_path, "sampling: {format_pool: false, format_pool_path: DIR}\n")
-    assert message.startswith("r.yaml: sampling.format_pool_path: is read by nothing while")
+    assert message.startswith("r.yaml:4: sampling.format_pool_path: is read by nothing while")
 
 
 @pytest.mark.parametrize("key", ["train_split", "test_split", "hub_configs", "hub_id"])
 def test_names_of_the_hub_contradict_a_path(key: str, tmp_path: Path) -> None:
     value = "[x]" if key == "hub_configs" else "x"
     message = refusal(tmp_path, f"data: {{path: DIR, {key}: {value}}}\n")
-    assert message.startswith(f"r.yaml: data.{key}: contradicts path=DIR")
+    assert message.startswith(f"r.yaml:4: data.{key}: contradicts path=DIR")

@@ -108,11 +108,11 @@ REFUSED = {
     'data: {path: "\\ud800"}\n': (
         ":4: data.path: holds the character #xd800, which no text may; remove it"
     ),
-    '"se\\nd": 1\n': ": se\\nd: unknown key (did you mean seed?)",
+    '"se\\nd": 1\n': ":4: se\\nd: unknown key (did you mean seed?)",
     "reward.lambda_token: 1\n": (
-        ": reward.lambda_token: unknown key (write it as a section: reward: {lambda_token: ...})"
+        ":4: reward.lambda_token: unknown key (write it as a section: reward: {lambda_token: ...})"
     ),
-    "lambda_token: 1\n": ": lambda_token: unknown key (did you mean reward.lambda_token?)",
+    "lambda_token: 1\n": ":4: lambda_token: unknown key (did you mean reward.lambda_token?)",
 }  # fmt: skip
 
 
@@ -207,9 +207,13 @@ OVERRIDES = {
     "train.seed=1": "train.seed: unknown key (known keys: ",
     "seed=é": 'seed: "é" must be a whole number',
     "seed=[": "no valid YAML: expected the node content, but found '<stream end>'; "
-    "put the value in quotes",
+    """mend brackets and quotes, or write 'seed="["'""",
     "model.path=[x": "no valid YAML: expected ',' or ']', but got '<stream end>'; "
-    "put the value in quotes",
+    """mend brackets and quotes, or write 'model.path="[x"'""",
+    "model.path=&x": "`&` names a value in YAML, which nothing here can use; "
+    """write 'model.path="&x"'""",
+    "serving.gpus.0=1": 'serving.gpus: {"0": 1} must be a list; give the whole list, as [A, B]',
+    "train.report_to=on": "train.report_to: true must be a list; write [true]",
     "seed=2026-13-45": """seed: 2026-13-45 is a date to YAML; write 'seed="2026-13-45"'""",
     "model.path=a #b": "`#` begins a comment in YAML, so what follows it is lost; "
     """write 'model.path="a #b"'""",

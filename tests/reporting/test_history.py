@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from optima.cli.main import main
 from optima.errors import StageError, UsageError
 from optima.pipelines.comparison import evaluated_models, is_evaluation
 from optima.pipelines.status import read_status
-from optima.reporting.history import read_histories
+from optima.reporting.history import find_runs, read_histories
 from tests.reporting import made
 
 
@@ -141,3 +142,52 @@ def test_costs_that_an_inference_noted_are_read(tmp_path: Path) -> None:
     (run.root / "results.json").write_text(json.dumps({})[:-1])
     with pytest.raises(StageError, match=r"results\.json: no JSON"):
         read_histories([run.root])
+
+
+def _damaged_runs(folder: Path) -> list[str]:
+    """Write five runs, of which three are damaged; return the beginnings of what is said."""
+    for name in "abcde":
+        made.training(folder / name)
+    (folder / "b/recipe.yaml").write_text("method: [")
+    (folder / "c/recipe.yaml").unlink()
+    (folder / "d/problems/DONE.json").write_text("{")
+    (folder / "f").mkdir()  # a start that came to nothing
+    (folder / "f/LOCK").touch()
+    return [f"{folder}/{name}" for name in ("b/recipe.yaml:1: ", "c", "d/problems/DONE.json: ")]
+
+
+def test_status_of_a_folder_tells_of_all_runs_and_each_damaged_one_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = _damaged_runs(tmp_path / "runs")
+    assert main(["status", str(tmp_path / "runs")]) == 1
+    out, err = capsys.readouterr()
+    first, *lines = out.splitlines()
+    assert first == f"{tmp_path}/runs: stopped, 0 of 5 runs done"
+    assert [line.split()[0] for line in lines] == list("abcde")
+    for line, place in zip(lines[1:4], said, strict=True):
+        assert line.split(maxsplit=1)[1].startswith(f"damaged: {place}")
+    assert lines[0].startswith("  a  stopped, ")
+    assert not err
+
+
+@pytest.mark.parametrize("command", ["report", "view", "compare"])
+def test_commands_over_several_runs_name_all_that_are_damaged(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = _damaged_runs(tmp_path / "runs")
+    if command == "view":
+        with pytest.raises(StageError) as caught:
+            read_histories(find_runs([tmp_path / "runs"]))
+        lines = str(caught.value).splitlines()
+    else:
+        runs = [f"{tmp_path}/runs/{name}" for name in "abcd"]
+        given = [f"{tmp_path}/runs"] if command == "report" else runs
+        assert main([command, *given]) == 1
+        lines = [line.removeprefix("optima: ") for line in capsys.readouterr().err.splitlines()]
+    assert not (tmp_path / "runs/report").exists()
+    if command == "compare":  # which needs no recipe
+        del said[1]
+    assert len(lines) == len(said)
+    for place in said:
+        assert any(line.startswith(place) for line in lines)
