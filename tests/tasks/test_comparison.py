@@ -128,7 +128,15 @@ CHOICES: tuple[tuple[tuple[str, ...], str, tuple[str, ...], tuple[str, ...]], ..
             ),
             *("Option B is correct", "[B. iron]", "(B. iron)", "# B", "**Answer:** B", "Thus B."),
             *("Therefore, B", "The answer is therefore B", "iron, because it conducts", "B → iron"),
-            *("**B** iron", "*B* iron", "iron is the right answer", "B | iron", "<strong>iron</strong>", "***B***", "“B”"),
+            *(
+                "**B** iron",
+                "*B* iron",
+                "iron is the right answer",
+                "B | iron",
+                "<strong>iron</strong>",
+                "***B***",
+                "“B”",
+            ),
         ),
         (
             *("B ≠ iron", "B. iron > wood", "¬B", "~B", "B'", "A > B", "A & B", "A-D"),
@@ -367,6 +375,13 @@ EXPRESSIONS: tuple[tuple[str, str, float], ...] = (  # answer, gold, score by th
     *((r"1\,000\,000", "1000000", 1.0), ("i", "-i", 0.0), ("x-1", "1-x", 0.0), ("{18}", "18", 1.0)),
     *(("x=5", "5", 1.0), (r"\$5", "5", 1.0), (r"\text{(A)}", r"\text{(B)}", 0.0)),
     *(("20", r"\text{June 21}", 0.0), (r"\frac 59", "5/9", 1.0), (r"\frac{50}3", "50/3", 1.0)),
+    *(
+        ("The answer is x+1", "1+x", 1.0),
+        ("So, x+1", "x", 0.0),
+        (r"Answer: $\sqrt{8}$", r"2\sqrt2", 1.0),
+    ),
+    *(("5:00", r"05\!:\!00", 1.0), ("425", r"05\!:\!00", 0.0), ("6:00", r"05\!:\!00", 0.0)),
+    *(("2:3", "4:6", 1.0), ("7:00", "7", 0.0), ("7:00", r"\frac{7}{2}", 0.0)),
     *(("111111111", r"111, \! 111, \! 111", 1.0), (r"\text{Odd}", r"\text{odd}", 1.0)),
 )
 
