@@ -132,9 +132,9 @@ def test_parts_of_minus_one_are_the_same_whatever_the_weights() -> None:
     # without weights 1 by its answer; each rule takes its whole 1 off
     none = {"lambda_token": 0.0, "lambda_loss": 0.0}
     talk = conversation(" a", faults=("overflow",))  # 10 tokens
-    rules: dict[str, float | bool]
-    for rules in ({"min_tokens": 10}, {"penalise_overflow": True}, {"max_loss_tokens": 9}):
-        assert ruled(talk, 1.0, (2.0,), **none, **rules).total == 0.0
+    assert ruled(talk, 1.0, (2.0,), **none, min_tokens=10).total == 0.0
+    assert ruled(talk, 1.0, (2.0,), **none, penalise_overflow=True).total == 0.0
+    assert ruled(talk, 1.0, (2.0,), **none, max_loss_tokens=9).total == 0.0
     assert ruled(conversation(" "), 0.0, (None,), **none, penalise_empty=True).total == -1.0
 
 
