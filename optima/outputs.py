@@ -79,7 +79,7 @@ def find_cut_weights(folder: Path) -> Damage | None:
     """
     for index in sorted(folder.glob("*.index.json")):
         try:
-            shards = set(json.loads(index.read_bytes())["weight_map"].values())
+            shards = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
         except (ValueError, TypeError, KeyError, AttributeError):
             return Damage(index, "is no index of weights")
         for shard in sorted(shards):

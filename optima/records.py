@@ -187,6 +187,17 @@ def has_no_inodes(path: Path) -> bool:
     return False
 
 
+def make_folder(path: Path, option: str) -> None:
+    """Make a directory that an option names; UsageError where it can be none."""
+    with disk_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+            raise UsageError(
+                f"{option} {path}: cannot be a directory ({error.strerror}); give another"
+            ) from error
+
+
 def clear_temporaries(folder: Path) -> None:
     """Remove what writers that were killed left in a directory: ``.NAME.PID.tmp`` of no process."""
     for path in folder.glob(".*.tmp"):

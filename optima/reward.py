@@ -7,6 +7,7 @@ R_loss = largest mean negative log-likelihood (nats per token) of a turn under t
 The reference's further rules are fields of ``RewardSection``; docs/method.md says which are on.
 """
 
+import math
 from collections.abc import Sequence
 
 from optima.recipe.schema import Recipe, RewardSection
@@ -33,12 +34,8 @@ def compute_reward(
     error = conversation.error
     if error is None and isinstance(task_score, str):
         error = task_score
-    if error is None and n_tokens == 0 and not section.penalise_empty:
-        error = "no tokens were generated"
     loss, of_loss = None, 0.0
-    if error is None and section.lambda_loss > 0:
-        if turn_losses is None:
-            raise ValueError("turn_losses are needed when lambda_loss > 0")
+    if error is None:
         loss, of_loss, error = loss_term(conversation, turn_losses, section)
     task = task_score if isinstance(task_score, float) else 0.0
     token = min(1.0, n_tokens / normaliser_tokens)
@@ -89,17 +86,23 @@ def token_term(conversation: Conversation, token: float, section: RewardSection)
 
 
 def loss_term(
-    conversation: Conversation, turn_losses: Sequence[float | None], section: RewardSection
+    conversation: Conversation, turn_losses: Sequence[float | None] | None, section: RewardSection
 ) -> tuple[float | None, float, str | None]:
     """Return (R_loss, what it adds, error): lambda_loss / R_loss, or what a rule says.
 
-    -1 above ``max_loss_tokens`` and, by ``penalise_empty``, where nothing is said; 0 for a repeated
-    utterance. R_loss is None where the rule needs none.
+    -1 above ``max_loss_tokens`` and, by ``penalise_empty``, where nothing is said, whatever
+    lambda_loss; 0 for a repeated utterance. R_loss is None where it is not needed.
     """
-    if section.max_loss_tokens is not None and conversation.n_tokens > section.max_loss_tokens:
+    is_silent = not any(turn.text.strip() for turn in conversation.turns)
+    if is_silent and not section.penalise_empty:
+        return None, 0.0, "every utterance is empty"
+    is_long = conversation.n_tokens > (section.max_loss_tokens or math.inf)
+    if is_silent or is_long:
         return None, -1.0, None
-    if section.penalise_empty and not any(turn.text.strip() for turn in conversation.turns):
-        return None, -1.0, None
+    if section.lambda_loss == 0:
+        return None, 0.0, None
+    if turn_losses is None:
+        raise ValueError("turn_losses are needed when lambda_loss > 0")
     loss, error = _worst_loss(conversation, turn_losses)
     if loss is None or (section.repeat_zeroes_loss and has_repeated_utterance(conversation)):
         return loss, 0.0, error
@@ -127,8 +130,6 @@ def _worst_loss(
         if turn_loss is None:
             return None, f"turn {len(losses)}: the base model gave no finite loss"
         losses.append(turn_loss)
-    if not losses:
-        return None, "every utterance is empty"
     worst = max(losses)
     if worst <= 0:
         return None, f"R_loss is {worst}, which has no inverse"

@@ -29,7 +29,7 @@ from optima.errors import RunBusyError, StageError, UsageError
 from optima.outputs import file_digest, find_files
 from optima.recipe.loading import dump_recipe
 from optima.recipe.schema import Recipe
-from optima.records import check_path, clear_temporaries, disk_errors, write_text
+from optima.records import check_path, clear_temporaries, disk_errors, make_folder, write_text
 from optima.seeding import digest
 from optima.stages import (
     StageDone,
@@ -158,13 +158,8 @@ class RunDir:
 
     def __enter__(self) -> Self:
         check_path(self.root, "--run-dir")
+        make_folder(self.root, "--run-dir")
         with disk_errors(self.root):
-            try:
-                self.root.mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
-                raise UsageError(
-                    f"--run-dir {self.root}: cannot be a directory ({error.strerror}); give another"
-                ) from error
             self._lock = (self.root / "LOCK").open("a+", encoding="utf-8")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,9 +9,9 @@ from optima.types import RewardParts
 
 
 def best_of_n(candidates: Iterable[RewardParts]) -> RewardParts | None:
-    """Return the eligible candidate of highest R; ties go to fewer tokens, then to lower n.
+    """Return the eligible candidate of highest R, None when no candidate is eligible.
 
-    None when no candidate is eligible.
+    Of equals the one of lowest n: where the reward leaves length out, so does what is selected.
     """
     eligible = [parts for parts in candidates if parts.is_eligible and parts.total is not None]
     return min(eligible, key=_rank, default=None)
@@ -42,6 +42,6 @@ def _thresholded(parts: RewardParts, section: SelectSection) -> float:
     return parts.total
 
 
-def _rank(parts: RewardParts) -> tuple[float, int, str, int]:
+def _rank(parts: RewardParts) -> tuple[float, str, int]:
     assert parts.total is not None
-    return (-parts.total, parts.n_tokens, parts.problem_id, parts.n)
+    return (-parts.total, parts.problem_id, parts.n)

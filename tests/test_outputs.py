@@ -170,3 +170,6 @@ def test_missing_shard_is_named(tmp_path: Path) -> None:
         read_model(tmp_path, "base")
     (tmp_path / "model-2.safetensors").write_bytes(weights())
     read_model(tmp_path, "base")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1, "b": "c"}}')
+    with pytest.raises(ModelError, match="1: is gone"):
+        read_model(tmp_path, "base")

@@ -128,6 +128,25 @@ def test_silence_costs_one_in_place_of_the_loss_where_the_recipe_says_so() -> No
     assert everything.total == pytest.approx(-2.0)
 
 
+def test_parts_of_minus_one_are_the_same_whatever_the_weights() -> None:
+    # without weights 1 by its answer; each rule takes its whole 1 off
+    none = {"lambda_token": 0.0, "lambda_loss": 0.0}
+    talk = conversation(" a", faults=("overflow",))  # 10 tokens
+    assert ruled(talk, 1.0, (2.0,), **none, min_tokens=10).total == 0.0
+    assert ruled(talk, 1.0, (2.0,), **none, penalise_overflow=True).total == 0.0
+    assert ruled(talk, 1.0, (2.0,), **none, max_loss_tokens=9).total == 0.0
+    assert ruled(conversation(" "), 0.0, (None,), **none, penalise_empty=True).total == -1.0
+
+
+def test_silence_has_no_reward_without_losses_either() -> None:
+    parts = compute_reward(
+        conversation(" ", ""), task_score=0.0, normaliser_tokens=20, turn_losses=None,
+        section=RewardSection(lambda_loss=0.0),
+    )  # fmt: skip
+    assert parts.total is None
+    assert parts.error == "every utterance is empty"
+
+
 def test_total_of_role_leakage_may_be_fixed() -> None:
     leaking = conversation(" a", faults=("role_leakage",))
     fixed = ruled(leaking, 1.0, (1.0,), fault_total=-10.0, exclude_faults=False)

@@ -16,6 +16,7 @@ from optima.recipe.schema import ModelSection, Recipe, ServingSection
 from optima.records import (
     RecordAppender,
     disk_errors,
+    make_folder,
     read_records,
     repair_tail,
     write_records,
@@ -97,6 +98,16 @@ def test_run_directory_that_cannot_be_one_is_a_usage_error(place: str, tmp_path:
     with pytest.raises(UsageError, match=r"--run-dir .*file.*: cannot be a directory"):
         with RunDir(tmp_path / place, recipe()):
             pass
+
+
+@pytest.mark.parametrize("below", ["file", "file/in", "gone"])
+def test_folder_that_can_be_none_is_refused_by_its_option(below: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere" / "else")
+    with pytest.raises(UsageError, match=r"^--output .*: cannot be a directory \(.+\); give"):
+        make_folder(tmp_path / below, "--output")
+    make_folder(tmp_path / "new" / "folder", "--output")
+    assert (tmp_path / "new" / "folder").is_dir()
 
 
 def test_stage_made_from_other_inputs_starts_over(tmp_path: Path) -> None:

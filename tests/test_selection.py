@@ -19,9 +19,12 @@ def test_best_of_n_has_the_highest_reward() -> None:
     assert best_of_n([parts(0.1, n=0), parts(0.9, n=1), parts(0.5, n=2)]) == parts(0.9, n=1)
 
 
-def test_ties_go_to_fewer_tokens_and_then_to_the_lower_sample() -> None:
-    group = [parts(1.0, n=2, tokens=9), parts(1.0, n=0, tokens=10), parts(1.0, n=1, tokens=9)]
-    assert best_of_n(group) == group[2]
+def test_of_equal_rewards_the_lower_sample_is_best_whatever_its_length() -> None:
+    # Without weights all right answers are equal: the shortest must not be preferred unasked.
+    group = [parts(1.0, n=2, tokens=9), parts(1.0, n=1, tokens=10), parts(0.5, n=0, tokens=9)]
+    assert best_of_n(group) == group[1]
+    best = [parts(1.0, problem="b", tokens=1), parts(1.0, problem="a", tokens=9)]
+    assert select_top(best, SelectSection(keep_to=0.5)) == (best[1],)
 
 
 def test_candidates_with_faults_or_errors_are_never_best() -> None:

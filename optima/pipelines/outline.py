@@ -9,9 +9,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from optima.errors import StageError, UsageError
+from optima.errors import StageError
 from optima.recipe.schema import Recipe
-from optima.records import disk_errors, write_text
+from optima.records import make_folder, write_text
 from optima.types import Record
 
 PLAN = "plan.json"
@@ -53,13 +53,7 @@ def write_trial(root: Path, recipe: Recipe) -> None:
 
 def write_members(root: Path, names: Sequence[str]) -> None:
     """Note that the folder ``root`` has these runs."""
-    with disk_errors(root):
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, FileNotFoundError) as error:
-            raise UsageError(
-                f"--run-dir {root}: cannot be a directory ({error.strerror}); give another"
-            ) from error
+    make_folder(root, "--run-dir")
     _write(root, Outline(runs=tuple(names)))
 
 

@@ -131,7 +131,7 @@ class RewardSection(Section):
     """A repeated utterance sets the loss part to 0 (reference)."""
     max_loss_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
     """The loss part of the total is -1 for conversations over this many tokens, whatever
-    lambda_loss above 0; None is off (reference: 2000)."""
+    lambda_loss; None is off (reference: 2000)."""
     penalise_empty: bool = False
     """The loss part is -1 where nothing was said (reference: true); false gives no reward."""
     exclude_faults: bool = True

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from optima.errors import StageError, UsageError
-from optima.records import atomic_writer, clear_temporaries, disk_errors, write_text
+from optima.errors import StageError
+from optima.records import atomic_writer, clear_temporaries, disk_errors, make_folder, write_text
 from optima.reporting.archive import Archive, StaleError
 from optima.reporting.drawing import Figure
 from optima.reporting.figures import figures_of, write_figures
@@ -53,13 +53,7 @@ def _write_report(runs: Sequence[Path], output: Path, limits: Limits) -> Path:
     started = time.monotonic()
     histories = read_histories(runs)
     tables, figures = tables_of(histories), figures_of(histories)
-    with disk_errors(output):
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, FileNotFoundError) as error:
-            raise UsageError(
-                f"--output {output}: cannot be a directory ({error.strerror}); give another"
-            ) from error
+    make_folder(output, "--output")
     for folder in (output, output / "tables", output / "figures"):
         clear_temporaries(folder)
     write_tables(tables, output / "tables")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rapidfuzz.distance import Indel
 
-from optima.tasks.numbers import parse_number
+from optima.tasks.numbers import number_and_unit
 from optima.tasks.texts import (
     normalise_latex,
     plain_text,
@@ -32,7 +32,7 @@ _LETTER_FIRST = re.compile(
     r"\s+(?=because\b|since\b)|(?=\s*[(\[])))\s*(\S.*)",
     re.IGNORECASE | re.DOTALL,
 )
-_LETTER_AND_WORDS = re.compile(r"([A-Z])\s+(\S.*)", re.DOTALL)
+_LETTER_AND_WORDS = re.compile(r"\**([A-Z])\**\s+(\S.*)", re.DOTALL)
 _LETTER_LAST = re.compile(r"(\S.*?)\s*[(\[]([A-Za-z])[)\]]", re.DOTALL)
 _BRACKETED = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]")
 _IN_BRACKETS = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
@@ -49,7 +49,8 @@ _HEDGES = frozenset(
     (
         *("or", "not", "either", "neither", "nor", "maybe", "perhaps", "probably", "possibly"),
         *("but", "both", "unsure", "isnt", "cannot", "cant", "wrong", "incorrect", "instead"),
-        *("guess", "might", "could", "unless", "although", "no", "dont", "doesnt", "arent"),
+        *("guess", "might", "could", "unless", "although", "no", "dont", "doesnt", "didnt"),
+        *("arent", "wasnt", "werent", "wont", "wouldnt", "couldnt", "shouldnt", "hardly", "doubt"),
     )
 )
 
@@ -144,9 +145,7 @@ def _index(letter: str, choices: Sequence[str]) -> int | None:
 
 def _by_text(text: str, choices: Sequence[str]) -> int | None:
     """Return the choice whose text this is, by the strictest form in which any is equal."""
-    forms: list[Callable[[str], object]] = [undress, plain_text]
-    if "\\" in text or "$" in text:
-        forms.append(normalise_latex)
+    forms: list[Callable[[str], object]] = [undress, plain_text, normalise_latex]
     if not text.startswith("A "):  # which may be a letter, with the text of another choice
         forms += [words_of, lambda choice: _UNIT_SPACE.sub("", plain_text(choice))]
     for form in forms:
@@ -158,16 +157,19 @@ def _by_text(text: str, choices: Sequence[str]) -> int | None:
 
 
 def _by_number(text: str, choices: Sequence[str]) -> int | None:
-    """Return the only choice of the same number, if a unit stands with one of both at most."""
-    value = parse_number(text, units="ignore")
-    if value is None:
+    """Return the only choice of the same number and unit, or of the number where one has none."""
+    said = number_and_unit(text)
+    if said is None:
         return None
-    values = [parse_number(choice, units="ignore") for choice in choices]
-    if values.count(value) != 1:
-        return None
-    index = values.index(value)
-    has_two_units = parse_number(text) is None and parse_number(choices[index]) is None
-    return None if has_two_units else index
+    units = {
+        index: found[1]
+        for index, choice in enumerate(choices)
+        if (found := number_and_unit(choice)) is not None and found[0] == said[0]
+    }
+    same = [index for index, unit in units.items() if unit == said[1]]
+    if not same and len(units) == 1 and "" in (said[1], *units.values()):
+        same = list(units)
+    return same[0] if len(same) == 1 else None
 
 
 def _agrees(rest: str, index: int | None, choices: Sequence[str]) -> bool:

@@ -18,6 +18,7 @@ MIN_F1 = 0.9  # above it two texts are the same answer
 NEAR = Fraction(1, 10**5)
 
 _BASED = re.compile(r"([0-9A-Fa-f]+)_(?:\{(\d+)\}|(\d+))")  # 110_2, a number in base 2
+_ON_THE_HOUR = re.compile(r"0*(\d+):0+")
 _LATEX_LETTER = re.compile(r"(?:\\(?:text|mathrm|textbf|mathbf)\{)?\(?([A-Z])\)?\}?")
 
 
@@ -35,7 +36,7 @@ def same_answer(a: str, b: str, *, metric: Metric, choices: Sequence[str] = ()) 
         return f1_score(a, b) > MIN_F1
     if metric == "exact_match":
         return _key(a, choices) == _key(b, choices)
-    return _same_mathematics(a, b)
+    return _same_mathematics(without_lead_in(a), without_lead_in(b))
 
 
 def exact_match(answer: str, gold: str, choices: Sequence[str] = ()) -> bool:
@@ -84,6 +85,9 @@ def _same_mathematics(a: str, b: str) -> bool | None:
     if based[0] and based[1]:  # math-verify does not look at the base
         digits = [(match[1].lower(), match[2] or match[3]) for match in based if match]
         return digits[0] == digits[1]
+    clocks = [_ON_THE_HOUR.fullmatch(normalise_latex(text)) for text in (a, b)]
+    if clocks[0] or clocks[1]:  # which is no ratio, as it would divide by zero
+        return bool(clocks[0] and clocks[1] and clocks[0][1] == clocks[1][1])
     letters = [_LATEX_LETTER.fullmatch(text.strip()) for text in (a, b)]
     if letters[0] and letters[1]:
         return True if letters[0][1] == letters[1][1] else None

@@ -15,6 +15,7 @@ import sys
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
 from optima.tasks.comparison import same_answer
+from optima.tasks.texts import without_lead_in
 
 MEMORY_LIMIT_BYTES = 4 << 30  # towers of powers would otherwise take the whole machine
 TARGETS = (LatexExtractionConfig(), ExprExtractionConfig())
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def _parsed(expression: str) -> list[object]:
-    text = expression.replace("$", "")
+    text = without_lead_in(expression).replace("$", "")
     return list(parse(f"\\boxed{{{text}}}", TARGETS, parsing_timeout=None))
 
 

@@ -117,7 +117,7 @@ def _pairs(
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # also for numbers of thousands of digits
             raise MalformedRowError(f"field {name!r} is no JSON: {error}") from error
     if isinstance(value, Mapping):
         lists = [

@@ -16,7 +16,7 @@ from optima.errors import DataError
 from optima.recipe.schema import DataSection
 from optima.seeding import derive_seed, digest
 from optima.tasks.arc_overlap import ArcQuestions, arc_questions
-from optima.tasks.dealing import Dealing
+from optima.tasks.dealing import NO_CONTEXT, Dealing
 from optima.tasks.rows import RawRow, read_hub, read_path
 from optima.tasks.task import MalformedRowError, Task, WithheldGoldError, describe
 from optima.types import Problem
@@ -197,7 +197,8 @@ def sample_problems(
 def told_to_one(problem: Problem) -> Problem:
     """Return the problem as an agent alone gets it: all contexts in one, in the agents' order."""
     evidence = tuple(fact.model_copy(update={"agent": 0}) for fact in problem.evidence)
-    contexts = ("\n".join(problem.contexts),) if problem.contexts else ()
+    told = [context for context in problem.contexts if context != NO_CONTEXT]
+    contexts = ("\n".join(told),) if problem.contexts else ()
     return problem.model_copy(update={"contexts": contexts, "evidence": evidence})
 
 

@@ -43,7 +43,11 @@ _MULTIPLIERS = {
     "bn": 10**9,
     "trillion": 10**12,
 }
-_PART = re.compile(r"\b(?:half|third|quarter|tenth|fifth|percent)\s+of\b", re.IGNORECASE)
+_PART = re.compile(  # before a number, what makes another one of it
+    r"\b(?:half|third|quarter|tenth|fifth|percent)\s+of\b|\b(?:half|log|ln|sin|cos|tan)\s*$|"
+    r"\b(?:root|square|cube|logarithm|factorial)\s+of\s*$",
+    re.IGNORECASE,
+)
 _TIMES_NUMBER = re.compile(  # "18 times two" is a calculation, "18 times a day" is not
     r"\btimes\s+(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|twelve)\b", re.IGNORECASE
 )
@@ -58,16 +62,18 @@ _BRACKET_BEHIND = re.compile(r"([^()]*\S)\s+\(([^()]*)\)")
 _HEDGES = frozenset(
     (
         *("or", "and", "but", "not", "either", "neither", "nor", "maybe", "perhaps", "probably"),
-        *("possibly", "approximately", "roughly", "minus", "plus", "divided", "if", "n't"),
-        *("below", "ish", "twice", "thrice", "squared", "cubed", "point"),
+        *("possibly", "approximately", "approx", "circa", "roughly", "minus", "plus", "divided"),
+        *("below", "ish", "twice", "thrice", "squared", "cubed", "doubled", "tripled", "halved"),
+        *("factorial", "point", "if", "hardly", "doubt", "nowhere"),
         *("unless", "except", "least", "most", "no", "never", "without", "versus", "vs", "instead"),
-        *("isn't", "wrong", "incorrect", "cannot", "can't", "unknown", "unsure"),
+        *("wrong", "incorrect", "cannot", "unknown", "unsure"),
     )
 )
 _HEDGES_BEFORE = _HEDGES | frozenset(
     (
         *("about", "above", "almost", "around", "between", "from", "less", "more", "nearly"),
         *("negative", "over", "than", "times", "to", "under", "until", "up", "double", "triple"),
+        *("ca", "near"),
     )
 )
 
@@ -197,7 +203,9 @@ def _in_sentence(text: str) -> Fraction | None:
 
 
 def _is_hedged(text: str, hedges: frozenset[str] = _HEDGES) -> bool:
-    return not hedges.isdisjoint(_WORD.findall(text.lower()))
+    """Tell whether one of the words takes a number back, "isn't" and all its kind among them."""
+    words = _WORD.findall(text.lower())
+    return not hedges.isdisjoint(words) or any(word.endswith("n't") for word in words)
 
 
 def _fraction(numerator: str, denominator: str | None) -> Fraction | None:

@@ -48,6 +48,8 @@ TIMES = ("10:30", "10.30", "1030", "22:30")
 FIVES = ("$5", "5%", "-5", "5°")
 PETS = ("cat", "dog", "the cat's dog", "cat dog")
 BOUNDS = ("a > b", "a < b", "a ≥ b", "a ≤ b")
+DISTANCES = ("1,000 km", "2,000 km", "1,000 m", "10,000 km")
+LINES = ("y = 2x + 3", "y = 2x - 3", "y = 3x + 2", "2x + 3 = 0")
 MIXED = ("11/2", "1 1/2", "1/2", "2")
 
 # (choices, gold, answers that are it, answers that are not)
@@ -126,7 +128,15 @@ CHOICES: tuple[tuple[tuple[str, ...], str, tuple[str, ...], tuple[str, ...]], ..
             ),
             *("Option B is correct", "[B. iron]", "(B. iron)", "# B", "**Answer:** B", "Thus B."),
             *("Therefore, B", "The answer is therefore B", "iron, because it conducts", "B → iron"),
-            *("iron is the right answer", "B | iron", "<strong>iron</strong>", "***B***", "“B”"),
+            *(
+                "**B** iron",
+                "*B* iron",
+                "iron is the right answer",
+                "B | iron",
+                "<strong>iron</strong>",
+                "***B***",
+                "“B”",
+            ),
         ),
         (
             *("B ≠ iron", "B. iron > wood", "¬B", "~B", "B'", "A > B", "A & B", "A-D"),
@@ -139,6 +149,7 @@ CHOICES: tuple[tuple[tuple[str, ...], str, tuple[str, ...], tuple[str, ...]], ..
                 "the last",
             ),
             *("copper, because it is iron", "wood, because iron rusts", "B is correct?", "В", "ß"),
+            *("B wasn't it", "B. iron, it wasn't", "I doubt B", "hardly B", "**B** wood"),
             *("all of the above", "none", "any of B", "A. wood B. iron", "B\nC", "E. iron"),
         ),
     ),
@@ -184,6 +195,19 @@ CHOICES: tuple[tuple[tuple[str, ...], str, tuple[str, ...], tuple[str, ...]], ..
     (NEGATED, "A", ("not iron", "A. not iron"), ("iron", "A. iron", "is iron")),
     (SKY, "A", ("sun", "A. the sun"), ("sun and moon", "A. the sun and the moon", "neither")),
     (TIMES, "A", ("10:30", "A. 10:30"), ("10.30", "1030", "A. 22:30", "A. 1030")),
+    (
+        DISTANCES,
+        "A",
+        ("1000 km", "1000km", "1,000 km", "A. 1000 km", "1000.0 km"),
+        ("1000", "1000 m", "1000 miles", "2000 km", "A. 1000 m"),
+    ),
+    (DISTANCES, "B", ("2,000 km", "2000 km", "2000"), ("2000 m", "2000 miles", "20 km")),
+    (
+        LINES,
+        "A",
+        ("y=2x+3", "y = 2x+3", "$y=2x+3$", "A. y=2x+3", "**A** y=2x+3"),
+        ("y=2x-3", "A. y=2x-3", "y=3x+2", "2x+3", "A. 2x+3=0"),
+    ),
     (FIVES, "A", ("$5", "A. $5"), ("-5", "A. -5", "A. 5%", "5%")),
     (PETS, "A", ("a cat", "A. cat"), ("cat dog", "A. cat dog", "A. the cat's dog", "A. dog")),
     (BOUNDS, "A", ("a > b", "A. a > b"), ("a < b", "A. a ≥ b", "a b", "b > a", "A. a < b")),
@@ -242,6 +266,7 @@ NUMBERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
             *("9 plus 9 = 18", "9 plus 9 equals 18", "2 times 9 = 18", "36 divided by 2 = 18"),
             *("18 times", "18 times a day", "18 times as many", "18 is correct", "I choose 18"),
             *("18 left over", "a total of 18", "18 more", "36 × 50% = 18"),
+            *("The square has an area of 18", "the root is 18", "the other half is 18"),
             *("There are 18 of them", "18-year-old", "18 kg", "18 sq. ft.", "18 m/s^2", "00018"),
         ),
         (
@@ -277,6 +302,10 @@ NUMBERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
             *("{18, 20}", "[18, 20]", "(18, 20)", "18 | 20", "18; 20", "1) 18 2) 20", "18 ≠ 20"),
             *("∞", "NaN", "none", "N/A", "−18", "–18", "﹣18", "(-18)", "18 is wrong", "isn't 18"),
             *("18 (not 20)", "18 (or 20)", "18 → 20", "no more than 18", "up to 18", "18. No, 20."),
+            *("It wasn't 18", "It doesn't equal 18", "I don't think it is 18", "18 won't do"),
+            *("approx. 18", "18 approx.", "ca. 18", "circa 18", "hardly 18", "I doubt 18"),
+            *("half 18", "18 halved", "18 doubled", "18 factorial", "the square root of 18"),
+            *("the square of 18", "log 18", "sin 18", "nowhere near 18"),
             *("9" * 3000, "18 " * 2000, "{" * 5000, "9 " * 900),
         ),
     ),
@@ -346,6 +375,13 @@ EXPRESSIONS: tuple[tuple[str, str, float], ...] = (  # answer, gold, score by th
     *((r"1\,000\,000", "1000000", 1.0), ("i", "-i", 0.0), ("x-1", "1-x", 0.0), ("{18}", "18", 1.0)),
     *(("x=5", "5", 1.0), (r"\$5", "5", 1.0), (r"\text{(A)}", r"\text{(B)}", 0.0)),
     *(("20", r"\text{June 21}", 0.0), (r"\frac 59", "5/9", 1.0), (r"\frac{50}3", "50/3", 1.0)),
+    *(
+        ("The answer is x+1", "1+x", 1.0),
+        ("So, x+1", "x", 0.0),
+        (r"Answer: $\sqrt{8}$", r"2\sqrt2", 1.0),
+    ),
+    *(("5:00", r"05\!:\!00", 1.0), ("425", r"05\!:\!00", 0.0), ("6:00", r"05\!:\!00", 0.0)),
+    *(("2:3", "4:6", 1.0), ("7:00", "7", 0.0), ("7:00", r"\frac{7}{2}", 0.0)),
     *(("111111111", r"111, \! 111, \! 111", 1.0), (r"\text{Odd}", r"\text{odd}", 1.0)),
 )
 

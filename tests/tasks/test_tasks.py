@@ -12,7 +12,7 @@ from optima.tasks import TASKS, get_task
 from optima.tasks.choices import choice_letter
 from optima.tasks.dealing import NO_CONTEXT, Dealing
 from optima.tasks.judging import Judge, Judgement
-from optima.tasks.loading import LoadedProblems, Split, load_problems
+from optima.tasks.loading import LoadedProblems, Split, load_problems, told_to_one
 from optima.tasks.task import MalformedRowError, Task
 from optima.tasks.texts import normalise_text
 from optima.types import Problem
@@ -412,3 +412,20 @@ def test_golds_with_several_words_are_compared_as_squad_does(shared_data: Path) 
     problem = _load(shared_data, "mwh_qa").problems[0]
     with Judge() as judge:
         assert judge.score("f1", normalise_text(problem.golds[0]), problem.golds) == 1.0
+
+
+def test_fields_that_hold_json_with_endless_numbers_make_a_malformed_row() -> None:
+    facts = f'[["Lamp", {"1" * 5000}], ["Ann", 0]]'
+    with pytest.raises(MalformedRowError, match="'supporting_facts' is no JSON"):
+        _parse("hotpot_qa", _hop_row(supporting_facts=facts))
+
+
+def test_agent_alone_is_not_told_that_another_would_have_had_no_passage() -> None:
+    row = {
+        "question": "Who made it?",
+        "answer": {"value": "Ann", "aliases": []},
+        "search_results": {"description": ["Ann made it."], "title": ["t"]},
+    }
+    dealt = _parse("trivia_qa", row)
+    assert sorted(dealt.contexts) == [NO_CONTEXT, "Ann made it."]
+    assert told_to_one(dealt).contexts == ("Ann made it.",)
