@@ -10,6 +10,7 @@ from pathlib import Path
 
 from optima.errors import RunBusyError, ServerError, UsageError
 from optima.pipelines.context import serving_recipe, split_devices
+from optima.pipelines.fit import check_fit
 from optima.pipelines.footprint import context_window, footprint
 from optima.pipelines.methods import check_trainable
 from optima.pipelines.preflight import check_start, read_formats
@@ -32,7 +33,7 @@ from optima.serving.reply import RetryableError
 from optima.serving.scorer import scorer_argv
 from optima.tasks import get_task
 from optima.tasks.loading import load_splits
-from optima.training.launch import check_trackers, free_port, training_argv
+from optima.training.launch import check_trackers, free_port, training_argv, training_devices
 from optima.types import ModelRef
 
 _ENDPOINT_TIMEOUT_S = 10.0
@@ -56,6 +57,7 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
     devices = detect_devices(recipe.serving)
     check_sockets()
     places = split_devices(recipe, devices)
+    memory = list(check_fit(recipe, devices, train_env))
     codec = model_codec(recipe, recipe.model.path)
     PromptStyle.of(recipe, task)
     loss_codec(recipe, codec)
@@ -76,6 +78,7 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
         "stages",
         *(f"  {line}" for line in _stages(recipe, counts)),
         *_processes(recipe, run_dir, (devices, *places), (vllm_env, train_env)),
+        *memory,
         *footprint(recipe, run_dir, counts),
     ]
     return "\n".join(lines)
@@ -144,11 +147,12 @@ def _processes(
         scorer = scorer_argv(loss_ref, recipe=recipe, env=train_env, devices=scoring)
         beside = "beside the servers" if recipe.search else "while no server runs"
         yield f"  scorer on {_where(scoring.gpus)}, {beside}: {shlex.join(scorer)}"
+    trained_on = training_devices(recipe.train, everywhere)
     for kind in {"sft": ("sft",), "dpo": ("dpo",), "sft_dpo": ("sft", "dpo")}[recipe.method]:
         suffix = f"_{kind}" if recipe.method == "sft_dpo" else ""
         place = run_dir.resolve() / f"iter_0{suffix}/train"
         argv = training_argv(train_env, place, kind=kind, port=free_port())
-        yield f"  training on {_where(everywhere.gpus)}: {shlex.join(argv)}"
+        yield f"  training on {_where(trained_on.gpus)}: {shlex.join(argv)}"
 
 
 def _served_by(endpoint: str, model_path: str) -> str:

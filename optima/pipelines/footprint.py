@@ -21,6 +21,7 @@ from optima.recipe.schema import ModelSection, Recipe
 _BYTES_PER_TOKEN = 6  # JSON Lines of generated English text, a generous figure
 _OPTIMIZER_FACTOR = 6  # float32 weights and two Adam moments over bf16 weights
 _BYTES_PER_PARAMETER = 2  # the bfloat16 that models are published and kept in
+ESTIMATED = "estimated from config.json"  # as 16-bit weights
 _WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 
 
@@ -44,7 +45,7 @@ def footprint(recipe: Recipe, run_dir: Path, counts: Counts) -> Iterator[str]:
     if weights is None:
         yield "disk       not estimated: neither files nor config.json say how large the model is"
         return
-    yield f"weights    {_gib(weights.n_bytes)} ({weights.source})"
+    yield f"weights    {in_gib(weights.n_bytes)} ({weights.source})"
     n_models = sum(step.kind == "train" and not step.is_trial for step in steps)
     checkpoints = recipe.train.save_total_limit * weights.n_bytes
     if recipe.train.lora is None:
@@ -55,10 +56,10 @@ def footprint(recipe: Recipe, run_dir: Path, counts: Counts) -> Iterator[str]:
     needed = max(0, needed - stored)  # a run that goes on has some of it already
     place = existing_parent(run_dir)
     free = shutil.disk_usage(place).free
-    yield f"disk       about {_gib(needed)} of {_gib(free)} free in {place}"
+    yield f"disk       about {in_gib(needed)} of {in_gib(free)} free in {place}"
     if needed > free:
         raise UsageError(
-            f"--run-dir {run_dir}: about {_gib(needed)} needed, {_gib(free)} free in {place}; "
+            f"--run-dir {run_dir}: about {in_gib(needed)} needed, {in_gib(free)} free in {place}; "
             "free some or give another --run-dir"
         )
     if weights.is_remote:
@@ -124,7 +125,7 @@ def n_parameters(config: Mapping[str, Any]) -> int | None:
 
 def _of_shape(config: Mapping[str, Any]) -> Weights | None:
     n = n_parameters(config)
-    return (n and Weights(n * _BYTES_PER_PARAMETER, "estimated from config.json")) or None
+    return (n and Weights(n * _BYTES_PER_PARAMETER, ESTIMATED)) or None
 
 
 def _of_files(size_by_name: Mapping[str, int]) -> int:
@@ -171,10 +172,10 @@ def _cache(model: ModelSection, weights: Weights) -> Iterator[str]:
 
     place = existing_parent(Path(HF_HUB_CACHE))
     free = shutil.disk_usage(place).free
-    yield f"fetched    {_gib(weights.n_bytes)} of {model.path} into {HF_HUB_CACHE}"
+    yield f"fetched    {in_gib(weights.n_bytes)} of {model.path} into {HF_HUB_CACHE}"
     if weights.n_bytes > free:
         raise UsageError(
-            f"model.path={model.path}: {_gib(weights.n_bytes)} to fetch, {_gib(free)} free in "
+            f"model.path={model.path}: {in_gib(weights.n_bytes)} to fetch, {in_gib(free)} free in "
             f"{place}; free some or set HF_HOME to a larger disk"
         )
 
@@ -188,5 +189,6 @@ def check_run_dir(run_dir: Path) -> None:
         raise UsageError(f"--run-dir {run_dir}: {place} cannot be written to; give another")
 
 
-def _gib(n_bytes: int) -> str:
+def in_gib(n_bytes: int) -> str:
+    """Return a number of bytes as people read it."""
     return f"{n_bytes / 2**30:.1f} GiB"

@@ -4,28 +4,37 @@ Which iterations there are, who speaks in them and what is trained says ``optima
 SFT iteration does ``sft`` (paper Alg. 1, 2), and one of DPO ``dpo`` (paper Alg. 3 to 5).
 """
 
+import logging
 from pathlib import Path
 
 from optima.errors import UsageError
 from optima.pipelines import dpo, sft
 from optima.pipelines.context import Model
 from optima.pipelines.evaluate import Evaluations
+from optima.pipelines.fit import check_fit
 from optima.pipelines.preflight import check_room
 from optima.pipelines.problems import read_problems
 from optima.pipelines.run import open_run
 from optima.plan import BASE, COLD_START, iterations
+from optima.processes.devices import detect_devices
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
 from optima.reporting.tables import EvaluationRow
 
+logger = logging.getLogger(__name__)
 ITERATE = {"sft": sft.iterate, "dpo": dpo.iterate}
 
 
 def run_method(
     recipe: Recipe, run_dir: Path, *, vllm_env: Environment, train_env: Environment
 ) -> tuple[EvaluationRow, ...]:
-    """Run or resume the recipe's method in ``run_dir``; return its models in the order made."""
+    """Run or resume the recipe's method in ``run_dir``; return its models in the order made.
+
+    Raises UsageError, before there is a directory, for trainings that do not fit the devices.
+    """
     check_trainable(recipe)
+    for line in check_fit(recipe, detect_devices(recipe.serving), train_env):
+        logger.info("%s", line)
     with open_run(recipe, run_dir, vllm_env=vllm_env, train_env=train_env) as context:
         problems = read_problems(context)
         check_room(context, problems)

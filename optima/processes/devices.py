@@ -94,6 +94,27 @@ def detect_devices(serving: ServingSection, dev: Path = Path("/dev")) -> Devices
     return Devices("cuda", gpus, visible or ())
 
 
+def gpu_memory(devices: Devices) -> int | None:
+    """Return the bytes of the largest GPU that nvidia-smi lists, None where it does not say.
+
+    The largest, because CUDA may count GPUs in another order; of a MIG device nothing is said.
+    """
+    if devices.kind == "cpu" or any(name.startswith("MIG") for name in devices.visible):
+        return None
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            timeout=_SMI_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = (line.strip() for line in answer.stdout.decode(errors="replace").splitlines())
+    return max((int(line) for line in lines if line.isdecimal()), default=0) * 2**20 or None
+
+
 @cache
 def _cpu_has_bfloat16() -> bool:
     try:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from optima.recipe.data import DataSection
     from optima.recipe.schema import (
         AgentsSection,
+        LoraSection,
         Recipe,
         SamplingSection,
         SelectSection,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     )
     from optima.recipe.section import Section
 
+MAX_SERVED_RANK = 512  # of vLLM
 _URL = re.compile(r"https?://([^/\s?#@:\[\]]+|\[[^/\s\]]+\])(:(?P<port>\d{1,5}))?(/[^\s?#]*)?")
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*")  # what stands before "=", a space or a "."
 _SECOND = re.compile(r"^[^{\[\"']*\s--[A-Za-z]")  # another option, and not inside of JSON
@@ -76,6 +78,15 @@ def check_sampling(sampling: "SamplingSection") -> None:
     if sampling.format_pool_path is not None and not sampling.format_pool:
         raise ValueError(
             "format_pool_path: is read by nothing while format_pool=False; remove one of them"
+        )
+
+
+def check_lora(lora: "LoraSection") -> None:
+    """An adapter that is served as it is has a rank that servers take."""
+    if lora.serve == "adapter" and lora.rank > MAX_SERVED_RANK:
+        raise ValueError(
+            f"rank: {lora.rank} is above {MAX_SERVED_RANK}, the most that servers take of an "
+            "adapter; lower it, or write serve: merged"
         )
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from optima.recipe.checks import (
     check_agents,
+    check_lora,
     check_recipe,
     check_sampling,
     check_select,
@@ -174,6 +175,11 @@ class LoraSection(Section):
     """Modules that get an adapter."""
     serve: Literal["merged", "adapter"] = "merged"
     """Serve merged weights, or the adapter over the base model."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_lora(self)
+        return self
 
 
 class TrainSection(Section):

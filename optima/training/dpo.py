@@ -161,7 +161,8 @@ def run(job: TrainJob) -> TrainResult:
     )
     kept, dtype = read_format(job), training_dtype(job.train)
     world = PartialState().num_processes
-    plan = plan_batches(job.train.batch_size, job.train.micro_batch_size, world)
+    train = job.train
+    plan = plan_batches(train.batch_size, train.micro_batch_size, world, "dpo.batch_size")
     # Made before the model is loaded: under ZeRO-3 it tells the loader to split the weights.
     arguments = trainer_config(job, plan, len(pairs.pairs), bool(eval_pairs.pairs))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -24,6 +25,7 @@ from optima.errors import ProcessError, RecipeError, StageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
+from optima.recipe.schema import TrainSection
 from optima.records import disk_errors
 from optima.training.jobs import (
     CHECKPOINTS_DIR,
@@ -36,7 +38,7 @@ from optima.training.jobs import (
     TrainProgress,
     TrainResult,
 )
-from optima.training.parallelism import accelerate_config
+from optima.training.parallelism import accelerate_config, n_processes
 from optima.training.trackers import check_logins
 
 logger = logging.getLogger(__name__)
@@ -120,7 +122,8 @@ def run_training(
             return result
     else:
         _remove_leftovers(job)
-    config = accelerate_config(job.train, _n_devices(devices), kind=job.kind)
+    devices = training_devices(job.train, devices)
+    config = accelerate_config(job.train, n_devices(devices), kind=job.kind)
     config["use_cpu"] = devices.kind == "cpu"
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -167,8 +170,18 @@ def _read_result(job: TrainJob) -> TrainResult | None:
     return None
 
 
-def _n_devices(devices: Devices) -> int:
+def n_devices(devices: Devices) -> int:
+    """Return how many devices a training can be spread over."""
     return len(devices.gpus) if devices.kind == "cuda" else 1
+
+
+def training_devices(train: TrainSection, devices: Devices) -> Devices:
+    """Return the devices that a training sees: one process would put a step on every GPU it sees,
+    and so take as many times the rows of a batch.
+    """
+    if devices.kind == "cuda" and n_processes(train, len(devices.gpus)) == 1:
+        return replace(devices, gpus=devices.gpus[:1])
+    return devices
 
 
 def _remove_leftovers(job: TrainJob) -> None:

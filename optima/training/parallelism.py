@@ -109,16 +109,19 @@ def accelerate_config(train: TrainSection, n_devices: int, *, kind: str) -> dict
     return config
 
 
-def plan_batches(batch_size: int, micro_batch_size: int, n_processes: int) -> BatchPlan:
+def plan_batches(
+    batch_size: int, micro_batch_size: int, n_processes: int, field: str = "train.batch_size"
+) -> BatchPlan:
     """Split ``batch_size`` rows exactly: micro batch * accumulation * processes gives it.
 
-    The micro batch is lowered to the next size that divides. RecipeError when the processes
-    do not divide the batch, because a step would silently take another number of rows.
+    The micro batch is lowered to the next size that divides. RecipeError, with the batch's
+    ``field``, when the processes do not divide the batch, because a step would silently take
+    another number of rows.
     """
     per_process, rest = divmod(batch_size, n_processes)
     if rest or not per_process:
         raise RecipeError(
-            f"train.batch_size: {batch_size}: the {n_processes} devices do not divide it; take a "
+            f"{field}: {batch_size}: the {n_processes} devices do not divide it; take a "
             f"multiple of {n_processes}, or fewer GPUs with serving.gpus"
         )
     micro = max(m for m in range(1, min(micro_batch_size, per_process) + 1) if per_process % m == 0)

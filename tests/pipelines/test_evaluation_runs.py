@@ -1,6 +1,7 @@
 """Baselines, transfer and comparison over fakes at the process borders."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -11,10 +12,16 @@ from pathlib import Path
 import pytest
 
 from optima.pipelines.control import control_recipe
+from optima.pipelines.judge import REWARDS
+from optima.pipelines.talk import FILE as TALKS
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.schema import Recipe
+from optima.records import read_records
+from optima.types import RewardParts
 from tests.fakes import commands, fake_environment
 from tests.pipelines.runs import ROOT, TIMEOUT_S, run, wait_until, write_recipe
+
+ABLATIONS = ("full", "no_token", "no_loss")
 
 
 @pytest.fixture(scope="module")
@@ -280,27 +287,37 @@ def test_ablations_run_and_compare_in_one_command(method: str, tmp_path: Path) -
         str(environment.prefix), "--train-env", str(environment.prefix),
         f"iterations={2 if method == 'dpo' else 1}",  # of dpo the first is SFT
         *(("search.lambda_loss=0.5",) if method == "dpo" else ()),
+        "reward.repeat_zeroes_loss=false",
     )  # fmt: skip
     status, table, err = optima(*argv)
     assert status == 0, err
     lines = table.splitlines()[2:5]
-    assert [line.split()[0] for line in lines] == [
-        f"{root / name}:iter_0" for name in ("full", "no_token", "no_loss")
-    ]
+    assert [line.split()[0] for line in lines] == [f"{root / name}:iter_0" for name in ABLATIONS]
     assert all("(" in line for line in lines[1:])
     assert "tokens trained" in table
     assert f"against {root / 'full'}:base" in table
-    recipes = [load_recipe(root / name / "recipe.yaml") for name in ("full", "no_token", "no_loss")]
+    recipes = [load_recipe(root / name / "recipe.yaml") for name in ABLATIONS]
     rewards = [(recipe.reward.lambda_token, recipe.reward.lambda_loss) for recipe in recipes]
     assert rewards == [(0.6, 1.0), (0.0, 1.0), (0.6, 0.0)]
     of_trees = 0.5 if method == "dpo" else 1.0
     assert list(map(search_weights, recipes)) == [(0.6, of_trees), (0.0, of_trees), (0.6, 0.0)]
-    shared = "cold_start/train/model/model.safetensors"
-    assert (root / "full" / shared).samefile(root / "no_loss" / shared)
+    labels = ("initial", "iter_0") if method == "dpo" else ("iter_0",)
+    for name, weights in zip(ABLATIONS, rewards, strict=True):
+        assert_rewarded(root / name / labels[0] / "rank" / REWARDS, *weights)
+    trained = [
+        str(Path(call[-1]).parent.relative_to(root))
+        for call in commands(environment)
+        if "accelerate.commands.launch" in call
+    ]
+    own = [f"{name}/{label}/train" for name in ABLATIONS for label in labels]
+    assert trained == ["full/cold_start/train", *own]
+    for shared in ("cold_start/train/model/model.safetensors", f"{labels[0]}/generate/{TALKS}"):
+        for name in ABLATIONS[1:]:
+            assert (root / "full" / shared).samefile(root / name / shared)
     assert not (root / "no_loss/evaluate/base/score").exists()
     assert len((root / "table.csv").read_text().splitlines()) == 4
-    first = json.loads((root / "results.json").read_text())["models"][0]
-    assert first["score_difference"] is None
+    of_full = json.loads((root / "results.json").read_text())["models"][0]
+    assert of_full["score_difference"] is None
     n_commands = len(commands(environment))
     assert optima(*argv)[:2] == (0, table)
     assert not [c for c in commands(environment)[n_commands:] if "-c" not in c]
@@ -312,6 +329,19 @@ def test_ablations_run_and_compare_in_one_command(method: str, tmp_path: Path) -
     assert status == 1
     assert text.splitlines()[0] == f"{root}: stopped, 2 of 3 runs done"
     assert "no_loss   not begun" in text
+
+
+def assert_rewarded(path: Path, lambda_token: float, lambda_loss: float) -> None:
+    """Assert that the rewards in ``path`` are those of paper Eq. 1 with these weights."""
+    rewards = list(read_records(path, RewardParts))
+    assert len(rewards) == 24  # 3 conversations for each of 8 problems
+    for parts in rewards:
+        assert parts.token > 0
+        assert parts.token_term == pytest.approx(-lambda_token * parts.token)
+        assert (parts.loss is None) == (lambda_loss == 0)
+        assert parts.loss_term == pytest.approx(lambda_loss / (parts.loss or math.inf))
+        terms = -lambda_token * parts.token + parts.loss_term
+        assert parts.total == pytest.approx(parts.task + terms)
 
 
 def search_weights(recipe: Recipe) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from optima.errors import UsageError
-from optima.processes.devices import Devices, detect_devices, lists_bfloat16
+from optima.processes.devices import Devices, detect_devices, gpu_memory, lists_bfloat16
 from optima.recipe.schema import ServingSection
 
 
@@ -195,3 +195,23 @@ def test_processor_is_known_to_compute_bfloat16_by_its_flags(cpuinfo: str, expec
 
 def test_gpus_compute_bfloat16_whatever_the_processor_does() -> None:
     assert Devices("cuda", (0,)).has_bfloat16
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("echo 81559; echo 81559", 81559 * 2**20),
+        ("echo 24576; echo 81559", 81559 * 2**20),  # which of them CUDA calls 0 is not known
+        ("echo '[Insufficient Permissions]'", None),
+        ("echo 'Field memory.total is not valid' >&2; exit 2", None),
+    ],
+)
+def test_memory_of_a_gpu_is_the_largest_one_listed(
+    answer: str, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_memory(Devices("cuda", (0,))) is None  # without nvidia-smi
+    write_smi(tmp_path, answer)
+    assert gpu_memory(Devices("cuda", (0,))) == expected
+    assert gpu_memory(Devices("cpu")) is None
+    assert gpu_memory(Devices("cuda", (0,), ("MIG-11",))) is None  # a part of a GPU

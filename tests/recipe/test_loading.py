@@ -371,6 +371,14 @@ def test_a_pool_that_is_off_reads_no_formats(tmp_path: Path) -> None:
     assert message.startswith("r.yaml:4: sampling.format_pool_path: is read by nothing while")
 
 
+def test_an_adapter_that_no_server_takes_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    served = "train: {lora: {serve: adapter, rank: RANK}}\n"
+    message = refusal(tmp_path, served.replace("RANK", "513"))
+    assert message.startswith("r.yaml: train.lora.rank: 513 is above 512, the most that servers")
+    load(tmp_path, served.replace("RANK", "512"))
+    load(tmp_path, served.replace("RANK", "513").replace("adapter", "merged"))
+
+
 @pytest.mark.parametrize("key", ["train_split", "test_split", "hub_configs", "hub_id"])
 def test_names_of_the_hub_contradict_a_path(key: str, tmp_path: Path) -> None:
     value = "[x]" if key == "hub_configs" else "x"

@@ -15,7 +15,13 @@ from optima.processes.devices import Devices
 from optima.processes.environment import Environment, resolve_environment
 from optima.recipe.schema import LoraSection, TrainSection
 from optima.training.jobs import CHECKPOINTS_DIR, TrainJob, TrainResult, read_lines
-from optima.training.launch import run_training, training_argv, training_variables
+from optima.training.launch import (
+    n_devices,
+    run_training,
+    training_argv,
+    training_devices,
+    training_variables,
+)
 from optima.training.parallelism import (
     BatchPlan,
     accelerate_config,
@@ -189,6 +195,17 @@ def test_training_sees_its_gpus_only() -> None:
     devices = Devices("cuda", (1, 3), ("0", "1", "2", "7"))
     assert training_variables(devices)["CUDA_VISIBLE_DEVICES"] == "1,7"
     assert training_variables(Devices("cpu"))["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_training_by_one_process_sees_one_gpu() -> None:
+    # Of several the trainer would give each a micro batch: more rows a step than were asked for.
+    devices = Devices("cuda", (1, 3), ("0", "1", "2", "7"))
+    alone = training_devices(TrainSection(parallelism="none"), devices)
+    assert training_variables(alone)["CUDA_VISIBLE_DEVICES"] == "1"
+    assert n_devices(alone) == 1
+    for way in ("auto", "ddp", "zero3", "fsdp"):
+        assert training_devices(TrainSection(parallelism=way), devices) == devices
+    assert training_devices(TrainSection(parallelism="none"), Devices("cpu")) == Devices("cpu")
 
 
 @pytest.mark.parametrize(
