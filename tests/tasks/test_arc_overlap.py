@@ -15,7 +15,7 @@ from optima.tasks.arc_overlap import arc_questions
 from optima.tasks.loading import LoadedProblems, load_problems
 
 CHOICES = {"text": ["x", "y"], "label": ["A", "B"]}
-ARC = [
+ARC: list[dict[str, Any]] = [
     {"question": "Which one, at 5 m, is_it?", "choices": CHOICES, "answerKey": "A"},
     {"question": {"stem": "Official?", "choices": []}, "answerKey": "?"},
     {"question": None, "choices": CHOICES},  # asks nothing, so it is passed over
