@@ -196,6 +196,8 @@ def test_trees_are_rewarded_with_the_weights_of_search_where_it_has_any() -> Non
     weighted = recipe.model_copy(update={"search": recipe.search.model_copy(update=both)})
     assert search_reward(weighted) == recipe.reward.model_copy(update=both)
     assert needs_losses(weighted)  # its own candidates' rewards do
+    without = recipe.reward.model_copy(update={"lambda_loss": 0.0})
+    assert not needs_losses(weighted.model_copy(update={"reward": without}))
     none = {"lambda_token": None, "lambda_loss": None}
     plain = recipe.model_copy(update={"search": recipe.search.model_copy(update=none)})
     assert search_reward(plain) == recipe.reward
