@@ -124,11 +124,11 @@ def _worst_loss(
     conversation: Conversation, turn_losses: Sequence[float | None]
 ) -> tuple[float | None, str | None]:
     losses: list[float] = []
-    for turn, turn_loss in zip(conversation.turns, turn_losses, strict=True):
+    for t, (turn, turn_loss) in enumerate(zip(conversation.turns, turn_losses, strict=True)):
         if not turn.text.strip():
             continue  # nothing was said, so nothing can be unreadable
         if turn_loss is None:
-            return None, f"turn {len(losses)}: the base model gave no finite loss"
+            return None, f"turn {t}: the base model gave no finite loss"
         losses.append(turn_loss)
     worst = max(losses)
     if worst <= 0:

@@ -39,9 +39,16 @@ PACKAGES = {  # the sources of a package, and the tests that are about it
     "evaluation": (("evaluation/*",), ("evaluation",)),
     "tasks": (("tasks/*",), ("tasks",)),
 }
-
-
 PROCESSES = ("optima/tasks/judging.py", "optima/tasks/equivalence.py")  # not pure, slow to test
+SLOW = (  # seconds each, for long inputs, many examples, processes or a large package
+    "tests/tasks/test_answers.py::test_runaway_texts_cost_no_time",
+    "tests/tasks/test_comparison.py::test_expressions_score_by_meaning",
+    "tests/tasks/test_comparison.py::test_sameness_is_symmetric_and_reflexive",
+    "tests/tasks/test_comparison.py::test_votes_and_talks_hold_the_same_answers_for_the_same",
+    "tests/tasks/test_loading.py::test_a_hundred_thousand_malformed_rows_are_one_line",
+    "tests/tasks/test_loading.py::test_a_row_with_any_value_at_any_place_is_a_problem_or_counted",
+    "tests/tasks/test_loading.py::test_the_pinned_datasets_reads_two_wiki_from_parquet",
+)
 
 
 def main() -> int:
@@ -49,7 +56,9 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     options.add_argument("packages", nargs="*", help=f"of {', '.join(PACKAGES)}; all by default")
     options.add_argument("--sample", type=int, default=40, help="mutants per package (default 40)")
-    options.add_argument("--seed", type=int, default=0, help="another sample (default 0)")
+    options.add_argument(
+        "--seed", type=int, nargs="+", default=[0], help="other samples (default 0)"
+    )
     options.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     options.add_argument(
         "--minutes", type=float, default=60, help="stop after these, to go on later"
@@ -62,16 +71,21 @@ def main() -> int:
         )
     deadline = time.monotonic() + 60 * args.minutes
     make_environment()
-    copy_tree()
-    if not results() or args.again:  # a few mutants, for which mutmut makes all of them
+    if copy_tree() or not results():  # one mutant, for which mutmut makes all of them
         run_mutmut(("optima.selection.x_best_of_n__mutmut_1",), args.jobs, deadline)
     share = []
     for package in args.packages or PACKAGES:
-        names = sample(package, args.sample, args.seed)
-        undecided = [name for name in names if is_open(results()[name], args.again)]
+        samples = {seed: sample(package, args.sample, seed) for seed in args.seed}
+        status_by_name = results()
+        undecided = {
+            name
+            for names in samples.values()
+            for name in names
+            if is_open(status_by_name[name], args.again)
+        }
         if undecided and time.monotonic() < deadline:
-            run_mutmut(undecided, args.jobs, deadline)
-        share.append(report(package, names))
+            run_mutmut(sorted(undecided), args.jobs, deadline)
+        share += [report(package, names, seed) for seed, names in samples.items()]
     return 0 if all(one >= 0.9 for one in share) else 1
 
 
@@ -86,8 +100,12 @@ def make_environment() -> None:
     subprocess.run([PYTHON, "-m", "pip", "install", "--quiet", MUTMUT], check=True)
 
 
-def copy_tree() -> None:
-    """Bring the copy up to date; unchanged files keep their times, and so mutmut's results."""
+def copy_tree() -> bool:
+    """Bring the copy up to date, and tell whether sources changed, so that mutants may be others.
+
+    Unchanged files keep their times, and so mutmut its results.
+    """
+    is_changed = False
     for name in COPIED:
         for base in (TREE, TREE / "mutants"):
             for stale in (base / name).rglob("*.py"):
@@ -100,12 +118,14 @@ def copy_tree() -> None:
             if not target.exists() or target.read_bytes() != path.read_bytes():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
+                is_changed |= name == "optima"
                 copied_tests = TREE / "mutants" / path.relative_to(ROOT)
                 if name == "tests" and copied_tests.exists():
                     shutil.copyfile(path, copied_tests)
     for name in ("pyproject.toml", "README.md"):
         shutil.copyfile(ROOT / name, TREE / name)
     (TREE / "setup.cfg").write_text(settings())
+    return is_changed
 
 
 def settings() -> str:
@@ -127,8 +147,9 @@ def settings() -> str:
 
 
 def left_out() -> list[str]:
-    """Return the options that leave out tests of benchmark rows and of processes."""
+    """Return the options that leave out tests of benchmark rows, of processes, and slow ones."""
     options = ["--ignore=tests/tasks/test_judging.py", "--ignore=tests/tasks/test_scoring.py"]
+    options += [f"--deselect={name}" for name in SLOW]
     for path in sorted((ROOT / "tests" / "tasks").glob("test_*.py")):
         for name in re.findall(
             r"^def (test_\w+)\([^)]*shared_data", path.read_text(), re.MULTILINE
@@ -175,8 +196,8 @@ def is_open(status: int | None, again: bool) -> bool:
     return status is None or (again and status not in NOTICED)
 
 
-def report(package: str, names: Sequence[str]) -> float:
-    """Print the numbers and the survivors of a package; return the share noticed."""
+def report(package: str, names: Sequence[str], seed: int) -> float:
+    """Print the numbers and the survivors of a sample; return the share noticed."""
     status_by_name = {name: status for name, status in results().items() if name in set(names)}
     tried = [name for name, status in status_by_name.items() if status is not None]
     noticed = [name for name in tried if status_by_name[name] in NOTICED]
@@ -192,8 +213,8 @@ def report(package: str, names: Sequence[str]) -> float:
     for module, (n_tried, n_noticed, n_equivalent) in sorted(by_module.items()):
         print(f"  {module}: {n_tried} tried, {n_noticed} noticed, {n_equivalent} equivalent")
     share = len(noticed) / n if n else 0.0
-    print(f"{package}: {len(noticed)} of {n} noticed ({share:.0%}), {len(equivalent)} equivalent, "
-          f"{len(names) - len(tried)} not tried yet")  # fmt: skip
+    print(f"{package}, seed {seed}: {len(noticed)} of {n} noticed ({share:.0%}), "
+          f"{len(equivalent)} equivalent, {len(names) - len(tried)} not tried yet")  # fmt: skip
     for name, text in sorted(survivors.items()):
         if name not in equivalent:
             print(f"  not noticed: {text}")

@@ -96,6 +96,8 @@ def test_part_of_the_tokens_of_a_short_conversation_is_minus_one_in_the_total() 
     assert ruled(talk, 1.0, (1.0, 2.0, 1.0), min_tokens=29).total == pytest.approx(1.07)
     heavier = ruled(talk, 1.0, (1.0, 2.0, 1.0), min_tokens=40, lambda_token=0.1)
     assert heavier.total == short.total
+    one = talk.model_copy(update={"turns": (turn(" a", n_tokens=1),)})
+    assert ruled(one, 1.0, (1.0,), min_tokens=1).token_term == -1.0  # 0 alone turns the rule off
 
 
 def test_part_of_the_loss_of_a_long_conversation_is_minus_one_in_the_total() -> None:
@@ -178,11 +180,13 @@ def test_faulty_conversation_is_rewarded_but_not_eligible(fault: Fault) -> None:
 @pytest.mark.parametrize(
     ("made", "score", "losses", "reason"),
     [
-        (conversation(" a", error="no server"), 0.0, (1.0,), "no server"),
-        (conversation(" a"), "the judge hung", (1.0,), "the judge hung"),
-        (conversation(" a"), 1.0, (None,), "turn 0"),
-        (conversation(" "), 1.0, (None,), "empty"),
-        (conversation(" a"), 1.0, (0.0,), "no inverse"),
+        (conversation(" a", error="no server"), "the judge hung", (None,), "no server"),
+        (conversation(" a"), "the judge hung", (None,), "the judge hung"),
+        (conversation(), 1.0, (), "no tokens were generated"),
+        (conversation(" a"), 1.0, (None,), "turn 0: the base model gave no finite loss"),
+        (conversation("", " b"), 1.0, (None, None), "turn 1: the base model gave no finite loss"),
+        (conversation(" ", ""), 1.0, (None, None), "every utterance is empty"),
+        (conversation(" a"), 1.0, (0.0,), "R_loss is 0.0, which has no inverse"),
     ],
 )
 def test_reward_that_cannot_be_computed_is_an_error_and_never_a_number(
@@ -191,9 +195,7 @@ def test_reward_that_cannot_be_computed_is_an_error_and_never_a_number(
     parts = compute_reward(
         made, task_score=score, normaliser_tokens=10, turn_losses=losses, section=RewardSection()
     )
-    assert parts.total is None
-    assert not parts.is_eligible
-    assert reason in (parts.error or "")
+    assert (parts.total, parts.is_eligible, parts.error) == (None, False, reason)
 
 
 def test_empty_utterance_beside_a_spoken_one_does_not_count_for_the_loss() -> None:
@@ -213,6 +215,8 @@ def test_trees_are_rewarded_with_the_weights_of_search_where_it_has_any() -> Non
     weighted = recipe.model_copy(update={"search": recipe.search.model_copy(update=both)})
     assert search_reward(weighted) == recipe.reward.model_copy(update=both)
     assert needs_losses(weighted)  # its own candidates' rewards do
+    without = recipe.reward.model_copy(update={"lambda_loss": 0.0})
+    assert not needs_losses(weighted.model_copy(update={"reward": without}))
     none = {"lambda_token": None, "lambda_loss": None}
     plain = recipe.model_copy(update={"search": recipe.search.model_copy(update=none)})
     assert search_reward(plain) == recipe.reward

@@ -1,7 +1,7 @@
 import pytest
 
 from optima.recipe.schema import SelectSection
-from optima.selection import best_of_n, select_top
+from optima.selection import best_of_each, best_of_n, select_top
 from optima.types import RewardParts
 
 
@@ -34,11 +34,19 @@ def test_candidates_with_faults_or_errors_are_never_best() -> None:
     assert best_of_n([]) is None
 
 
+def test_each_problem_gives_its_own_best_and_one_without_any_gives_none() -> None:
+    p = [parts(0.1), parts(0.9, n=1)]
+    q = [parts(None, problem="q", is_eligible=False)]
+    r = [parts(-2.0, problem="r", n=1), parts(-3.0, problem="r")]
+    assert best_of_each(iter([*p, *q, *r])) == [p[1], r[0]]
+
+
 def test_top_seventy_per_cent_of_what_exceeds_theta() -> None:
     # Ten problems above 0.5 and one exactly at it: int(0.7 * 10) = 7 are kept, best first.
     best = [parts(0.6 + i / 100, problem=f"p{i}") for i in range(10)] + [parts(0.5, problem="at")]
     kept = select_top(best, SelectSection(theta=0.5))
     assert [p.problem_id for p in kept] == ["p9", "p8", "p7", "p6", "p5", "p4", "p3"]
+    assert select_top(best[-1:], SelectSection(theta=0.5)) == ()
 
 
 def test_range_of_the_reference_for_math_drops_the_best_tenth() -> None:

@@ -31,9 +31,9 @@ _PAIRS = (
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3002: "."}
 _HEADING = re.compile(r"#{1,6}\s+(?=\S)")  # "#### 18" closes the solutions of GSM8K
 _LEAD_IN = re.compile(
-    r"(?:(?:so|thus|therefore|hence)\b,?\s*)?(?:\*\*)?(?:(?:the|my|our)\s+)?"
+    r"(?:(?:so|thus|therefore|hence)\b,?\s*)?(?P<bold>\*\*)?(?:(?:the|my|our)\s+)?"
     r"(?:(?:final|correct|right|best)\s+)*(?:answer|choice|option|result|solution)\s*"
-    r"(?:is\b\s*(?:(?:therefore|thus|then|hence)\b)?\s*:?|:|=)(?:\*\*)?\s*(?=\S)|"
+    r"(?:is\b\s*(?:(?:therefore|thus|then|hence)\b)?\s*:?|:|=)(?(bold)(?:\*\*)?)\s*(?=\S)|"
     r"(?:so|thus|therefore|hence)\b,?\s+(?=\S)|=\s*(?=\S)|"
     r"(?:it\s+is|it['\u2019]s|i\s+(?:choose|pick|select|say)|i(?:['\u2019]d|\s+would)\s+go\s+with)\s+(?=\S)",
     re.IGNORECASE,
@@ -62,7 +62,11 @@ def without_lead_in(text: str) -> str:
     """Return ``text`` without "the answer is", "I choose" and the like before it, undressed."""
     text = undress(text)
     match = _LEAD_IN.match(text)
-    return undress(text[match.end() :]) if match else text
+    if match is None:
+        return text
+    rest = undress(text[match.end() :])
+    is_open = match["bold"] and rest.count("**") % 2  # "**the answer is B**"
+    return undress(rest.removesuffix("**")) if is_open else rest
 
 
 def without_verdict(text: str) -> str:

@@ -32,6 +32,13 @@ def test_tests_of_benchmark_rows_are_left_out(mutate: ModuleType) -> None:
     assert not any("test_placeholders_of_numbers" in option for option in options)
 
 
+def test_slow_tests_that_are_left_out_exist(mutate: ModuleType) -> None:
+    for option in (f"--deselect={name}" for name in mutate.SLOW):
+        assert option in mutate.left_out()
+        path, _, name = option.removeprefix("--deselect=").partition("::")
+        assert f"def {name}(" in (REPOSITORY / path).read_text(encoding="utf-8")
+
+
 def test_sample_is_by_seed_and_survivors_are_listed_unless_equivalent(
     mutate: ModuleType,
     tmp_path: Path,
@@ -47,8 +54,8 @@ def test_sample_is_by_seed_and_survivors_are_listed_unless_equivalent(
     drawn = mutate.sample("search", 4, 0)
     assert drawn == mutate.sample("search", 4, 0) != mutate.sample("search", 4, 1)
     assert set(drawn) < set(names)
-    share = mutate.report("search", names)  # 7 of 9 tried, of which one is equivalent
+    share = mutate.report("search", names, 1)  # 7 of 9 tried, of which one is equivalent
     assert share == 7 / 8
     printed = capsys.readouterr().out
-    assert "search: 7 of 8 noticed (88%), 1 equivalent, 1 not tried yet" in printed
+    assert "search, seed 1: 7 of 8 noticed (88%), 1 equivalent, 1 not tried yet" in printed
     assert printed.count("not noticed") == 1

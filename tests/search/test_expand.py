@@ -176,3 +176,4 @@ def test_fault_of_an_utterance_is_stored_with_its_node() -> None:
     for node in (node for r in rounds for node in r.nodes):
         assert node.faults == (("role_leakage",) if node.turn.agent == 0 else ())
     assert {pair.chosen.agent for pair in sibling_pairs(tree, "p")} == {1}
+    assert [n.faults for n in Tree(SECTION, rounds).nodes] == [n.faults for n in tree.nodes]

@@ -323,7 +323,7 @@ def test_no_text_makes_a_comparison_fail(a: str, b: str) -> None:
 
 
 def test_runaway_texts_cost_no_time() -> None:
-    start = time.monotonic()
+    start = time.process_time()  # of this process, however busy the machine
     for text in (*(piece * 20_000 for piece in RUNAWAY), " " * 5_000):
         for style in ("tag", "boxed"):
             marked_answers(text, style)
@@ -338,4 +338,4 @@ def test_runaway_texts_cost_no_time() -> None:
             same_answer(text, text + "1", metric=metric)
             same_answer(text, text + "1", metric=metric, choices=("wood", "iron"))
             restates(text, "5", metric=metric)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10

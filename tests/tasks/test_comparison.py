@@ -126,6 +126,7 @@ CHOICES: tuple[tuple[tuple[str, ...], str, tuple[str, ...], tuple[str, ...]], ..
                 "B is the answer",
                 "<b>B</b>",
             ),
+            *("The answer is **B**.", "The correct choice is **iron**", "So, **the answer is B**."),
             *("Option B is correct", "[B. iron]", "(B. iron)", "# B", "**Answer:** B", "Thus B."),
             *("Therefore, B", "The answer is therefore B", "iron, because it conducts", "B → iron"),
             *(
@@ -254,6 +255,7 @@ NUMBERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
         (
             *("¥18", "₹18", "18 €", "Rs. 18", "18¢", "１８", "18。", "18h", "18 hrs", "18L", "18:"),
             *("1.8e1", "1.8 × 10^1", r"1.8 \times 10^{1}", "1.8*10^1", "0.18 × 10²", "180 × 10⁻¹"),
+            *("The answer is **18**.", "The result is **18**", "Thus, **the answer is 18**"),
             *("<b>18</b>", "## 18", "#### 18", "{18}", "(18)", "[18]", "= 18", "=18", "So, 18"),
             *(
                 "(3)(6) = 18",
@@ -503,8 +505,84 @@ def test_votes_and_talks_hold_the_same_answers_for_the_same(
 ) -> None:
     assert judge.are_same(metric, a, b, choices) is is_same
     assert judge.are_same(metric, b, a, choices) is is_same
+
+
+@pytest.mark.parametrize(("metric", "choices", "a", "b", "is_same"), PAIRS)
+def test_what_is_decided_without_the_judge_is_what_it_would_say(
+    metric: Metric, choices: tuple[str, ...], a: str, b: str, is_same: bool
+) -> None:
     cheap = same_answer(a, b, metric=metric, choices=choices)
     assert cheap is is_same or (metric == "math" and cheap is None)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "is_same"),
+    [
+        ("", "", False),
+        (" ", "\n", False),
+        ("x", " ", False),
+        (" ", "x", False),
+        (" ", " ", True),
+        (r"\text{even}.", "even", True),
+        ("Even", "even", True),
+        ("1/2", "0.5", True),
+        ("3", "4", False),
+        ("-3", "3", False),
+        ("50%", "50", True),
+        ("50%", "0.5", None),  # a percentage of one or of a hundred
+        ("0.5", "50%", None),
+        ("0.333333", "1/3", None),  # nearer than 1/100,000
+        ("0.33332", "1/3", False),
+        ("0.00001", "0", False),
+        ("5 m", "5", True),
+        ("5", "5 m", True),
+        ("5 m", "5 M", True),
+        ("5 m", "5 km", None),
+        ("5 m", "6 m", None),
+        ("x = 5 m", "5 m", True),
+        ("110_2", "110_{2}", True),
+        ("110_{2}", "110_2", True),
+        ("1A_{16}", "1a_{16}", True),
+        ("110_2", "110_3", False),
+        ("110_2", "111_2", False),
+        ("110_2", "6", None),
+        (r"\text{(B)}", "B", True),
+        ("(B)", r"\mathrm{B}", True),
+        ("B", "C", None),
+        ("B", "x", None),
+        ("x+1", "1+x", None),
+    ],
+)
+def test_texts_numbers_units_bases_and_letters_are_compared_without_the_judge(
+    a: str, b: str, is_same: bool | None
+) -> None:
+    assert same_answer(a, b, metric="math") is is_same
+    assert same_answer(b, a, metric="math") is is_same
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "choices", "is_same"),
+    [
+        ("B", "iron", METALS, True),
+        ("B", "b. iron", METALS, True),
+        ("B", "C", METALS, False),
+        ("gold", "Gold", METALS, True),  # the same text, though it names no choice
+        ("gold", "B", METALS, False),
+        ("gold", "silver", METALS, False),
+        ("$18", "18 dollars", (), True),
+        ("18", "19", (), False),
+        ("Option B", "(b)", (), True),
+        ("B", "C", (), False),
+        ("B", "18", (), False),
+        ("The answer is Wet  palms", "wet palms.", (), True),
+        ("x > y", "x < y", (), False),
+    ],
+)
+def test_choice_number_letter_or_text_is_what_exact_match_compares(
+    a: str, b: str, choices: tuple[str, ...], is_same: bool
+) -> None:
+    assert same_answer(a, b, metric="exact_match", choices=choices) is is_same
+    assert same_answer(b, a, metric="exact_match", choices=choices) is is_same
 
 
 @pytest.mark.parametrize("letter", ["**B**", "Option B", r"\boxed{B}", "(b)", "b. volcano", "B."])

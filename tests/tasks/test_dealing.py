@@ -1,4 +1,5 @@
 from itertools import permutations
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -142,3 +143,76 @@ def test_the_order_of_gold_sentences_is_the_order_of_facts() -> None:
         golds = [Gold(k, 0) for k in order]
         hands = deal_paragraphs(_paragraphs(5), golds, Dealing(2, 0), "key")
         assert [fact.text[:2] for fact in hands.evidence] == [f"s{k}" for k in order]
+
+
+@pytest.mark.parametrize(
+    ("n_agents", "expected"),
+    [(2, ("T0 T3 T4", "T5 T2 T1")), (3, ("T2 T4", "T1 T0", "T5 T3"))],
+)
+def test_the_deal_stays_the_same_from_release_to_release(
+    n_agents: int, expected: tuple[str, ...]
+) -> None:
+    # a resumed run must tell the agents what it told them before
+    hands = deal_paragraphs(_paragraphs(6), [Gold(4, 1), Gold(1, 0)], Dealing(n_agents, 0), "key")
+    assert hands.contexts == tuple(
+        "\n".join(f"T{k}: s{k}a one two. s{k}b three four." for k in (t[1:] for t in held.split()))
+        for held in expected
+    )
+    owners = [next(a for a, held in enumerate(expected) if title in held) for title in ("T4", "T1")]
+    assert [(fact.agent, fact.text) for fact in hands.evidence] == [
+        (owners[0], "s4b three four."), (owners[1], "s1a one two."),
+    ]  # fmt: skip
+
+
+def test_a_sole_supporting_paragraph_is_cut_and_both_parts_keep_its_title() -> None:
+    hands = deal_paragraphs(_paragraphs(3), [Gold(1, 0), Gold(1, 1)], Dealing(2, 0), "key")
+    lines = [line for context in hands.contexts for line in context.splitlines()]
+    assert sorted(lines) == [
+        "T0: s0a one two. s0b three four.", "T1: s1a one two.", "T1: s1b three four.",
+        "T2: s2a one two. s2b three four.",
+    ]  # fmt: skip
+    texts = [fact.text for fact in hands.evidence]
+    assert texts == ["s1a one two.", "s1b three four."]
+    assert all(f.text in hands.contexts[f.agent] for f in hands.evidence)
+
+
+def test_a_limit_counts_titles_once_and_is_kept_to_the_word() -> None:
+    # the gold sentence with its title has 4 words, the rest of its paragraph 3: 7; the first
+    # sentence of a distractor with its title 4: 11
+    golds = [Gold(0, 1), Gold(1, 0)]
+    held = {
+        limit: deal_paragraphs(
+            _paragraphs(4), golds, Dealing(2, 0, max_context_words=limit), "key"
+        ).contexts
+        for limit in (6, 7, 10, 11)
+    }
+    assert held[6] == ("T0: s0b three four.", "T1: s1a one two.")
+    whole = tuple(f"T{k}: s{k}a one two. s{k}b three four." for k in (0, 1))
+    assert held[7] == held[10] == whole
+    assert held[11] == (f"{whole[0]}\nT2: s2a one two.", f"T3: s3a one two.\n{whole[1]}")
+
+
+def test_passages_are_cut_where_the_longest_is_longest_and_dealt_in_turn() -> None:
+    passage = Paragraph("P", ("a.", "b.", "c.", "d.", "e."))
+    hands = deal_passages([passage], ["x"], "q", Dealing(3, 0), "key")
+    assert sorted(hands.contexts) == ["P: a. b.", "P: c.", "P: d. e."]
+    assert hands.evidence == ()
+    four = [Paragraph("", (f"Paris {k}.", "The capital is Paris.", "End.")) for k in range(4)]
+    hands = deal_passages(four, ["paris", "?"], "capital?", Dealing(3, 1, "lead_sentence"), "k")
+    told = [f"Paris {k}. The capital is Paris. End." for k in range(4)]
+    assert hands.contexts == (f"{told[0]}\n{told[2]}", told[1], told[3])
+    assert [(f.agent, f.text) for f in hands.evidence] == [
+        (agent, "The capital is Paris.") for agent in range(3)
+    ]
+
+
+@pytest.mark.parametrize("paragraphs", ["whole", "lead_sentence"])
+def test_evidence_of_a_story_is_the_last_mention_in_each_part(
+    paragraphs: Literal["whole", "lead_sentence"],
+) -> None:
+    sentences = ["Ann a .", "Ann b .", "c .", "d ann .", "Annie e ."]
+    hands = deal_story(sentences, "Ann", Dealing(2, 0, paragraphs))
+    assert hands.contexts == ("Ann a . Ann b .", "c . d ann . Annie e .")
+    assert [(f.agent, f.text) for f in hands.evidence] == [(0, "Ann b ."), (1, "d ann .")]
+    trimmed = deal_story(sentences, "Ann", Dealing(2, 0, paragraphs, max_context_words=3))
+    assert trimmed.contexts == ("Ann b .", "d ann .")

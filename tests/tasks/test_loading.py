@@ -2,6 +2,7 @@ import copy
 import gzip
 import json
 import logging
+import re
 import sys
 import types
 from pathlib import Path
@@ -24,44 +25,9 @@ from optima.tasks.loading import (
     sample_problems,
 )
 from optima.tasks.rows import RawRow, find_files
+from tests.tasks.rows import HUB_ROW, ROWS
 
 GSM8K = TASKS["gsm8k"]
-HUB_ROW: dict[str, Any] = {
-    "id": "1",
-    "question": "Who made the lamp of Bob?",
-    "answer": "Ann",
-    "type": "compositional",
-    "supporting_facts": {"title": ["Bob", "Lamp"], "sent_id": [0, 1]},
-    "context": {
-        "title": ["Lamp", "Cup", "Bob"],
-        "sentences": [["A lamp.", "Ann made it."], ["A cup."], ["Bob has a lamp."]],
-    },
-    "evidences": [["Bob", "has", "lamp"]],
-}
-ROWS: dict[str, dict[str, Any]] = {
-    "hotpot_qa": HUB_ROW,
-    "mwh_qa": HUB_ROW,
-    "trivia_qa": {
-        "question": "q",
-        "answer": {"value": "Ann", "aliases": ["A."]},
-        "search_results": {"description": ["Ann did."], "title": ["t"], "search_context": ["x"]},
-        "entity_pages": {"wiki_context": ["Ann is."], "title": ["Ann"]},
-    },
-    "cbt": {
-        "sentences": ["Ann went .", "Bob came ."],
-        "question": "XXXXX left .",
-        "options": ["Ann", "Bob"],
-        "answer": "Ann",
-    },
-    "math": {"problem": "p", "solution": "So $\\boxed{3}$.", "level": "1", "type": "x"},
-    "gsm8k": {"question": "q", "answer": "One.\n#### 1"},
-    "arc": {
-        "question": "q",
-        "choices": {"text": ["x", "y"], "label": ["A", "B"]},
-        "answerKey": "B",
-    },
-    "mmlu": {"question": "q", "choices": ["x", "y"], "answer": 1, "subject": ""},
-}
 
 
 def _row(k: int) -> dict[str, Any]:
@@ -201,12 +167,12 @@ def test_a_hundred_thousand_malformed_rows_are_one_line(
     [
         ('{"question": "\\ud800", "answer": "#### 1"}', "has a lone surrogate"),
         ("[" * 100_000, "is nested too deeply"),
-        ('{"question": ["q"], "answer": "#### 1"}', "field 'question' is"),
-        ('{"question": "q", "answer": 3}', "field 'answer' is 3"),
-        ("null", "null is no object"),
-        ('{"question": "q" "answer": "#### 1"}', "no JSON"),
-        ('{"question": "q", "answer": "#### 1' + "9" * 5000 + '"', "no JSON"),
-        ("9" * 5000, "no JSON"),
+        ('{"question": ["q"], "answer": "#### 1"}', r"field 'question' is \['q'\], not a non-.*"),
+        ('{"question": "q", "answer": 3}', "field 'answer' is 3, not a non-empty text"),
+        ("null", "null is no object of fields"),
+        ('{"question": "q" "answer": "#### 1"}', r"no JSON \(.*delimiter.*\)"),
+        ('{"question": "q", "answer": "#### 1' + "9" * 5000 + '"', r"no JSON \(.*\)"),
+        ("9" * 5000, r"no JSON \(.*\)"),
     ],
 )
 def test_a_row_that_is_no_problem_is_counted_with_its_place(
@@ -218,8 +184,7 @@ def test_a_row_that_is_no_problem_is_counted_with_its_place(
     assert len(loaded.problems) == 3
     (skipped,) = loaded.skipped
     assert (skipped.row, skipped.kind) == (2, "malformed")
-    assert skipped.reason.startswith("train.jsonl line 2: ")
-    assert reason in skipped.reason
+    assert re.fullmatch(f"train.jsonl line 2: {reason}", skipped.reason)
 
 
 @given(
@@ -347,12 +312,30 @@ def test_test_problems_that_are_trained_on_are_refused_dropped_or_kept(
     assert "data.overlap=drop" in str(e.value)
     train, test = load(overlap="drop")
     assert [len(train.problems), len(test.problems)] == [4, 3]
-    assert "2 of 3 test problems stand in the train split too" in caplog.text
+    said = (
+        "gsm8k: 2 of 3 test problems stand in the train split too, such as 'What is 1 and 1?'; "
+        "'WHAT IS 3 AND 1?': "
+    )
+    assert caplog.messages == [said + "left out of the training"]
     assert [len(split.problems) for split in load(overlap="keep")] == [6, 3]
+    assert caplog.messages[1:] == [said + "kept, scores tell little"]
     with pytest.raises(DataError, match="6 of 6 test problems"):
         load(test_file="train.jsonl")
     with pytest.raises(DataError, match="no problem is left"):
         load(test_file="train.jsonl", overlap="drop")
+
+
+def test_an_agent_alone_is_told_what_two_would_be_told_together(tmp_path: Path) -> None:
+    for name in ("hotpot_qa", "gsm8k"):
+        _write_lines(tmp_path / name / "train.jsonl", [json.dumps(ROWS[name])])
+        data = DataSection(path=str(tmp_path / name))
+        (two,), (one,) = (
+            load_problems(TASKS[name], data, "train", n_agents=n, seed=0).problems for n in (2, 1)
+        )
+        assert one.contexts == (("\n".join(two.contexts),) if two.contexts else ())
+        assert [(f.agent, f.text) for f in one.evidence] == [(0, f.text) for f in two.evidence]
+        told = {"contexts": two.contexts, "evidence": two.evidence}
+        assert one.model_copy(update=told) == two
 
 
 def test_the_first_problems_of_the_test_split_may_be_asked_alone(tmp_path: Path) -> None:
@@ -395,8 +378,12 @@ def test_mmlu_is_trained_without_the_questions_of_arc(
     assert "NOT left out" in caplog.text
 
 
-def test_samples_are_seeded_nested_and_independent_of_row_order(shared_data: Path) -> None:
-    problems = _load(shared_data / "gsm8k").problems
+def test_samples_are_seeded_nested_and_independent_of_row_order(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    problems = parse_rows(
+        GSM8K, (RawRow("here", _row(k)) for k in range(300)), Dealing(2, seed=0)
+    ).problems
     drawn = sample_problems(problems, 100, seed=0, stage="iter_0")
     assert len(drawn) == 100
     assert list(drawn) == sorted(drawn, key=problems.index)
@@ -405,8 +392,19 @@ def test_samples_are_seeded_nested_and_independent_of_row_order(shared_data: Pat
     assert set(drawn) <= set(sample_problems(problems, 200, seed=0, stage="iter_0"))
     assert drawn != sample_problems(problems, 100, seed=1, stage="iter_0")
     assert drawn != sample_problems(problems, 100, seed=0, stage="iter_1")
-    assert sample_problems(problems, None, seed=0, stage="x") == problems
-    assert sample_problems(problems, 10**6, seed=0, stage="x") == problems
+    ids = [int(problem.golds[0]) for problem in sample_problems(problems, 5, seed=0, stage="x")]
+    assert ids == [
+        136,
+        161,
+        231,
+        266,
+        297,
+    ]  # from release to release, or a resumed run would go on with others
+    for n in (None, 300):
+        assert sample_problems(problems, n, seed=0, stage="x") == problems
+    assert not caplog.records
+    assert sample_problems(problems, 301, seed=0, stage="x") == problems
+    assert caplog.messages == ["x: 301 problems asked for, 300 there; taking all"]
 
 
 def _fake_hub(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:

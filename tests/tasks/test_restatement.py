@@ -84,8 +84,8 @@ def test_anything_more_or_less_does_not(text: str, answer: str, metric: Metric) 
 @pytest.mark.parametrize("answer", ["B", "iron", "B. iron"])
 @pytest.mark.parametrize(
     "text",
-    ["B", "(B) iron.", "Yes, the answer is B.", "I agree: iron.", "The correct answer is B. iron",
-     "Option B is correct.", "Agreed, it's B) iron"],
+    ["B", "(B) iron.", "Choice B", "Yes, the answer is B.", "I agree: iron.",
+     "The correct answer is B. iron", "Option B is correct.", "Agreed, it's B) iron"],
 )  # fmt: skip
 def test_a_choice_is_restated_by_letter_or_text(text: str, answer: str) -> None:
     assert restates(text, answer, metric="exact_match", choices=METALS)

@@ -16,6 +16,7 @@ from optima.tasks.loading import LoadedProblems, Split, load_problems, told_to_o
 from optima.tasks.task import MalformedRowError, Task
 from optima.tasks.texts import normalise_text
 from optima.types import Problem
+from tests.tasks.rows import ROWS
 
 SPLITS: tuple[Split, ...] = ("train", "test")
 WRONG = {"f1": "zzz qqq", "exact_match": "-98765", "math": "x^{17}+91234"}
@@ -38,12 +39,6 @@ def _parse(name: str, row: dict[str, Any], n_agents: int = 2) -> Problem:
     parse = TASKS[name].parse
     assert parse is not None
     return parse(row, Dealing(n_agents, seed=0))
-
-
-def _first_row(shared_data: Path, name: str) -> dict[str, Any]:
-    with (shared_data / name / "train.jsonl").open(encoding="utf-8") as lines:
-        row: dict[str, Any] = json.loads(next(lines))
-    return row
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -200,8 +195,8 @@ def test_the_same_deal_whatever_the_order_of_rows(shared_data: Path, tmp_path: P
     assert _load(shared_data, "hotpot_qa").problems[:50] == turned[::-1]
 
 
-def test_both_forms_of_a_hotpot_row_give_the_same_problem(shared_data: Path) -> None:
-    row = _first_row(shared_data, "hotpot_qa")
+def test_both_forms_of_a_hotpot_row_give_the_same_problem() -> None:
+    row = ROWS["hotpot_qa"]
     context, facts = row["context"], row["supporting_facts"]
     pairs = [list(p) for p in zip(context["title"], context["sentences"], strict=True)]
     golds = [list(p) for p in zip(facts["title"], facts["sent_id"], strict=True)]
@@ -268,9 +263,6 @@ def test_trivia_rows_without_search_results_use_their_wikipedia_pages(shared_dat
         problem = _parse("trivia_qa", row)
         assert problem.golds[0] == row["answer"]["value"].strip()
         assert NO_CONTEXT not in problem.contexts
-    row["search_results"]["description"] = row["entity_pages"]["wiki_context"] = []
-    with pytest.raises(MalformedRowError, match="neither search_results nor entity_pages"):
-        _parse("trivia_qa", row)
 
 
 def test_joined_trivia_rows_load_under_their_own_file_names(shared_data: Path) -> None:
@@ -279,12 +271,21 @@ def test_joined_trivia_rows_load_under_their_own_file_names(shared_data: Path) -
     assert sum(bool(p.evidence) for p in loaded.problems) > 800
 
 
-def test_cbt_gives_each_agent_its_half_and_shows_the_candidates(shared_data: Path) -> None:
-    row = _first_row(shared_data, "cbt")
+def test_cbt_gives_each_agent_its_half_and_shows_the_candidates() -> None:
+    row = {
+        "sentences": ["Ann  took the lamp .", " ", "It was old .", "A lamp glows .", "Bob slept ."],
+        "question": "He saw the XXXXX .",
+        "options": [" lamp ", "cup"],
+        "answer": "lamp ",
+    }
     problem = _parse("cbt", row)
-    assert problem.contexts[0].startswith(row["sentences"][0])
-    assert problem.contexts[1].endswith(row["sentences"][-1])
-    assert all(option in problem.question for option in row["options"])
+    assert problem.contexts == ("Ann took the lamp . It was old .", "A lamp glows . Bob slept .")
+    assert problem.question == (
+        "Which word belongs in the place of XXXXX? He saw the XXXXX .\nCandidates: lamp, cup"
+    )
+    assert (problem.golds, problem.choices) == (("lamp",), ())
+    facts = [(fact.agent, fact.text) for fact in problem.evidence]
+    assert facts == [(0, "Ann took the lamp ."), (1, "A lamp glows .")]
 
 
 def test_gsm8k_gold_and_rationale() -> None:
@@ -332,6 +333,8 @@ def test_arc_choices_are_shown_and_answered_by_letter() -> None:
         "answerKey": "2",
     }
     assert _parse("arc", official) == problem
+    row["choices"]["label"] = [1, " 2 ", 3]  # type: ignore[index]
+    assert _parse("arc", row | {"answerKey": 2}) == problem
 
 
 @pytest.mark.parametrize("name", ["arc", "mmlu"])
@@ -371,6 +374,7 @@ def test_a_choice_that_reads_like_a_letter_is_answered_by_its_own_letter_only() 
         ("hotpot_qa", {"context": [["x", []]]}, "no paragraph with a text"),
         ("mwh_qa", {"supporting_facts": []}, "no supporting fact"),
         ("trivia_qa", {"answer": {"value": "x"}}, "'aliases'"),
+        ("trivia_qa", {"search_results": None, "entity_pages": None}, "neither search_results nor"),
         ("cbt", {"answer": "absent"}, "none of the options"),
         ("cbt", {"question": "no blank"}, "XXXXX"),
         ("cbt", {"sentences": ["one ."]}, "too few"),
@@ -384,6 +388,16 @@ def test_a_choice_that_reads_like_a_letter_is_answered_by_its_own_letter_only() 
         ("arc", {"choices": {"text": ["a", None], "label": ["A", "B"]}}, "list of texts"),
         ("arc", {"choices": {"text": ["a", "b"], "label": ["A", None]}}, "list of labels"),
         ("arc", {"choices": {"text": ["a"], "label": []}}, "equally long"),
+        ("arc", {"answerKey": True}, "True, not a non-empty text"),
+        ("arc", {"choices": ["a", "b"]}, "'choices' is .*, not an object"),
+        ("arc", {"question": {"stem": "q", "choices": 3}}, "'choices' is 3, not a list of objects"),
+        ("arc", {"question": {"stem": "q", "choices": [3]}}, "not a list of objects"),
+        ("arc", {"choices": {"text": ["a"], "label": ["A"]}, "answerKey": "A"}, "too few"),
+        (
+            "arc",
+            {"choices": {"text": ["a"] * 27, "label": [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "1"]}},
+            "too many",
+        ),
         ("mmlu", {"answer": 4}, "not an index"),
         ("mmlu", {"answer": "4"}, "not an index"),
         ("mmlu", {"answer": "AB"}, "'AB', not an index"),
@@ -394,11 +408,10 @@ def test_a_choice_that_reads_like_a_letter_is_answered_by_its_own_letter_only() 
         ("mmlu", {"choices": ["a", "", "b", "c"]}, "empty"),
     ],
 )
-def test_a_malformed_row_says_why(
-    name: str, change: dict[str, Any], reason: str, shared_data: Path
-) -> None:
+def test_a_malformed_row_says_why(name: str, change: dict[str, Any], reason: str) -> None:
+    assert _parse(name, ROWS[name])
     with pytest.raises(MalformedRowError, match=reason):
-        _parse(name, {**_first_row(shared_data, name), **change})
+        _parse(name, {**ROWS[name], **change})
 
 
 def test_names_and_their_spellings() -> None:
