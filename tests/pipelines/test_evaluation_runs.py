@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from optima.files import CONVERSATIONS, REWARDS
 from optima.pipelines.control import control_recipe
-from optima.pipelines.judge import REWARDS
-from optima.pipelines.talk import FILE as TALKS
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.schema import Recipe
 from optima.records import read_records
@@ -311,7 +310,10 @@ def test_ablations_run_and_compare_in_one_command(method: str, tmp_path: Path) -
     ]
     own = [f"{name}/{label}/train" for name in ABLATIONS for label in labels]
     assert trained == ["full/cold_start/train", *own]
-    for shared in ("cold_start/train/model/model.safetensors", f"{labels[0]}/generate/{TALKS}"):
+    for shared in (
+        "cold_start/train/model/model.safetensors",
+        f"{labels[0]}/generate/{CONVERSATIONS}",
+    ):
         for name in ABLATIONS[1:]:
             assert (root / "full" / shared).samefile(root / name / shared)
     assert not (root / "no_loss/evaluate/base/score").exists()
