@@ -94,7 +94,7 @@ def loss_term(
     lambda_loss; 0 for a repeated utterance. R_loss is None where it is not needed.
     """
     is_silent = not any(turn.text.strip() for turn in conversation.turns)
-    if is_silent and not section.penalise_empty:
+    if not section.penalise_empty and is_silent:
         return None, 0.0, "every utterance is empty"
     is_long = conversation.n_tokens > (section.max_loss_tokens or math.inf)
     if is_silent or is_long:

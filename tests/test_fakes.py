@@ -23,7 +23,7 @@ def make_job(tmp_path: Path) -> TrainJob:
     (start / "tokenizer_config.json").write_text('{"chat_template": "x"}')
     (start / "model.safetensors").write_bytes(b"weights")
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("{}\n{}\n")
+    rows.write_text('{"input_ids": [1, 2]}\n' * 2)
     return TrainJob(
         model=ModelRef(path=str(start)),
         rows_path=str(rows),

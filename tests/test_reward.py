@@ -182,7 +182,7 @@ def test_faulty_conversation_is_rewarded_but_not_eligible(fault: Fault) -> None:
     [
         (conversation(" a", error="no server"), "the judge hung", (None,), "no server"),
         (conversation(" a"), "the judge hung", (None,), "the judge hung"),
-        (conversation(), 1.0, (), "no tokens were generated"),
+        (conversation(), 1.0, (), "every utterance is empty"),
         (conversation(" a"), 1.0, (None,), "turn 0: the base model gave no finite loss"),
         (conversation("", " b"), 1.0, (None, None), "turn 1: the base model gave no finite loss"),
         (conversation(" ", ""), 1.0, (None, None), "every utterance is empty"),

@@ -326,7 +326,7 @@ def test_ablations_run_and_compare_in_one_command(method: str, tmp_path: Path) -
     status, text, err = optima("status", str(root))
     assert status == 0, err
     assert text.splitlines()[0] == f"{root}: done, 3 of 3 runs done"
-    (root / "no_loss/LOCK").unlink()
+    (root / "no_loss").rename(tmp_path / "aside")
     status, text, _ = optima("status", str(root))
     assert status == 1
     assert text.splitlines()[0] == f"{root}: stopped, 2 of 3 runs done"

@@ -64,7 +64,11 @@ def _run(directory: Path, method: str) -> Asked:
 
 def _requests(notes: Path) -> tuple[dict[str, Any], ...]:
     """Return what was asked in conversations, without the probes of a start."""
-    return tuple(request for request in _read(notes) if request["prompt"] != list(PROMPT_IDS))
+    return tuple(
+        request
+        for request in _read(notes)
+        if request["prompt"] != list(PROMPT_IDS) and "prompt_logprobs" not in request
+    )
 
 
 def _read(path: Path) -> tuple[dict[str, Any], ...]:

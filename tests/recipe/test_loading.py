@@ -374,7 +374,7 @@ def test_a_pool_that_is_off_reads_no_formats(tmp_path: Path) -> None:
 def test_an_adapter_that_no_server_takes_is_refused_before_it_is_trained(tmp_path: Path) -> None:
     served = "train: {lora: {serve: adapter, rank: RANK}}\n"
     message = refusal(tmp_path, served.replace("RANK", "513"))
-    assert message.startswith("r.yaml: train.lora.rank: 513 is above 512, the most that servers")
+    assert message.startswith("r.yaml:4: train.lora.rank: 513 is above 512, the most that servers")
     load(tmp_path, served.replace("RANK", "512"))
     load(tmp_path, served.replace("RANK", "513").replace("adapter", "merged"))
 

@@ -21,7 +21,7 @@ ENV = Environment(prefix=Path("/e"), python=Path("/e/bin/python"))
 
 
 def _job(tmp_path: Path, device: str, **train: object) -> TrainJob:
-    (tmp_path / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "rows.jsonl").write_text('{"input_ids": [1, 2]}\n')
     return TrainJob.model_validate(
         {
             "model": ModelRef(path=str(tmp_path)), "rows_path": str(tmp_path / "rows.jsonl"),
