@@ -7,8 +7,8 @@ sft       M_0 = the base model or the cold start's; every iteration is an SFT
 dpo       iteration one is the SFT that initialises (``initial``), the others are DPO (paper Alg. 3)
 sft_dpo   an SFT, then a DPO from its model, in turn
 
-An SFT starts from the model before it in information exchange and from M_0 in debate (paper 3.2),
-or as ``train.start`` says; a DPO always from the model whose trees it learns from.
+An SFT starts from the model before it in information exchange and from M_0 in debate (paper
+Alg. 1), or as ``train.start`` says; a DPO always from the model whose trees it learns from.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,6 @@ from typing import Literal
 
 from optima.errors import UsageError
 from optima.recipe.schema import Recipe
-from optima.reward import search_reward
 from optima.tasks import get_task
 
 Training = Literal["sft", "dpo"]
@@ -204,11 +203,6 @@ class _Planner:
                 "a tree, so none is left to measure influence on; lower search.n_problems"
             )
         return min(n_left, self.recipe.pairs.influence.n_problems)
-
-
-def scores_trees(recipe: Recipe) -> bool:
-    """Tell whether trees are scored while they grow."""
-    return search_reward(recipe).lambda_loss > 0
 
 
 def taken(n: int | None, there: int) -> int:

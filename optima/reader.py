@@ -34,7 +34,7 @@ from optima.types import (
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedConversation:
     """A conversation with the problem it is about and the reward that it got."""
 
     problem: Problem
@@ -110,7 +110,7 @@ class Run:
         problems = self._records("problems", f"{split}.jsonl", Problem)
         return {problem.problem_id: problem for problem in problems}
 
-    def evaluation(self, label: str) -> Iterator[Judged]:
+    def evaluation(self, label: str) -> Iterator[JudgedConversation]:
         """Yield what a model said about the held-out problems."""
         if label not in self.evaluated:
             known = ", ".join(self.evaluated) or "none yet"
@@ -119,11 +119,11 @@ class Run:
         folder = inside if (self.root / inside).is_dir() else label
         yield from self._judged(f"{folder}/talk", f"{folder}/rank", self.problems("test"))
 
-    def candidates(self, label: str) -> Iterator[Judged]:
+    def candidates(self, label: str) -> Iterator[JudgedConversation]:
         """Yield the conversations that were drawn for the SFT that made ``label``."""
         yield from self._judged(f"{label}/generate", f"{label}/rank", self.problems("train"))
 
-    def selected(self, label: str) -> Iterator[Judged]:
+    def selected(self, label: str) -> Iterator[JudgedConversation]:
         """Yield those of the candidates that ``label`` was trained on."""
         chosen = self._records(f"{label}/select", SELECTED, RewardParts)
         keys = {(parts.problem_id, parts.n) for parts in chosen}
@@ -160,12 +160,14 @@ class Run:
 
     def _judged(
         self, said: str, ranked: str, problem_by_id: Mapping[str, Problem]
-    ) -> Iterator[Judged]:
+    ) -> Iterator[JudgedConversation]:
         conversations = self._records(said, CONVERSATIONS, Conversation)
         rewards = self._records(ranked, REWARDS, RewardParts)
         try:
             for conversation, reward in zip(conversations, rewards, strict=True):
-                yield Judged(problem_by_id[conversation.problem_id], conversation, reward)
+                yield JudgedConversation(
+                    problem_by_id[conversation.problem_id], conversation, reward
+                )
         except ValueError as error:
             raise StageError(
                 f"{self.root / ranked}: holds another number of rewards than {said} of "
@@ -178,7 +180,7 @@ def open_run(root: str | Path) -> Run:
     return Run(root)
 
 
-def _row(judged: Judged) -> dict[str, Any]:
+def _row(judged: JudgedConversation) -> dict[str, Any]:
     conversation, reward = judged.conversation, judged.reward
     return {
         "problem_id": conversation.problem_id,

@@ -70,9 +70,14 @@ def search_reward(recipe: Recipe) -> RewardSection:
     return recipe.reward.model_copy(update=given)
 
 
+def scores_trees(recipe: Recipe) -> bool:
+    """Tell whether trees are scored by losses of the base model while they grow."""
+    return search_reward(recipe).lambda_loss > 0
+
+
 def needs_losses(recipe: Recipe) -> bool:
     """Tell whether a run ever takes losses of the base model: for its rewards or its trees'."""
-    return max(recipe.reward.lambda_loss, search_reward(recipe).lambda_loss) > 0
+    return recipe.reward.lambda_loss > 0 or scores_trees(recipe)
 
 
 def token_term(conversation: Conversation, token: float, section: RewardSection) -> float:

@@ -16,13 +16,13 @@ from optima.pipelines.methods import check_trainable
 from optima.pipelines.preflight import check_start, read_formats
 from optima.pipelines.run import loss_codec, model_codec
 from optima.pipelines.status import is_owned
-from optima.plan import Counts, Step, plan, scores_trees
+from optima.plan import Counts, Step, plan
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import Environment, require_environment
 from optima.processes.host import check_sockets, core_warning
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
-from optima.reward import needs_losses
+from optima.reward import needs_losses, scores_trees
 from optima.rundir import check_same_recipe
 from optima.search.exchange import read_conversational
 from optima.serving.client import Server

@@ -10,6 +10,7 @@ import psutil
 from pydantic import ValidationError
 
 from optima.errors import OptimaError, UsageError
+from optima.files import CONVERSATIONS, ROUNDS
 from optima.pipelines.comparison import is_evaluation
 from optima.pipelines.outline import Outline, read_outline
 from optima.plan import Counts, plan
@@ -25,7 +26,7 @@ from optima.stages import (
 )
 from optima.training.jobs import TrainProgress
 
-_GROWING = ("conversations.jsonl", "rounds.jsonl")  # their lines are the progress of a stage
+_GROWING = (CONVERSATIONS, ROUNDS)  # their lines are the progress of a stage
 # Short beside the others: what of these is to come counts as nothing until one of its kind is done.
 _SHORT = ("problems", "script", "rank", "select", "pairs", "groups")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from aiohttp import web
 
 from optima.errors import OptimaError
+from optima.files import CONVERSATIONS, ROUNDS
 from optima.pipelines.status import Status, read_status
 from optima.reporting.archive import Archive, StaleError
 from optima.reporting.figures import figures_of
@@ -26,7 +27,7 @@ from optima.seeding import digest
 
 HOST = "127.0.0.1"
 KEPT_VERSIONS = 4  # pages of older versions go on reading from theirs
-_WATCHED = ("conversations.jsonl", "rounds.jsonl", "DONE.json")
+_WATCHED = (CONVERSATIONS, ROUNDS, "DONE.json")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
