@@ -84,9 +84,7 @@ def system_prompt(
 
 
 def cue(problem: Problem, style: PromptStyle, *, agent: int) -> str:
-    """Return what follows each message of partners to ``style.names[agent]``; mostly nothing."""
-    if len(style.names) == 1:
-        return ""  # nobody is heard, and thinking step by step is not brief
+    """Return what ends each user message to ``style.names[agent]``; nothing in some settings."""
     return _rendered(
         "cue",
         style,

@@ -112,7 +112,14 @@ def test_what_partners_say_is_followed_by_a_cue_where_that_was_measured_to_help(
     letter = PromptStyle("debate", "tag", PAIR, choice_answer="letter")
     assert "Right: its letter between" in cue(CHOICE, letter, agent=1)
     assert cue(SUM, PromptStyle("debate", "boxed", PAIR), agent=1) == ""
-    assert cue(CHOICE, PromptStyle("debate", "tag", ALONE), agent=0) == ""
+
+
+def test_one_agent_alone_is_asked_for_steps_and_for_the_mark_where_it_is_about_to_speak() -> None:
+    asked = "(Solver, think step by step, be brief. Your answer goes between {} and {}.)"
+    alone = PromptStyle("information_exchange", "tag", ALONE)
+    assert cue(EXCHANGE, alone, agent=0) == asked.format("<A>", "</A>")
+    assert cue(CHOICE, PromptStyle("debate", "tag", ALONE), agent=0) == asked.format("<A>", "</A>")
+    assert cue(SUM, PromptStyle("debate", "boxed", ALONE), agent=0) == asked.format("\\boxed{", "}")
 
 
 def test_choices_may_be_marked_by_their_letters() -> None:
@@ -137,14 +144,16 @@ def test_own_templates_replace_the_built_in_ones_of_their_names(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("case", "agent"), SPEAKERS)
-def test_cue_reminds_of_the_marks_in_exchanges_and_multiple_choice(case: str, agent: int) -> None:
+def test_cue_reminds_of_the_marks_but_for_several_agents_with_a_number(
+    case: str, agent: int
+) -> None:
     problem, setting, answer_style, names = CASES[case]
     text = cue(problem, PromptStyle(setting, answer_style, names), agent=agent)
-    if names == ALONE or problem is SUM:
+    if names != ALONE and problem is SUM:
         assert text == ""
     else:
         assert text.startswith(f"({names[agent]}, ")
-        assert "between <A> and </A>" in text
+        assert ("between <A> and </A>" if answer_style == "tag" else "\\boxed{ and }") in text
 
 
 @pytest.mark.parametrize(
