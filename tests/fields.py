@@ -8,8 +8,7 @@ from typing import Any
 from optima.pipelines import identity
 from optima.recipe import checks
 from optima.recipe.schema import Recipe
-from optima.recipe.section import Section
-from optima.recipe.sections import section_of
+from optima.recipe.sections import Section, section_of
 
 
 def fields_of(section: type[Any] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:

@@ -26,11 +26,10 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "core",
         (
-            "optima.recipe.checks",
-            "optima.recipe.data",
-            "optima.recipe.preferences",
             "optima.recipe.schema",
-            "optima.recipe.section",
+            "optima.recipe.sections",
+            "optima.recipe.serving",
+            "optima.recipe.training",
             "optima.tasks",
             "optima.prompts",
             "optima.conversation",

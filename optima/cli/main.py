@@ -14,9 +14,8 @@ from optima.cli.paths import path_of
 from optima.conversation.template import ChatTemplate, Roles
 from optima.errors import UsageError
 from optima.prompts.rendering import PromptStyle, cue, system_prompt
-from optima.recipe.layers import is_layer
+from optima.recipe.layers import FOLDER, is_layer, packaged_recipes
 from optima.recipe.loading import dump_recipe, load_recipe
-from optima.recipe.packaged import FOLDER, packaged_recipes
 from optima.recipe.schema import MAX_SEED, ModelSection
 from optima.recipe.text import read_file
 from optima.tasks import TASKS, get_task

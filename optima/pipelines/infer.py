@@ -21,9 +21,8 @@ from optima.pipelines.talk import TalkPlan, talk
 from optima.processes.environment import Environment
 from optima.prompts.formats import Format
 from optima.recipe.layers import Layers
-from optima.recipe.loading import change_recipe
+from optima.recipe.loading import change_recipe, foreign_fields
 from optima.recipe.schema import Recipe
-from optima.recipe.unread import foreign_fields
 from optima.rundir import Stage
 from optima.tasks import get_task
 from optima.types import Problem

@@ -18,6 +18,7 @@ of ``for`` and in the order of the file. Overrides have no ``for``: what is said
 """
 
 import difflib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,13 +26,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from optima.errors import RecipeError, UsageError
-from optima.recipe.packaged import find_recipe
-from optima.recipe.schema import METHOD_SECTIONS
-from optima.recipe.sections import section_above
+from optima.recipe.schema import METHOD_SECTIONS, section_above
 from optima.recipe.text import MAX_DEPTH, Source, parse_yaml, printable, read_file
 from optima.tasks import TASKS, get_task
 from optima.types import Setting
 
+logger = logging.getLogger(__name__)
+
+FOLDER = "recipes"
 WHERE = "for"
 _EVIDENCE = {True: "evidence", False: "no_evidence"}
 WHOLE = ("method", "task", "model")  # what a file must hold to be a recipe by itself
@@ -183,6 +185,24 @@ def merge_layers(
             else:
                 merged.others.append(condition)
     return merged
+
+
+def packaged_recipes() -> Path:
+    """Return the folder of the recipes that come along: in the package, or beside it in a clone."""
+    package = Path(__file__).parents[1]
+    inside = package / FOLDER
+    return inside if inside.is_dir() else package.parent / FOLDER
+
+
+def find_recipe(path: Path) -> Path:
+    """Return the file itself, or the packaged one of the name ``recipes/...`` where it is not."""
+    if path.exists() or path.is_absolute() or path.parts[:1] != (FOLDER,):
+        return path
+    found = packaged_recipes().joinpath(*path.parts[1:])
+    if ".." in path.parts or not found.is_file():
+        return path
+    logger.warning("%s is not here, taking %s", path, found)
+    return found
 
 
 def is_layer(tree: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,19 @@ from pydantic.fields import FieldInfo
 
 from optima.errors import RecipeError, UsageError
 from optima.recipe.layers import WHERE, WHOLE, Condition, Layers, Origin, merge_layers
-from optima.recipe.schema import METHOD_SECTIONS, Recipe
-from optima.recipe.sections import keys_of, section_above, section_of
+from optima.recipe.schema import METHOD_SECTIONS, Recipe, keys_of, section_above
+from optima.recipe.sections import section_of
 from optima.recipe.text import printable, quoting, write_yaml
-from optima.recipe.unread import unread_fields
-from optima.tasks import get_task
+from optima.tasks import TASKS, get_task
+from optima.tasks.task import Task
 
+# Fields that only some tasks read (``Task.reads``), and those that a task made by code does not.
+OF_SOME_TASKS = sorted(frozenset[str]().union(*(task.reads for task in TASKS.values())))
+OF_ROWS = (
+    *("data.path", "data.train_file", "data.test_file", "data.hub_id", "data.hub_revision"),
+    *("data.hub_configs", "data.train_split", "data.test_split", "data.max_malformed"),
+    "data.overlap",
+)
 _BOOL_WORD = re.compile(r"\b(yes|no|on|off|true|false)\b", re.IGNORECASE)
 _RULES = {
     "int_type": "must be a whole number",
@@ -90,6 +97,26 @@ def build_recipe(layers: Layers) -> Recipe:
     ]:
         raise RecipeError("\n".join(unread))
     return recipe.model_copy(update={"task": task.name})
+
+
+def foreign_fields(task: Task) -> Iterator[tuple[str, str]]:
+    """Yield the fields that ``task`` does not read, each with the reason."""
+    for key in OF_SOME_TASKS:
+        if key not in task.reads:
+            readers = ", ".join(name for name, other in TASKS.items() if key in other.reads)
+            yield key, f"{task.name} does not read it, only {readers} do"
+    if task.generate is not None:
+        for key in OF_ROWS:
+            yield key, f"{task.name} is made by code and reads no data"
+
+
+def unread_fields(recipe: Recipe, task: Task) -> Iterator[tuple[str, str]]:
+    """Yield the fields that have another value than their default, which nothing reads."""
+    for key, reason in foreign_fields(task):
+        name, _, field = key.partition(".")
+        section = getattr(recipe, name)
+        if getattr(section, field) != type(section).model_fields[field].default:
+            yield key, reason
 
 
 def _validate(tree: Mapping[str, Any]) -> Recipe:

@@ -1,47 +1,271 @@
-"""The schema as one may ask it: which section a key leads to."""
+"""The parts of a recipe that every method has, but for serving and training.
+
+A check over several fields begins its message with the key of one of them, relative to the section
+that is checked: ``key: what is wrong; remedy``.
+"""
 
 import types
 import typing
-from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from optima.recipe.schema import Recipe
+ChoiceAnswer = Literal["text", "letter"]
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    @model_validator(mode="after")
+    def _check_texts(self) -> Self:
+        """Refuse an empty text: leaving it out is how to say nothing."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, str) and not value.strip():
+                raise ValueError(
+                    f'{name}: is the empty text "{value}"; give it a value or remove it'
+                )
+        return self
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """Return the section that a field holds, None for a plain value."""
-    options = (
-        typing.get_args(annotation)
-        if typing.get_origin(annotation) in (typing.Union, types.UnionType)
-        else (annotation,)
-    )
-    for option in options:
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    for option in typing.get_args(annotation) if is_union else (annotation,):
         if isinstance(option, type) and issubclass(option, BaseModel):
             return option
     return None
 
 
-def section_above(keys: Sequence[str]) -> type[BaseModel] | None:
-    """Return the section in which the last of ``keys`` stands, None where there is none."""
-    section: type[BaseModel] | None = Recipe
-    for key in keys[:-1]:
-        field = section.model_fields.get(key) if section else None
-        section = section_of(field.annotation) if field else None
-    return section
+class ModelSection(Section):
+    """The policy that plays every agent."""
+
+    path: str = Field(min_length=1)
+    """Directory or hub id of the base model."""
+    revision: str | None = None
+    """Commit of the hub model; None takes the newest."""
+    tokenizer: str | None = None
+    """Directory or hub id of tokenizer and chat template, for evaluating models saved without
+    theirs; None takes the model's own. A model to train must hold its own."""
+    roles: Literal["auto", "assistant", "alternate"] = "auto"
+    """How utterances map to chat roles: all ``assistant`` (paper), or own assistant and partner
+    user; ``auto`` asks the chat template."""
+    max_model_len: int | None = Field(default=None, ge=256, le=10_000_000)
+    """Context window in tokens, for serving; None takes the model's own."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number format for serving."""
+    loss_path: str | None = None
+    """Directory or hub id of the model whose losses give R_loss; None takes ``path``. For runs
+    that start from a model already trained."""
+    trust_remote_code: bool = False
+    """Run code that the model repository ships."""
 
 
-def keys_of(location: Iterable[str]) -> list[str]:
-    """Return the keys of an error's location, without pydantic's tags of unions."""
-    section: type[BaseModel] | None = Recipe
-    keys: list[str] = []
-    for part in location:
-        if section is None:  # below a plain field only list positions are the user's own words
-            if part.isdigit():
-                keys.append(part)
-            continue
-        keys.append(part)
-        field = section.model_fields.get(part)
-        section = section_of(field.annotation) if field else None
-    return keys
+class DataSection(Section):
+    """Which problems, from where."""
+
+    path: str | None = None
+    """Directory with the benchmark's native train and test files; None reads the dataset hub."""
+    train_file: str | None = None
+    """File below ``path`` for the train split; None takes the task's usual names."""
+    test_file: str | None = None
+    """File below ``path`` for the test split; None takes the task's usual names."""
+    hub_id: str | None = None
+    """Dataset id on the hub; None takes the task's own."""
+    hub_revision: str | None = None
+    """Commit of the hub dataset; None takes the task's own."""
+    hub_configs: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Configurations of the hub dataset that make up a split together; None takes the task's."""
+    train_split: str | None = None
+    """Name of the train split on the hub; None takes the task's own."""
+    test_split: str | None = None
+    """Name of the test split on the hub; None takes the task's own."""
+    n_train: int | None = Field(default=None, ge=1, le=10_000_000)
+    """Problems per iteration, a seeded sample of the train split; None takes all."""
+    n_test: int | None = Field(default=None, ge=1, le=10_000_000)
+    """Held-out problems evaluated after each iteration, a seeded sample; None takes all."""
+    first_test: int | None = Field(default=None, ge=1, le=10_000_000)
+    """Only so many problems of the test split, the first in its order, of which ``n_test`` are
+    drawn; the reference takes the first 1,000 of the tasks of information exchange. None: all."""
+    overlap: Literal["refuse", "drop", "keep"] = "refuse"
+    """What is done about test problems that stand in the train split too (equal in question,
+    choices and gold answers): stop, leave them out of the training, or train on them."""
+    max_malformed: float = Field(default=0.02, ge=0, le=1)
+    """Share of malformed rows, those without a gold answer in, above which loading fails; below it
+    they are counted and skipped."""
+    paragraphs: Literal["whole", "lead_sentence"] = "whole"
+    """What of each paragraph of hotpot_qa and mwh_qa an agent is given; ``lead_sentence`` restores
+    the reference."""
+    passages: Literal["description", "document"] = "description"
+    """What of each search result of trivia_qa is dealt: its short description (reference), or the
+    whole document, mostly longer than ``train.max_length``. Rows without search results give their
+    Wikipedia pages up to the first empty line, or the whole of them."""
+    max_context_words: int | None = Field(default=None, ge=20, le=1_000_000)
+    """Words of context per agent, evidence kept; for models with short contexts. None: no limit."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("train_file", "test_file"):
+            if getattr(self, name) is not None and self.path is None:
+                raise ValueError(f"{name}: is looked for below path, which is not set; set path")
+        for name in ("hub_id", "hub_revision", "hub_configs", "train_split", "test_split"):
+            if getattr(self, name) is not None and self.path is not None:
+                raise ValueError(f"{name}: contradicts path={self.path}; remove one of them")
+        return self
+
+
+class AgentsSection(Section):
+    """Who talks, in order of speaking."""
+
+    names: tuple[str, ...] = ("Alice", "Bob")
+    """Names of the agents; their number is the number of agents. One alone is told everything and
+    speaks once, step by step: the control for what talking adds."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.names:
+            raise ValueError("names: [] has nobody who could speak; name one agent or more")
+        if len(set(self.names)) != len(self.names):
+            shown = ", ".join(self.names)
+            raise ValueError(f"names: [{shown}] must differ from each other; rename one")
+        for name in self.names:
+            if not name.isidentifier():
+                raise ValueError(
+                    f"names: {name!r} must be one word that begins with a letter; rename it"
+                )
+        return self
+
+
+class ConversationSection(Section):
+    """Limits of one conversation (paper section 3) and what is prompted."""
+
+    max_turns: int = Field(default=10, ge=2, le=1_000)
+    """Turns after which a conversation ends unanswered."""
+    max_turn_tokens: int = Field(default=2000, ge=1, le=1_000_000)
+    """New tokens per turn."""
+    assent_ends: bool = True
+    """Whether a partner agrees by saying, right after a marked answer, nothing but that it is right
+    or that answer without the mark; false asks for the mark twice, as the paper does."""
+    worked_example: bool = False
+    """Put one worked example in every prompt; a help for small models, not in the paper."""
+    choice_answer: ChoiceAnswer = "text"
+    """What multiple choice (arc, mmlu) marks: the choice's text (paper, Table 5) or its letter,
+    which costs fewer tokens. Either is scored right, whatever was asked for."""
+    prompts: str | None = None
+    """Directory of prompt templates in place of the built-in ones of the same file names
+    (optima/prompts/templates); None takes those."""
+    max_error_rate: float = Field(default=0.02, ge=0, le=1)
+    """Share of conversations that may end in an error before the stage fails."""
+
+
+class SamplingSection(Section):
+    """How candidates are drawn (paper App. H)."""
+
+    n_samples: int = Field(default=10, ge=1, le=10_000)
+    """Conversations per problem, N."""
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    """Temperature of iterations 1, 2, ..."""
+    first_temperature: float = Field(default=0.3, ge=0, le=2)
+    """Temperature of iteration 0; the paper takes 0.7 for gsm8k and math."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus mass."""
+    format_pool: bool = True
+    """Draw a communication format for each conversation of iteration 0; off for gsm8k and math."""
+    format_pool_path: str | None = None
+    """Directory of further format files, one text file each."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.format_pool_path is not None and not self.format_pool:
+            raise ValueError(
+                "format_pool_path: is read by nothing while format_pool=False; remove one of them"
+            )
+        return self
+
+
+class RewardSection(Section):
+    """R = R_task - lambda_token * R_token + lambda_loss / R_loss (paper Eq. 1)."""
+
+    lambda_token: float = Field(default=0.6, ge=0, le=1_000)
+    """Weight of the normalised token count."""
+    lambda_loss: float = Field(default=1.0, ge=0, le=1_000)
+    """Weight of 1 / R_loss; 0 also skips the base model's forward."""
+    min_tokens: int = Field(default=0, ge=0, le=1_000_000)
+    """The token part of the total is -1 for conversations of at most this many tokens, whatever
+    lambda_token; 0 is off (reference: 40)."""
+    penalise_overflow: bool = False
+    """The token part is -1 for conversations with overflow (reference: true)."""
+    repeat_zeroes_loss: bool = True
+    """A repeated utterance sets the loss part to 0 (reference)."""
+    max_loss_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
+    """The loss part of the total is -1 for conversations over this many tokens, whatever
+    lambda_loss; None is off (reference: 2000)."""
+    penalise_empty: bool = False
+    """The loss part is -1 where nothing was said (reference: true); false gives no reward."""
+    exclude_faults: bool = True
+    """Never select conversations with role leakage or overflow."""
+    fault_total: float | None = Field(default=None, ge=-1000, le=1000)
+    """Total reward of a conversation with role leakage; None leaves it (reference: -10)."""
+
+
+class SelectSection(Section):
+    """Best of N, threshold, top share (paper Alg. 2)."""
+
+    theta: float = Field(default=0.5, ge=-1000, le=1000)
+    """A problem is kept when its best conversation's R exceeds this (theta_sft)."""
+    threshold_on: Literal["total", "task"] = "total"
+    """What theta is compared with: total reward (reference, Alg. 1) or R_task (Eq. 3)."""
+    min_share: float = Field(default=0.05, ge=0, le=1)
+    """Least share of an iteration's problems that must be selected: below it the run stops and
+    says why, as a model trained on a handful of conversations learns their accidents."""
+    keep_from: float = Field(default=0.0, ge=0, lt=1)
+    """Rank share at which the kept range starts (reference: 0.1 for math)."""
+    keep_to: float = Field(default=0.7, gt=0, le=1)
+    """Rank share at which the kept range ends: the paper's top 70 %."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.keep_from >= self.keep_to:
+            raise ValueError(
+                f"keep_from: {self.keep_from} must be less than keep_to={self.keep_to}; lower it"
+            )
+        if self.min_share > self.keep_to - self.keep_from:
+            raise ValueError(
+                f"min_share: {self.min_share} is more than is kept from keep_from={self.keep_from} "
+                f"to keep_to={self.keep_to}, so every run would stop; lower it"
+            )
+        return self
+
+
+class EvaluationSection(Section):
+    """Held-out evaluation after each iteration (temperature 0 in the paper)."""
+
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    """Sampling temperature."""
+    n_samples: int = Field(default=1, ge=1, le=10_000)
+    """Conversations per held-out problem."""
+    base: bool = True
+    """Evaluate the base model too."""
+
+
+class ColdStartSection(Section):
+    """A short SFT on conversations scripted from gold evidence; not in the paper."""
+
+    n_problems: int = Field(default=64, ge=1, le=10_000_000)
+    """Problems whose scripted conversation is trained on, a seeded sample of the train split."""
+    terse_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the scripts in the terse register, the others are wordy."""
+    learning_rate: float = Field(default=1e-4, gt=0, le=1)
+    """Peak learning rate."""
+    epochs: float = Field(default=1.0, gt=0, le=1_000)
+    """Passes over the rows."""
+    batch_size: int = Field(default=16, ge=1, le=65_536)
+    """Rows per optimiser step."""

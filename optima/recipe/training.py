@@ -1,10 +1,90 @@
-"""The parts of a recipe that learn from preferences: dialogue trees, their pairs, DPO (Table 8)."""
+"""The parts of a recipe that train: fine-tuning, dialogue trees and their pairs, DPO (Table 8)."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from optima.recipe.section import Section
+from optima.recipe.sections import Section
+
+MAX_SERVED_RANK = 512  # of vLLM
+
+
+class LoraSection(Section):
+    """Low-rank adapters instead of full fine-tuning."""
+
+    rank: int = Field(default=16, ge=1, le=1_024)
+    """Rank r."""
+    alpha: int = Field(default=32, ge=1, le=65_536)
+    """Scale alpha."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter input."""
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Modules that get an adapter."""
+    serve: Literal["merged", "adapter"] = "merged"
+    """Serve merged weights, or the adapter over the base model."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.serve == "adapter" and self.rank > MAX_SERVED_RANK:
+            raise ValueError(
+                f"rank: {self.rank} is above {MAX_SERVED_RANK}, the most that servers take of an "
+                "adapter; lower it, or write serve: merged"
+            )
+        return self
+
+
+class TrainSection(Section):
+    """How a model is trained, shared by SFT and DPO (paper Table 8)."""
+
+    learning_rate: float = Field(default=2e-5, gt=0, le=1)
+    """Peak learning rate."""
+    epochs: float = Field(default=1.0, gt=0, le=1_000)
+    """Passes over the rows."""
+    batch_size: int = Field(default=32, ge=1, le=65_536)
+    """Rows per optimiser step, over all devices and accumulation steps."""
+    micro_batch_size: int = Field(default=4, ge=1, le=65_536)
+    """Rows per forward on one device; lowered to batch_size / devices where it is larger."""
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Share of steps over which the learning rate rises."""
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Learning-rate schedule."""
+    weight_decay: float = Field(default=0.0, ge=0, le=10)
+    """AdamW weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0, le=1_000_000)
+    """Gradient clipping."""
+    max_loss_growth: float = Field(default=10.0, gt=1, le=1_000_000)
+    """Times the start's loss (at least 1 nat) above which a training fails."""
+    max_length: int = Field(default=2048, ge=16, le=1_000_000)
+    """Tokens per row; longer rows are counted and dropped, never cut silently."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Number format of forward and backward."""
+    optimizer_state_dtype: Literal["float32", "model"] = "float32"
+    """Master weights in float32 with bf16 autocast, or everything in ``dtype``."""
+    gradient_checkpointing: bool = True
+    """Trade compute for memory."""
+    batching: Literal["length_grouped", "packing", "plain"] = "length_grouped"
+    """How rows of SFT are put together: similar lengths, packed to max_length, or as they come.
+    Pairs of DPO are taken as they come."""
+    start: Literal["auto", "previous", "base"] = "auto"
+    """Model each SFT starts from; ``auto``: previous for information exchange, base for debate
+    (paper). DPO always goes on from the last model, so a dpo run has no use for it."""
+    eval_share: float = Field(default=0.02, ge=0, lt=1)
+    """Share of the problems whose rows measure evaluation loss and are not trained on."""
+    lora: LoraSection | None = None
+    """LoRA; None is full fine-tuning."""
+    parallelism: Literal["auto", "none", "ddp", "zero3", "fsdp"] = "auto"
+    """How several GPUs share the training; ``auto``: none on one device, zero3 on several. With
+    fsdp and preferences each process holds the whole weights in host memory while it loads them."""
+    save_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    """Optimiser steps between checkpoints; None saves at each epoch."""
+    save_total_limit: int = Field(default=1, ge=1, le=1_000)
+    """Checkpoints kept on disk while training."""
+    logging_steps: int = Field(default=1, ge=1, le=1_000_000_000)
+    """Optimiser steps between log lines."""
+    report_to: tuple[str, ...] = ()
+    """transformers trackers, such as wandb or tensorboard."""
+    timeout_s: float = Field(default=86400.0, gt=0, le=31_536_000)
+    """Deadline of one training process."""
 
 
 class SearchSection(Section):
