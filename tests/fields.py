@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from optima.pipelines import identity
-from optima.recipe import checks
+from optima.recipe import schema, sections, serving, training
 from optima.recipe.schema import Recipe
 from optima.recipe.sections import Section, section_of
+
+NO_USE = {module.__file__ for module in (schema, sections, serving, training, identity)}
 
 
 def fields_of(section: type[Any] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -34,7 +36,7 @@ def unread_fields() -> Iterator[set[str]]:
 
     def noting(section: Section, name: str) -> Any:
         caller = sys._getframe(1).f_code.co_filename
-        if not name.startswith("_") and caller not in (checks.__file__, identity.__file__):
+        if not name.startswith("_") and caller not in NO_USE:
             asked.add((type(section).__name__, name))
         return plain(section, name)
 

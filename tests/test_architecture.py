@@ -68,9 +68,7 @@ PACKAGES = {
 }  # fmt: skip
 # They run as processes of the training environment and are imported by nobody else.
 TRAINERS = {
-    "optima.training.arguments", "optima.training.divergence", "optima.training.dpo",
-    "optima.training.fetch_model",
-    "optima.training.modeldir", "optima.training.policy",
+    "optima.training.dpo", "optima.training.fetch_model", "optima.training.policy",
     "optima.training.score", "optima.training.session", "optima.training.sft",
 }  # fmt: skip
 HEAVY = {

@@ -1,6 +1,6 @@
 """Whether a run's trainings fit its GPUs: known before anything is generated.
 
-Counted are weights, gradients and the two moments of AdamW, as ``training/parallelism`` spreads
+Counted are weights, gradients and the two moments of AdamW, as ``training/jobs`` spreads
 them. Adapters, activations and what the libraries take come on top, so what fits here may still be
 too much; what does not fit here never trains.
 """
@@ -13,8 +13,8 @@ from optima.plan import iterations
 from optima.processes.devices import Devices, gpu_memory
 from optima.processes.environment import Environment, package_versions
 from optima.recipe.schema import LoraSection, ModelSection, Recipe
+from optima.training.jobs import n_processes, plan_batches, resolve_parallelism
 from optima.training.launch import n_devices
-from optima.training.parallelism import n_processes, plan_batches, resolve_parallelism
 
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
 _MAX_GPUS = 64  # of one host, beyond any

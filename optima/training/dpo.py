@@ -26,9 +26,14 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from optima.errors import StageError
-from optima.training.arguments import trainer_arguments
-from optima.training.jobs import CHECKPOINTS_DIR, TrainJob, TrainResult, read_lines
-from optima.training.parallelism import BatchPlan, plan_batches
+from optima.training import session
+from optima.training.jobs import (
+    CHECKPOINTS_DIR,
+    BatchPlan,
+    TrainJob,
+    TrainResult,
+    plan_batches,
+)
 from optima.training.policy import (
     load_start,
     load_tokenizer,
@@ -36,38 +41,40 @@ from optima.training.policy import (
     read_format,
     training_dtype,
 )
-from optima.training.session import Counts, conduct, run_job
+from optima.training.session import conduct, run_job, trainer_arguments
 from optima.types import PreferenceRow
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """Pairs that fit, and how many did not."""
+@dataclass(frozen=True)
+class Pairs(session.Rows[PreferenceRow]):
+    """Pairs of utterances after one prompt."""
 
-    pairs: tuple[PreferenceRow, ...]
-    n_dropped: int
+    kind = PreferenceRow
+
+    @staticmethod
+    def n_longest(row: PreferenceRow) -> int:
+        """Return the tokens of the prompt with the longer utterance."""
+        return len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids))
 
     @property
     def n_tokens(self) -> int:
         """Tokens of both rows of all pairs."""
         return sum(
             2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
-            for pair in self.pairs
+            for pair in self.rows
         )
 
     @property
     def n_loss_tokens(self) -> int:
         """Tokens of the utterances alone."""
-        return sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in self.pairs)
+        return sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in self.rows)
 
     def dataset(self) -> Dataset:
         """Return the columns that the trainer takes as they are."""
         names = ("prompt_ids", "chosen_ids", "rejected_ids")
-        return Dataset.from_dict(
-            {n: [list(getattr(pair, n)) for pair in self.pairs] for n in names}
-        )
+        return Dataset.from_dict({n: [list(getattr(pair, n)) for pair in self.rows] for n in names})
 
 
 class PairTrainer(DPOTrainer):
@@ -109,20 +116,6 @@ class PairTrainer(DPOTrainer):
         return loss
 
 
-def read_pairs(path: str | None, job: TrainJob) -> Pairs:
-    """Read a file of preference rows and drop those that are too long."""
-    if path is None:
-        return Pairs((), 0)
-    rows = read_lines(path, PreferenceRow)
-    kept = tuple(row for row in rows if n_longest(row) <= job.train.max_length)
-    return Pairs(kept, len(rows) - len(kept))
-
-
-def n_longest(row: PreferenceRow) -> int:
-    """Return the tokens of the prompt with the longer utterance."""
-    return len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids))
-
-
 def share(dataset: Dataset, directory: Path) -> Dataset:
     """Return the dataset as a file that all processes read.
 
@@ -147,16 +140,16 @@ def trainer_config(job: TrainJob, plan: BatchPlan, n_rows: int, has_eval: bool) 
 def run(job: TrainJob) -> TrainResult:
     """Train and write the model; the result is returned, not written."""
     tokenizer = load_tokenizer(job)
-    pairs = read_pairs(job.rows_path, job)
-    eval_pairs = read_pairs(job.eval_rows_path, job)
-    if not pairs.pairs:
+    pairs = Pairs.read(job.rows_path, job.train.max_length)
+    eval_pairs = Pairs.read(job.eval_rows_path, job.train.max_length)
+    if not pairs.rows:
         raise StageError(
             f"{job.rows_path}: no pair to train on ({pairs.n_dropped} are longer than "
             f"dpo.max_length={job.train.max_length} tokens); lower pairs.theta_diff or raise it"
         )
     logger.info(
         "%d pairs (%d too long), %d evaluation pairs, %d tokens, %d of them in utterances",
-        *(len(pairs.pairs), pairs.n_dropped, len(eval_pairs.pairs)),
+        *(len(pairs.rows), pairs.n_dropped, len(eval_pairs.rows)),
         *(pairs.n_tokens, pairs.n_loss_tokens),
     )
     kept, dtype = read_format(job), training_dtype(job.train)
@@ -164,7 +157,7 @@ def run(job: TrainJob) -> TrainResult:
     train = job.train
     plan = plan_batches(train.batch_size, train.micro_batch_size, world, "dpo.batch_size")
     # Made before the model is loaded: under ZeRO-3 it tells the loader to split the weights.
-    arguments = trainer_config(job, plan, len(pairs.pairs), bool(eval_pairs.pairs))
+    arguments = trainer_config(job, plan, len(pairs.rows), bool(eval_pairs.rows))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     # An adapter is its own reference when it is switched off; otherwise the library would load
     # a second model by the name in the config, which for a merged adapter is another model. Under
@@ -179,24 +172,15 @@ def run(job: TrainJob) -> TrainResult:
         ref_model=load_start(job, dtype) if needs_reference else None,
         args=arguments,
         train_dataset=share(pairs.dataset(), place / "pairs"),
-        eval_dataset=share(eval_pairs.dataset(), place / "eval_pairs")
-        if eval_pairs.pairs
-        else None,
+        eval_dataset=share(eval_pairs.dataset(), place / "eval_pairs") if eval_pairs.rows else None,
         processing_class=tokenizer,
         data_collator=DataCollatorForPreference(pad_token_id=pad),
     )
     trainer.nll_weight = job.dpo.nll_weight
     if is_ahead:
         trainer.ref_model = None  # its memory is the training's
-    counts = Counts(
-        n_rows=len(pairs.pairs),
-        n_eval_rows=len(eval_pairs.pairs),
-        n_dropped_rows=pairs.n_dropped + eval_pairs.n_dropped,
-        n_tokens=pairs.n_tokens,
-        n_loss_tokens=pairs.n_loss_tokens,
-    )
-    first = pairs.pairs[0]
-    return conduct(trainer, job, counts, kept, first.prompt_ids + first.chosen_ids)
+    first = pairs.rows[0]
+    return conduct(trainer, job, pairs, eval_pairs, kept, first.prompt_ids + first.chosen_ids)
 
 
 if __name__ == "__main__":

@@ -7,38 +7,109 @@ the last of them.
 import argparse
 import json
 import logging
+import math
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 import trl.trainer.utils
 from accelerate import PartialState
 from transformers import TrainerCallback
 
-from optima.errors import OptimaError
-from optima.training.divergence import DivergenceError, Watch
-from optima.training.jobs import CHECKPOINTS_DIR, ERROR_MARK, PROGRESS_FILE, TrainJob, TrainResult
-from optima.training.policy import TEMPORARY_MODEL_DIR, save
+from optima.errors import OptimaError, StageError
+from optima.recipe.training import TrainSection
+from optima.shares import share_of
+from optima.training.jobs import (
+    CHECKPOINTS_DIR,
+    ERROR_MARK,
+    PROGRESS_FILE,
+    BatchPlan,
+    TrainJob,
+    TrainResult,
+    read_lines,
+)
+from optima.training.policy import TEMPORARY_MODEL_DIR, DivergenceError, save
+from optima.types import Record
 
 logger = logging.getLogger(__name__)
+R = TypeVar("R", bound=Record)
 
 _COMPLETE = "COMPLETE"
+_WATCHED = ("loss", "grad_norm", "eval_loss")
+LEAST_LOSS = 1.0  # nats: a loss near zero may grow many times before anything is lost
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What a training trains on; tokens are those of one epoch."""
+@dataclass(frozen=True)
+class Rows(Generic[R]):
+    """The rows of a training that fit, and how many did not; a method counts their tokens."""
 
-    n_rows: int
-    n_eval_rows: int
-    n_dropped_rows: int
-    n_tokens: int
-    n_loss_tokens: int
+    kind: ClassVar[type[Record]]
+    rows: tuple[R, ...]
+    n_dropped: int
+
+    @classmethod
+    def read(cls, path: str | None, max_length: int) -> Self:
+        """Read a file of rows and drop those that are too long."""
+        rows: list[Any] = [] if path is None else read_lines(path, cls.kind)
+        kept = tuple(row for row in rows if cls.n_longest(row) <= max_length)
+        return cls(kept, len(rows) - len(kept))
+
+    @staticmethod
+    def n_longest(row: R) -> int:
+        """Return the tokens of a row, of a pair those with the longer utterance."""
+        raise NotImplementedError
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all rows."""
+        raise NotImplementedError
+
+    @property
+    def n_loss_tokens(self) -> int:
+        """Tokens that carry loss."""
+        raise NotImplementedError
+
+
+class Watch(TrainerCallback):
+    """Ends a training whose loss or gradient is no finite number, or whose loss explodes.
+
+    Every process is told every logged figure, so that all of them end.
+    """
+
+    def __init__(self, max_growth: float) -> None:
+        self._max_growth = max_growth
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Raise DivergenceError for figures of a lost model, StageError if it came like that."""
+        step, figures = state.global_step, logs or {}
+        for name in _WATCHED:
+            value = float(figures.get(name, 0.0))
+            if math.isfinite(value):
+                continue
+            if step == 0 or (
+                step == 1 and name == "loss"
+            ):  # computed from the weights as they came
+                raise StageError(
+                    f"training: {name} of step {step} is {value}, before anything was trained: "
+                    "check the weights of the model it starts from, or train in "
+                    "train.dtype=float32"
+                )
+            raise DivergenceError(f"training: {name} of step {step} is {value}")
+        for name in ("loss", "eval_loss"):
+            if name not in figures:
+                continue
+            start = float(next(entry[name] for entry in state.log_history if name in entry))
+            if figures[name] > self._max_growth * max(start, LEAST_LOSS):
+                raise DivergenceError(
+                    f"training: {name} of step {step} is {figures[name]:.4g} after {start:.4g} at "
+                    f"the start, more than train.max_loss_growth={self._max_growth:g} allows"
+                )
 
 
 class Progress(TrainerCallback):
@@ -87,6 +158,58 @@ class Progress(TrainerCallback):
             write_atomically(path / _COMPLETE, str(seconds))
 
 
+def n_warmup_steps(train: TrainSection, n_rows: int, plan: BatchPlan, world: int) -> int:
+    """Return the warm-up in whole steps, rounded down.
+
+    The trainer rounds a share up, and its first warm-up step has learning rate 0: a training of
+    fewer than 1 / warmup_ratio steps would waste one of them, one of a single step all.
+    """
+    n_batches = math.ceil(n_rows / (plan.micro_batch_size * world))
+    n_steps = math.ceil(train.epochs * max(1, math.ceil(n_batches / plan.n_accumulation)))
+    return int(share_of(train.warmup_ratio, n_steps))
+
+
+def trainer_arguments(
+    job: TrainJob, plan: BatchPlan, n_rows: int, has_eval: bool
+) -> dict[str, Any]:
+    """Translate the recipe into the arguments of ``SFTConfig`` and ``DPOConfig`` alike."""
+    train = job.train
+    options: dict[str, Any] = {
+        "output_dir": str(Path(job.output_dir) / CHECKPOINTS_DIR),
+        "seed": job.seed % 2**31,
+        "learning_rate": train.learning_rate,
+        "num_train_epochs": train.epochs,
+        "per_device_train_batch_size": plan.micro_batch_size,
+        "per_device_eval_batch_size": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.n_accumulation,
+        "warmup_steps": n_warmup_steps(train, n_rows, plan, PartialState().num_processes),
+        "lr_scheduler_type": train.scheduler,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "max_length": None,
+        "optim": "adamw_torch" if job.device == "cpu" else "adamw_torch_fused",
+        "prediction_loss_only": True,
+        "bf16": train.dtype == "bfloat16" and train.optimizer_state_dtype == "float32",
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "use_cpu": job.device == "cpu",
+        "logging_steps": train.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would write 0 for a loss that is no number
+        "eval_on_start": has_eval,
+        "eval_strategy": "no",
+        "save_strategy": "epoch" if train.save_steps is None else "steps",
+        "save_total_limit": train.save_total_limit,
+        "report_to": list(train.report_to) or "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": job.device == "cuda",
+    }
+    if train.save_steps is not None:
+        options["save_steps"] = train.save_steps
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+        options["bf16"] = train.dtype == "bfloat16"
+    return options
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small file."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -129,7 +252,8 @@ def avoid_cudnn_attention() -> None:
 def conduct(
     trainer: Any,
     job: TrainJob,
-    counts: Counts,
+    rows: Rows[Any],
+    eval_rows: Rows[Any],
     kept: tuple[torch.dtype, dict[str, Any]],
     row: Sequence[int],
 ) -> TrainResult:
@@ -139,7 +263,7 @@ def conduct(
     that is trained on.
     """
     output, epochs = Path(job.output_dir), job.train.epochs
-    n_tokens = round(counts.n_tokens * epochs)
+    n_tokens = round(rows.n_tokens * epochs)
     checkpoint = last_checkpoint(output / CHECKPOINTS_DIR)
     seconds_before = 0.0
     if checkpoint is not None:
@@ -151,17 +275,17 @@ def conduct(
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = seconds_before + time.monotonic() - start
-    eval_loss = trainer.evaluate()["eval_loss"] if counts.n_eval_rows else None
+    eval_loss = trainer.evaluate()["eval_loss"] if eval_rows.rows else None
     history, n_steps = trainer.state.log_history, trainer.state.global_step
     losses = [entry["loss"] for entry in history if "loss" in entry]
     last: dict[str, float] = next((entry for entry in reversed(history) if "loss" in entry), {})
     return TrainResult(
         model=save(trainer, job, kept, row),
-        n_rows=counts.n_rows,
-        n_eval_rows=counts.n_eval_rows,
-        n_dropped_rows=counts.n_dropped_rows,
+        n_rows=len(rows.rows),
+        n_eval_rows=len(eval_rows.rows),
+        n_dropped_rows=rows.n_dropped + eval_rows.n_dropped,
         n_tokens=n_tokens,
-        n_loss_tokens=round(counts.n_loss_tokens * epochs),
+        n_loss_tokens=round(rows.n_loss_tokens * epochs),
         n_steps=n_steps,
         train_loss=sum(losses) / len(losses),
         eval_loss=eval_loss,

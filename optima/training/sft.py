@@ -17,23 +17,26 @@ from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from optima.errors import StageError
-from optima.training.arguments import trainer_arguments
-from optima.training.jobs import TrainJob, TrainResult, read_lines
-from optima.training.parallelism import BatchPlan, plan_batches
+from optima.training import session
+from optima.training.jobs import BatchPlan, TrainJob, TrainResult, plan_batches
 from optima.training.policy import load_tokenizer, prepare_model, read_format, training_dtype
-from optima.training.session import Counts, conduct, run_job
+from optima.training.session import conduct, run_job, trainer_arguments
 from optima.types import TrainingRow
 
 logger = logging.getLogger(__name__)
 IGNORED = -100
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows that fit, how many did not, and how many tokens those that fit have."""
+@dataclass(frozen=True)
+class Rows(session.Rows[TrainingRow]):
+    """Rows of conversations."""
 
-    rows: tuple[TrainingRow, ...]
-    n_dropped: int
+    kind = TrainingRow
+
+    @staticmethod
+    def n_longest(row: TrainingRow) -> int:
+        """Return the tokens of a row."""
+        return len(row.input_ids)
 
     @property
     def n_tokens(self) -> int:
@@ -61,15 +64,6 @@ def labels(row: TrainingRow) -> list[int]:
     for start, stop in row.trained:
         found[start:stop] = row.input_ids[start:stop]
     return found
-
-
-def read_rows(path: str | None, job: TrainJob) -> Rows:
-    """Read a file of training rows and drop those that are too long."""
-    if path is None:
-        return Rows((), 0)
-    rows = read_lines(path, TrainingRow)
-    kept = tuple(row for row in rows if len(row.input_ids) <= job.train.max_length)
-    return Rows(kept, len(rows) - len(kept))
 
 
 def prepare_data(job: TrainJob, rows: Rows) -> tuple[Dataset, BatchPlan]:
@@ -103,8 +97,8 @@ def trainer_config(job: TrainJob, plan: BatchPlan, n_rows: int, has_eval: bool) 
 def run(job: TrainJob) -> TrainResult:
     """Train and write the model; the result is returned, not written."""
     tokenizer = load_tokenizer(job)
-    rows = read_rows(job.rows_path, job)
-    eval_rows = read_rows(job.eval_rows_path, job)
+    rows = Rows.read(job.rows_path, job.train.max_length)
+    eval_rows = Rows.read(job.eval_rows_path, job.train.max_length)
     if not rows.rows:
         raise StageError(
             f"{job.rows_path}: no row to train on ({rows.n_dropped} are longer than "
@@ -130,14 +124,7 @@ def run(job: TrainJob) -> TrainResult:
             pad_token_id=pad, padding_free=job.train.batching == "packing"
         ),
     )
-    counts = Counts(
-        n_rows=len(rows.rows),
-        n_eval_rows=len(eval_rows.rows),
-        n_dropped_rows=rows.n_dropped + eval_rows.n_dropped,
-        n_tokens=rows.n_tokens,
-        n_loss_tokens=rows.n_loss_tokens,
-    )
-    return conduct(trainer, job, counts, kept, rows.rows[0].input_ids)
+    return conduct(trainer, job, rows, eval_rows, kept, rows.rows[0].input_ids)
 
 
 if __name__ == "__main__":

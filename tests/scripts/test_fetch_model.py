@@ -19,8 +19,7 @@ import pytest
 from optima.conversation.template import ChatTemplate
 from optima.errors import ModelError
 from optima.models import MODELS, KnownModel
-from optima.training.download import download_gguf
-from optima.training.fetch_model import CHATML, Request, fetch, set_tokens
+from optima.training.fetch_model import CHATML, Request, download_gguf, fetch, set_tokens
 from tests.hub import fake_hub
 
 ROOT = Path(__file__).resolve().parent.parent.parent

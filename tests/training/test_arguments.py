@@ -5,13 +5,12 @@ from typing import Any
 import pytest
 
 from optima.recipe.schema import TrainSection
-from optima.training.jobs import TrainJob
-from optima.training.parallelism import BatchPlan
+from optima.training.jobs import BatchPlan, TrainJob
 from optima.types import ModelRef
 
 
 def options(**train: object) -> dict[str, Any]:
-    arguments = pytest.importorskip("optima.training.arguments")
+    arguments = pytest.importorskip("optima.training.session")
     job = TrainJob(
         model=ModelRef(path="m"), rows_path="r", output_dir="/o", device="cpu", seed=1,
         train=TrainSection.model_validate(train),

@@ -20,7 +20,8 @@ from tests.tokenizers import tiny_tokenizer, write_tokenizer
 from tests.training.rows import pair_row, training_row, write_rows
 
 torch = pytest.importorskip("torch")
-divergence = pytest.importorskip("optima.training.divergence")
+policy = pytest.importorskip("optima.training.policy")
+session = pytest.importorskip("optima.training.session")
 
 
 def _log(watch: Any, history: list[dict[str, float]], step: int) -> None:
@@ -34,36 +35,36 @@ def _log(watch: Any, history: list[dict[str, float]], step: int) -> None:
 def test_figure_that_is_no_finite_number_ends_the_training_with_its_step(
     name: str, value: float
 ) -> None:
-    watch = divergence.Watch(10.0)
+    watch = session.Watch(10.0)
     _log(watch, [{"loss": 2.0, "grad_norm": 1.0}], 1)
-    with pytest.raises(divergence.DivergenceError, match=f"{name} of step 7 is {value}"):
+    with pytest.raises(policy.DivergenceError, match=f"{name} of step 7 is {value}"):
         _log(watch, [{"loss": 2.0}, {name: value}], 7)
 
 
 @pytest.mark.parametrize(("name", "step"), [("eval_loss", 0), ("loss", 1)])
 def test_loss_that_is_no_number_from_the_start_is_the_start_models(name: str, step: int) -> None:
     with pytest.raises(StageError, match="before anything was trained: check the weights") as got:
-        _log(divergence.Watch(10.0), [{name: math.nan}], step)
-    assert not isinstance(got.value, divergence.DivergenceError)
+        _log(session.Watch(10.0), [{name: math.nan}], step)
+    assert not isinstance(got.value, policy.DivergenceError)
 
 
 @pytest.mark.parametrize("name", ["loss", "eval_loss"])
 def test_loss_that_explodes_ends_the_training(name: str) -> None:
-    watch = divergence.Watch(4.0)
+    watch = session.Watch(4.0)
     _log(watch, [{name: 2.0}, {name: 8.0}], 2)  # four times the start, not more
-    with pytest.raises(divergence.DivergenceError, match=f"{name} of step 3 is 8.1 after 2 at the"):
+    with pytest.raises(policy.DivergenceError, match=f"{name} of step 3 is 8.1 after 2 at the"):
         _log(watch, [{name: 2.0}, {name: 8.0}, {name: 8.1}], 3)
     # A loss near zero may grow many times: what counts is at least one nat.
     _log(watch, [{name: 0.01}, {name: 4.0}], 2)
-    with pytest.raises(divergence.DivergenceError):
+    with pytest.raises(policy.DivergenceError):
         _log(watch, [{name: 0.01}, {name: 4.1}], 2)
 
 
 def test_weights_that_are_no_numbers_are_named() -> None:
     good, bad = torch.ones(2, dtype=torch.bfloat16), torch.tensor([1.0, math.inf])
-    divergence.check_weights({"a": good, "ids": torch.ones(2, dtype=torch.int64)})
-    with pytest.raises(divergence.DivergenceError, match=r"weight b\.c is not finite"):
-        divergence.check_weights({"a": good, "b.c": bad})
+    policy.check_weights({"a": good, "ids": torch.ones(2, dtype=torch.int64)})
+    with pytest.raises(policy.DivergenceError, match=r"weight b\.c is not finite"):
+        policy.check_weights({"a": good, "b.c": bad})
 
 
 # Decay by (1 - learning_rate * weight_decay) = -9 a step: weights leave float32 within 42 steps.

@@ -12,7 +12,7 @@ from optima.types import ModelRef
 from tests.training.rows import pair_row, write_rows
 
 dpo = pytest.importorskip("optima.training.dpo")
-parallelism = pytest.importorskip("optima.training.parallelism")
+parallelism = pytest.importorskip("optima.training.jobs")
 
 
 def _job(smollm2: Path, tmp_path: Path, section: DpoSection, max_length: int = 64) -> TrainJob:
@@ -27,17 +27,17 @@ def _job(smollm2: Path, tmp_path: Path, section: DpoSection, max_length: int = 6
 
 
 def _pairs(job: TrainJob) -> Any:
-    return dpo.read_pairs(job.rows_path, job)
+    return dpo.Pairs.read(job.rows_path, job.train.max_length)
 
 
 def test_pairs_that_fit_are_whole_and_the_others_are_counted(smollm2: Path, tmp_path: Path) -> None:
     everything = _pairs(_job(smollm2, tmp_path, DpoSection(), max_length=4096))
     fitting = _pairs(_job(smollm2, tmp_path, DpoSection()))
-    assert (len(everything.pairs), everything.n_dropped) == (3, 0)
+    assert (len(everything.rows), everything.n_dropped) == (3, 0)
     assert fitting.n_dropped == 1
-    assert fitting.pairs == everything.pairs[:2]  # none is cut
+    assert fitting.rows == everything.rows[:2]  # none is cut
     assert fitting.n_tokens == sum(
-        2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in fitting.pairs
+        2 * len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in fitting.rows
     )
 
 
@@ -46,8 +46,8 @@ def test_batch_carries_loss_on_the_utterances_alone(smollm2: Path, tmp_path: Pat
     collator = dpo.DataCollatorForPreference(pad_token_id=2)  # the stop token of this model
     batch = collator(list(pairs.dataset()))
     ids, mask = batch["input_ids"].tolist(), batch["completion_mask"].tolist()
-    n = len(pairs.pairs)
-    for i, pair in enumerate(pairs.pairs):
+    n = len(pairs.rows)
+    for i, pair in enumerate(pairs.rows):
         for row, utterance in ((i, pair.chosen_ids), (n + i, pair.rejected_ids)):
             trained = [t for t, m in zip(ids[row], mask[row], strict=True) if m]
             assert tuple(trained) == utterance  # the stop token at its end is no padding

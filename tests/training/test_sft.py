@@ -14,20 +14,23 @@ from optima.errors import RecipeError, StageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment, resolve_environment
 from optima.recipe.schema import LoraSection, TrainSection
-from optima.training.jobs import CHECKPOINTS_DIR, TrainJob, TrainResult, read_lines
+from optima.training.jobs import (
+    CHECKPOINTS_DIR,
+    BatchPlan,
+    TrainJob,
+    TrainResult,
+    accelerate_config,
+    n_processes,
+    plan_batches,
+    read_lines,
+    resolve_parallelism,
+)
 from optima.training.launch import (
     n_devices,
     run_training,
     training_argv,
     training_devices,
     training_variables,
-)
-from optima.training.parallelism import (
-    BatchPlan,
-    accelerate_config,
-    n_processes,
-    plan_batches,
-    resolve_parallelism,
 )
 from optima.types import ModelRef, TrainingRow
 from tests.training.rows import training_row, write_rows
@@ -177,7 +180,7 @@ def test_rows_that_are_too_long_are_counted_and_no_rows_are_an_error(
 def test_warm_up_is_a_whole_number_of_steps_and_none_in_a_short_training(
     ratio: float, n_rows: int, epochs: float, expected: int
 ) -> None:
-    arguments = pytest.importorskip("optima.training.arguments")
+    arguments = pytest.importorskip("optima.training.session")
     train = TrainSection(warmup_ratio=ratio, epochs=epochs)
     assert arguments.n_warmup_steps(train, n_rows, BatchPlan(2, 2), 1) == expected
 

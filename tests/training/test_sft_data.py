@@ -26,7 +26,7 @@ def _rows(smollm2: Path, tmp_path: Path, max_length: int = 4096) -> Any:
         model=ModelRef(path=str(smollm2)), rows_path=str(path), output_dir=str(tmp_path),
         train=TrainSection(max_length=max_length), seed=1, device="cpu",
     )  # fmt: skip
-    return sft.read_rows(job.rows_path, job)
+    return sft.Rows.read(job.rows_path, job.train.max_length)
 
 
 def test_labels_are_the_ids_where_trained_and_ignored_elsewhere(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from optima.errors import RecipeError
-from optima.training.trackers import LOGINS, check_logins
+from optima.training.launch import LOGINS, check_logins
 
 
 @pytest.fixture(autouse=True)
