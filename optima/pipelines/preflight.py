@@ -9,14 +9,18 @@ from optima.pipelines.problems import Problems
 from optima.plan import Counts
 from optima.prompts.formats import Format, load_formats
 from optima.recipe.schema import Recipe
+from optima.training.launch import check_target_modules
 
 logger = logging.getLogger(__name__)
 
 
 def check_start(recipe: Recipe, run_dir: Path) -> None:
-    """Raise UsageError (or a kind of it) for a directory, window or format files that cannot be."""
+    """Raise UsageError (or a kind of it) for a directory, a window, layers to adapt or format files
+    that cannot be.
+    """
     check_run_dir(run_dir)
     context_window(recipe.model)
+    check_target_modules(recipe)
     read_formats(recipe)
 
 

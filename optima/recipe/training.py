@@ -19,12 +19,14 @@ class LoraSection(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter input."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Modules that get an adapter."""
+    """Layers that get an adapter, by the last parts of their names; each must be in the model."""
     serve: Literal["merged", "adapter"] = "merged"
     """Serve merged weights, or the adapter over the base model."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if not self.target_modules:
+            raise ValueError("target_modules: [] adapts nothing; name layers, or write all-linear")
         if self.serve == "adapter" and self.rank > MAX_SERVED_RANK:
             raise ValueError(
                 f"rank: {self.rank} is above {MAX_SERVED_RANK}, the most that servers take of an "

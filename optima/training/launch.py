@@ -24,10 +24,12 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 from tqdm import tqdm
 
+from optima.conversation.template import HUB_TIMEOUT_S
 from optima.errors import ProcessError, RecipeError, StageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
+from optima.recipe.schema import ModelSection, Recipe
 from optima.recipe.training import TrainSection
 from optima.records import disk_errors
 from optima.training.jobs import (
@@ -54,6 +56,7 @@ except (ImportError, RuntimeError, ValueError) as error: sys.exit(" ".join(str(e
 """
 _TRACKERS_TIMEOUT_S = 300.0
 ACCELERATE_FILE = "accelerate.json"
+_MAX_HEADER_BYTES = 100_000_000  # as the format itself allows
 _DIGEST_FILE = "inputs.sha256"
 _POLL_S = 0.5
 _N_LINES_OF_LAUNCHER = 400  # a traceback of each process
@@ -103,6 +106,79 @@ def check_trackers(names: Sequence[str], env: Environment) -> None:
             "install what is missing there, or take it off the list"
         )
     check_logins(names)
+
+
+def check_target_modules(recipe: Recipe) -> None:
+    """Raise RecipeError when a name in ``train.lora.target_modules`` is no layer of the model.
+
+    A name is meant as adapters take it: a module's whole name, or the last parts of it. A model
+    whose weights are not listed (other than safetensors, or not reached) is left to the training.
+    """
+    lora = recipe.train.lora
+    if lora is None or lora.target_modules == "all-linear":
+        return
+    layers = _layers(recipe.model)
+    if not layers:
+        return
+    for name in lora.target_modules:
+        if not any(f".{layer}".endswith(f".{name}") for layer in layers):
+            there = ", ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
+            raise RecipeError(
+                f"train.lora.target_modules: {name!r} is not a layer of {recipe.model.path}; name "
+                f"some of {there}, or write all-linear"
+            )
+
+
+def _layers(model: ModelSection) -> list[str]:
+    """Return the modules of a model that hold a matrix; empty where no file or hub lists them."""
+    shapes = _local_shapes(model)
+    if not shapes and not Path(model.path).is_dir():
+        shapes = _hub_shapes(model)
+    names = (name for name, shape in shapes.items() if len(shape) > 1)
+    layers = [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
+    # Weights that are tied to the embeddings' are written once.
+    return [*layers, "lm_head"] if layers and "lm_head" not in layers else layers
+
+
+def _local_shapes(model: ModelSection) -> dict[str, Sequence[int]]:
+    from huggingface_hub import snapshot_download
+
+    shapes: dict[str, Sequence[int]] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        folder = Path(model.path)
+        if not folder.is_dir():
+            found = snapshot_download(model.path, revision=model.revision, local_files_only=True)
+            folder = Path(found)
+        for path in sorted(folder.glob("*.safetensors")):
+            shapes |= _safetensors_shapes(path)
+        return shapes
+    return {}
+
+
+def _hub_shapes(model: ModelSection) -> dict[str, Sequence[int]]:
+    from huggingface_hub import HfApi, errors
+
+    with contextlib.suppress(
+        errors.HfHubHTTPError, errors.NotASafetensorsRepoError, errors.SafetensorsParsingError,
+        errors.OfflineModeIsEnabled, OSError, ValueError,
+    ):  # fmt: skip
+        found = HfApi().get_safetensors_metadata(
+            model.path, revision=model.revision, timeout=HUB_TIMEOUT_S
+        )
+        return {
+            name: tensor.shape
+            for file in found.files_metadata.values()
+            for name, tensor in file.tensors.items()
+        }
+    return {}
+
+
+def _safetensors_shapes(path: Path) -> dict[str, Sequence[int]]:
+    """Return the shape of each tensor in a file: a length of 8 bytes, then a header in JSON."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(size, _MAX_HEADER_BYTES)))
+    return {name: at["shape"] for name, at in header.items() if name != "__metadata__"}
 
 
 def run_training(
