@@ -10,11 +10,9 @@ from pathlib import Path
 
 from optima.errors import OptimaError, UsageError
 from optima.pipelines.run import model_codec
-from optima.processes.devices import detect_devices
+from optima.processes.devices import check_sockets, core_warning, detect_devices, free_port
 from optima.processes.environment import Role, package_versions, require_environment
-from optima.processes.host import check_sockets, core_warning
 from optima.recipe.schema import Recipe, ServingSection
-from optima.training.launch import free_port
 
 MIN_FREE_GIB = 5.0
 _SHOWN: dict[Role, tuple[str, ...]] = {

@@ -19,7 +19,7 @@ from optima.processes.devices import detect_devices
 from optima.recipe.schema import Recipe, ServingSection
 from optima.records import check_path
 from optima.rundir import check_same_recipe
-from optima.serving.command import gpu_groups
+from optima.serving.fleet import gpu_groups
 from optima.tasks import get_task
 
 logger = logging.getLogger(__name__)

@@ -17,23 +17,21 @@ from optima.pipelines.preflight import check_start, read_formats
 from optima.pipelines.run import loss_codec, model_codec
 from optima.pipelines.status import is_owned
 from optima.plan import Counts, Step, plan
-from optima.processes.devices import Devices, detect_devices
+from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices, free_port
 from optima.processes.environment import Environment, require_environment
-from optima.processes.host import check_sockets, core_warning
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
 from optima.reward import needs_losses, scores_trees
 from optima.rundir import check_same_recipe
 from optima.search.exchange import read_conversational
 from optima.serving.client import Server
-from optima.serving.command import gpu_groups, server_argv
-from optima.serving.fleet import base_url, endpoint_key
+from optima.serving.fleet import base_url, endpoint_key, gpu_groups, server_argv
 from optima.serving.probe import served_as, served_models
 from optima.serving.reply import RetryableError
 from optima.serving.scorer import scorer_argv
 from optima.tasks import get_task
 from optima.tasks.loading import load_splits
-from optima.training.launch import check_trackers, free_port, training_argv, training_devices
+from optima.training.launch import check_trackers, training_argv, training_devices
 from optima.types import ModelRef
 
 _ENDPOINT_TIMEOUT_S = 10.0

@@ -15,9 +15,8 @@ from optima.conversation.agent import prove_talk
 from optima.conversation.tokens import ChatCodec
 from optima.pipelines.context import Device, Model, RunContext, split_devices
 from optima.pipelines.preflight import check_start
-from optima.processes.devices import Devices, detect_devices
+from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices
 from optima.processes.environment import Environment, package_versions
-from optima.processes.host import check_sockets, core_warning
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
 from optima.records import disk_errors, write_text

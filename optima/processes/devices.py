@@ -1,16 +1,22 @@
-"""Which accelerators this host offers and which of them a run takes; imports no torch."""
+"""What this host offers a run, looked at before anything is loaded: GPUs, cores, room for sockets.
+
+Imports no torch.
+"""
 
 import os
 import re
+import socket
 import subprocess
-from collections.abc import Sequence
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from optima.errors import UsageError
-from optima.recipe.schema import ServingSection
+from optima.recipe.serving import ServingSection
 
 _SMI_TIMEOUT_S = 60.0
 _LOST = "Unable to determine the device handle"  # of a GPU that fell off the bus
@@ -102,13 +108,7 @@ def gpu_memory(devices: Devices) -> int | None:
     if devices.kind == "cpu" or any(name.startswith("MIG") for name in devices.visible):
         return None
     try:
-        answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
-            capture_output=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            timeout=_SMI_TIMEOUT_S,
-        )
+        answer = _ask_smi("--query-gpu=memory.total", "--format=csv,noheader,nounits")
     except (OSError, subprocess.TimeoutExpired):
         return None
     lines = (line.strip() for line in answer.stdout.decode(errors="replace").splitlines())
@@ -183,13 +183,7 @@ def _listed_cards(dev: Path) -> tuple[Card, ...]:
     """Return the GPUs that nvidia-smi lists; UsageError where a driver is there and fails."""
     nodes = sorted(path.name for path in dev.glob("nvidia[0-9]*"))
     try:
-        answer = subprocess.run(
-            ["nvidia-smi", "-L"],
-            capture_output=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            timeout=_SMI_TIMEOUT_S,
-        )
+        answer = _ask_smi("-L")
     except FileNotFoundError:
         reason, is_absent = "nvidia-smi is not on PATH", True
     except subprocess.TimeoutExpired:
@@ -214,6 +208,21 @@ def _listed_cards(dev: Path) -> tuple[Card, ...]:
     )
 
 
+def _ask_smi(*options: str) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(
+        ["nvidia-smi", *options], capture_output=True, check=False, stdin=subprocess.DEVNULL,
+        timeout=_SMI_TIMEOUT_S,
+    )  # fmt: skip
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that the kernel says is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def _parse_cards(text: str) -> tuple[Card, ...]:
     """Return the GPUs of the output of ``nvidia-smi -L``, MIG devices below their GPU."""
     found: list[tuple[str, list[str]]] = []
@@ -224,3 +233,43 @@ def _parse_cards(text: str) -> tuple[Card, ...]:
         elif re.match(r"\s+MIG ", line) and found:
             found[-1][1].append(uuid)
     return tuple(Card(uuid, tuple(parts)) for uuid, parts in found)
+
+
+def check_sockets() -> None:
+    """Raise UsageError where a server's processes could not make the sockets they speak over.
+
+    They lie in a folder of the server's own below the temporary one (``managed``). The whole path
+    of a socket is held to 107 bytes, and some file systems have none.
+    """
+    folder = tempfile.gettempdir()
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="optima-") as scratch,
+            socket.socket(socket.AF_UNIX) as probe,
+        ):
+            probe.bind(f"{scratch}/{uuid.uuid4()}")  # as long as a server's own
+    except OSError as error:
+        raise UsageError(
+            f"TMPDIR: {folder}: vLLM can make no socket there ({error}); name another folder of "
+            "this host, with a path of at most 54 bytes, such as /tmp"
+        ) from error
+
+
+def missing_cores(environ: Mapping[str, str], n_usable: int) -> str | None:
+    """Say it when this process may use fewer CPUs than Slurm gave the job; None otherwise."""
+    name = "SLURM_CPUS_PER_TASK"
+    if name not in environ and environ.get("SLURM_NTASKS", "1") == "1":
+        name = "SLURM_JOB_CPUS_PER_NODE"  # such as 64, or 64(x2),32 of several nodes
+    given = environ.get(name, "").partition(",")[0].partition("(")[0]
+    if not given.isdecimal() or n_usable >= int(given):
+        return None
+    return (
+        f"{name}={given}, but this process may use {n_usable} of them, and so may servers and "
+        f"training; start it with srun --cpus-per-task={given}, which srun does not take over "
+        "from sbatch"
+    )
+
+
+def core_warning() -> str | None:
+    """Return ``missing_cores`` of this process."""
+    return missing_cores(os.environ, len(os.sched_getaffinity(0)))

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import optima
 from optima.errors import EnvironmentNotFoundError
 
 Role = Literal["vllm", "train"]
@@ -204,7 +203,7 @@ def _conda_environments() -> dict[str, Path]:
 
 
 def _package_root() -> Path:
-    return Path(optima.__file__).absolute().parent.parent
+    return Path(__file__).absolute().parents[2]
 
 
 def _joined(first: str, rest: str | None) -> str:

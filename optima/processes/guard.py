@@ -11,6 +11,13 @@ the child.
 There are two of them, the inner one a fork of the outer one, so that a SIGKILL of either leaves
 nothing behind: what the inner one had below it falls to the outer one, and the inner one sees the
 outer one's death as that one would see the owner's.
+
+Both guards killed at the same instant leave what the child itself started; the child dies by its
+parent-death signal. Nothing that needs no rights closes this gap (looked at 2026-11-27): the signal
+is lost at a fork and follows a thread, not a process, so that it cannot be handed down; a subreaper
+must be alive; a cgroup is emptied by whoever writes ``cgroup.kill``; a PID namespace, which the
+kernel does empty, needs user namespaces and a /proc of its own, which many clusters and containers
+refuse, and gives servers other process ids than monitors and nvidia-smi show.
 """
 
 import contextlib

@@ -15,8 +15,8 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from optima.errors import ProcessError
@@ -38,6 +38,7 @@ class ProcessTimeoutError(ProcessError):
     """A child process was still running at its deadline."""
 
 
+@dataclass(eq=False)
 class ManagedProcess:
     """A guarded child process; a context manager that starts it and stops it.
 
@@ -46,52 +47,34 @@ class ManagedProcess:
     ``scratch_variable`` holds a directory for the child's sockets, which its guard removes.
     """
 
-    def __init__(
-        self,
-        argv: Sequence[str],
-        *,
-        name: str,
-        log_path: Path,
-        env: Mapping[str, str] | None = None,
-        pipes: bool = False,
-        scratch_variable: str | None = None,
-    ) -> None:
-        self.argv = tuple(argv)
-        self.name = name
-        self.log_path = log_path
-        self._env = None if env is None else dict(env)
-        self._pipes = pipes
-        self._scratch_variable = scratch_variable
-        self._guard: subprocess.Popen[bytes] | None = None
-        self._owner_fd: int | None = None
-        self._log_start = 0
-        self._lock = threading.Lock()
+    argv: Sequence[str]
+    _: KW_ONLY
+    name: str
+    log_path: Path
+    env: Mapping[str, str] | None = field(default=None, repr=False)  # it may hold a key
+    pipes: bool = False
+    scratch_variable: str | None = None
+    _guard: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _owner_fd: int | None = field(default=None, init=False)
+    _log_start: int = field(default=0, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
     def stdin(self) -> IO[bytes]:
         """What the child reads; only with ``pipes``."""
-        stream = self._running().stdin
-        assert stream is not None, "the process has no pipes"
-        return stream
+        return _pipe(self._running().stdin)
 
     @property
     def stdout(self) -> IO[bytes]:
         """What the child writes; only with ``pipes``."""
-        stream = self._running().stdout
-        assert stream is not None, "the process has no pipes"
-        return stream
+        return _pipe(self._running().stdout)
 
     @property
     def guard_pid(self) -> int:
@@ -102,18 +85,18 @@ class ManagedProcess:
         """Start the child. Raises ProcessError when even the guard cannot be started."""
         assert self._guard is None, f"{self.name} is started already"
         read_fd, write_fd = os.pipe()  # close-on-exec: no other child inherits the write end
-        scratch, env = "", self._env
+        scratch, env = "", self.env
         try:
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
-            if self._scratch_variable is not None:
+            if self.scratch_variable is not None:
                 scratch = tempfile.mkdtemp(prefix="optima-")
-                env = {**(os.environ if env is None else env), self._scratch_variable: scratch}
+                env = {**(os.environ if env is None else env), self.scratch_variable: scratch}
             with self.log_path.open("ab") as log:
                 self._log_start = log.tell()
                 self._guard = subprocess.Popen(
                     [sys.executable, "-I", guard.__file__, str(read_fd), scratch, "--", *self.argv],
-                    stdin=subprocess.PIPE if self._pipes else subprocess.DEVNULL,
-                    stdout=subprocess.PIPE if self._pipes else log,
+                    stdin=subprocess.PIPE if self.pipes else subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if self.pipes else log,
                     stderr=log,
                     env=env,
                     pass_fds=(read_fd,),
@@ -154,12 +137,10 @@ class ManagedProcess:
         """Return the error that says how the child ended and what it wrote last."""
         status = self.poll()
         ending = "is still running" if status is None else explain_status(status)
-        is_full = False
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(self.log_path.parent).free
-            is_full = free < _FULL_DISK_BYTES or has_no_inodes(self.log_path)
-        if is_full:
-            ending += "; the disk is full (free some space, then run again to go on)"
+            if free < _FULL_DISK_BYTES or has_no_inodes(self.log_path):
+                ending += "; the disk is full (free some space, then run again to go on)"
         return ProcessError(f"{self.name}: {ending}; {self.log_excerpt()}")
 
     def stop(self) -> None:
@@ -220,6 +201,11 @@ class ManagedProcess:
     def _running(self) -> subprocess.Popen[bytes]:
         assert self._guard is not None, f"{self.name} is not started"
         return self._guard
+
+
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None, "the process was started without pipes"
+    return stream
 
 
 def explain_status(status: int) -> str:

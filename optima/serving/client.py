@@ -13,7 +13,6 @@ import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Literal, Self
 
 import aiohttp
@@ -27,6 +26,8 @@ from optima.serving.reply import Reply, RetryableError, check_reply, read_reply,
 
 logger = logging.getLogger(__name__)
 
+HOST = "127.0.0.1"
+MODEL_NAME = "policy"  # under which servers of our own serve
 FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 30.0
 _WAIT_POLL_S = 0.25  # between two looks for a server that came back
@@ -71,6 +72,7 @@ class Completion:
     server: Server
 
 
+@dataclass(eq=False)
 class CompletionClient:
     """Asks ``servers`` for completions of ``model_name``; an async context manager.
 
@@ -79,29 +81,22 @@ class CompletionClient:
     ``serving.request_timeout_s``. Ids from ``n_vocabulary`` on are no answer.
     """
 
-    def __init__(
-        self,
-        servers: Sequence[Server],
-        model_name: str,
-        serving: ServingSection,
-        n_at_once: int | None = None,
-        n_vocabulary: int | None = None,
-    ) -> None:
-        self._servers = tuple(servers)
-        self._n_at_once = n_at_once or serving.concurrency * len(servers)
-        self._model_name = model_name
-        self._serving = serving
-        self._n_vocabulary = n_vocabulary
-        self._session: aiohttp.ClientSession | None = None
+    servers: Sequence[Server]
+    model_name: str
+    serving: ServingSection
+    n_at_once: int | None = None
+    n_vocabulary: int | None = None
+    _session: aiohttp.ClientSession | None = field(default=None, init=False)
 
     async def __aenter__(self) -> Self:
-        n_connections = _allow_connections(self._n_at_once)
+        n_at_once = self.n_at_once or self.serving.concurrency * len(self.servers)
+        n_connections = _allow_connections(n_at_once)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=n_connections, keepalive_timeout=_KEEPALIVE_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             # sock_read has no limit of its own: a completion sends nothing until it is done
             timeout=aiohttp.ClientTimeout(
-                total=self._serving.request_timeout_s, sock_connect=_CONNECT_S
+                total=self.serving.request_timeout_s, sock_connect=_CONNECT_S
             ),
             headers={"Content-Type": "application/json"},
             auto_decompress=False,
@@ -109,12 +104,7 @@ class CompletionClient:
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._session is not None:
             await self._session.close()
 
@@ -133,7 +123,7 @@ class CompletionClient:
         no server came back within ``serving.start_timeout_s``.
         """
         asked = {
-            "model": self._model_name,
+            "model": self.model_name,
             "prompt": request.prompt_ids,
             "max_tokens": request.max_tokens,
             "temperature": temperature,
@@ -147,7 +137,7 @@ class CompletionClient:
         body = orjson.dumps(asked)
         failed: Server | None = None
         reason = ""
-        n_tries = self._serving.max_attempts
+        n_tries = self.serving.max_attempts
         for attempt in range(n_tries):
             if attempt:
                 await asyncio.sleep(backoff_s(attempt, request.seed))
@@ -170,7 +160,7 @@ class CompletionClient:
     def _pause(self, server: Server, pause_s: float | None) -> None:
         """Leave a server alone for as long as it asks, at most the deadline of a completion."""
         if pause_s is not None:
-            until = time.monotonic() + min(pause_s, self._serving.request_timeout_s)
+            until = time.monotonic() + min(pause_s, self.serving.request_timeout_s)
             server.paused_until = max(server.paused_until, until)
 
     def _choose(self, prefer: Server | None, failed: Server | None) -> Server | None:
@@ -180,7 +170,7 @@ class CompletionClient:
         if prefer is not None and prefer is not failed and _is_open(prefer, now):
             return prefer
         best: Server | None = None
-        for server in self._servers:
+        for server in self.servers:
             if (
                 server is not failed
                 and _is_open(server, now)
@@ -193,24 +183,24 @@ class CompletionClient:
 
     async def _wait_for_server(self, prefer: Server | None, failed: Server | None) -> Server:
         """Wait for a pause to end, or for a restart."""
-        timeout_s = self._serving.start_timeout_s
+        timeout_s = self.serving.start_timeout_s
         deadline = time.monotonic() + timeout_s
         while True:
             server = self._choose(prefer, failed)
             if server is not None:
                 return server
-            alive = [server for server in self._servers if server.is_alive]
+            alive = [server for server in self.servers if server.is_alive]
             now = time.monotonic()
             if alive:  # all of them paused, none for longer than a completion may take
                 pause_s = min(server.paused_until for server in alive) - now
                 await asyncio.sleep(min(max(pause_s, 0.0), _WAIT_POLL_S))
                 deadline = now + timeout_s
                 continue
-            failures = [server.failure for server in self._servers if server.failure]
-            if len(failures) == len(self._servers):
+            failures = [server.failure for server in self.servers if server.failure]
+            if len(failures) == len(self.servers):
                 raise ServerError(f"no server is left; {failures[0]}")
             if now > deadline:
-                troubles = [server.trouble for server in self._servers if server.trouble]
+                troubles = [server.trouble for server in self.servers if server.trouble]
                 raise ServerError(
                     f"every server is dead and none came back within {timeout_s:g} s "
                     f"(serving.start_timeout_s){'; ' if troubles else ''}{'; '.join(troubles)}"
@@ -233,7 +223,7 @@ class CompletionClient:
         except TimeoutError as error:
             server.n_timeouts += 1
             raise RetryableError(
-                f"{url}: no answer within {self._serving.request_timeout_s:g} s "
+                f"{url}: no answer within {self.serving.request_timeout_s:g} s "
                 "(serving.request_timeout_s: raise it, or lower serving.concurrency, for a server "
                 "that is only slow)"
             ) from error
@@ -243,7 +233,7 @@ class CompletionClient:
         if response.status != 200:
             raise refusal(url, response.status, payload, response.headers)
         reply = read_reply(url, payload)
-        check_reply(url, reply, max_tokens=request.max_tokens, n_vocabulary=self._n_vocabulary)
+        check_reply(url, reply, max_tokens=request.max_tokens, n_vocabulary=self.n_vocabulary)
         return _completion(reply, request, server)
 
 

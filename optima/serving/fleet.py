@@ -6,36 +6,33 @@ random key, on ports the kernel gives, so that several runs share a host.
 """
 
 import concurrent.futures
+import json
 import logging
 import os
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from optima.errors import ServerError, UsageError
+from optima.errors import ModelError, ServerError, UsageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import Recipe
-from optima.serving.client import Server
-from optima.serving.command import (
-    MODEL_NAME,
-    gpu_groups,
-    server_argv,
-    server_environ,
-)
+from optima.serving.client import HOST, MODEL_NAME, Server
 from optima.serving.probe import patiently, served_as
 from optima.serving.worker import EndpointWorker, Worker
 from optima.types import ModelRef
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Fleet", "Server", "gpu_groups", "server_argv", "uses_endpoints"]
+_BASE_NAME = "base"  # of the weights below an adapter; nobody asks for it
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)  # the limits that every vLLM release takes
 
 
+@dataclass(eq=False)
 class Fleet:
     """Ready servers of ``model``; enter it to start them, leave it to stop them.
 
@@ -45,22 +42,14 @@ class Fleet:
     nothing is left running.
     """
 
-    def __init__(
-        self,
-        model: ModelRef,
-        *,
-        recipe: Recipe,
-        devices: Devices,
-        env: Environment,
-        log_dir: Path,
-    ) -> None:
-        self.model_name = MODEL_NAME
-        self._model = model
-        self._recipe = recipe
-        self._devices = devices
-        self._env = env
-        self._log_dir = log_dir
-        self._workers: tuple[Worker | EndpointWorker, ...] = ()
+    model: ModelRef
+    _: KW_ONLY
+    recipe: Recipe
+    devices: Devices
+    env: Environment
+    log_dir: Path
+    model_name: str = field(default=MODEL_NAME, init=False)
+    _workers: tuple[Worker | EndpointWorker, ...] = field(default=(), init=False)
 
     @property
     def servers(self) -> tuple[Server, ...]:
@@ -69,13 +58,13 @@ class Fleet:
 
     def __enter__(self) -> Self:
         started = time.monotonic()
-        if uses_endpoints(self._model, self._recipe):
+        if uses_endpoints(self.model, self.recipe):
             self._workers = self._endpoint_workers()
         else:
             self._workers = self._own_workers()
         logger.info(
             "starting %d server(s) of %s, logs in %s",
-            len(self._workers), self._model.adapter or self._model.path, self._log_dir,
+            len(self._workers), self.model.adapter or self.model.path, self.log_dir,
         )  # fmt: skip
         try:
             self._start_all()
@@ -85,12 +74,7 @@ class Fleet:
         logger.info("servers ready after %.1f s", time.monotonic() - started)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def stop(self) -> None:
@@ -115,41 +99,41 @@ class Fleet:
 
     def _own_workers(self) -> tuple[Worker, ...]:
         api_key = secrets.token_hex(16)
-        serving = self._recipe.serving
+        serving = self.recipe.serving
         return tuple(
             Worker(
                 Server(index, "", api_key, is_alive=False),
                 self._launcher(index, gpus, api_key),
-                self._model,
+                self.model,
                 serving,
-                self._log_dir,
+                self.log_dir,
             )
-            for index, gpus in enumerate(gpu_groups(self._recipe, self._devices))
+            for index, gpus in enumerate(gpu_groups(self.recipe, self.devices))
         )
 
     def _launcher(
         self, index: int, gpus: tuple[int, ...], api_key: str
     ) -> Callable[[int, Path], ManagedProcess]:
         variables = server_environ(
-            self._model, recipe=self._recipe, devices=self._devices, gpus=gpus, api_key=api_key
+            self.model, recipe=self.recipe, devices=self.devices, gpus=gpus, api_key=api_key
         )
 
         def launch(port: int, log_path: Path) -> ManagedProcess:
             argv = server_argv(
-                self._model, recipe=self._recipe, devices=self._devices, env=self._env, port=port
+                self.model, recipe=self.recipe, devices=self.devices, env=self.env, port=port
             )
             return ManagedProcess(
                 argv,
                 name=f"server {index}",
                 log_path=log_path,
-                env=self._env.environ(variables),
+                env=self.env.environ(variables),
                 scratch_variable="VLLM_RPC_BASE_PATH",  # vLLM leaves its sockets behind
             )
 
         return launch
 
     def _endpoint_workers(self) -> tuple[EndpointWorker, ...]:
-        serving, key = self._recipe.serving, endpoint_key()
+        serving, key = self.recipe.serving, endpoint_key()
         servers = [
             Server(index, base_url(url), key, is_alive=False)
             for index, url in enumerate(serving.endpoints)
@@ -167,7 +151,7 @@ class Fleet:
 
     def _name_at(self, server: Server) -> str:
         """Return the name under which an endpoint serves the model."""
-        serving, path = self._recipe.serving, self._model.path
+        serving, path = self.recipe.serving, self.model.path
         try:
             name = patiently(lambda: served_as(server, path, serving.start_timeout_s), serving)
         except ServerError as error:
@@ -198,3 +182,95 @@ def endpoint_key() -> str:
 def base_url(endpoint: str) -> str:
     """Return an endpoint's URL without the version that clients often append."""
     return endpoint.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def gpu_groups(recipe: Recipe, devices: Devices) -> tuple[tuple[int, ...], ...]:
+    """Return the GPUs of each server; one empty group on a CPU."""
+    if devices.kind == "cpu":
+        return ((),)
+    size = recipe.serving.tensor_parallel
+    starts = range(0, len(devices.gpus), size)
+    return tuple(devices.gpus[start : start + size] for start in starts)
+
+
+def server_argv(
+    model: ModelRef, *, recipe: Recipe, devices: Devices, env: Environment, port: int
+) -> tuple[str, ...]:
+    """Return the argument list of a server of ``model`` on ``port``; the key is not in it."""
+    serving = recipe.serving
+    argv = [str(env.python), "-m", "vllm.entrypoints.openai.api_server"]
+    argv += ["--host", HOST, "--port", str(port), "--model", model.path]
+    if recipe.model.tokenizer is not None:
+        argv += ["--tokenizer", recipe.model.tokenizer]
+    dtype = recipe.model.dtype
+    if dtype == "auto" and not devices.has_bfloat16:
+        dtype = "float32"
+    argv += ["--dtype", dtype, "--max-num-seqs", str(serving.max_num_seqs)]
+    # Sampling is the recipe's alone: a model's generation_config.json may bring a top_k or a
+    # repetition penalty of its own. Its stop tokens still count.
+    argv += ["--generation-config", "vllm"]
+    argv += ["--uvicorn-log-level", "warning"]  # no line per request
+    if model.adapter is None:
+        argv += ["--served-model-name", MODEL_NAME]
+    else:
+        argv += ["--served-model-name", _BASE_NAME, "--enable-lora", "--max-loras", "1"]
+        argv += ["--max-lora-rank", str(_rank_limit(model.adapter, recipe))]
+        argv += ["--lora-modules", f"{MODEL_NAME}={model.adapter}"]
+    if recipe.model.revision is not None and model.path == recipe.model.path:
+        argv += ["--revision", recipe.model.revision]
+    if recipe.model.max_model_len is not None:
+        argv += ["--max-model-len", str(recipe.model.max_model_len)]
+    if devices.kind == "cuda":
+        argv += ["--gpu-memory-utilization", str(serving.gpu_memory_utilization)]
+        argv += ["--tensor-parallel-size", str(serving.tensor_parallel)]
+    else:
+        # A prefix is cached by whole blocks; of the 128 tokens that are vLLM's default on a CPU a
+        # short conversation has few. 32 took a generation of 193 s to 154 s (2026-11-23).
+        argv += ["--block-size", "32"]
+    switches = {
+        # On a CPU compilation more than doubles the start (120 s instead of 51 s, 2026-11-22).
+        "enforce-eager": serving.enforce_eager or devices.kind == "cpu",
+        # A prompt prefilled in pieces makes the CPU worker rewind the generator of a seeded
+        # request, which torch cannot do on a CPU: the engine dies (vLLM 0.32, 2026-11-23).
+        "no-enable-chunked-prefill": devices.kind == "cpu",
+        "trust-remote-code": recipe.model.trust_remote_code,
+    }
+    argv += [f"--{name}" for name, is_on in switches.items() if is_on]
+    return (*argv, *serving.extra_args)
+
+
+def server_environ(
+    model: ModelRef, *, recipe: Recipe, devices: Devices, gpus: tuple[int, ...], api_key: str
+) -> dict[str, str]:
+    """Return the variables a server needs beyond those of its Python environment."""
+    variables = {
+        "VLLM_API_KEY": api_key,
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    tokenizer = recipe.model.tokenizer
+    if Path(model.path).is_dir() and (tokenizer is None or Path(tokenizer).is_dir()):
+        variables["HF_HUB_OFFLINE"] = "1"
+    if devices.kind == "cuda":
+        variables["CUDA_VISIBLE_DEVICES"] = devices.mask(gpus)
+    else:
+        variables["VLLM_CPU_KVCACHE_SPACE"] = str(recipe.serving.cpu_kv_cache_gb)
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    return variables
+
+
+def _rank_limit(adapter: str, recipe: Recipe) -> int:
+    """Return the least limit vLLM takes that fits the adapter (the recipe's until it exists)."""
+    rank = 16 if recipe.train.lora is None else recipe.train.lora.rank
+    config = Path(adapter) / "adapter_config.json"
+    if config.is_file():
+        try:
+            settings = json.loads(config.read_text(encoding="utf-8"))
+            rank = max([settings["r"], *settings.get("rank_pattern", {}).values()])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{config}: is no adapter configuration: {error!r}") from error
+    for limit in _LORA_RANKS:
+        if rank <= limit:
+            return limit
+    raise ModelError(f"{adapter}: rank {rank}: vLLM serves ranks up to {_LORA_RANKS[-1]}; merge it")

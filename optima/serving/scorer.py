@@ -14,6 +14,7 @@ import select
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Self
 
@@ -23,7 +24,7 @@ from optima.errors import ProcessError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
-from optima.recipe.schema import Recipe
+from optima.recipe.schema import Recipe, ServingSection
 from optima.types import ModelRef
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class LossScorer:
                     name=f"scorer {place}",
                     log_path=log_dir / f"scorer_{place}.log",
                     environ=env.environ(extra),
-                    recipe=recipe,
+                    serving=recipe.serving,
                 )
             )
 
@@ -174,37 +175,29 @@ def _order(item: Item) -> tuple[int, str, str]:
     return (-len(item[0]) - len(item[1]), *item)
 
 
+@dataclass
 class _Worker:
     """One worker process and the lines spoken with it."""
 
-    def __init__(
-        self,
-        argv: tuple[str, ...],
-        *,
-        name: str,
-        log_path: Path,
-        environ: dict[str, str],
-        recipe: Recipe,
-    ) -> None:
-        self._argv = argv
-        self._name = name
-        self._log_path = log_path
-        self._environ = environ
-        self._serving = recipe.serving
-        self._process: ManagedProcess | None = None
-        self._buffer = bytearray()
-        self._n_restarts = 0
-        self._next_id = 0
+    argv: tuple[str, ...]
+    name: str
+    log_path: Path
+    environ: dict[str, str]
+    serving: ServingSection
+    _process: ManagedProcess | None = None
+    _buffer: bytearray = field(default_factory=bytearray)
+    _n_restarts: int = 0
+    _next_id: int = 0
 
     def start(self) -> None:
         self._buffer.clear()
         self._process = ManagedProcess(
-            self._argv, name=self._name, log_path=self._log_path, env=self._environ, pipes=True
+            self.argv, name=self.name, log_path=self.log_path, env=self.environ, pipes=True
         )
         self._process.start()
 
     def await_ready(self) -> None:
-        answer = self._read(self._serving.start_timeout_s)
+        answer = self._read(self.serving.start_timeout_s)
         if answer is None or not answer.ready:
             raise self._failure("ended before it was ready")
 
@@ -222,12 +215,12 @@ class _Worker:
             if self._n_restarts >= MAX_RESTARTS:
                 raise self._failure("died again after its restart")
             self._n_restarts += 1
-            logger.warning("%s died, restarting it; its log: %s", self._name, self._log_path)
+            logger.warning("%s died, restarting it; its log: %s", self.name, self.log_path)
             self.stop()
             self.start()
             self.await_ready()
         if answer.error is not None:
-            raise ProcessError(f"{self._name}: {answer.error}")
+            raise ProcessError(f"{self.name}: {answer.error}")
         if answer.id != self._next_id - 1 or len(answer.losses) != len(items):
             raise self._failure(
                 f"answered request {answer.id} with {len(answer.losses)} losses, where request "
@@ -248,7 +241,7 @@ class _Worker:
             self._process.stdin.flush()
         except OSError:
             return None
-        return self._read(self._serving.request_timeout_s)
+        return self._read(self.serving.request_timeout_s)
 
     def _read(self, timeout_s: float) -> _Answer | None:
         """Return the next line's record; None at the end of the worker's output."""
@@ -279,7 +272,7 @@ class _Worker:
     def _failure(self, what: str) -> ProcessError:
         process = self._process
         if process is None:
-            return ProcessError(f"{self._name}: {what}; its log: {self._log_path}")
+            return ProcessError(f"{self.name}: {what}; its log: {self.log_path}")
         with contextlib.suppress(ProcessError):  # only to learn the status, if it is ending
             process.wait(1.0)
-        return ProcessError(f"{self._name}: {what}; {process.log_excerpt()}")
+        return ProcessError(f"{self.name}: {what}; {process.log_excerpt()}")

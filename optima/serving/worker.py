@@ -9,20 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from optima.errors import OptimaError, ProcessError, ServerError, StageError
+from optima.processes.devices import free_port
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import ServingSection
-from optima.serving.client import Server
-from optima.serving.command import HOST, MODEL_NAME
+from optima.serving.client import HOST, MODEL_NAME, Server
 from optima.serving.probe import (
     PROMPT_IDS,
     check_completion,
+    check_served,
     health_path,
     is_generating,
     is_healthy,
     patiently,
 )
 from optima.serving.reply import KeyRefusedError, Reply, RetryableError
-from optima.serving.served import check_served
 from optima.types import ModelRef
 
 logger = logging.getLogger(__name__)
@@ -32,30 +32,51 @@ WATCH_S = 0.25  # between two looks at whether the process lives
 HEALTH_S = 10.0  # between two health probes of a running server
 HEALTH_TIMEOUT_S = 30.0
 MAX_UNHEALTHY = 4  # failed probes in a row after which a running process counts as hung
+Launch = Callable[[int, Path], ManagedProcess]  # of a port and a log
 _MAX_PORTS = 5
 _BIND_MARKS = ("address already in use", "errno 98")
 
 
-class Worker:
-    """Owns the process behind one ``Server`` and keeps ``server.is_alive`` true to it."""
+class Watcher:
+    """Keeps ``server.is_alive`` true to a server, from a thread of its own until ``stop``."""
+
+    def __init__(self, server: Server, serving: ServingSection) -> None:
+        self.server = server
+        self._serving = serving
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def watch(self) -> None:
+        """Begin to watch the server."""
+        self._thread = threading.Thread(
+            target=self._supervise, name=f"watch-server-{self.server.index}", daemon=True
+        )
+        self._thread.start()
+
+    def _supervise(self) -> None:
+        raise NotImplementedError
+
+    def _end(self, failure: str) -> None:
+        self._stopping.set()
+        self.server.is_alive, self.server.failure = False, failure
+
+    def _join(self, timeout_s: float) -> None:
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+
+class Worker(Watcher):
+    """Owns the process behind one ``Server``."""
 
     def __init__(
-        self,
-        server: Server,
-        launch: Callable[[int, Path], ManagedProcess],
-        model: ModelRef,
-        serving: ServingSection,
-        log_dir: Path,
+        self, server: Server, launch: Launch, model: ModelRef, serving: ServingSection, logs: Path
     ) -> None:
-        self.server = server
+        super().__init__(server, serving)
         self._launch = launch
         self._model = model
-        self._serving = serving
-        self._log_dir = log_dir
+        self._log_dir = logs
         self._process: ManagedProcess | None = None
-        self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the server and wait until it generates.
@@ -88,24 +109,14 @@ class Worker:
                 process.stop()
                 raise
 
-    def watch(self) -> None:
-        """Watch the server from a thread of its own until ``stop``."""
-        self._thread = threading.Thread(
-            target=self._supervise, name=f"watch-server-{self.server.index}", daemon=True
-        )
-        self._thread.start()
-
     def stop(self) -> None:
         """Stop the process and the watching; waits until both are gone."""
-        self._stopping.set()
-        self.server.is_alive = False
-        self.server.failure = self.server.failure or "the servers were stopped"
+        self._end(self.server.failure or "the servers were stopped")
         with self._lock:
             process = self._process
         if process is not None:
             process.stop()
-        if self._thread is not None:
-            self._thread.join(HEALTH_TIMEOUT_S + 5)
+        self._join(HEALTH_TIMEOUT_S + 5)
 
     def _port(self) -> int:
         """Return the recipe's port for this server, or a free one; ProcessError if it is taken."""
@@ -214,16 +225,13 @@ class _ForeignServerError(ProcessError):
     """Another server than ours answers on its port: it does not take our key."""
 
 
-class EndpointWorker:
+class EndpointWorker(Watcher):
     """Watches a server that somebody else runs; it is never started or stopped."""
 
     def __init__(self, server: Server, model_name: str, serving: ServingSection) -> None:
-        self.server = server
+        super().__init__(server, serving)
         self._model_name = model_name
-        self._serving = serving
         self._health_path: str | None = None
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Have the endpoint generate. Raises ServerError with its answer if it does not."""
@@ -254,20 +262,10 @@ class EndpointWorker:
                 "than it is sent", url, n_prompt, len(PROMPT_IDS)
             )  # fmt: skip
 
-    def watch(self) -> None:
-        """Watch its health from a thread of its own until ``stop``."""
-        self._thread = threading.Thread(
-            target=self._supervise, name=f"watch-server-{self.server.index}", daemon=True
-        )
-        self._thread.start()
-
     def stop(self) -> None:
         """End the watching."""
-        self._stopping.set()
-        self.server.is_alive = False
-        self.server.failure = "the servers are no longer watched"
-        if self._thread is not None:
-            self._thread.join(1.0)  # it owns nothing, and its probe of a deaf server may take long
+        self._end("the servers are no longer watched")
+        self._join(1.0)  # the thread owns nothing, and its probe of a deaf server may take long
 
     def _supervise(self) -> None:
         server, limit_s = self.server, self._serving.start_timeout_s
@@ -297,14 +295,6 @@ def _answers(server: Server, model_name: str) -> bool:
     if server.n_timeouts and is_generating(server, model_name, HEALTH_TIMEOUT_S):
         server.n_timeouts = 0
     return server.n_timeouts == 0
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that the kernel says is free now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _new_log(log_dir: Path, index: int) -> Path:

@@ -12,7 +12,6 @@ import logging
 import netrc
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from optima.conversation.template import HUB_TIMEOUT_S
 from optima.errors import ProcessError, RecipeError, StageError
-from optima.processes.devices import Devices
+from optima.processes.devices import Devices, free_port
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import ModelSection, Recipe
@@ -271,14 +270,6 @@ def _remove_leftovers(job: TrainJob) -> None:
     for name in (MODEL_DIR, CHECKPOINTS_DIR):
         if (output / name).is_dir():
             shutil.rmtree(output / name)
-
-
-def free_port() -> int:
-    """Return a TCP port that the kernel says is free on this host."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _follow(process: ManagedProcess, progress_path: Path, timeout_s: float) -> None:

@@ -10,11 +10,11 @@ import pytest
 
 from optima.errors import RecipeError
 from optima.pipelines.infer import inference_recipe
+from optima.processes.devices import free_port
 from optima.processes.environment import Environment
 from optima.recipe.layers import merge_layers
 from optima.recipe.schema import DataSection
 from optima.records import write_records
-from optima.serving.worker import free_port
 from optima.tasks import get_task
 from optima.tasks.loading import load_problems
 from tests.fakes import commands, fake_environment

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from optima.errors import UsageError
-from optima.processes.host import check_sockets, missing_cores
+from optima.processes.devices import check_sockets, missing_cores
 
 
 def test_folder_too_long_for_the_sockets_of_a_server_is_refused(

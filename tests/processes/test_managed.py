@@ -159,6 +159,26 @@ def test_nothing_outlives_an_owner_killed_together_with_a_guard(
     wait_until(lambda: not any(is_running(pid) for pid in [*guards, *read_pids(pids)]))
 
 
+def test_child_dies_when_owner_and_both_guards_are_killed_at_once(
+    tmp_path: Path, log: Path
+) -> None:
+    # What the child started itself is left then, as the guards' docstring says: here it is nothing.
+    told = tmp_path / "told"
+    code = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(log), *python(code, str(told))],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    wait_until(lambda: told.exists() and bool(told.read_text()))
+    processes = [owner.pid, *_guards(psutil.Process(owner.pid).children()[0].pid)]
+    for pid in processes:  # stopped first, so that none sees another's death
+        os.kill(pid, signal.SIGSTOP)
+    for pid in processes:
+        os.kill(pid, signal.SIGKILL)
+    owner.wait()
+    wait_until(lambda: not any(is_running(pid) for pid in [*processes, int(told.read_text())]))
+
+
 def test_child_is_asked_once_to_end(tmp_path: Path, log: Path) -> None:
     code = (
         "import signal, sys, time\n"

@@ -10,11 +10,11 @@ from aiohttp import web
 
 from optima.conversation.dialogue import Request
 from optima.errors import ContextOverflowError, ServerError
+from optima.processes.devices import free_port
 from optima.recipe.schema import ServingSection
 from optima.serving import client as client_module
 from optima.serving.client import Completion, CompletionClient, Server
 from optima.serving.fake import Behaviour, FakeServer
-from optima.serving.worker import free_port
 from tests.tokenizers import codec, encoder, tiny_tokenizer
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]

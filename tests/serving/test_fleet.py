@@ -13,7 +13,7 @@ import pytest
 
 from optima.conversation.dialogue import Request
 from optima.errors import ProcessError, ServerError
-from optima.processes.devices import Devices
+from optima.processes.devices import Devices, free_port
 from optima.recipe.schema import ModelSection, Recipe, ServingSection
 from optima.serving import worker
 from optima.serving.client import Completion, CompletionClient, Server
@@ -223,7 +223,7 @@ def test_port_where_a_server_of_others_answers_is_exchanged_for_another(
 ) -> None:
     first, _ = make_fleet(tmp_path / "first")
     with first:
-        good = worker.free_port()
+        good = free_port()
         ports = iter([urlsplit(first.servers[0].base_url).port, good])
         monkeypatch.setattr(worker, "free_port", lambda: next(ports))
         second, serving = make_fleet(tmp_path / "second")
@@ -239,7 +239,7 @@ def test_taken_port_is_exchanged_for_another(
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))
     taken.listen()
-    good = worker.free_port()
+    good = free_port()
     ports = iter([taken.getsockname()[1], good])
     monkeypatch.setattr(worker, "free_port", lambda: next(ports))
     fleet, _ = make_fleet(tmp_path)
@@ -263,7 +263,7 @@ def test_endpoints_serve_a_start_model_that_the_recipe_names_by_a_relative_path(
 
 
 def test_servers_listen_on_the_ports_that_the_recipe_names(tmp_path: Path) -> None:
-    port = worker.free_port()
+    port = free_port()
     fleet, _ = make_fleet(tmp_path, port=port)
     with fleet:
         assert fleet.servers[0].base_url.endswith(f":{port}")

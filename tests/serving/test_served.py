@@ -18,7 +18,7 @@ from optima.recipe.schema import ModelSection, Recipe, ServingSection
 from optima.serving.client import Server
 from optima.serving.fake import token_logprobs
 from optima.serving.fleet import Fleet
-from optima.serving.served import check_served, difference
+from optima.serving.probe import check_served, difference
 from optima.training.jobs import LOGPROBS_FILE, Logprobs
 from optima.types import ModelRef
 from tests.fakes import fake_environment
@@ -53,7 +53,7 @@ def fleet_of(tmp_path: Path, ref: ModelRef, *options: str, **serving: object) ->
 def test_every_server_of_the_trained_model_passes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "optima.serving.served")
+    caplog.set_level(logging.DEBUG, "optima.serving.probe")
     model = trained(tmp_path)
     with fleet_of(tmp_path, ModelRef(path=str(model))) as fleet:
         for server in fleet.servers:

@@ -7,7 +7,7 @@ import pytest
 from optima.errors import StageError
 from optima.recipe.schema import DpoSection, TrainSection
 from optima.search.pairs import preference_row
-from optima.serving.served import difference, read_logprobs
+from optima.serving.probe import difference, read_logprobs
 from optima.training.jobs import LOGPROBS_FILE, Logprobs, TrainJob
 from optima.trainset import conversation_rows
 from optima.types import ModelRef, PreferencePair, PreferenceRow, TrainingRow
