@@ -87,7 +87,7 @@ def fetch_command() -> str:
 
 
 def check_fetched(model: str, place: str) -> None:
-    """Raise ModelError when ``model``, no directory that exists, is that of a known model."""
+    """Raise ModelError when ``model``, which does not exist, is the directory of a known one."""
     path = Path(model)
     if path.name not in MODELS or path.parent.name != FOLDER:
         return

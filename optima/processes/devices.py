@@ -250,7 +250,7 @@ def check_sockets() -> None:
             probe.bind(f"{scratch}/{uuid.uuid4()}")  # as long as a server's own
     except OSError as error:
         raise UsageError(
-            f"TMPDIR: {folder}: vLLM can make no socket there ({error}); name another folder of "
+            f"TMPDIR: {folder}: vLLM cannot make a socket there ({error}); name another folder of "
             "this host, with a path of at most 54 bytes, such as /tmp"
         ) from error
 

@@ -108,7 +108,7 @@ def require_environment(spec: str | None, role: Role) -> Environment:
     missing = [names[0] for names in needed if not any(name in versions for name in names)]
     if missing:
         raise EnvironmentNotFoundError(
-            f"--{role}-env: {environment.prefix}: holds no {', '.join(missing)}; {_REMEDY}"
+            f"--{role}-env: {environment.prefix}: lacks {', '.join(missing)}; {_REMEDY}"
         )
     return environment
 
@@ -164,16 +164,13 @@ def _named(spec: str, place: str) -> Environment:
             return _from_prefix(path, place)
         if path.is_file() and os.access(path, os.X_OK):
             return Environment(prefix=path.parent.parent, python=path)
-        raise EnvironmentNotFoundError(
-            f"{place}: {spec}: neither a folder nor a program; {_REMEDY}"
-        )
+        raise EnvironmentNotFoundError(f"{place}: {spec}: is not a folder or a program; {_REMEDY}")
     known = _conda_environments()
     if spec in known:
         return _from_prefix(known[spec], place)
     names = ", ".join(sorted(known)) or "none"
     raise EnvironmentNotFoundError(
-        f"{place}: {spec}: no conda environment of this name (known: {names}) and no folder here; "
-        f"{_REMEDY}"
+        f"{place}: {spec}: is not a conda environment (known: {names}) or a folder here; {_REMEDY}"
     )
 
 

@@ -90,7 +90,7 @@ class Layers:
         _merge(self, self.tree, layer, "", origin, keeps_nulls=is_first)
 
     def add_override(self, override: str) -> None:
-        """Lay ``key.sub=value`` on what is there; RecipeError when it is no such text."""
+        """Lay ``key.sub=value`` on what is there; RecipeError when it is not of this form."""
         key, text, value = _parse_override(override)
         *sections, last = key.split(".")
         node: Any = self.tree
@@ -158,7 +158,7 @@ def merge_layers(
 
     A file ``recipes/...`` that is not there is taken from those that come with the package.
     Overrides are not applied yet, but a method or task that they set decides, and so does ``task``.
-    Raises RecipeError for a file that cannot be read and for names after ``for`` that are none.
+    Raises RecipeError for a file that cannot be read and for unknown names after ``for``.
     """
     files = [find_recipe(path) for path in ([paths] if isinstance(paths, Path) else paths)]
     read = [read_file(path) for path in files]
@@ -206,7 +206,7 @@ def find_recipe(path: Path) -> Path:
 
 
 def is_layer(tree: Mapping[str, Any]) -> bool:
-    """Return whether a file is no recipe by itself, but lies on one."""
+    """Return whether a file is not a recipe by itself, but lies on one."""
     return any(tree.get(key) is None for key in WHOLE)
 
 
@@ -226,7 +226,7 @@ def _applying(method: Any, own_task: Any, *, task: str | None) -> frozenset[str]
 
 
 def _conditions(value: Any, origin: Origin) -> list[Condition]:
-    """Return what stands below ``for`` in a file; RecipeError for names that are none."""
+    """Return what stands below ``for`` in a file; RecipeError for unknown names."""
     if value is None:
         return []
     place = origin.at(WHERE)
@@ -241,7 +241,7 @@ def _conditions(value: Any, origin: Origin) -> list[Condition]:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
                 where = f"{origin.at(f'{WHERE}.{key}')}: {WHERE}"
-                raise RecipeError(f"{where}: {name!r} is no method or task ({hint})")
+                raise RecipeError(f"{where}: {name!r} is not a method or task ({hint})")
         below = replace(origin, above=f"{WHERE}.{key}")
         if not isinstance(layer, dict):
             where = below.at("")

@@ -132,7 +132,7 @@ class AgentsSection(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.names:
-            raise ValueError("names: [] has nobody who could speak; name one agent or more")
+            raise ValueError("names: [] is empty, so nobody speaks; name one agent or more")
         if len(set(self.names)) != len(self.names):
             shown = ", ".join(self.names)
             raise ValueError(f"names: [{shown}] must differ from each other; rename one")

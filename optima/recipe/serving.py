@@ -119,7 +119,7 @@ def _check_extra_args(arguments: Sequence[str]) -> None:
         )
     for argument in arguments:
         if not argument or "\0" in argument:
-            raise ValueError(f"extra_args: {argument!r} is no argument; remove it")
+            raise ValueError(f"extra_args: {argument!r} is not an argument; remove it")
         option = _OPTION.match(argument)
         name = option[0].replace("_", "-").replace("--no-", "--", 1) if option else "a value"
         own = next((own for own in _OWN_OPTIONS if own.startswith(name)), None)

@@ -2,8 +2,8 @@
 
 What comes out is plain: mappings by text, lists, texts, finite numbers, true, false and null. All
 else is refused with its line and what to write instead: a key given twice, a tag, a date, a number
-that YAML reads in another base, an anchor that holds itself, text that no file name can be. Numbers
-such as 1e-06 are written as 1.0e-06, which YAML reads as a number.
+that YAML reads in another base, an anchor that holds itself, text that cannot be a file name.
+Numbers such as 1e-06 are written as 1.0e-06, which YAML reads as a number.
 """
 
 import json
@@ -81,7 +81,7 @@ class Written:
 
 
 def read_file(path: Path) -> Written:
-    """Read a recipe file; RecipeError when it is no mapping."""
+    """Read a recipe file; RecipeError when it is not a mapping."""
     place = printable(str(path))
     listing = "`optima recipes` lists recipes and layers"
     try:
@@ -97,10 +97,10 @@ def read_file(path: Path) -> Written:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise RecipeError(
-            f"{place}:{line}: no UTF-8 text ({error.reason}); save it as UTF-8"
+            f"{place}:{line}: is not UTF-8 text ({error.reason}); save it as UTF-8"
         ) from error
     if len(content) > MAX_BYTES:
-        raise RecipeError(f"{place}: has over {MAX_BYTES} bytes, is no recipe; {listing}")
+        raise RecipeError(f"{place}: has over {MAX_BYTES} bytes, too many for a recipe; {listing}")
     lines: dict[str, int] = {}
     tree = parse_yaml(text, Source(place), lines)
     if not isinstance(tree, dict):
@@ -120,7 +120,7 @@ def parse_yaml(text: str, source: Source, lines: dict[str, int] | None = None) -
         where = source.at(text[: error.position].count("\n"))
         code = f"#x{int(error.character):04x}"
         raise RecipeError(
-            f"{where}: no valid YAML: the character {code} is not allowed; remove it"
+            f"{where}: is not valid YAML: the character {code} is not allowed; remove it"
         ) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -130,7 +130,7 @@ def parse_yaml(text: str, source: Source, lines: dict[str, int] | None = None) -
         if source.key:
             remedy = f"mend brackets and quotes, or {quoting(source.key, text, text)}"
         where = source.at(mark.line if mark else 0)
-        raise RecipeError(f"{where}: no valid YAML: {what}; {remedy}") from error
+        raise RecipeError(f"{where}: is not valid YAML: {what}; {remedy}") from error
     end = 0 if node is None else node.end_mark.index
     if source.key and text[end:].strip():
         raise RecipeError(
@@ -257,7 +257,7 @@ class _Reading:
             return int(text.replace("_", ""))
         try:
             read = getattr(yaml.SafeLoader(""), f"construct_yaml_{kind}")(node)
-        except (ValueError, IndexError):  # a tag on what is none
+        except (ValueError, IndexError):  # a tag on something else
             return self._refuse_tag(node, key)
         if kind == "float" and ":" not in text:
             return float(read)
@@ -277,7 +277,9 @@ class _Reading:
         shown = f"{printable(node.value, 40)} is " if isinstance(node, yaml.ScalarNode) else ""
         whole = self.text
         quoted = f", or {quoting(self.source.key, whole, whole)}" if self.source.key else ""
-        self._refuse(node, key, f"{shown}no {tag} that a recipe can hold; remove the tag{quoted}")
+        self._refuse(
+            node, key, f"{shown}not a {tag} that a recipe can hold; remove the tag{quoted}"
+        )
 
     def _refuse(self, node: yaml.Node, key: str, what: str) -> NoReturn:
         where = self.source.at(node.start_mark.line)

@@ -69,7 +69,7 @@ class TrainSection(Section):
     Pairs of DPO are taken as they come."""
     start: Literal["auto", "previous", "base"] = "auto"
     """Model each SFT starts from; ``auto``: previous for information exchange, base for debate
-    (paper). DPO always goes on from the last model, so a dpo run has no use for it."""
+    (paper). DPO always goes on from the last model, so a dpo run does not read it."""
     eval_share: float = Field(default=0.02, ge=0, lt=1)
     """Share of the problems whose rows measure evaluation loss and are not trained on."""
     lora: LoraSection | None = None

@@ -78,7 +78,7 @@ class CompletionClient:
 
     ``n_at_once`` is how many calls there will be at a time, for which connections are kept; None
     takes ``serving.concurrency`` per server. More calls wait, and their waiting is part of
-    ``serving.request_timeout_s``. Ids from ``n_vocabulary`` on are no answer.
+    ``serving.request_timeout_s``. An answer with ids from ``n_vocabulary`` on is refused.
     """
 
     servers: Sequence[Server]

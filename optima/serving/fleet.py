@@ -269,7 +269,7 @@ def _rank_limit(adapter: str, recipe: Recipe) -> int:
             settings = json.loads(config.read_text(encoding="utf-8"))
             rank = max([settings["r"], *settings.get("rank_pattern", {}).values()])
         except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{config}: is no adapter configuration: {error!r}") from error
+            raise ModelError(f"{config}: is not an adapter configuration: {error!r}") from error
     for limit in _LORA_RANKS:
         if rank <= limit:
             return limit

@@ -9,7 +9,7 @@ Measured with SmolLM2-135M in bfloat16, 64 tokens, vLLM 0.32 and transformers on
 as mean absolute differences per token in nats: the right weights 0.04 to 0.08 (four models, six
 texts), transformers in float32 against bfloat16 0.03 to 0.08, the weights of the iteration before
 0.17 to 0.31, those of the start model 0.5 to 1.0, one layer's MLP set to zero 0.42 to 0.58, all
-weights zero 7.4. Of NaN weights vLLM answers HTTP 400: no JSON number.
+weights zero 7.4. Of NaN weights vLLM answers HTTP 400: NaN is not a JSON number.
 """
 
 import http.client
@@ -119,15 +119,15 @@ def prompt_logprobs(
 ) -> tuple[float, ...]:
     """Return the log-probability of every token of a prompt after the first, as vLLM gives them.
 
-    NaN stands where it is no number. Raises RetryableError without an answer, ServerError when the
-    server gives none.
+    NaN stands where it is not a number. Raises RetryableError without an answer, ServerError when
+    the server gives none.
     """
     asked = {
         "model": model_name, "prompt": token_ids, "max_tokens": 1, "temperature": 0.0, "seed": 0,
         "prompt_logprobs": 0,
     }  # fmt: skip
     status, headers, payload = _ask(server, "POST", "/v1/completions", asked, timeout_s)
-    if status != 200 and b"JSON compliant" in payload:  # how vLLM says that one is no number
+    if status != 200 and b"JSON compliant" in payload:  # how vLLM says that one is not a number
         return (math.nan,) * (len(token_ids) - 1)
     if status != 200:
         error = refusal(server.base_url, status, payload, headers)
@@ -320,5 +320,5 @@ def difference(found: Sequence[float], expected: Logprobs) -> str | None:
 
 
 def distance(found: Sequence[float], expected: Sequence[float]) -> float:
-    """Return the mean absolute difference per token, in nats; NaN when one is no number."""
+    """Return the mean absolute difference per token, in nats; NaN when one is not a number."""
     return sum(abs(a - b) for a, b in zip(found, expected, strict=True)) / len(expected)

@@ -1,4 +1,4 @@
-"""What a completion server answers, read at the border: a completion, or why there is none.
+"""What a completion server answers, read at the border: a completion, or why it is not one.
 
 Nothing of a reply is used before its types and ranges are checked. What another try may heal is a
 RetryableError, what it cannot is an error at once; each is one line with place, value and rule.
@@ -123,7 +123,7 @@ def read_reply(url: str, payload: bytes) -> Reply:
 
 
 def check_reply(url: str, reply: Reply, *, max_tokens: int, n_vocabulary: int | None) -> None:
-    """Raise RetryableError when tokens or ids are no answer to what was asked for.
+    """Raise RetryableError when tokens or ids do not answer what was asked for.
 
     ``n_vocabulary`` is above every id of the model's tokenizer; None when it is not known.
     """
@@ -239,9 +239,9 @@ def _fault(error: ValidationError, payload: bytes) -> str:
     """Return the first thing wrong with a reply: place, value, rule."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
-        return f"answered no JSON: {message_of(payload)[: 2 * _VALUE_WIDTH]}"
+        return f"did not answer with JSON: {message_of(payload)[: 2 * _VALUE_WIDTH]}"
     place = ".".join(map(str, first["loc"])) or "the reply"
     if first["type"] == "missing":
-        return f"answered with no completion: {place}: is missing: {message_of(payload)[:200]}"
+        return f"did not answer with a completion: {place}: is missing: {message_of(payload)[:200]}"
     value = json.dumps(first["input"], default=str)[:_VALUE_WIDTH]
-    return f"answered with no completion: {place}: {value}: {first['msg'].lower()}"
+    return f"did not answer with a completion: {place}: {value}: {first['msg'].lower()}"

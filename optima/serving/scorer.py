@@ -266,7 +266,8 @@ class _Worker:
             first = error.errors(include_url=False)[0]
             place = ".".join(map(str, first["loc"])) or "the line"
             raise self._failure(
-                f"wrote no answer: {place}: {first['input']!r:.100}: {first['msg'].lower()}"
+                f"wrote a line that is not an answer: {place}: {first['input']!r:.100}: "
+                f"{first['msg'].lower()}"
             ) from error
 
     def _failure(self, what: str) -> ProcessError:

@@ -129,8 +129,8 @@ class Worker(Watcher):
                 probe.bind((HOST, port))
             except (OSError, OverflowError) as error:
                 raise ProcessError(
-                    f"serving.port: {port} of server {self.server.index} cannot be had ({error}); "
-                    "give another, or leave serving.port out to take free ones"
+                    f"serving.port: {port} of server {self.server.index} is not available "
+                    f"({error}); give another, or leave serving.port out to take free ones"
                 ) from error
         return port
 

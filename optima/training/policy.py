@@ -110,7 +110,7 @@ def save(
 
     ``kept`` is what ``read_format`` said before the trainer saw the model; of ``row``, the ids of
     one that was trained on, log-probabilities are written beside the model. Raises DivergenceError
-    for weights that are no numbers.
+    for weights that are not finite.
     """
     dtype, ids = kept
     output = Path(job.output_dir) / MODEL_DIR
@@ -163,7 +163,7 @@ def write_logprobs(job: TrainJob, row: Sequence[int], directory: Path, dtype: to
     """Write what the model in ``directory`` thinks of a row; on one process, after the training.
 
     Both models are loaded anew, one after the other, on the CPU, where no training takes memory.
-    Raises DivergenceError when a log-probability is no number. A model that does not run on a CPU
+    Raises DivergenceError when a log-probability is not finite. A model that does not run on a CPU
     gets no file, so it is not compared when it is served.
     """
     path = Path(job.output_dir) / LOGPROBS_FILE
@@ -202,7 +202,7 @@ def token_logprobs(model: Any, ids: Sequence[int]) -> torch.Tensor:
 
 
 def check_weights(weights: Mapping[str, torch.Tensor]) -> None:
-    """Raise DivergenceError when a weight that is about to be written is no finite number."""
+    """Raise DivergenceError when a weight that is about to be written is not finite."""
     for name, weight in weights.items():
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
             raise DivergenceError(f"training: weight {name} is not finite at the end")

@@ -77,7 +77,7 @@ class Rows(Generic[R]):
 
 
 class Watch(TrainerCallback):
-    """Ends a training whose loss or gradient is no finite number, or whose loss explodes.
+    """Ends a training whose loss or gradient is not finite, or whose loss explodes.
 
     Every process is told every logged figure, so that all of them end.
     """
@@ -194,7 +194,7 @@ def trainer_arguments(
         "use_cpu": job.device == "cpu",
         "logging_steps": train.logging_steps,
         "logging_first_step": True,
-        "logging_nan_inf_filter": False,  # it would write 0 for a loss that is no number
+        "logging_nan_inf_filter": False,  # it would write 0 for a loss of NaN
         "eval_on_start": has_eval,
         "eval_strategy": "no",
         "save_strategy": "epoch" if train.save_steps is None else "steps",
@@ -240,7 +240,7 @@ def score_trained_positions_only() -> None:
 
 
 def avoid_cudnn_attention() -> None:
-    """Keep attention off cuDNN, whose backward gives gradients that are no numbers.
+    """Keep attention off cuDNN, whose backward gives gradients of NaN.
 
     With a padding mask, where the length is 64 above a multiple of 128, on H100 and H200 since
     torch 2.11 (pytorch issue 196678). Seen on H200 with Qwen2.5-Coder-1.5B: four of six trainings

@@ -45,7 +45,7 @@ class Rows(session.Rows[TrainingRow]):
 
     @property
     def n_loss_tokens(self) -> int:
-        """Trained tokens of all rows; a first token has nothing before it and is never one."""
+        """Trained tokens of all rows; a first token has nothing before it and is never trained."""
         return sum(stop - max(1, start) for row in self.rows for start, stop in row.trained)
 
     def dataset(self) -> Dataset:

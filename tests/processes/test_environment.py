@@ -10,6 +10,7 @@ import pytest
 
 import optima
 from optima.errors import EnvironmentNotFoundError
+from optima.processes import environment
 from optima.processes.environment import require_environment, resolve_environment
 
 
@@ -85,13 +86,13 @@ def test_variable_comes_before_the_folder_and_the_folder_before_conda(
 def test_missing_environment_is_named_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = tmp_path / "elsewhere" / "optima" / "__init__.py"
-    monkeypatch.setattr(optima, "__file__", str(package))
+    module = tmp_path / "elsewhere" / "optima" / "processes" / "environment.py"
+    monkeypatch.setattr(environment, "__file__", str(module))
     with pytest.raises(EnvironmentNotFoundError, match=r"scripts/setup_envs\.sh"):
         resolve_environment(None, "train")
-    with pytest.raises(EnvironmentNotFoundError, match="no conda environment of this name"):
+    with pytest.raises(EnvironmentNotFoundError, match="is not a conda environment"):
         resolve_environment("nonsense", "train")
-    with pytest.raises(EnvironmentNotFoundError, match="neither a folder nor a program"):
+    with pytest.raises(EnvironmentNotFoundError, match="is not a folder or a program"):
         resolve_environment("/nowhere/env", "train")
     with pytest.raises(EnvironmentNotFoundError, match="has no bin/python"):
         resolve_environment(str(tmp_path), "train")
@@ -174,7 +175,7 @@ def test_packages_count_that_the_users_path_brings_as_they_do_for_a_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix = make_prefix(tmp_path / "env")
-    with pytest.raises(EnvironmentNotFoundError, match="holds no vllm"):
+    with pytest.raises(EnvironmentNotFoundError, match="lacks vllm"):
         require_environment(str(prefix), "vllm")
     (tmp_path / "site" / "vllm-0.24.0.dist-info").mkdir(parents=True)
     metadata = tmp_path / "site" / "vllm-0.24.0.dist-info" / "METADATA"

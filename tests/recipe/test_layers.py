@@ -157,7 +157,7 @@ PLACES: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {
     (("seed: [1",), ()): "b.yaml:",
     (("- 1",), ()): "b.yaml: must be a mapping of sections, such as `task: arc`",
     (("for: {dpo2: {seed: 1}}",), ()): (
-        "b.yaml:1: for: 'dpo2' is no method or task (did you mean dpo?)"
+        "b.yaml:1: for: 'dpo2' is not a method or task (did you mean dpo?)"
     ),
     (("for: {sft: {seed: x}}",), ()): 'b.yaml:1: for sft: seed: "x" must be a whole number',
     (("for: {sft: 1}",), ()): (

@@ -107,7 +107,7 @@ def test_text_that_is_no_yaml_is_refused_with_its_line(tmp_path: Path) -> None:
 
 def test_python_objects_are_not_constructed(tmp_path: Path) -> None:
     message = refusal(tmp_path, "seed: !!python/object/apply:os.getpid []\n")
-    assert message.startswith("r.yaml:4: seed: no !!python/object/apply:os.getpid")
+    assert message.startswith("r.yaml:4: seed: not a !!python/object/apply:os.getpid")
 
 
 # What a recipe says -> the whole message: place, value, rule, remedy.
@@ -147,7 +147,7 @@ CONTRADICTIONS = {
         "serving.extra_args: '32' follows no option; write --option before its value"
     ),
     "serving: {extra_args: [--block-size, '']}": (
-        "serving.extra_args: '' is no argument; remove it"
+        "serving.extra_args: '' is not an argument; remove it"
     ),
     "agents: {names: [Al ice, Bob]}": (
         "agents.names: 'Al ice' must be one word that begins with a letter; rename it"
@@ -258,7 +258,7 @@ def test_value_that_yaml_makes_a_date_is_named(tmp_path: Path) -> None:
 
 def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match="no UTF-8 text"):
+    with pytest.raises(RecipeError, match="is not UTF-8 text"):
         load_recipe(tmp_path / "r.yaml")
 
 

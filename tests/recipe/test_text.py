@@ -35,28 +35,28 @@ REFUSED = {
     MERGES: ":{line}: {key}: aliases write out too many values; write out what is meant",
     f"seed: {'[' * 5000}\n": ":4: is nested over 20 deep; no recipe is, remove it",
     "seed: " + "{a: " * 5000 + "\n": ":4: is nested over 20 deep; no recipe is, remove it",
-    "- " * 5000: ":4: no valid YAML: expected <block end>, but found '-'; "
+    "- " * 5000: ":4: is not valid YAML: expected <block end>, but found '-'; "
     "mend brackets, quotes, indentation",
     "seed: 2026-13-45\n": ":4: seed: 2026-13-45 is a date to YAML; put it in quotes",
     "seed: 2026-01-02 25:61:99\n": (
         ":4: seed: 2026-01-02 25:61:99 is a date to YAML; put it in quotes"
     ),
-    "seed: !!int abc\n": ":4: seed: abc is no !!int that a recipe can hold; remove the tag",
-    "seed: !!float abc\n": ":4: seed: abc is no !!float that a recipe can hold; remove the tag",
-    "seed: !!bool 1\n": ":4: seed: 1 is no !!bool that a recipe can hold; remove the tag",
-    "seed: !!null 1\n": ":4: seed: 1 is no !!null that a recipe can hold; remove the tag",
-    "seed: !!int [1]\n": ":4: seed: no !!int that a recipe can hold; remove the tag",
+    "seed: !!int abc\n": ":4: seed: abc is not a !!int that a recipe can hold; remove the tag",
+    "seed: !!float abc\n": ":4: seed: abc is not a !!float that a recipe can hold; remove the tag",
+    "seed: !!bool 1\n": ":4: seed: 1 is not a !!bool that a recipe can hold; remove the tag",
+    "seed: !!null 1\n": ":4: seed: 1 is not a !!null that a recipe can hold; remove the tag",
+    "seed: !!int [1]\n": ":4: seed: not a !!int that a recipe can hold; remove the tag",
     "seed: !!timestamp x\n": (
-        ":4: seed: x is no !!timestamp that a recipe can hold; remove the tag"
+        ":4: seed: x is not a !!timestamp that a recipe can hold; remove the tag"
     ),
     "seed: !!python/object:os.system {}\n": (
-        ":4: seed: no !!python/object:os.system that a recipe can hold; remove the tag"
+        ":4: seed: not a !!python/object:os.system that a recipe can hold; remove the tag"
     ),
-    "seed: !!binary aGk=\n": ":4: seed: aGk= is no !!binary that a recipe can hold; remove the tag",
-    "seed: !!binary '='\n": ":4: seed: = is no !!binary that a recipe can hold; remove the tag",
-    "seed: !!set {1}\n": ":4: seed: no !!set that a recipe can hold; remove the tag",
-    "seed: !mine 1\n": ":4: seed: 1 is no !mine that a recipe can hold; remove the tag",
-    "seed: !x!y 1\n": ":4: no valid YAML: found undefined tag handle '!x!'; remove the tag",
+    "seed: !!binary aG\n": ":4: seed: aG is not a !!binary that a recipe can hold; remove the tag",
+    "seed: !!binary '='\n": ":4: seed: = is not a !!binary that a recipe can hold; remove the tag",
+    "seed: !!set {1}\n": ":4: seed: not a !!set that a recipe can hold; remove the tag",
+    "seed: !mine 1\n": ":4: seed: 1 is not a !mine that a recipe can hold; remove the tag",
+    "seed: !x!y 1\n": ":4: is not valid YAML: found undefined tag handle '!x!'; remove the tag",
     f"seed: {'9' * 5000}\n": f":4: seed: {'9' * 20}... has over 40 digits; write fewer",
     f"seed: 0x{'f' * 5000}\n": f":4: seed: 0x{'f' * 18}... has over 40 digits; write fewer",
     f"seed: 1{'0' * 5000}.0\n": f":4: seed: 1{'0' * 19}... has over 40 digits; write fewer",
@@ -67,7 +67,7 @@ REFUSED = {
     "seed: 1\nseed: 2\n": ":5: seed: given twice; remove one of them",
     'train: {epochs: 1, "epochs": 2}\n': ":4: train.epochs: given twice; remove one of them",
     "seed: 1\n\tx: 2\n": (
-        ":5: no valid YAML: found character '\\t' that cannot start any token; "
+        ":5: is not valid YAML: found character '\\t' that cannot start any token; "
         "put spaces in place of the tab"
     ),
     "1: 2\n": ":4: key 1: must be the name of a field; rename it",
@@ -80,27 +80,27 @@ REFUSED = {
     "data: {<<: 5}\n": ":4: data: <<: must be a section, or a list of them; name one",
     "data: {<<: [5]}\n": ":4: data: <<: must be a section, or a list of them; name one",
     "---\nseed: 1\n": (
-        ":4: no valid YAML: but found another document; "
+        ":4: is not valid YAML: but found another document; "
         "keep one document and remove the others with their `---`"
     ),
     "seed: *x\n": (
-        ":4: no valid YAML: found undefined alias 'x'; "
+        ":4: is not valid YAML: found undefined alias 'x'; "
         "define it above by `&`, or put the text in quotes"
     ),
     "seed: @x\n": (
-        ":4: no valid YAML: found character '@' that cannot start any token; "
+        ":4: is not valid YAML: found character '@' that cannot start any token; "
         "put the text in quotes"
     ),
     "seed: a: b\n": (
-        ":4: no valid YAML: mapping values are not allowed here; "
+        ":4: is not valid YAML: mapping values are not allowed here; "
         "put text with `: ` in quotes, or mend the indentation"
     ),
     "seed: [1\n": (
-        ":5: no valid YAML: expected ',' or ']', but got '<stream end>'; "
+        ":5: is not valid YAML: expected ',' or ']', but got '<stream end>'; "
         "mend brackets, quotes, indentation"
     ),
     "data: {path: 'a\0'}\n": (
-        ":4: no valid YAML: the character #x0000 is not allowed; remove it"
+        ":4: is not valid YAML: the character #x0000 is not allowed; remove it"
     ),
     'data: {path: "a\\0"}\n': (
         ":4: data.path: holds the character #x0000, which no text may; remove it"
@@ -144,10 +144,10 @@ FILES = {
     b"# nothing\n": ": is empty, must be a mapping of sections, such as `task: arc`",
     b"- a\n": ": must be a mapping of sections, such as `task: arc`",
     b"a\n": ": must be a mapping of sections, such as `task: arc`",
-    b"seed: 1\nname: \xe9\n": ":2: no UTF-8 text (invalid continuation byte); save it as UTF-8",
-    b"\xff\xfes\x00": ":1: no UTF-8 text (invalid start byte); save it as UTF-8",
+    b"seed: 1\nname: \xe9\n": ":2: is not UTF-8 text (invalid continuation byte); save it as UTF-8",
+    b"\xff\xfes\x00": ":1: is not UTF-8 text (invalid start byte); save it as UTF-8",
     b"#" * (MAX_BYTES + 1): (
-        ": has over 1048576 bytes, is no recipe; `optima recipes` lists recipes and layers"
+        ": has over 1048576 bytes, too many for a recipe; `optima recipes` lists recipes and layers"
     ),
 }
 
@@ -206,9 +206,9 @@ OVERRIDES = {
     "reward.λ=1": "reward.λ: unknown key (known keys: ",
     "train.seed=1": "train.seed: unknown key (known keys: ",
     "seed=é": 'seed: "é" must be a whole number',
-    "seed=[": "no valid YAML: expected the node content, but found '<stream end>'; "
+    "seed=[": "is not valid YAML: expected the node content, but found '<stream end>'; "
     """mend brackets and quotes, or write 'seed="["'""",
-    "model.path=[x": "no valid YAML: expected ',' or ']', but got '<stream end>'; "
+    "model.path=[x": "is not valid YAML: expected ',' or ']', but got '<stream end>'; "
     """mend brackets and quotes, or write 'model.path="[x"'""",
     "model.path=&x": "`&` names a value in YAML, which nothing here can use; "
     """write 'model.path="&x"'""",

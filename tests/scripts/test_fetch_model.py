@@ -189,7 +189,7 @@ def test_help_lists_every_model_with_size_and_licence(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("qwen",), "'qwen' is no known model; choose one of smollm2-135m-instruct, "),
+        (("qwen",), "'qwen' is not a known model; choose one of smollm2-135m-instruct, "),
         ((QWEN, "a", "--output", "b"), "--output b: says the same as OUTPUT a; give one"),
         ((QWEN, "--wheel", "a"), f"--wheel: {QWEN} comes in 6 packages; give --gguf"),
         (("org/name", "--gguf", "a"), "org/name: only files of "),
@@ -253,4 +253,4 @@ def test_any_model_of_a_hub_is_taken_as_it_is(checkout: Path) -> None:
         assert again.stdout == f"{made}: Org/Tiny from Org/Tiny\n"
     done = run(checkout, "Org/Other")
     assert done.returncode == 1
-    assert "the hub is not reached, or has no such model" in done.stderr
+    assert "the hub is not reached, or does not give you this model" in done.stderr

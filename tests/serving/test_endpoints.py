@@ -303,7 +303,10 @@ def test_endpoint_that_reads_a_prompt_of_ids_as_something_else_is_named(
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ((200, b"<html><title>Welcome</title>"), "answered no JSON: an HTML page, 'Welcome'"),
+        (
+            (200, b"<html><title>Welcome</title>"),
+            "did not answer with JSON: an HTML page, 'Welcome'",
+        ),
         ((200, {"choices": [{"text": None}]}), "choices.0.text: null: "),
         ((200, {"choices": []}), "choices: []: "),
         (

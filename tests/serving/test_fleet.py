@@ -268,7 +268,9 @@ def test_servers_listen_on_the_ports_that_the_recipe_names(tmp_path: Path) -> No
     with fleet:
         assert fleet.servers[0].base_url.endswith(f":{port}")
         second, _ = make_fleet(tmp_path / "second", port=port)
-        with pytest.raises(ProcessError, match=f"serving.port: {port} of server 0 cannot be had"):
+        with pytest.raises(
+            ProcessError, match=f"serving.port: {port} of server 0 is not available"
+        ):
             second.__enter__()
         assert status_of(fleet.servers[0], fleet.servers[0].api_key) == 200
 

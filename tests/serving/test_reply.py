@@ -234,9 +234,9 @@ def test_tokens_are_counted_from_the_ids_where_there_is_no_usage(usage: Any) -> 
         (b'{"choices": null}', "choices: null: "),
         (b'{"choices": [17]}', "choices.0: 17: "),
         (b"[]", "the reply: []: "),
-        (b"", "answered no JSON: no message"),
-        (answer()[:-9], "answered no JSON: "),
-        (b"<html><title>Log in</title>", "answered no JSON: an HTML page, 'Log in'"),
+        (b"", "did not answer with JSON: no message"),
+        (answer()[:-9], "did not answer with JSON: "),
+        (b"<html><title>Log in</title>", "did not answer with JSON: an HTML page, 'Log in'"),
     ],
 )
 def test_a_reply_of_another_type_is_one_line_with_place_and_value(
