@@ -20,8 +20,8 @@ from pathlib import Path
 
 from optima.conversation.agent import Speaker
 from optima.conversation.dialogue import Dialogue, Request
+from optima.conversation.loading import load_codec
 from optima.conversation.rollouts import RoutedCompletion, hold_conversations
-from optima.conversation.tokens import ChatCodec
 from optima.pipelines.agreement import TaskAgreement
 from optima.processes.managed import ManagedProcess
 from optima.prompts.rendering import PromptStyle, system_prompt
@@ -41,7 +41,7 @@ N_SAMPLES = 10
 def dialogues(model: Path, n: int) -> Iterator[Dialogue]:
     """Yield ``n`` dialogues about two-hop problems, ten for each as in a run."""
     task = get_task("two_hop")
-    codec = ChatCodec.load(str(model))
+    codec = load_codec(str(model))
     agreement = TaskAgreement(task.metric, (), Judge())  # texts need none of its processes
     style = PromptStyle(task.setting, task.answer_style, NAMES)
     section = DataSection(n_train=max(1, n // N_SAMPLES))

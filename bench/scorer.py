@@ -17,7 +17,7 @@ from pathlib import Path
 
 import aiohttp
 
-from optima.conversation.tokens import ChatCodec
+from optima.conversation.loading import load_codec
 from optima.processes.devices import detect_devices
 from optima.processes.environment import resolve_environment
 from optima.recipe.schema import ModelSection, Recipe, ServingSection
@@ -33,7 +33,7 @@ WORDS = (
 def make_items(model: str, n: int, seed: int) -> list[Item]:
     """Return what R_loss is of, for made-up utterances: header, and text with its end of turn."""
     draw = random.Random(seed)
-    codec = ChatCodec.load(model)
+    codec = load_codec(model)
     header, end = codec.template.assistant_header(), codec.end_text()
     return [
         (header, f"{i} " + " ".join(draw.choices(WORDS, k=draw.randint(5, 150))) + end)

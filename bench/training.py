@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optima.conversation.agent import Speaker
-from optima.conversation.tokens import ChatCodec
+from optima.conversation.loading import load_codec
 from optima.pipelines.talk import speakers_of
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import resolve_environment
@@ -45,7 +45,7 @@ WAYS = ("none", "ddp", "zero3", "fsdp")
 
 def make_rows(model: str, n: int) -> tuple[list[TrainingRow], list[PreferenceRow]]:
     """Return n SFT rows, and n preferences for a last utterance over another problem's."""
-    codec, task = ChatCodec.load(model), get_task("two_hop")
+    codec, task = load_codec(model), get_task("two_hop")
     style = PromptStyle(task.setting, task.answer_style, NAMES)
     problems = load_problems(task, DataSection(n_train=n), "train", n_agents=2, seed=0).problems
     rows: list[TrainingRow] = []

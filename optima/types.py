@@ -3,9 +3,11 @@
 Imports nothing of ours. Everything here is frozen; a record on disk is one JSON line.
 """
 
-from typing import Literal
+import types
+import typing
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 Setting = Literal["information_exchange", "debate"]
 AnswerStyle = Literal["tag", "boxed"]  # <A>answer</A> or \boxed{answer}
@@ -250,3 +252,35 @@ class TurnLosses(Record):
     problem_id: str
     n: int
     losses: tuple[float | None, ...]
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+    @model_validator(mode="after")
+    def _check_texts(self) -> Self:
+        """Refuse an empty text: leaving it out is how to say nothing."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, str) and not value.strip():
+                raise ValueError(
+                    f'{name}: is the empty text "{value}"; give it a value or remove it'
+                )
+        return self
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a field holds, None for a plain value."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    for option in typing.get_args(annotation) if is_union else (annotation,):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None

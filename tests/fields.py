@@ -5,12 +5,16 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from optima import types
 from optima.pipelines import identity
 from optima.recipe import schema, sections, serving, training
 from optima.recipe.schema import Recipe
-from optima.recipe.sections import Section, section_of
+from optima.tasks import data
+from optima.types import Section, section_of
 
-NO_USE = {module.__file__ for module in (schema, sections, serving, training, identity)}
+NO_USE = {
+    module.__file__ for module in (types, data, schema, sections, serving, training, identity)
+}
 
 
 def fields_of(section: type[Any] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:

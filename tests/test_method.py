@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from optima.recipe.schema import Recipe
-from optima.recipe.sections import section_of
+from optima.types import section_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs/method.md").read_text(encoding="utf-8")

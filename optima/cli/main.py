@@ -11,7 +11,8 @@ from optima.cli.configs import HELP, NAMES, RecipeParser, add_config, add_enviro
 from optima.cli.console import run_command, set_up_logging
 from optima.cli.numbers import MANY, whole
 from optima.cli.paths import path_of
-from optima.conversation.template import ChatTemplate, Roles
+from optima.conversation.loading import load_template
+from optima.conversation.template import Roles
 from optima.errors import UsageError
 from optima.prompts.rendering import PromptStyle, cue, system_prompt
 from optima.recipe.layers import FOLDER, is_layer, packaged_recipes
@@ -310,7 +311,7 @@ def _roles(model: ModelSection) -> Roles | None:
     source = model.tokenizer or model.path
     if model.roles != "auto":
         return model.roles
-    return ChatTemplate.load(source).roles if Path(source).is_dir() else None
+    return load_template(source).roles if Path(source).is_dir() else None
 
 
 def _diversify(options: argparse.Namespace) -> int:

@@ -7,10 +7,8 @@ first (docs/decisions/0004-roles.md).
 """
 
 import json
-import logging
 from collections.abc import Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
@@ -20,14 +18,12 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from optima.errors import ModelError
-from optima.models import check_fetched
 from optima.types import Message
 
 Roles = Literal["assistant", "alternate"]
 # Families that take a run of assistant messages well, by what their templates write around a role.
 RUNS_OF_ASSISTANT = ("<|start_header_id|>",)
 FIXED_DATE = date(2024, 7, 26)  # the one that Llama-3's template falls back to
-HUB_TIMEOUT_S = 5.0  # for one look at the hub; the library retries a few times
 _PROBES = ("optima-probe-one", "optima-probe-two", "optima-probe-three")
 
 
@@ -110,41 +106,6 @@ class ChatTemplate:
                 f"({self._refusal}); use an instruction-tuned model"
             )
 
-    @classmethod
-    def load(
-        cls,
-        model: str,
-        *,
-        revision: str | None = None,
-        roles: Roles | Literal["auto"] = "auto",
-        field: str = "model.path",
-    ) -> "ChatTemplate":
-        """Read the template of a model directory or hub id; ModelError when there is none.
-
-        ``field`` is where the model is named, for the message.
-        """
-        place = f"{field}={model}"
-        config = model_json(model, "tokenizer_config.json", revision, place=place)
-        found: object = model_text(model, "chat_template.jinja", revision, place=place)
-        found = found or config.get("chat_template")
-        if not found:  # where models that see images used to keep it
-            legacy = model_json(model, "chat_template.json", revision, place=place)
-            found = legacy.get("chat_template")
-        if not found:
-            raise ModelError(
-                f"{place}: no chat_template.jinja and no chat_template in "
-                "tokenizer_config.json; use an instruction-tuned model"
-            )
-        source = _default_of(found, place)
-        tokens: dict[str, str] = {}
-        tokens_map = model_json(model, "special_tokens_map.json", revision, place=place)
-        for table in (tokens_map, config):
-            for key, value in table.items():
-                text = value.get("content") if isinstance(value, dict) else value
-                if key.endswith("_token") and isinstance(text, str):
-                    tokens[key] = text
-        return cls(source, tokens, roles=roles, origin=model)
-
     @property
     def other_roles(self) -> Roles | None:
         """The roles that are not in use, None where the template refuses them."""
@@ -201,99 +162,3 @@ class ChatTemplate:
 
     def _content(self, message: Message) -> str | list[dict[str, str]]:
         return [{"type": "text", "text": message.content}] if self._takes_parts else message.content
-
-
-def model_json(model: str, name: str, revision: str | None, *, place: str) -> dict[str, Any]:
-    """Return a JSON file of a model, {} when it has none; ModelError when it is no mapping."""
-    text = model_text(model, name, revision, place=place)
-    try:
-        tree = json.loads(text) if text is not None else {}
-    except ValueError as error:
-        raise ModelError(_unreadable(place, name, error)) from error
-    if not isinstance(tree, dict):
-        raise ModelError(_unreadable(place, name, "it is no mapping"))
-    return tree
-
-
-def model_text(model: str, name: str, revision: str | None, *, place: str) -> str | None:
-    """Return a file of a model as text, None when it has none; ModelError when it is unreadable."""
-    path = model_file(model, name, revision, place=place)
-    try:
-        return path.read_text(encoding="utf-8") if path else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(_unreadable(place, name, error)) from error
-
-
-def _unreadable(place: str, name: str, reason: object) -> str:
-    return f"{place}: {name} cannot be read ({reason}); fetch the model again"
-
-
-def _default_of(found: object, place: str) -> str:
-    """Return the template that is meant without naming one, of one template or named ones."""
-    if isinstance(found, list):
-        named = [item for item in found if isinstance(item, dict) and "name" in item]
-        found = {str(item["name"]): item.get("template") for item in named}
-    if isinstance(found, dict):
-        names = ", ".join(sorted(map(str, found))) or "none"
-        if "default" not in found:
-            raise ModelError(
-                f"{place}: none of its chat templates ({names}) is called default; save the one to "
-                "use as chat_template.jinja in the model's directory"
-            )
-        found = found["default"]
-    if not isinstance(found, str):
-        raise ModelError(f"{place}: its chat template is {found!r:.60}, not a text; replace it")
-    return found
-
-
-def model_file(model: str, name: str, revision: str | None, *, place: str) -> Path | None:
-    """Return a file of a model directory or hub id, None when it has none of this name.
-
-    Raises ModelError, beginning with ``place``, when there is no such model or it is not reached.
-    """
-    directory = Path(model)
-    if directory.is_dir():
-        path = directory / name
-        return path if path.is_file() else None
-    check_fetched(model, place)
-    if directory.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise ModelError(
-            f"{place}: no such directory and no hub id; give the directory of a model "
-            "in Hugging Face format, or an id such as meta-llama/Meta-Llama-3-8B-Instruct"
-        )
-    return _hub_file(model, name, revision, place)
-
-
-def _hub_file(model: str, name: str, revision: str | None, place: str) -> Path | None:
-    """Fetch one file of a hub model, or find it in the local cache; None when it has none."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each of its retries
-    try:
-        return Path(hf_hub_download(model, name, revision=revision, etag_timeout=HUB_TIMEOUT_S))
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{place}: access to it must be asked for on the hub; then set HF_TOKEN"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{place}: the hub knows no such model; check the id, or set HF_TOKEN"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"{place}: not in the local cache, and the hub cannot be reached; give the "
-            "directory of a model, or fetch it where there is a network"
-        ) from error
-    except EntryNotFoundError:
-        return None
-    except OSError as error:
-        raise ModelError(
-            f"{place}: not readable from the hub ({type(error).__name__}); check the "
-            "id and the network"
-        ) from error

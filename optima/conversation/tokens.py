@@ -10,12 +10,10 @@ from the one before it, and a training row holds nothing that was not generated.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
-from typing import Literal
 
 from tokenizers import Tokenizer
 
-from optima.conversation.template import ChatTemplate, Roles, model_file, model_json
+from optima.conversation.template import ChatTemplate
 from optima.errors import ModelError
 from optima.types import Message
 
@@ -50,25 +48,6 @@ class Encoder:
         self._anchor_text = self._text(self._anchor)
         # SentencePiece's tokenizers begin every text with a space that is not in it.
         self._adds_space = self.token(self.encode_once("a")[0]).startswith("\u2581")
-
-    @classmethod
-    def load(
-        cls,
-        model: str,
-        stop_tokens: Sequence[str] = (),
-        *,
-        revision: str | None = None,
-        field: str = "model.path",
-    ) -> "Encoder":
-        """Read ``tokenizer.json`` of a model directory or hub id; ModelError without one."""
-        place = f"{field}={model}"
-        path = model_file(model, "tokenizer.json", revision, place=place)
-        if path is None:
-            raise ModelError(
-                f"{place}: has no tokenizer.json, which conversations are tokenised with; load "
-                "its tokenizer with transformers and save it there (save_pretrained writes one)"
-            )
-        return cls(_read(path, place), stop_tokens, _n_rows(model, revision, place))
 
     def encode(self, text: str) -> Ids:
         """Return the ids of a piece of text; special tokens written in it are recognised."""
@@ -117,24 +96,6 @@ class ChatCodec:
     template: ChatTemplate
     encoder: Encoder
     end_token: int
-
-    @classmethod
-    def load(
-        cls,
-        model: str,
-        *,
-        revision: str | None = None,
-        roles: Roles | Literal["auto"] = "auto",
-        field: str = "model.path",
-    ) -> "ChatCodec":
-        """Read template and tokenizer of a model and prove that conversations can be trained on.
-
-        Raises ModelError with the reason when they cannot.
-        """
-        template = ChatTemplate.load(model, revision=revision, roles=roles, field=field)
-        named = template.special_tokens.get("eos_token")
-        ends = () if named is None else (named,)  # which tokenizer.json may not call special
-        return cls.of(template, Encoder.load(model, ends, revision=revision, field=field))
 
     @classmethod
     def of(cls, template: ChatTemplate, encoder: Encoder) -> "ChatCodec":
@@ -253,18 +214,3 @@ def _joined(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
         elif start < stop:
             joined.append((start, stop))
     return tuple(joined)
-
-
-def _read(path: Path, place: str) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise ModelError(f"{place}: tokenizer.json is no tokenizer ({error})") from error
-
-
-def _n_rows(model: str, revision: str | None, place: str) -> int:
-    """Return the embeddings that the model's configuration speaks of; 0 where it does not."""
-    config = model_json(model, "config.json", revision, place=place)
-    below = config.get("text_config")
-    n_rows = config.get("vocab_size", below.get("vocab_size") if isinstance(below, dict) else None)
-    return n_rows if isinstance(n_rows, int) else 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optima.conversation.template import HUB_TIMEOUT_S, model_json
+from optima.conversation.loading import HUB_TIMEOUT_S, model_json
 from optima.errors import ModelError, UsageError
 from optima.plan import Counts, plan
 from optima.recipe.schema import ModelSection, Recipe

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import optima
 from optima.conversation.agent import prove_talk
+from optima.conversation.loading import load_codec
 from optima.conversation.tokens import ChatCodec
 from optima.pipelines.context import Device, Model, RunContext, split_devices
 from optima.pipelines.preflight import check_start
@@ -103,7 +104,7 @@ def model_codec(recipe: Recipe, path: str) -> ChatCodec:
     source = section.tokenizer or path
     revision = section.revision if source == section.path else None
     field = "model.path" if section.tokenizer is None else "model.tokenizer"
-    codec = ChatCodec.load(source, revision=revision, roles=section.roles, field=field)
+    codec = load_codec(source, revision=revision, roles=section.roles, field=field)
     prove_talk(codec, recipe.agents.names)
     return codec
 
@@ -125,7 +126,7 @@ def loss_model(recipe: Recipe) -> Model:
 def loss_codec(recipe: Recipe, codec: ChatCodec) -> ChatCodec:
     """Return template and tokenizer of the model whose losses give R_loss."""
     path = recipe.model.loss_path
-    return codec if path is None else ChatCodec.load(path, field="model.loss_path")
+    return codec if path is None else load_codec(path, field="model.loss_path")
 
 
 def _model_ref(path: str) -> ModelRef:

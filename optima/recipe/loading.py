@@ -19,10 +19,10 @@ from pydantic.fields import FieldInfo
 from optima.errors import RecipeError, UsageError
 from optima.recipe.layers import WHERE, WHOLE, Condition, Layers, Origin, merge_layers
 from optima.recipe.schema import METHOD_SECTIONS, Recipe, keys_of, section_above
-from optima.recipe.sections import section_of
 from optima.recipe.text import printable, quoting, write_yaml
 from optima.tasks import TASKS, get_task
 from optima.tasks.task import Task
+from optima.types import section_of
 
 # Fields that only some tasks read (``Task.reads``), and those that a task made by code does not.
 OF_SOME_TASKS = sorted(frozenset[str]().union(*(task.reads for task in TASKS.values())))

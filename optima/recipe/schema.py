@@ -14,12 +14,10 @@ from optima.recipe.sections import AgentsSection as AgentsSection
 from optima.recipe.sections import ChoiceAnswer as ChoiceAnswer
 from optima.recipe.sections import ColdStartSection as ColdStartSection
 from optima.recipe.sections import ConversationSection as ConversationSection
-from optima.recipe.sections import DataSection as DataSection
 from optima.recipe.sections import EvaluationSection as EvaluationSection
 from optima.recipe.sections import ModelSection as ModelSection
 from optima.recipe.sections import RewardSection as RewardSection
 from optima.recipe.sections import SamplingSection as SamplingSection
-from optima.recipe.sections import Section, section_of
 from optima.recipe.sections import SelectSection as SelectSection
 from optima.recipe.serving import ServingSection as ServingSection
 from optima.recipe.training import DpoSection as DpoSection
@@ -28,6 +26,8 @@ from optima.recipe.training import LoraSection as LoraSection
 from optima.recipe.training import PairSection as PairSection
 from optima.recipe.training import SearchSection as SearchSection
 from optima.recipe.training import TrainSection as TrainSection
+from optima.tasks.data import DataSection as DataSection
+from optima.types import Section, section_of
 
 MAX_SEED = 2**63 - 1  # a signed 64-bit number, as servers take it
 Method = Literal["sft", "dpo", "sft_dpo"]

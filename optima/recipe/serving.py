@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from optima.recipe.sections import Section
+from optima.types import Section
 
 _URL = re.compile(r"https?://([^/\s?#@:\[\]]+|\[[^/\s\]]+\])(:(?P<port>\d{1,5}))?(/[^\s?#]*)?")
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*")  # what stands before "=", a space or a "."

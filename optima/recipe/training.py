@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from optima.recipe.sections import Section
+from optima.types import Section
 
 MAX_SERVED_RANK = 512  # of vLLM
 

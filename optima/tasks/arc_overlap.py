@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from optima.recipe.schema import DataSection
 from optima.tasks.arc import question_key, stem_of
+from optima.tasks.data import DataSection
 from optima.tasks.mmlu import unnested
 from optima.tasks.rows import RawRow, read_file, read_hub_split
 from optima.tasks.task import HubSource, MalformedRowError, Row

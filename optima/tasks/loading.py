@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from optima.errors import DataError
-from optima.recipe.schema import DataSection
 from optima.seeding import derive_seed, digest
 from optima.tasks.arc_overlap import ArcQuestions, arc_questions
+from optima.tasks.data import DataSection
 from optima.tasks.dealing import NO_CONTEXT, Dealing
 from optima.tasks.rows import RawRow, read_hub, read_path
 from optima.tasks.task import MalformedRowError, Task, WithheldGoldError, describe

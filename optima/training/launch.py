@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from optima.conversation.template import HUB_TIMEOUT_S
+from optima.conversation.loading import HUB_TIMEOUT_S
 from optima.errors import ProcessError, RecipeError, StageError
 from optima.processes.devices import Devices, free_port
 from optima.processes.environment import Environment

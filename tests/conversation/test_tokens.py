@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 
 from optima.conversation.agent import Speaker, prove_talk
 from optima.conversation.dialogue import sampled_ids
+from optima.conversation.loading import load_codec, load_encoder
 from optima.conversation.template import ChatTemplate
 from optima.conversation.tokens import ChatCodec, Encoder
 from optima.errors import ModelError
@@ -76,13 +77,13 @@ def _line(mark: str, index: int) -> str:
 
 def test_ids_of_a_model_are_those_of_its_tokenizer_and_of_its_embeddings(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    n_ids = Encoder.load(str(tmp_path)).n_ids
+    n_ids = load_encoder(str(tmp_path)).n_ids
     tokenizer = tiny_tokenizer()
     assert tokenizer.id_to_token(n_ids - 1) is not None
     assert tokenizer.id_to_token(n_ids) is None
     for config in ({"vocab_size": n_ids + 7}, {"text_config": {"vocab_size": n_ids + 7}}):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        assert Encoder.load(str(tmp_path)).n_ids == n_ids + 7
+        assert load_encoder(str(tmp_path)).n_ids == n_ids + 7
 
 
 @pytest.mark.parametrize("agent", [0, 1])
@@ -262,12 +263,12 @@ def test_tokenizer_that_begins_texts_with_a_space_puts_none_before_an_utterance(
 def test_codec_is_read_from_the_files_of_a_model(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(CHATML)
     with pytest.raises(ModelError, match=r"model\.tokenizer=.*has no tokenizer\.json"):
-        ChatCodec.load(str(tmp_path), field="model.tokenizer")
+        load_codec(str(tmp_path), field="model.tokenizer")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match=r"model\.path=.*tokenizer\.json is no tokenizer"):
-        ChatCodec.load(str(tmp_path))
+        load_codec(str(tmp_path))
     write_tokenizer(tmp_path)
-    loaded = Speaker(0, "Alice", "You are Alice.", ChatCodec.load(str(tmp_path)))
+    loaded = Speaker(0, "Alice", "You are Alice.", load_codec(str(tmp_path)))
     assert loaded.prompt_ids(TALK) == speakers()[0].prompt_ids(TALK)
 
 
@@ -282,9 +283,9 @@ def test_end_token_that_the_tokenizer_does_not_call_special_is_known_by_its_name
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(ModelError, match="no special token ends"):
-        ChatCodec.load(str(tmp_path))
+        load_codec(str(tmp_path))
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         (tmp_path / name).write_text(json.dumps({"eos_token": named}))
-        loaded = ChatCodec.load(str(tmp_path))
+        loaded = load_codec(str(tmp_path))
         assert loaded.end_token == tokenizer.token_to_id("</s>")
         (tmp_path / name).unlink()

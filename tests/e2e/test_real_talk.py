@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from optima.conversation.dialogue import Dialogue, Request
+from optima.conversation.loading import load_codec
 from optima.conversation.tokens import ChatCodec
 from optima.pipelines.agreement import TaskAgreement
 from optima.pipelines.talk import speakers_of
@@ -76,7 +77,7 @@ def talks(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Talks:
         [f"model.path={model}", "model.max_model_len=1024", "serving.device=cpu",
          "serving.max_num_seqs=16", "conversation.max_turns=2", "conversation.max_turn_tokens=64"],
     )  # fmt: skip
-    codec = ChatCodec.load(str(model))
+    codec = load_codec(str(model))
     fleet = Fleet(
         ModelRef(path=str(model)),
         recipe=recipe,

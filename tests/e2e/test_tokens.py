@@ -9,6 +9,7 @@ import pytest
 
 from optima.conversation.agent import Speaker
 from optima.conversation.dialogue import Dialogue, Request
+from optima.conversation.loading import load_codec
 from optima.conversation.tokens import ChatCodec
 from optima.processes.devices import Devices
 from optima.processes.environment import resolve_environment
@@ -43,7 +44,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="module")
 def codec() -> ChatCodec:
-    return ChatCodec.load(str(MODEL))
+    return load_codec(str(MODEL))
 
 
 def ask_all(fleet: Fleet, requests: list[Request], temperature: float = 0.0) -> list[Completion]:

@@ -10,7 +10,7 @@ from optima.errors import RecipeError
 from optima.recipe.layers import is_layer, is_override, merge_layers
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
-from optima.recipe.sections import section_of
+from optima.types import section_of
 
 BASE = """\
 method: sft

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-from optima.conversation.tokens import ChatCodec
+from optima.conversation.loading import load_codec
 from tests.templates import CHATML
 from tests.tokenizers import write_tokenizer
 
@@ -23,7 +23,7 @@ def _load(name: str) -> ModuleType:
 def test_losses_of_the_scorer_benchmark_count_the_end_of_turn(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(CHATML)
     write_tokenizer(tmp_path)
-    end = ChatCodec.load(str(tmp_path)).end_text()
+    end = load_codec(str(tmp_path)).end_text()
     assert end == "<|im_end|>"
     items = _load("scorer").make_items(str(tmp_path), 5, 0)
     assert [text.endswith(end) and text.count(end) == 1 for _, text in items] == [True] * 5

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from optima.conversation.tokens import ChatCodec
+from optima.conversation.loading import load_codec
 from optima.errors import StageError
 from optima.processes.devices import Devices
 from optima.processes.environment import resolve_environment
@@ -92,7 +92,7 @@ def _model(directory: Path, *, poison: str | None = None) -> Path:
 
 
 def _job(model: Path, tmp_path: Path, kind: str, **train: object) -> TrainJob:
-    codec = ChatCodec.load(str(model))
+    codec = load_codec(str(model))
     make = training_row if kind == "sft" else pair_row
     rows = write_rows(tmp_path / "rows.jsonl", [make(codec, k) for k in range(8)])  # type: ignore[arg-type]
     section = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from optima.conversation.tokens import ChatCodec
+from optima.conversation.loading import load_codec
 from optima.errors import StageError
 from optima.processes.devices import Devices
 from optima.processes.environment import resolve_environment
@@ -28,7 +28,7 @@ def _job(model: ModelRef, tmp_path: Path, dpo: DpoSection, **train: object) -> T
         "max_length": 128,
         **train,
     }
-    codec = ChatCodec.load(model.path)
+    codec = load_codec(model.path)
     rows = [pair_row(codec, k) for k in range(12)]
     return TrainJob(
         model=model,

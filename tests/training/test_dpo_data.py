@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from optima.conversation.tokens import ChatCodec
+from optima.conversation.loading import load_codec
 from optima.recipe.schema import DpoSection, TrainSection
 from optima.training.jobs import TrainJob
 from optima.types import ModelRef
@@ -16,7 +16,7 @@ parallelism = pytest.importorskip("optima.training.jobs")
 
 
 def _job(smollm2: Path, tmp_path: Path, section: DpoSection, max_length: int = 64) -> TrainJob:
-    codec = ChatCodec.load(str(smollm2))
+    codec = load_codec(str(smollm2))
     rows = [pair_row(codec, k, " no" * n) for k, n in enumerate((1, 20, 200))]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     return TrainJob(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from optima.conversation.tokens import ChatCodec
+from optima.conversation.loading import load_codec
 from optima.processes.environment import resolve_environment
 from optima.recipe.schema import DpoSection, TrainSection
 from optima.training.jobs import TrainJob, TrainResult
@@ -68,7 +68,7 @@ def test_preferences_are_trained_by_two_processes_that_share_precomputed_referen
     smollm2: Path, tmp_path: Path
 ) -> None:
     model = _tiny_model(smollm2, tmp_path / "model")
-    codec = ChatCodec.load(model.path)
+    codec = load_codec(model.path)
     rows = write_rows(tmp_path / "rows.jsonl", [pair_row(codec, k) for k in range(8)])
     result = _train(_job(model, rows, tmp_path / "two"), 2)
     assert result.n_steps == 2  # 8 pairs in steps of 4: 2 processes with 2 pairs each

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from optima.conversation.tokens import ChatCodec
+from optima.conversation.loading import load_codec
 from optima.errors import RecipeError, StageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment, resolve_environment
@@ -46,7 +46,7 @@ def _job(model: Path, tmp_path: Path, **train: object) -> TrainJob:
         "max_length": 160,  # two rows of these fit into a pack
         **train,
     }
-    codec = ChatCodec.load(str(model))
+    codec = load_codec(str(model))
     rows = [training_row(codec, k) for k in range(16)]
     return TrainJob(
         model=ModelRef(path=str(model)),

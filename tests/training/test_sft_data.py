@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from optima.conversation.agent import Speaker
-from optima.conversation.template import ChatTemplate
-from optima.conversation.tokens import ChatCodec
+from optima.conversation.loading import load_codec, load_template
 from optima.recipe.schema import TrainSection
 from optima.training.jobs import TrainJob
 from optima.types import ModelRef
@@ -20,7 +19,7 @@ END = 2  # of SmolLM2's tokenizer, which pads with it as well
 
 
 def _rows(smollm2: Path, tmp_path: Path, max_length: int = 4096) -> Any:
-    codec = ChatCodec.load(str(smollm2))
+    codec = load_codec(str(smollm2))
     path = write_rows(tmp_path / "rows.jsonl", [training_row(codec, k) for k in (0, 2, 10_000_000)])
     job = TrainJob(
         model=ModelRef(path=str(smollm2)), rows_path=str(path), output_dir=str(tmp_path),
@@ -74,11 +73,11 @@ def test_first_token_of_a_row_is_no_trained_one_as_nothing_is_before_it() -> Non
 
 def test_template_and_tokenizer_are_used_as_their_library_does(smollm2: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(smollm2)
-    codec = ChatCodec.load(str(smollm2))
+    codec = load_codec(str(smollm2))
     alice = Speaker(0, "Alice", "You are Alice. Zoë 🙂 lives in Århus.", codec)
     messages, _ = alice.view([turn(0, " The lamp\n\nis where?"), turn(1, " In <A>Riga</A>.")])
     plain = [message.model_dump() for message in messages]
     text = theirs.apply_chat_template(plain, tokenize=False, add_generation_prompt=False)
-    assert ChatTemplate.load(str(smollm2)).render(messages) == text
+    assert load_template(str(smollm2)).render(messages) == text
     assert list(codec.encoder.encode(text)) == theirs(text, add_special_tokens=False)["input_ids"]
     assert codec.end_token == theirs.eos_token_id
