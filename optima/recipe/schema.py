@@ -84,14 +84,14 @@ class Recipe(Section):
             raise ValueError(f"initialise: contradicts method={self.method}; remove it")
         if self.method == "dpo" and self.initialise is not False and self.iterations == 1:
             raise ValueError(
-                "iterations: 1 is the SFT that initialises a dpo run and leaves none of "
-                "preferences; write 2 or more, or initialise: false"
+                "iterations: 1 is the SFT that initialises a dpo run, and no training on "
+                "preferences follows; write 2 or more, or initialise: false"
             )
         if self.method == "dpo":
             self._check_unread()
         if len(self.agents.names) == 1 and self.method != "sft":
             raise ValueError(
-                "agents.names: has one agent, which makes no dialogue: method must be sft; name two"
+                "agents.names: has one agent, but a dialogue needs two; name two, or use method=sft"
             )
         most, window = self.conversation.max_turn_tokens, self.model.max_model_len
         if window is not None and most >= window:
@@ -112,7 +112,7 @@ class Recipe(Section):
         has_sft = self.initialise is not False or self.cold_start is not None
         if train.batching != "length_grouped" and not has_sft:
             raise ValueError(
-                f"train.batching: {train.batching} is of SFT, of which there is none with "
+                f"train.batching: {train.batching} applies to SFT, and there is none with "
                 "initialise=false and no cold_start; remove it: pairs are trained on as they come"
             )
 

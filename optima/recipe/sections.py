@@ -101,7 +101,7 @@ class SamplingSection(Section):
     def _check(self) -> Self:
         if self.format_pool_path is not None and not self.format_pool:
             raise ValueError(
-                "format_pool_path: is read by nothing while format_pool=False; remove one of them"
+                "format_pool_path: is not read while format_pool=False; remove one of them"
             )
         return self
 

@@ -115,7 +115,7 @@ def _check_extra_args(arguments: Sequence[str]) -> None:
     """Each element is one word of a command line, and none sets what a field sets."""
     if arguments and not arguments[0].startswith("-"):
         raise ValueError(
-            f"extra_args: {arguments[0]!r} follows no option; write --option before its value"
+            f"extra_args: {arguments[0]!r} is not an option; write --option before its value"
         )
     for argument in arguments:
         if not argument or "\0" in argument:

@@ -158,11 +158,13 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self._depth > MAX_DEPTH:
             where = self._source.at(self.line)
-            raise RecipeError(f"{where}: is nested over {MAX_DEPTH} deep; no recipe is, remove it")
+            raise RecipeError(
+                f"{where}: is nested over {MAX_DEPTH} deep, as no recipe is; remove it"
+            )
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if self._source.key and event.anchor and not isinstance(event, yaml.AliasEvent):
             raise RecipeError(
-                f"{self._source.place}: `&` names a value in YAML, which nothing here can use; "
+                f"{self._source.place}: `&` names a value in YAML, which is not used here; "
                 f"{quoting(self._source.key, self._text, self._text)}"
             )
         self._depth += 1
@@ -186,7 +188,7 @@ class _Reading:
         if self.n_nodes > MAX_NODES:
             self._refuse(node, key, "aliases write out too many values; write out what is meant")
         if any(node is other for other in self.above):
-            self._refuse(node, key, "is an alias of what it stands in; write out what is meant")
+            self._refuse(node, key, "is an alias of what holds it; write out what is meant")
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, key)
         kind = "seq" if isinstance(node, yaml.SequenceNode) else "map"
@@ -269,7 +271,7 @@ class _Reading:
         text: str = node.value
         if found := _UNPRINTABLE.search(text):
             code = f"#x{ord(found[0]):04x}"
-            self._refuse(node, key, f"holds the character {code}, which no text may; remove it")
+            self._refuse(node, key, f"holds the character {code}, which is not allowed; remove it")
         return text
 
     def _refuse_tag(self, node: yaml.Node, key: str) -> NoReturn:

@@ -109,7 +109,7 @@ def check_completion(server: Server, model_name: str, timeout_s: float) -> Reply
         if not _takes_text(server, model_name, timeout_s):
             raise
         raise ServerError(
-            f"{error}; it takes a text as prompt but no token ids, of which prompts are made here; "
+            f"{error}; it takes a text as prompt but not token ids, which prompts here consist of; "
             "serve the model with vLLM, SGLang or llama.cpp"
         ) from error
 

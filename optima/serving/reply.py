@@ -117,7 +117,7 @@ def read_reply(url: str, payload: bytes) -> Reply:
     if reply.n_tokens is None:
         raise RetryableError(
             f"{url}: usage.completion_tokens: is missing, and there are no token_ids to count, so "
-            "what was said has no length; turn usage on at that server"
+            "the length of the text is unknown; turn usage on at that server"
         )
     return reply
 

@@ -144,7 +144,7 @@ CONTRADICTIONS = {
         "write one element each: [--block-size=32, --async-scheduling]"
     ),
     "serving: {extra_args: ['32', --block-size]}": (
-        "serving.extra_args: '32' follows no option; write --option before its value"
+        "serving.extra_args: '32' is not an option; write --option before its value"
     ),
     "serving: {extra_args: [--block-size, '']}": (
         "serving.extra_args: '' is not an argument; remove it"
@@ -215,15 +215,15 @@ def test_fields_that_a_dpo_run_has_no_use_for_are_refused(tmp_path: Path) -> Non
     )
     given = ("method=dpo", "initialise=false")
     assert refusal(tmp_path, "train: {batching: packing}\n", *given).endswith(
-        "train.batching: packing is of SFT, of which there is none with initialise=false and no "
+        "train.batching: packing applies to SFT, and there is none with initialise=false and no "
         "cold_start; remove it: pairs are trained on as they come"
     )
 
 
 def test_dpo_run_without_an_iteration_of_preferences_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path, "", "method=dpo", "iterations=1") == (
-        "override iterations=1: iterations: 1 is the SFT that initialises a dpo run and leaves "
-        "none of preferences; write 2 or more, or initialise: false"
+        "override iterations=1: iterations: 1 is the SFT that initialises a dpo run, and no "
+        "training on preferences follows; write 2 or more, or initialise: false"
     )
 
 
@@ -368,7 +368,7 @@ def test_an_empty_text_is_refused_where_it_stands(override: str, tmp_path: Path)
 
 def test_a_pool_that_is_off_reads_no_formats(tmp_path: Path) -> None:
     message = refusal(tmp_path, "sampling: {format_pool: false, format_pool_path: DIR}\n")
-    assert message.startswith("r.yaml:4: sampling.format_pool_path: is read by nothing while")
+    assert message.startswith("r.yaml:4: sampling.format_pool_path: is not read while")
 
 
 def test_an_adapter_that_no_server_takes_is_refused_before_it_is_trained(tmp_path: Path) -> None:

@@ -25,16 +25,16 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
 # What is added to BASE, whose lines are 1 to 3 -> the message without the name of the file.
 REFUSED = {
     "data: &d {path: *d}\n": (
-        ":4: data.path: is an alias of what it stands in; write out what is meant"
+        ":4: data.path: is an alias of what holds it; write out what is meant"
     ),
-    "data: &d\n  <<: *d\n": ":4: data: is an alias of what it stands in; write out what is meant",
+    "data: &d\n  <<: *d\n": ":4: data: is an alias of what holds it; write out what is meant",
     "agents: {names: &n [*n]}\n": (
-        ":4: agents.names: is an alias of what it stands in; write out what is meant"
+        ":4: agents.names: is an alias of what holds it; write out what is meant"
     ),
     LAUGHS: ":{line}: {key}: aliases write out too many values; write out what is meant",
     MERGES: ":{line}: {key}: aliases write out too many values; write out what is meant",
-    f"seed: {'[' * 5000}\n": ":4: is nested over 20 deep; no recipe is, remove it",
-    "seed: " + "{a: " * 5000 + "\n": ":4: is nested over 20 deep; no recipe is, remove it",
+    f"seed: {'[' * 5000}\n": ":4: is nested over 20 deep, as no recipe is; remove it",
+    "seed: " + "{a: " * 5000 + "\n": ":4: is nested over 20 deep, as no recipe is; remove it",
     "- " * 5000: ":4: is not valid YAML: expected <block end>, but found '-'; "
     "mend brackets, quotes, indentation",
     "seed: 2026-13-45\n": ":4: seed: 2026-13-45 is a date to YAML; put it in quotes",
@@ -103,10 +103,10 @@ REFUSED = {
         ":4: is not valid YAML: the character #x0000 is not allowed; remove it"
     ),
     'data: {path: "a\\0"}\n': (
-        ":4: data.path: holds the character #x0000, which no text may; remove it"
+        ":4: data.path: holds the character #x0000, which is not allowed; remove it"
     ),
     'data: {path: "\\ud800"}\n': (
-        ":4: data.path: holds the character #xd800, which no text may; remove it"
+        ":4: data.path: holds the character #xd800, which is not allowed; remove it"
     ),
     '"se\\nd": 1\n': ":4: se\\nd: unknown key (did you mean seed?)",
     "reward.lambda_token: 1\n": (
@@ -210,7 +210,7 @@ OVERRIDES = {
     """mend brackets and quotes, or write 'seed="["'""",
     "model.path=[x": "is not valid YAML: expected ',' or ']', but got '<stream end>'; "
     """mend brackets and quotes, or write 'model.path="[x"'""",
-    "model.path=&x": "`&` names a value in YAML, which nothing here can use; "
+    "model.path=&x": "`&` names a value in YAML, which is not used here; "
     """write 'model.path="&x"'""",
     "serving.gpus.0=1": 'serving.gpus: {"0": 1} must be a list; give the whole list, as [A, B]',
     "train.report_to=on": "train.report_to: true must be a list; write [true]",

@@ -270,7 +270,7 @@ def test_endpoint_that_takes_no_token_ids_is_refused_before_the_run(
         return 422, b"Failed to deserialize: prompt: invalid type: sequence, expected a string"
 
     message = refusal_of(tmp_path, serve(completions=only_text))
-    assert "takes a text as prompt but no token ids" in message
+    assert "takes a text as prompt but not token ids" in message
 
 
 @pytest.mark.parametrize("changes", [{"token_ids": None}, {"token_ids": [8]}])
