@@ -47,7 +47,11 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
 
 
 def read_records(path: Path, kind: type[R]) -> Iterator[R]:
-    """Yield the records of a JSON Lines file one by one; StageError names a line that is none."""
+    """Yield the records of a JSON Lines file one by one; StageError names a line that is none.
+
+    A line ends at a line feed and nowhere else: texts may hold other characters that Python takes
+    for ends of lines, such as U+2028 and U+0085.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             yield parse_record(line, kind, f"{path}:{number}")

@@ -44,23 +44,24 @@ _FILLERS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Behaviour:
-    """What is wrong with this server, if anything."""
+    """What is wrong with this server, if anything; the options of its command line set it."""
 
-    latency_s: float = 0.0
+    latency_ms: float = 0.0
     fail_rate: float = 0.0
     die_after: int | None = None
     hang_after: int | None = None
-    is_never_ready: bool = False
-    is_mute: bool = False
+    never_ready: bool = False
+    mute: str | None = None
     overflow_chars: int | None = None
     max_model_len: int | None = None
-    has_health: bool = True
-    gives_ids: bool = True
-    takes_ids: bool = True
-    gives_logprobs: bool = True
+    no_health: bool = False
+    no_token_ids: bool = False
+    only_text: bool = False
+    no_logprobs: bool = False
     notes: Path | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,8 @@ class FakeServer:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
         path = request.path
-        if path == "/health" and self._behaviour.has_health:
-            return web.Response(status=503 if self._behaviour.is_never_ready else 200)
+        if path == "/health" and not self._behaviour.no_health:
+            return web.Response(status=503 if self._behaviour.never_ready else 200)
         if self._authorization and request.headers.get("Authorization") != self._authorization:
             return web.Response(
                 body=b'{"error":"Unauthorized"}', status=401, content_type="application/json"
@@ -116,8 +117,8 @@ class FakeServer:
             os._exit(1)
         if behaviour.hang_after is not None and self._n_completions > behaviour.hang_after:
             await asyncio.Event().wait()
-        if behaviour.latency_s:
-            await asyncio.sleep(behaviour.latency_s)
+        if behaviour.latency_ms:
+            await asyncio.sleep(behaviour.latency_ms / 1000)
         if behaviour.fail_rate and self._draw_failure():
             return _error(500, "the fake server fails as it was told")
         try:
@@ -131,13 +132,14 @@ class FakeServer:
                 notes.write(body + b"\n")
         if model not in self._models:
             return _error(404, f"The model `{model}` does not exist.")
-        if not (behaviour.takes_ids or isinstance(prompt, str)):  # the words of TGI
+        if behaviour.only_text and not isinstance(prompt, str):  # the words of TGI
             return _error(422, "prompt: invalid type: sequence, expected a string")
         text, n_prompt = self._read(prompt)
         problem = self._overflow(text, n_prompt, max_tokens)
         if problem:
             return _error(400, problem)
-        said = self._say("" if self._behaviour.is_mute else compose(text, seed), asked)
+        is_mute = behaviour.mute is not None and behaviour.mute in (behaviour.model or "")
+        said = self._say("" if is_mute else compose(text, seed), asked)
         choice = {
             "index": 0,
             "text": said.text,
@@ -145,7 +147,7 @@ class FakeServer:
             "stop_reason": said.stop_reason,
             "token_ids": said.token_ids if asked.get("return_token_ids") else None,
         }
-        if not behaviour.gives_ids:
+        if behaviour.no_token_ids:
             del choice["token_ids"]
         if asked.get("prompt_logprobs") is not None:
             choice["prompt_logprobs"] = self._score(prompt)
@@ -159,7 +161,7 @@ class FakeServer:
 
     def _score(self, prompt: list[int]) -> list[dict[str, dict[str, float]] | None] | None:
         """Return what vLLM says of the tokens of a prompt of ids."""
-        if not self._behaviour.gives_logprobs:
+        if self._behaviour.no_logprobs:
             return None
         values = zip(prompt[1:], token_logprobs(self._weights, prompt), strict=True)
         return [None, *({str(i): {"logprob": value}} for i, value in values)]
@@ -300,8 +302,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--served-model-name")
     parser.add_argument("--lora-modules", nargs="*", default=[], metavar="NAME=PATH")
     parser.add_argument("--max-model-len", type=int)
-    parser.add_argument("--latency-ms", type=float, default=0.0, help="pause before an answer")
-    parser.add_argument("--fail-rate", type=float, default=0.0, help="share of answers 500")
+    parser.add_argument("--latency-ms", type=float, help="pause before an answer")
+    parser.add_argument("--fail-rate", type=float, help="share of answers 500")
     parser.add_argument("--die-after", type=int, metavar="N", help="exit after N completions")
     parser.add_argument("--hang-after", type=int, metavar="N", help="answer N completions only")
     parser.add_argument("--no-health", action="store_true", help="there is no /health")
@@ -313,28 +315,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mute", metavar="PART", help="say nothing as a model of this path")
     parser.add_argument("--overflow-chars", type=int, metavar="N", help="refuse longer prompts")
     parser.add_argument("--notes", type=Path, metavar="FILE", help="append every request to it")
-    options, _ = parser.parse_known_args(argv)
+    options: Any = Behaviour()  # with the other options beside it
+    parser.parse_known_args(argv, options)
     models = [options.served_model_name or options.model or "policy"]
     models += [module.split("=", 1)[0] for module in options.lora_modules]
     folders = [module.split("=", 1)[1] for module in options.lora_modules] or [options.model or "."]
-    behaviour = Behaviour(
-        latency_s=options.latency_ms / 1000,
-        fail_rate=options.fail_rate,
-        die_after=options.die_after,
-        hang_after=options.hang_after,
-        has_health=not options.no_health,
-        gives_ids=not options.no_token_ids,
-        takes_ids=not options.only_text,
-        gives_logprobs=not options.no_logprobs,
-        is_never_ready=options.never_ready,
-        is_mute=options.mute is not None and options.mute in (options.model or ""),
-        overflow_chars=options.overflow_chars,
-        max_model_len=options.max_model_len,
-        notes=options.notes,
-    )
     tokenizer = load_tokenizer(options.tokenizer or options.model)
     key, weights = os.environ.get("VLLM_API_KEY", ""), options.weights or Path(folders[0])
-    server = FakeServer(models, key, behaviour, tokenizer, weights)
+    server = FakeServer(models, key, options, tokenizer, weights)
     try:
         asyncio.run(serve(server, options.host, options.port))
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ temporary name, then renamed) and last ``result.json``: where that stands, the t
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -23,7 +23,6 @@ CHECKPOINTS_DIR = "checkpoints"
 LOGPROBS_FILE = "logprobs.json"
 MODEL_DIR = "model"
 ERROR_MARK = "error: "  # begins the line in a training's log that says why it failed
-R = TypeVar("R", bound=Record)
 
 
 class TrainJob(Record):
@@ -106,16 +105,6 @@ class TrainProgress(Record):
     n_steps: int
     loss: float | None
     tokens_per_s: float
-
-
-def read_lines(path: str, kind: type[R]) -> list[R]:
-    """Return the records of a JSON Lines file.
-
-    A line ends at a line feed and nowhere else: texts may hold other characters that Python takes
-    for ends of lines, such as U+2028 and U+0085.
-    """
-    with Path(path).open("rb") as file:
-        return [kind.model_validate_json(line) for line in file if line.strip()]
 
 
 # One process, on one GPU or on the CPU.

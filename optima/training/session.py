@@ -24,6 +24,7 @@ from transformers import TrainerCallback
 
 from optima.errors import OptimaError, StageError
 from optima.recipe.training import TrainSection
+from optima.records import read_records
 from optima.shares import share_of
 from optima.training.jobs import (
     CHECKPOINTS_DIR,
@@ -32,7 +33,6 @@ from optima.training.jobs import (
     BatchPlan,
     TrainJob,
     TrainResult,
-    read_lines,
 )
 from optima.training.policy import TEMPORARY_MODEL_DIR, DivergenceError, save
 from optima.types import Record
@@ -56,7 +56,7 @@ class Rows(Generic[R]):
     @classmethod
     def read(cls, path: str | None, max_length: int) -> Self:
         """Read a file of rows and drop those that are too long."""
-        rows: list[Any] = [] if path is None else read_lines(path, cls.kind)
+        rows: list[Any] = [] if path is None else list(read_records(Path(path), cls.kind))
         kept = tuple(row for row in rows if cls.n_longest(row) <= max_length)
         return cls(kept, len(rows) - len(kept))
 

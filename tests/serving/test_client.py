@@ -314,7 +314,7 @@ async def test_refused_connection_is_tried_again_on_another_server() -> None:
 
 async def test_silent_server_meets_the_deadline() -> None:
     section = SERVING.model_copy(update={"request_timeout_s": 0.2, "max_attempts": 2})
-    async with serving(fake(latency_s=2)) as server:
+    async with serving(fake(latency_ms=2000)) as server:
         async with CompletionClient([server], "m", section) as client:
             with pytest.raises(ServerError, match=r"no answer within 0\.2 s"):
                 await ask(client)

@@ -10,7 +10,8 @@ from optima.errors import StageError
 from optima.processes.devices import Devices
 from optima.processes.environment import resolve_environment
 from optima.recipe.schema import DpoSection, LoraSection, TrainSection
-from optima.training.jobs import TrainJob, TrainResult, read_lines
+from optima.records import read_records
+from optima.training.jobs import TrainJob, TrainResult
 from optima.training.launch import run_training
 from optima.types import ModelRef, PreferenceRow
 from tests.training.rows import pair_row, write_rows
@@ -80,7 +81,7 @@ def _negative_log_likelihood(model_path: Path, rows_path: Path) -> float:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     means = []
-    for pair in read_lines(str(rows_path), PreferenceRow):
+    for pair in read_records(rows_path, PreferenceRow):
         ids = torch.tensor([pair.prompt_ids + pair.chosen_ids])
         with torch.no_grad():
             logs = model(ids).logits[0, :-1].log_softmax(-1)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from optima.training.jobs import read_lines
+from optima.records import read_records
 from optima.types import Message, PreferenceRow
 
 
@@ -22,4 +22,4 @@ def test_rows_whose_texts_hold_other_ends_of_lines_are_read_whole(tmp_path: Path
     )
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(row.model_dump_json() + "\n" for _ in range(2)), encoding="utf-8")
-    assert read_lines(str(path), PreferenceRow) == [row, row]
+    assert list(read_records(path, PreferenceRow)) == [row, row]

@@ -14,6 +14,7 @@ from optima.errors import RecipeError, StageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment, resolve_environment
 from optima.recipe.schema import LoraSection, TrainSection
+from optima.records import read_records
 from optima.training.jobs import (
     CHECKPOINTS_DIR,
     BatchPlan,
@@ -22,7 +23,6 @@ from optima.training.jobs import (
     accelerate_config,
     n_processes,
     plan_batches,
-    read_lines,
     resolve_parallelism,
 )
 from optima.training.launch import (
@@ -75,7 +75,7 @@ def _check(result: TrainResult, tmp_path: Path) -> None:
     assert result.eval_loss is not None
     assert result.eval_loss_before is not None
     assert result.eval_loss < 0.7 * result.eval_loss_before
-    rows = read_lines(str(tmp_path / "rows.jsonl"), TrainingRow)
+    rows = list(read_records(tmp_path / "rows.jsonl", TrainingRow))
     assert result.n_tokens == 2 * sum(len(row.input_ids) for row in rows)  # of both epochs
     assert result.n_loss_tokens == 2 * sum(b - a for row in rows for a, b in row.trained)
     assert 0 < result.n_loss_tokens < result.n_tokens
