@@ -21,6 +21,7 @@ from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import Recipe
+from optima.recipe.training import MAX_SERVED_RANK
 from optima.serving.client import HOST, MODEL_NAME, Server
 from optima.serving.probe import patiently, served_as
 from optima.serving.worker import EndpointWorker, Worker
@@ -29,7 +30,7 @@ from optima.types import ModelRef
 logger = logging.getLogger(__name__)
 
 _BASE_NAME = "base"  # of the weights below an adapter; nobody asks for it
-_LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)  # the limits that every vLLM release takes
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, MAX_SERVED_RANK)  # the limits that every release takes
 
 
 @dataclass(eq=False)

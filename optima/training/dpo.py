@@ -12,7 +12,6 @@ template or tokenizer takes part; a pair with more than ``dpo.max_length`` token
 counted and dropped, never cut.
 """
 
-import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from optima.errors import StageError
 from optima.training import session
 from optima.training.jobs import (
     CHECKPOINTS_DIR,
@@ -44,14 +42,13 @@ from optima.training.policy import (
 from optima.training.session import conduct, run_job, trainer_arguments
 from optima.types import PreferenceRow
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Pairs(session.Rows[PreferenceRow]):
     """Pairs of utterances after one prompt."""
 
     kind = PreferenceRow
+    noun, limit, threshold = "pair", "dpo.max_length", "pairs.theta_diff"
 
     @staticmethod
     def n_longest(row: PreferenceRow) -> int:
@@ -140,18 +137,7 @@ def trainer_config(job: TrainJob, plan: BatchPlan, n_rows: int, has_eval: bool) 
 def run(job: TrainJob) -> TrainResult:
     """Train and write the model; the result is returned, not written."""
     tokenizer = load_tokenizer(job)
-    pairs = Pairs.read(job.rows_path, job.train.max_length)
-    eval_pairs = Pairs.read(job.eval_rows_path, job.train.max_length)
-    if not pairs.rows:
-        raise StageError(
-            f"{job.rows_path}: no pair to train on ({pairs.n_dropped} are longer than "
-            f"dpo.max_length={job.train.max_length} tokens); lower pairs.theta_diff or raise it"
-        )
-    logger.info(
-        "%d pairs (%d too long), %d evaluation pairs, %d tokens, %d of them in utterances",
-        *(len(pairs.rows), pairs.n_dropped, len(eval_pairs.rows)),
-        *(pairs.n_tokens, pairs.n_loss_tokens),
-    )
+    pairs, eval_pairs = Pairs.of(job)
     kept, dtype = read_format(job), training_dtype(job.train)
     world = PartialState().num_processes
     train = job.train

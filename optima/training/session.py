@@ -50,8 +50,28 @@ class Rows(Generic[R]):
     """The rows of a training that fit, and how many did not; a method counts their tokens."""
 
     kind: ClassVar[type[Record]]
+    noun: ClassVar[str] = "row"
+    limit: ClassVar[str] = "train.max_length"  # the field that a row may be too long for
+    threshold: ClassVar[str] = "select.theta"  # the field that may leave no row
     rows: tuple[R, ...]
     n_dropped: int
+
+    @classmethod
+    def of(cls, job: TrainJob) -> tuple[Self, Self]:
+        """Return the rows to train on and those of the evaluation loss; StageError for no row."""
+        most = job.train.max_length
+        rows, eval_rows = (cls.read(path, most) for path in (job.rows_path, job.eval_rows_path))
+        if not rows.rows:
+            raise StageError(
+                f"{job.rows_path}: no {cls.noun} to train on ({rows.n_dropped} are longer than "
+                f"{cls.limit}={most} tokens); lower {cls.threshold} or raise it"
+            )
+        logger.info(
+            "%d %ss (%d too long), %d for evaluation, %d tokens, %d of them with loss",
+            *(len(rows.rows), cls.noun, rows.n_dropped, len(eval_rows.rows)),
+            *(rows.n_tokens, rows.n_loss_tokens),
+        )
+        return rows, eval_rows
 
     @classmethod
     def read(cls, path: str | None, max_length: int) -> Self:

@@ -6,7 +6,6 @@ Rows over ``train.max_length`` are counted and dropped, never cut. A training th
 continues from its last complete checkpoint.
 """
 
-import logging
 import sys
 from dataclasses import dataclass
 
@@ -16,14 +15,12 @@ from trl import SFTConfig, SFTTrainer
 from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from optima.errors import StageError
 from optima.training import session
 from optima.training.jobs import BatchPlan, TrainJob, TrainResult, plan_batches
 from optima.training.policy import load_tokenizer, prepare_model, read_format, training_dtype
 from optima.training.session import conduct, run_job, trainer_arguments
 from optima.types import TrainingRow
 
-logger = logging.getLogger(__name__)
 IGNORED = -100
 
 
@@ -97,17 +94,7 @@ def trainer_config(job: TrainJob, plan: BatchPlan, n_rows: int, has_eval: bool) 
 def run(job: TrainJob) -> TrainResult:
     """Train and write the model; the result is returned, not written."""
     tokenizer = load_tokenizer(job)
-    rows = Rows.read(job.rows_path, job.train.max_length)
-    eval_rows = Rows.read(job.eval_rows_path, job.train.max_length)
-    if not rows.rows:
-        raise StageError(
-            f"{job.rows_path}: no row to train on ({rows.n_dropped} are longer than "
-            f"train.max_length={job.train.max_length} tokens); lower select.theta or raise it"
-        )
-    logger.info(
-        "%d rows (%d too long), %d evaluation rows, %d tokens, %d of them trained",
-        *(len(rows.rows), rows.n_dropped, len(eval_rows.rows), rows.n_tokens, rows.n_loss_tokens),
-    )
+    rows, eval_rows = Rows.of(job)
     kept = read_format(job)
     data, plan = prepare_data(job, rows)
     # Made before the model is loaded: under ZeRO-3 it tells the loader to split the weights.
