@@ -23,7 +23,7 @@ from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import Recipe
 from optima.recipe.training import MAX_SERVED_RANK
 from optima.serving.client import HOST, MODEL_NAME, Server
-from optima.serving.probe import patiently, served_as
+from optima.serving.probe import served_as, with_retries
 from optima.serving.worker import EndpointWorker, Worker
 from optima.types import ModelRef
 
@@ -154,7 +154,7 @@ class Fleet:
         """Return the name under which an endpoint serves the model."""
         serving, path = self.recipe.serving, self.model.path
         try:
-            name = patiently(lambda: served_as(server, path, serving.start_timeout_s), serving)
+            name = with_retries(lambda: served_as(server, path, serving.start_timeout_s), serving)
         except ServerError as error:
             raise ServerError(f"serving.endpoints: {error}") from error
         logger.info("endpoint %s serves %s as the start model %s", server.base_url, name, path)

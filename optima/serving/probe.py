@@ -170,7 +170,7 @@ def served_as(server: Server, model_path: str, timeout_s: float) -> str:
     )
 
 
-def patiently(
+def with_retries(
     question: Callable[[], _Result],
     serving: ServingSection,
     pause: Callable[[float], object] = time.sleep,

@@ -20,7 +20,7 @@ from optima.serving.probe import (
     health_path,
     is_generating,
     is_healthy,
-    patiently,
+    with_retries,
 )
 from optima.serving.reply import KeyRefusedError, Reply, RetryableError
 from optima.types import ModelRef
@@ -237,7 +237,7 @@ class EndpointWorker(Watcher):
         """Have the endpoint generate. Raises ServerError with its answer if it does not."""
         timeout_s = self._serving.start_timeout_s
         try:
-            reply = patiently(
+            reply = with_retries(
                 lambda: check_completion(self.server, self._model_name, timeout_s),
                 self._serving,
                 self._stopping.wait,

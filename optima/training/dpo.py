@@ -39,7 +39,7 @@ from optima.training.policy import (
     read_format,
     training_dtype,
 )
-from optima.training.session import conduct, run_job, trainer_arguments
+from optima.training.session import run_job, train_and_save, trainer_arguments
 from optima.types import PreferenceRow
 
 
@@ -113,7 +113,7 @@ class PairTrainer(DPOTrainer):
         return loss
 
 
-def share(dataset: Dataset, directory: Path) -> Dataset:
+def on_disk(dataset: Dataset, directory: Path) -> Dataset:
     """Return the dataset as a file that all processes read.
 
     The library keeps the reference's log-probabilities in a file beside it, which the first process
@@ -157,8 +157,10 @@ def run(job: TrainJob) -> TrainResult:
         model=prepare_model(job, dtype),
         ref_model=load_start(job, dtype) if needs_reference else None,
         args=arguments,
-        train_dataset=share(pairs.dataset(), place / "pairs"),
-        eval_dataset=share(eval_pairs.dataset(), place / "eval_pairs") if eval_pairs.rows else None,
+        train_dataset=on_disk(pairs.dataset(), place / "pairs"),
+        eval_dataset=on_disk(eval_pairs.dataset(), place / "eval_pairs")
+        if eval_pairs.rows
+        else None,
         processing_class=tokenizer,
         data_collator=DataCollatorForPreference(pad_token_id=pad),
     )
@@ -166,7 +168,9 @@ def run(job: TrainJob) -> TrainResult:
     if is_ahead:
         trainer.ref_model = None  # its memory is the training's
     first = pairs.rows[0]
-    return conduct(trainer, job, pairs, eval_pairs, kept, first.prompt_ids + first.chosen_ids)
+    return train_and_save(
+        trainer, job, pairs, eval_pairs, kept, first.prompt_ids + first.chosen_ids
+    )
 
 
 if __name__ == "__main__":

@@ -269,7 +269,7 @@ def avoid_cudnn_attention() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def conduct(
+def train_and_save(
     trainer: Any,
     job: TrainJob,
     rows: Rows[Any],

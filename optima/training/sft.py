@@ -18,7 +18,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from optima.training import session
 from optima.training.jobs import BatchPlan, TrainJob, TrainResult, plan_batches
 from optima.training.policy import load_tokenizer, prepare_model, read_format, training_dtype
-from optima.training.session import conduct, run_job, trainer_arguments
+from optima.training.session import run_job, train_and_save, trainer_arguments
 from optima.types import TrainingRow
 
 IGNORED = -100
@@ -111,7 +111,7 @@ def run(job: TrainJob) -> TrainResult:
             pad_token_id=pad, padding_free=job.train.batching == "packing"
         ),
     )
-    return conduct(trainer, job, rows, eval_rows, kept, rows.rows[0].input_ids)
+    return train_and_save(trainer, job, rows, eval_rows, kept, rows.rows[0].input_ids)
 
 
 if __name__ == "__main__":
