@@ -1,0 +1,102 @@
+"""A run that the release of 2026-11-26 made over the stand-ins goes on, and is not made again.
+
+The archive holds a run of iSFT-DPO with a cold start and selection by influence (every kind of
+stage), and the votes of its last model; their rows are made up. It was made by the code of that
+release in a folder of its own, from ``recipe.yaml`` with relative paths.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from optima.pipelines.consistency import run_consistency
+from optima.pipelines.context import Model
+from optima.recipe.loading import load_recipe
+from optima.types import ModelRef
+from tests.fakes import commands, fake_environment
+from tests.pipelines.runs import ROOT, TIMEOUT_S, results
+
+ARCHIVE = ROOT / "tests/data/runs/release_2026_11_26.tar.gz"
+KINDS = {
+    *("problems", "script", "train", "talk", "score", "rank", "generate", "select", "probe"),
+    *("search", "pairs", "rows", "selected"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the release's run, its votes, and what they were made from."""
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    fake_environment(tmp_path)
+    return tmp_path
+
+
+def _optima(folder: Path, command: str, *argv: str) -> None:
+    environment = str(folder / "fake_env")
+    called = [sys.executable, "-m", f"optima.cli.{command}", "--config", "recipe.yaml", *argv]
+    called += ["--vllm-env", environment]
+    done = subprocess.run(
+        called, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+        capture_output=True, text=True, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def _go_on(folder: Path) -> None:
+    _optima(folder, "sft_dpo", "--run-dir", "run", "--train-env", str(folder / "fake_env"))
+
+
+def _started(folder: Path) -> list[str]:
+    """Return the modules that were started as processes of the environments."""
+    argvs = commands(fake_environment(folder))
+    return [argv[1] for argv in argvs if argv[0] == "-m"]
+
+
+def _files(root: Path) -> dict[str, bytes]:
+    """Return what stages wrote, without the markers of their inputs."""
+    paths = (path for path in root.rglob("*") if path.is_file() and path.parent != root)
+    kept = (path for path in paths if "logs" not in path.parts and path.name != "INPUTS")
+    return {str(path.relative_to(root)): path.read_bytes() for path in kept}
+
+
+def test_archive_holds_every_kind_of_stage(folder: Path) -> None:
+    assert {path.parent.name for path in (folder / "run").rglob("DONE.json")} == KINDS
+    assert (folder / "votes/model/groups/DONE.json").is_file()
+
+
+def test_finished_run_of_the_release_is_found_finished(folder: Path) -> None:
+    before = _files(folder / "run")
+    _go_on(folder)
+    assert _files(folder / "run") == before
+    assert _started(folder) == []
+
+
+def test_finished_votes_of_the_release_are_found_finished(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _files(folder / "votes")
+    monkeypatch.chdir(folder)
+    overrides = ["evaluation.n_samples=2", "evaluation.temperature=0.5", "reward.lambda_loss=0.0"]
+    recipe = load_recipe(Path("recipe.yaml"), overrides)
+    model = Model("model", ModelRef(path="model"), "0123456789abcdef")
+    run_consistency(recipe, [model], Path("votes"), vllm_env=fake_environment(folder))
+    assert _files(folder / "votes") == before
+    assert _started(folder) == []
+
+
+def test_run_that_the_release_left_in_a_stage_goes_on_from_there(folder: Path) -> None:
+    before = results(folder / "run")
+    for name in ("iter_0_dpo/train", "evaluate/iter_0_dpo"):
+        shutil.rmtree(folder / "run" / name)
+    talk = folder / "run/iter_0_sft/generate"
+    (talk / "DONE.json").unlink()  # the marker of its inputs and its conversations stay
+    _go_on(folder)
+    assert results(folder / "run") == before
+    assert "accelerate.commands.launch" in _started(folder)
+    assert not list((folder / "run").rglob("*superseded*"))
