@@ -22,7 +22,7 @@ from optima.conversation.agent import Speaker
 from optima.conversation.dialogue import Dialogue, Request
 from optima.conversation.loading import load_codec
 from optima.conversation.rollouts import RoutedCompletion, hold_conversations
-from optima.pipelines.agreement import TaskAgreement
+from optima.pipelines.dialogues import TaskAgreement
 from optima.processes.managed import ManagedProcess
 from optima.prompts.rendering import PromptStyle, system_prompt
 from optima.recipe.schema import ConversationSection, DataSection, ServingSection

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from optima.conversation.agent import Speaker
 from optima.conversation.loading import load_codec
-from optima.pipelines.talk import speakers_of
+from optima.pipelines.context import speakers_of
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import resolve_environment
 from optima.prompts.rendering import PromptStyle

@@ -23,8 +23,8 @@ from pathlib import Path
 from bench.rollouts import ask_only, dialogues, fake_server_argv, first_request
 from optima.conversation.dialogue import Dialogue, Request
 from optima.conversation.rollouts import RoutedCompletion
+from optima.pipelines.dialogues import rare_collections
 from optima.pipelines.rewarding import RewardDesk, Yardstick
-from optima.pipelines.talk import rare_collections
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import DataSection, RewardSection, SearchSection, ServingSection
 from optima.search.forest import Forest

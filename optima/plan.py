@@ -24,29 +24,6 @@ BASE, COLD_START, INITIAL = "base", "cold_start", "initial"
 
 
 @dataclass(frozen=True, slots=True)
-class Iteration:
-    """One iteration to come: the model called ``label``, made by SFT or by DPO.
-
-    ``speaker`` generates what it learns from, ``start`` is what is trained, both by label; ``t``
-    counts from 0 and is what the iteration's draws depend on.
-    """
-
-    label: str
-    speaker: str
-    start: str
-    training: Training
-    t: int
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How many problems there are to train on, and how many the evaluations ask."""
-
-    n_train: int
-    n_test: int
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
     """One stage of a run, in the directory ``name``.
 
@@ -70,6 +47,35 @@ class Step:
     def is_trial(self) -> bool:
         """Whether it is a part of a selection by influence, whose models are not kept."""
         return "/influence/" in self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """One iteration to come: the model called ``label``, made by SFT or by DPO.
+
+    ``speaker`` generates what it learns from, ``start`` is what is trained, both by label; ``t``
+    counts from 0 and is what the iteration's draws depend on.
+    """
+
+    label: str
+    speaker: str
+    start: str
+    training: Training
+    t: int
+
+    def step(self, kind: str, n_conversations: int = 0, n_lines: int = 0) -> Step:
+        """Return one of its stages; the speaker's, or the training of its model."""
+        if kind == "train":
+            return Step(f"{self.label}/train", self.label, start=self.start)
+        return Step(f"{self.label}/{kind}", self.speaker, "", n_conversations, n_lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many problems there are to train on, and how many the evaluations ask."""
+
+    n_train: int
+    n_test: int
 
 
 def begins_with_sft(recipe: Recipe) -> bool:
@@ -135,27 +141,25 @@ class _Planner:
             yield from self._evaluation("evaluate", COLD_START)
         for iteration in iterations(self.recipe):
             yield from self._sft(iteration) if iteration.training == "sft" else self._dpo(iteration)
-            yield Step(f"{iteration.label}/train", iteration.label, start=iteration.start)
+            yield iteration.step("train")
             yield from self._evaluation("evaluate", iteration.label)
 
     def _sft(self, iteration: Iteration) -> Iterator[Step]:
-        name, speaker = iteration.label, iteration.speaker
         n = self._n_problems() * self.recipe.sampling.n_samples
-        yield Step(f"{name}/generate", speaker, n_conversations=n, n_lines=n)
+        yield iteration.step("generate", n, n)
         if self.recipe.reward.lambda_loss > 0:
-            yield Step(f"{name}/score", speaker)
-        yield Step(f"{name}/rank", speaker)
-        yield Step(f"{name}/select", speaker)
+            yield iteration.step("score")
+        yield iteration.step("rank")
+        yield iteration.step("select")
 
     def _dpo(self, iteration: Iteration) -> Iterator[Step]:
-        name, speaker, search = iteration.label, iteration.speaker, self.recipe.search
+        search = self.recipe.search
         assert search is not None
         n_probe = taken(search.n_probe, self._n_train())
-        yield Step(f"{name}/probe", speaker, n_conversations=n_probe, n_lines=n_probe)
+        yield iteration.step("probe", n_probe, n_probe)
         n_rounds = self._n_trees() * search.n_rounds
-        n_rollouts = n_rounds * search.n_rollouts
-        yield Step(f"{name}/search", speaker, n_conversations=n_rollouts, n_lines=n_rounds)
-        yield Step(f"{name}/pairs", speaker)
+        yield iteration.step("search", n_rounds * search.n_rollouts, n_rounds)
+        yield iteration.step("pairs")
         yield from self._influence(iteration)
 
     def _influence(self, iteration: Iteration) -> Iterator[Step]:

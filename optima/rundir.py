@@ -18,7 +18,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal, Self
@@ -102,12 +102,17 @@ class Stage:
             temporary.replace(self.path / SPENT_FILE)
 
     @property
+    def seconds(self) -> float:
+        """Seconds of all its attempts; 0 before it is finished."""
+        return self.done.seconds if self.done else 0.0
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Metrics the stage was finished with; empty before."""
         return dict(self.done.metrics) if self.done else {}
 
     @property
-    def output_digest(self) -> str:
+    def digest(self) -> str:
         """Identify what the stage made; an input of the stages after it."""
         if self.done is None:
             raise StageError(f"stage {self.name}: used before it finished")
@@ -115,7 +120,7 @@ class Stage:
 
     def finish(
         self, outputs: Iterable[Path] = (), metrics: Mapping[str, float] | None = None
-    ) -> None:
+    ) -> StageDone:
         """Write DONE.json with the digests of ``outputs`` (files; of a directory, its files).
 
         Seconds are those of all attempts. Where ``metrics`` say what was generated, what is in no
@@ -137,6 +142,7 @@ class Stage:
         write_text(self.path / "DONE.json", done.model_dump_json(indent=1) + "\n")
         self.done = done
         (self.path / SPENT_FILE).unlink(missing_ok=True)
+        return done
 
 
 class RunDir:
@@ -208,26 +214,27 @@ class RunDir:
         """Logs of this attempt, one file per process."""
         return self.root / "logs" / f"attempt_{self.attempt}"
 
-    def stage(self, name: str, *inputs: str) -> Stage:
+    def stage(self, name: str, *inputs: str, older: Sequence[str] = ()) -> Stage:
         """Return the stage ``name`` (such as ``iter_0/generate``).
 
-        It is finished if its DONE.json names the same ``inputs``; a stage made from other inputs
-        is moved aside (``NAME.superseded-1``) and starts over; an unfinished one with the same
-        inputs resumes, and so does one whose DONE.json cannot be read. Raises StageError when what
-        a finished one wrote is not there any more; a trained model is checked when it is used.
+        It is finished if it was made from the same ``inputs``, which ``older`` are as releases of
+        before wrote them; a stage made from others is moved aside (``NAME.superseded-1``) and
+        starts over; an unfinished one with the same inputs resumes, and so does one whose
+        DONE.json cannot be read. Raises StageError when what a finished one wrote is not there any
+        more; a trained model is checked when it is used.
         """
         path = self.root / name
         key = digest(name, *inputs)
         with disk_errors(path), self._accounting:
             self._open.pop(name, None)
-            done = self._finished(path)
-            if done is not None and done.inputs != key:
+            done, marker = self._finished(path), path / "INPUTS"
+            made_from = read_marker(marker) or (done.inputs if done else "")
+            if made_from not in (key, digest(name, *older) if older else key):
                 done = None
-            marker = path / "INPUTS"
-            if done is None and os.path.lexists(path) and read_marker(marker) != key:
-                _move_aside(path)
+                if os.path.lexists(path):
+                    _move_aside(path)
             path.mkdir(parents=True, exist_ok=True)
-            if not marker.exists():
+            if made_from != key or not marker.exists():  # from now on by the present way
                 write_text(marker, f"{key} {name}\n")
             stage = Stage(name=name, path=path, inputs=key, done=done)
             if done is None:

@@ -43,7 +43,7 @@ def test_finished_stage_is_skipped_and_unfinished_one_keeps_its_files(tmp_path: 
         again = run.stage("iter_0/generate", "inputs")
         assert again.done is not None
         assert again.metrics == {"tokens": 3.0}
-        assert again.output_digest == stage.output_digest
+        assert again.digest == stage.digest
 
 
 def test_account_of_a_stage_counts_every_attempt(tmp_path: Path) -> None:
@@ -121,6 +121,28 @@ def test_stage_made_from_other_inputs_starts_over(tmp_path: Path) -> None:
         unfinished.write_text("half")
         run.stage("t", "new")
         assert not unfinished.exists()
+
+
+def test_stage_that_an_older_release_made_is_found_once_and_named_anew(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    with RunDir(root, recipe()) as run:
+        made = run.stage("s", "old text")
+        (made.path / "out.txt").write_text("made")
+        made.finish([made.path / "out.txt"])
+        (run.stage("begun", "old text").path / "half.txt").write_text("half")
+    with RunDir(root, recipe()) as run:
+        assert run.stage("s", "n=1", older=("old text",)).done == made.done
+        assert run.stage("begun", "n=1", older=("old text",)).done is None
+        assert (root / "begun/half.txt").read_text() == "half"
+    with RunDir(root, recipe()) as run:  # what the old text depends on may change from now on
+        assert run.stage("s", "n=1", older=("another text",)).done == made.done
+        run.stage("begun", "n=1", older=("another text",)).finish()
+        assert (root / "begun/half.txt").read_text() == "half"
+    with RunDir(root, recipe()) as run:
+        assert run.stage("s", "n=2", older=("another text",)).done is None
+        assert (root / "s.superseded-1/out.txt").read_text() == "made"
+        assert run.stage("s", "n=2").done is None
+        assert not (root / "s.superseded-2").exists()
 
 
 def test_metrics_are_rewritten_from_finished_stages_without_doubles(tmp_path: Path) -> None:

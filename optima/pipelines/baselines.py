@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from optima.pipelines.consistency import group_stage, read_samples, voted
+from optima.pipelines.consistency import group, read_samples, voted
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.control import ALONE
 from optima.pipelines.infer import InferenceRow, hold, row_of
 from optima.pipelines.outline import write_stages
 from optima.pipelines.problems import read_test_problems
 from optima.pipelines.run import open_run
+from optima.plan import Step
 from optima.processes.environment import Environment
 from optima.prompts.formats import load_formats
 from optima.recipe.schema import Recipe
@@ -88,6 +89,7 @@ def _alone(context: RunContext, ballot: Votes | None = None) -> RunContext:
 def _voted(
     context: RunContext, row: InferenceRow, talked: Stage, problems: Sequence[Problem]
 ) -> InferenceRow:
-    grouped = group_stage(context, f"{row.label}/groups", talked, problems)
+    step = Step(f"{row.label}/groups", row.label)
+    grouped = context.do(step, group, problems, talked)
     samples = read_samples(grouped.path.parent)
     return replace(row, summary=voted(row.summary, samples, seed=context.recipe.seed))

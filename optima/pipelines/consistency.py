@@ -29,11 +29,12 @@ from optima.evaluation.statistics import estimate_mean, percentile
 from optima.evaluation.summary import Summary
 from optima.files import CONVERSATIONS, GROUPS
 from optima.pipelines import judge
-from optima.pipelines.context import Model, RunContext
+from optima.pipelines.context import Made, Model, RunContext
 from optima.pipelines.infer import check_labels, hold
 from optima.pipelines.outline import write_stages
 from optima.pipelines.problems import read_test_problems
 from optima.pipelines.run import open_run
+from optima.plan import Step
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
 from optima.records import read_records, write_records
@@ -75,7 +76,8 @@ def run_consistency(
         problems = read_test_problems(context, models)
         for model in models:
             talked, _ = hold(context, model, problems)
-            grouped = group_stage(context, f"{model.label}/groups", talked, problems)
+            step = Step(f"{model.label}/groups", model.label)
+            grouped = context.do(step, group, problems, talked)
             samples = read_samples(grouped.path.parent)
             points = scaling_curve(samples, seed=recipe.seed)
             curves.append(
@@ -84,19 +86,14 @@ def run_consistency(
                     model=model.ref.adapter or model.ref.path,
                     points=tuple(points),
                     n_tokens=int(talked.metrics["tokens/generated"]),
-                    seconds=talked.done.seconds if talked.done else 0.0,
+                    seconds=talked.seconds,
                 )
             )
     return tuple(curves)
 
 
-def group_stage(
-    context: RunContext, name: str, talked: Stage, problems: Sequence[Problem]
-) -> Stage:
+def group(context: RunContext, out: Stage, problems: Sequence[Problem], talked: Stage) -> Made:
     """Write which samples of a problem have the same answer."""
-    stage = context.run.stage(name, talked.output_digest)
-    if stage.done:
-        return stage
     metric = context.task.metric
     choices_by_id = {problem.problem_id: problem.choices for problem in problems}
     conversations = read_records(talked.path / CONVERSATIONS, Conversation)
@@ -109,12 +106,9 @@ def group_stage(
             numbers = group_answers([sample.answer for sample in samples], is_same)
             yield AnswerGroups(problem_id=problem_id, groups=tuple(numbers))
 
-    path = stage.path / GROUPS
     with Judge() as judge_:
-        n = write_records(path, found(judge_))
-    stage.finish([path], {"groups/problems": float(n)})
-    context.run.write_metrics()
-    return stage
+        n = write_records(out.path / GROUPS, found(judge_))
+    return Made((GROUPS,), {"groups/problems": float(n)}, f"answers of {n} problems")
 
 
 def voted(

@@ -1,33 +1,40 @@
-"""What all stages of a run share, and who may use the device at a time.
+"""What all stages of a run share: who does a stage, who speaks in it, and who has the device.
 
-One GPU (or the CPU) serves models, scores losses and trains in turn: ``Device`` hands it to one
-tenant after the other and keeps a tenant as long as nobody else needs the place. Only where trees
-grow, which takes rewards while it generates, servers and scorer run side by side.
+``RunContext.do`` keeps the books of every stage. One GPU (or the CPU) serves models, scores losses
+and trains in turn: ``Device`` hands it to one tenant after the other and keeps a tenant as long as
+nobody else needs the place. Only where trees grow, which takes rewards while it generates, servers
+and scorer run side by side.
 """
 
 import contextlib
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Concatenate, ParamSpec, Self
 
+from optima.conversation.agent import Speaker
 from optima.conversation.tokens import ChatCodec
 from optima.errors import UsageError
+from optima.pipelines.identity import identify
+from optima.plan import Step
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
-from optima.prompts.rendering import PromptStyle
+from optima.prompts.formats import Format
+from optima.prompts.rendering import PromptStyle, cue, system_prompt
 from optima.recipe.schema import Recipe
 from optima.reward import needs_losses
-from optima.rundir import RunDir
+from optima.rundir import RunDir, Stage
 from optima.serving.fleet import Fleet
 from optima.serving.scorer import Item, LossScorer
 from optima.stages import check_model
 from optima.tasks.task import Task
-from optima.types import ModelRef
+from optima.types import ModelRef, Problem
 
 logger = logging.getLogger(__name__)
 
 MAX_PORT = 65535
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +46,108 @@ class Model:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class Team:
+    """Who speaks: all agents, played by ``model``, and the templates of what they are told.
+
+    ``style`` and ``codec`` render it; they follow from the recipe and the model.
+    """
+
+    model: Model
+    templates: tuple[str, ...]
+    style: PromptStyle = field(compare=False)
+    codec: ChatCodec = field(compare=False)
+
+    def speakers(self, problem: Problem, format_text: str | None = None) -> tuple[Speaker, ...]:
+        """Return the speakers of a problem."""
+        return speakers_of(self.style, self.codec, problem, format_text)
+
+
+def speakers_of(
+    style: PromptStyle, codec: ChatCodec, problem: Problem, format_text: str | None = None
+) -> tuple[Speaker, ...]:
+    """Return the speakers of a problem, each with its own prompt, in order of speaking."""
+    return tuple(
+        Speaker(
+            agent=agent,
+            name=name,
+            system_prompt=system_prompt(problem, style, agent=agent, format_text=format_text),
+            codec=codec,
+            cue=cue(problem, style, agent=agent),
+        )
+        for agent, name in enumerate(style.names)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How conversations are drawn: N per problem, temperature, nucleus mass, and the formats."""
+
+    n_samples: int
+    temperature: float
+    top_p: float = 1.0
+    formats: tuple[Format, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LossModel:
+    """The model whose losses give R_loss.
+
+    ``header`` is what its chat template writes before an assistant message, ``end`` what it ends
+    one with.
+    """
+
+    model: Model
+    header: str
+    end: str
+
+    def item(self, utterance: str) -> Item:
+        """Return what the scorer takes of an utterance without its label: R_loss's header and text.
+
+        The end of turn is part of the text; where nothing was said there is nothing to score.
+        """
+        text = utterance.strip()
+        return self.header, text + self.end if text else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Environments:
+    """The Python environments of servers and of trainings and the scorer."""
+
+    vllm: Environment
+    train: Environment
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The devices of servers and those of the scorer, which may be the same."""
+
+    servers: Devices
+    scorer: Devices
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a stage made: its files by their names, what was counted, and the line to log."""
+
+    files: tuple[str, ...]
+    metrics: Mapping[str, float]
+    line: str
+
+
 class Device:
     """Owns what runs on the device: servers of one model, a loss scorer, or nothing."""
 
     def __init__(
-        self, recipe: Recipe, devices: Devices, run: RunDir, environments: tuple[Environment, ...]
+        self, recipe: Recipe, devices: Devices, run: RunDir, environments: Environments
     ) -> None:
         self.devices = devices
         self._recipe = serving_recipe(recipe)
         self._places = split_devices(recipe, devices)
         self._run = run
-        self._vllm_env, self._train_env = environments
-        self._fleet: tuple[ModelRef, Fleet] | None = None
-        self._scorer: tuple[ModelRef, LossScorer] | None = None
+        self._environments = environments
+        self._fleet: Fleet | None = None
+        self._scorer: LossScorer | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -67,8 +163,8 @@ class Device:
 
     def fleet(self, model: ModelRef) -> Fleet:
         """Return ready servers of ``model``, the running ones if they serve it already."""
-        if self._fleet is not None and self._fleet[0] == model:
-            return self._fleet[1]
+        if self._fleet is not None and self._fleet.model == model:
+            return self._fleet
         check_model(model)
         self._stop_fleet()
         if self._recipe.search is None:
@@ -76,18 +172,18 @@ class Device:
         fleet = Fleet(
             model,
             recipe=self._recipe,
-            devices=self._places[0],
-            env=self._vllm_env,
+            devices=self._places.servers,
+            env=self._environments.vllm,
             log_dir=self._run.log_dir,
         )
         fleet.__enter__()
-        self._fleet = (model, fleet)
+        self._fleet = fleet
         return fleet
 
     def scorer(self, model: ModelRef) -> LossScorer:
         """Return the scorer of ``model``'s losses, the running one if it is."""
-        if self._scorer is not None and self._scorer[0] == model:
-            return self._scorer[1]
+        if self._scorer is not None and self._scorer.model == model:
+            return self._scorer
         check_model(model)
         self._stop_scorer()
         if self._recipe.search is None:
@@ -95,23 +191,23 @@ class Device:
         scorer = LossScorer(
             model,
             recipe=self._recipe,
-            devices=self._places[1],
-            env=self._train_env,
+            devices=self._places.scorer,
+            env=self._environments.train,
             log_dir=self._run.log_dir,
         )
         scorer.__enter__()
-        self._scorer = (model, scorer)
+        self._scorer = scorer
         return scorer
 
     def _stop_fleet(self) -> None:
         running, self._fleet = self._fleet, None
         if running is not None:
-            running[1].stop()
+            running.stop()
 
     def _stop_scorer(self) -> None:
         running, self._scorer = self._scorer, None
         if running is not None:
-            running[1].stop()
+            running.stop()
 
 
 def serving_recipe(recipe: Recipe) -> Recipe:
@@ -124,7 +220,7 @@ def serving_recipe(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"serving": serving})
 
 
-def split_devices(recipe: Recipe, devices: Devices) -> tuple[Devices, Devices]:
+def split_devices(recipe: Recipe, devices: Devices) -> Places:
     """Return what servers and what the scorer run on: the same, or the last GPUs for the scorer.
 
     Raises UsageError when what is left to the servers does not divide into groups, and when their
@@ -140,23 +236,21 @@ def split_devices(recipe: Recipe, devices: Devices) -> tuple[Devices, Devices]:
             f"which end at {MAX_PORT}; give at most {most}"
         )
     if n_scoring == 0 or devices.kind == "cpu":
-        return devices, devices
+        return Places(devices, devices)
     if n_serving < 1 or n_serving % group:
         raise UsageError(
             f"search.scorer_gpus: {n_scoring}: leaves {max(0, n_serving)} of {len(devices.gpus)} "
             f"GPUs to servers of serving.tensor_parallel={group}; lower it or take 0"
         )
-    at = n_serving
-    return replace(devices, gpus=devices.gpus[:at]), replace(devices, gpus=devices.gpus[at:])
+    return Places(
+        servers=replace(devices, gpus=devices.gpus[:n_serving]),
+        scorer=replace(devices, gpus=devices.gpus[n_serving:]),
+    )
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """The run, its task, its models and how they are prompted, and the device.
-
-    ``loss_model`` is the one whose losses give R_loss, ``loss_header`` what its chat template
-    writes before an assistant message, ``loss_end`` what it ends one with.
-    """
+    """The run, its task, its models and how they are prompted, and the device."""
 
     recipe: Recipe
     run: RunDir
@@ -164,19 +258,38 @@ class RunContext:
     codec: ChatCodec
     style: PromptStyle
     base: Model
-    loss_model: Model
-    loss_header: str
-    loss_end: str
+    loss: LossModel
     device: Device
-    train_env: Environment
+    environments: Environments
 
-    def loss_item(self, utterance: str) -> Item:
-        """Return what the scorer takes of an utterance without its label: R_loss's header and text.
+    def do(
+        self,
+        step: Step,
+        stage: Callable[Concatenate["RunContext", Stage, P], Made],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Stage:
+        """Let the function ``stage`` make a step of the plan, unless it is finished already.
 
-        The end of turn is part of the text; where nothing was said there is nothing to score.
+        It gets the run, the step's directory, and its inputs, which identify it.
         """
-        text = utterance.strip()
-        return self.loss_header, text + self.loss_end if text else ""
+        identity = identify(stage, args, kwargs)
+        out = self.run.stage(step.name, *identity.inputs, older=identity.older)
+        if out.done is None:
+            made = stage(self, out, *args, **kwargs)
+            done = out.finish([out.path / name for name in made.files], made.metrics)
+            self.run.write_metrics()
+            logger.info("%s: done in %.0f s, %s", step.name, done.seconds, made.line)
+        return out
+
+    def team(self, model: Model, problems: Sequence[Problem]) -> Team:
+        """Return the agents who speak about ``problems``, all played by ``model``."""
+        templates = self.style.texts(self.style.templates(problems))
+        return Team(model, templates, self.style, self.codec)
+
+    def speakers(self, problem: Problem) -> tuple[Speaker, ...]:
+        """Return the speakers of a problem."""
+        return speakers_of(self.style, self.codec, problem)
 
     def log_path(self, name: str) -> Path:
         """Log file of a process of this attempt; ``name`` may be a stage's, with slashes."""

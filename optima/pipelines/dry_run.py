@@ -9,12 +9,11 @@ from itertools import groupby
 from pathlib import Path
 
 from optima.errors import RunBusyError, ServerError, UsageError
-from optima.pipelines.context import serving_recipe, split_devices
+from optima.pipelines.context import Places, serving_recipe, split_devices
 from optima.pipelines.fit import check_fit
 from optima.pipelines.footprint import context_window, footprint
 from optima.pipelines.methods import check_trainable
-from optima.pipelines.preflight import check_start, read_formats
-from optima.pipelines.run import loss_codec, model_codec
+from optima.pipelines.run import check_start, loss_codec, model_codec, read_formats
 from optima.pipelines.status import is_owned
 from optima.plan import Counts, Step, plan
 from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices, free_port
@@ -75,7 +74,7 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
         f"devices    {where}" + (f"; {warning}" if (warning := core_warning()) else ""),
         "stages",
         *(f"  {line}" for line in _stages(recipe, counts)),
-        *_processes(recipe, run_dir, (devices, *places), (vllm_env, train_env)),
+        *_processes(recipe, run_dir, devices, places, (vllm_env, train_env)),
         *memory,
         *footprint(recipe, run_dir, counts),
     ]
@@ -120,32 +119,32 @@ def _part(recipe: Recipe, step: Step) -> str:
 def _processes(
     recipe: Recipe,
     run_dir: Path,
-    devices: tuple[Devices, Devices, Devices],
+    devices: Devices,
+    places: Places,
     envs: tuple[Environment, Environment],
 ) -> Iterator[str]:
-    """Yield the processes on ``devices`` = (all, the servers', the scorer's)."""
-    everywhere, serving, scoring = devices
+    """Yield the processes: servers and a scorer in their ``places``, trainings on all devices."""
     vllm_env, train_env = envs
     recipe = serving_recipe(recipe)
     yield "processes  (ports are examples; each start takes a free one)"
     for endpoint in recipe.serving.endpoints:
         served = _served_by(endpoint, recipe.model.path)
         yield f"  endpoint {endpoint} serves {served}, for the start model"
-    for index, gpus in enumerate(gpu_groups(recipe, serving)):
+    for index, gpus in enumerate(gpu_groups(recipe, places.servers)):
         argv = server_argv(
             ModelRef(path=recipe.model.path),
             recipe=recipe,
-            devices=serving,
+            devices=places.servers,
             env=vllm_env,
             port=free_port(),
         )
         yield f"  server {index} on {_where(gpus)}: {shlex.join(argv)}"
     if needs_losses(recipe):
         loss_ref = ModelRef(path=recipe.model.loss_path or recipe.model.path)
-        scorer = scorer_argv(loss_ref, recipe=recipe, env=train_env, devices=scoring)
+        scorer = scorer_argv(loss_ref, recipe=recipe, env=train_env, devices=places.scorer)
         beside = "beside the servers" if recipe.search else "while no server runs"
-        yield f"  scorer on {_where(scoring.gpus)}, {beside}: {shlex.join(scorer)}"
-    trained_on = training_devices(recipe.train, everywhere)
+        yield f"  scorer on {_where(places.scorer.gpus)}, {beside}: {shlex.join(scorer)}"
+    trained_on = training_devices(recipe.train, devices)
     for kind in {"sft": ("sft",), "dpo": ("dpo",), "sft_dpo": ("sft", "dpo")}[recipe.method]:
         suffix = f"_{kind}" if recipe.method == "sft_dpo" else ""
         place = run_dir.resolve() / f"iter_0{suffix}/train"

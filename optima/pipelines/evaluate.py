@@ -7,9 +7,11 @@ maximum of training, which shrinks with the model.
 
 from optima.errors import StageError
 from optima.evaluation.health import find_loss_of_speech
-from optima.pipelines import judge
-from optima.pipelines.context import Model, RunContext
-from optima.pipelines.talk import TalkPlan, talk
+from optima.pipelines.context import Model, RunContext, Sampling
+from optima.pipelines.judge import group_maximum, rank
+from optima.pipelines.score import score_where_needed
+from optima.pipelines.talk import generate
+from optima.plan import Step
 from optima.reporting.tables import EvaluationRow
 from optima.rundir import Stage, finished_stages
 from optima.types import Problem
@@ -35,18 +37,19 @@ class Evaluations:
         Raises StageError when its training cost it its speech, before it is used any further.
         """
         section = self._context.recipe.evaluation
-        plan = TalkPlan(n_samples=section.n_samples, temperature=section.temperature)
-        name = f"evaluate/{model.label}/talk"
-        talked = talk(self._context, name, model, self._problems, plan)
+        step, problems = Step(f"evaluate/{model.label}/talk", model.label), self._problems
+        sampling = Sampling(section.n_samples, section.temperature)
+        team = self._context.team(model, problems)
+        talked = self._context.do(step, generate, team, problems, sampling)
         if self._normalisers is None:
-            self._normalisers = judge.group_maximum(talked)
+            self._normalisers = group_maximum(talked)
         for earlier, before in self._talks:
             lost = find_loss_of_speech(before.metrics, talked.metrics)
             if lost is not None:
                 raise StageError(
-                    f"stage {name}: {lost} ({earlier.label}): the training of {model.label} has "
-                    "ruined the model; lower the learning rate or the epochs of its training, and "
-                    f"give another --run-dir. What it said: {talked.path}"
+                    f"stage {step.name}: {lost} ({earlier.label}): the training of {model.label} "
+                    "has ruined the model; lower the learning rate or the epochs of its training, "
+                    f"and give another --run-dir. What it said: {talked.path}"
                 )
         self._talks.append((model, talked))
 
@@ -55,10 +58,9 @@ class Evaluations:
         context = self._context
         for model, talked in self._talks[len(self._rows) :]:
             name = f"evaluate/{model.label}"
-            scored = judge.score(context, f"{name}/score", talked)
-            ranked = judge.rank(
-                context, f"{name}/rank", self._problems, (talked, scored), self._normalisers
-            )
+            losses = score_where_needed(context, Step(f"{name}/score", model.label), talked)
+            step = Step(f"{name}/rank", model.label)
+            ranked = context.do(step, rank, self._problems, talked, losses, self._normalisers)
             self._rows.append(_row(model, talked, ranked, self._seconds(model)))
 
     def rows(self) -> tuple[EvaluationRow, ...]:

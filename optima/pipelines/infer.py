@@ -13,11 +13,12 @@ from typing import Any
 from optima.errors import UsageError
 from optima.evaluation.summary import Summary, summarise
 from optima.pipelines import judge
-from optima.pipelines.context import Model, RunContext
+from optima.pipelines.context import Model, RunContext, Sampling
 from optima.pipelines.outline import write_stages
 from optima.pipelines.problems import read_test_problems
 from optima.pipelines.run import model_codec, open_run
-from optima.pipelines.talk import TalkPlan, talk
+from optima.pipelines.talk import generate
+from optima.plan import Step
 from optima.processes.environment import Environment
 from optima.prompts.formats import Format
 from optima.recipe.layers import Layers
@@ -68,9 +69,10 @@ def hold(
     """
     context = replace(context, codec=model_codec(context.recipe, model.ref.path))
     section = context.recipe.evaluation
-    plan = TalkPlan(section.n_samples, section.temperature, formats=formats)
-    talked = talk(context, f"{model.label}/talk", model, problems, plan)
-    return talked, judge.rank(context, f"{model.label}/rank", problems, (talked, None))
+    sampling = Sampling(section.n_samples, section.temperature, formats=formats)
+    team, label = context.team(model, problems), model.label
+    talked = context.do(Step(f"{label}/talk", label), generate, team, problems, sampling)
+    return talked, context.do(Step(f"{label}/rank", label), judge.rank, problems, talked, None)
 
 
 def row_of(context: RunContext, model: Model, held: tuple[Stage, Stage]) -> InferenceRow:
@@ -81,7 +83,7 @@ def row_of(context: RunContext, model: Model, held: tuple[Stage, Stage]) -> Infe
         label=model.label,
         model=model.ref.adapter or model.ref.path,
         summary=summarise(judged, seed=context.recipe.seed),
-        seconds=talked.done.seconds if talked.done else 0.0,
+        seconds=talked.seconds,
     )
 
 

@@ -11,14 +11,17 @@ other strategies. Refuses to measure on problems that have a tree, which trainin
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from optima.errors import UsageError
 from optima.files import EVAL_ROWS, ROWS
-from optima.pipelines import judge, learn
-from optima.pipelines.context import Model, RunContext
+from optima.pipelines.context import Made, Model, RunContext, Sampling
+from optima.pipelines.judge import group_maximum, rank
+from optima.pipelines.learn import train_model
 from optima.pipelines.problems import Problems
-from optima.pipelines.talk import TalkPlan, talk
+from optima.pipelines.score import score_where_needed
+from optima.pipelines.talk import generate
+from optima.plan import Iteration, Step
 from optima.recipe.schema import InfluenceSection
 from optima.records import read_records, write_records
 from optima.rundir import Stage
@@ -31,30 +34,36 @@ from optima.types import PreferenceRow, Problem
 logger = logging.getLogger(__name__)
 
 
-def select(
-    context: RunContext, name: str, model: Model, pairs: Stage, validation: Sequence[Problem]
+def select_by_influence(
+    context: RunContext,
+    iteration: Iteration,
+    model: Model,
+    pairs: Stage,
+    validation: Sequence[Problem],
 ) -> Stage:
     """Return a stage with the rows of the groups whose training helps ``model`` most."""
-    recipe = context.recipe
+    recipe, section = context.recipe, influence_section(context)
     assert recipe.pairs is not None
     assert recipe.dpo is not None
-    section = influence_section(context)
-    rows = tuple(read_records(pairs.path / ROWS, PreferenceRow))
-    groups = deal_groups([row.problem_id for row in rows], section.n_groups, seed=recipe.seed)
-    before, normalisers = _reward(context, f"{name}/influence/before", model, validation, None)
+    folder = f"{iteration.label}/influence"
+    paired = [row.problem_id for row in read_records(pairs.path / ROWS, PreferenceRow)]
+    groups = deal_groups(paired, section.n_groups, seed=recipe.seed)
+    before = _talk(context, f"{folder}/before", model, validation)
+    normalisers = group_maximum(before)
+    reward = _reward(context, f"{folder}/before", before, validation, normalisers)
     influences = []
     for g, group in enumerate(groups):
-        part = f"{name}/influence/group_{g}"
-        of_group = _write(context, f"{part}/rows", pairs, rows, group)
-        trial = learn.train(context, f"{part}/train", model, of_group, recipe.dpo, part)
-        after, _ = _reward(context, part, trial, validation, normalisers)
+        part = f"{folder}/group_{g}"
+        rows = context.do(Step(f"{part}/rows", model.label), pick_rows, pairs, _sorted(group))
+        trial = train_model(context, Step(f"{part}/train", part), model, rows, recipe.dpo)
+        talked = _talk(context, part, trial, validation)
+        influences.append(_reward(context, part, talked, validation, normalisers) - reward)
         # Its rewards are stored, so that nothing asks for the trial's model again.
         shutil.rmtree(context.run.root / part / "train" / MODEL_DIR, ignore_errors=True)
-        influences.append(after - before)
         logger.info("%s: influence %+.4f of %d problems", part, influences[-1], len(group))
     best = best_groups(influences, recipe.pairs.keep_share)
-    kept = {problem_id for g in best for problem_id in groups[g]}
-    return _write(context, f"{name}/influence/selected", pairs, rows, kept)
+    kept = set().union(*(groups[g] for g in best))
+    return context.do(iteration.step("influence/selected"), pick_rows, pairs, _sorted(kept))
 
 
 def validation_problems(context: RunContext, problems: Problems, t: int) -> tuple[Problem, ...]:
@@ -95,41 +104,38 @@ def best_groups(influences: Sequence[float], keep_share: float) -> list[int]:
     return sorted(range(len(influences)), key=lambda g: (-influences[g], g))[:n_kept]
 
 
+def pick_rows(context: RunContext, out: Stage, pairs: Stage, problem_ids: tuple[str, ...]) -> Made:
+    """Write the rows of some problems, as a stage that can be trained on."""
+    picked = set(problem_ids)
+    rows = read_records(pairs.path / ROWS, PreferenceRow)
+    n_rows = write_records(out.path / ROWS, (row for row in rows if row.problem_id in picked))
+    held_out = read_records(pairs.path / EVAL_ROWS, PreferenceRow)
+    n_eval = write_records(out.path / EVAL_ROWS, held_out)
+    metrics = {"rows/train": float(n_rows), "rows/eval": float(n_eval)}
+    return Made((ROWS, EVAL_ROWS), metrics, f"{n_rows} rows of {len(picked)} problems")
+
+
+def _sorted(problem_ids: set[str]) -> tuple[str, ...]:
+    return tuple(sorted(problem_ids))
+
+
+def _talk(context: RunContext, folder: str, model: Model, problems: Sequence[Problem]) -> Stage:
+    """Let a model hold the conversations that it is measured by."""
+    section = context.recipe.evaluation
+    sampling = Sampling(section.n_samples, section.temperature)
+    team = context.team(model, problems)
+    return context.do(Step(f"{folder}/talk", model.label), generate, team, problems, sampling)
+
+
 def _reward(
     context: RunContext,
-    name: str,
-    model: Model,
+    folder: str,
+    talked: Stage,
     problems: Sequence[Problem],
-    normalisers: dict[str, int] | None,
-) -> tuple[float, dict[str, int]]:
-    """Return the model's mean reward and the token counts that R_token divided by."""
-    section = context.recipe.evaluation
-    plan = TalkPlan(n_samples=section.n_samples, temperature=section.temperature)
-    talked = talk(context, f"{name}/talk", model, problems, plan)
-    if normalisers is None:
-        normalisers = judge.group_maximum(talked)
-    scored = judge.score(context, f"{name}/score", talked)
-    ranked = judge.rank(context, f"{name}/rank", problems, (talked, scored), normalisers)
-    return ranked.metrics["reward/total"], normalisers
-
-
-def _write(
-    context: RunContext,
-    name: str,
-    pairs: Stage,
-    rows: Sequence[PreferenceRow],
-    problem_ids: set[str],
-) -> Stage:
-    """Write the rows of some problems as a stage that can be trained on."""
-    stage = context.run.stage(name, pairs.output_digest, *sorted(problem_ids))
-    if not stage.done:
-        chosen = [row for row in rows if row.problem_id in problem_ids]
-        n_rows = write_records(stage.path / ROWS, chosen)
-        n_eval = write_records(
-            stage.path / EVAL_ROWS,
-            read_records(pairs.path / EVAL_ROWS, PreferenceRow),
-        )
-        outputs = [stage.path / ROWS, stage.path / EVAL_ROWS]
-        stage.finish(outputs, {"rows/train": float(n_rows), "rows/eval": float(n_eval)})
-        context.run.write_metrics()
-    return stage
+    normalisers: Mapping[str, int],
+) -> float:
+    """Return the mean reward of conversations."""
+    losses = score_where_needed(context, Step(f"{folder}/score", ""), talked)
+    step = Step(f"{folder}/rank", "")
+    ranked = context.do(step, rank, problems, talked, losses, normalisers)
+    return ranked.metrics["reward/total"]

@@ -1,116 +1,65 @@
-"""The stages that turn conversations into rewards: losses of the base model, then R.
-
-``score`` needs the device (a forward of the base model), ``rank`` only arithmetic and, for
-mathematical answers, the judge's processes.
+"""The stage that gives conversations their rewards: only arithmetic and, for mathematical answers,
+the judge's processes.
 """
 
-import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from optima.errors import StageError
 from optima.files import CONVERSATIONS, LOSSES, REWARDS
-from optima.pipelines.context import RunContext
+from optima.pipelines.context import Made, RunContext
+from optima.pipelines.score import in_batches
 from optima.records import read_records, write_records
 from optima.reward import compute_reward
 from optima.rundir import Stage
 from optima.tasks.judging import Judge, JudgeError, Judgement
 from optima.types import Conversation, Problem, RewardParts, TurnLosses
 
-logger = logging.getLogger(__name__)
-BATCH = 4096  # conversations in memory at a time
-T = TypeVar("T")
-
-
-def score(context: RunContext, name: str, talk: Stage) -> Stage | None:
-    """Write the base model's loss of every turn of ``talk``; None when lambda_loss is 0.
-
-    The turn is rendered as an assistant message, without its label: its template header is not
-    counted, its end of turn is.
-    """
-    if context.recipe.reward.lambda_loss == 0:
-        return None
-    stage = context.run.stage(name, talk.output_digest, context.loss_model.digest, context.loss_end)
-    if stage.done:
-        return stage
-    scorer = context.device.scorer(context.loss_model.ref)
-    n_texts = 0
-
-    def losses() -> Iterator[TurnLosses]:
-        nonlocal n_texts
-        for batch in _batches(read_records(talk.path / CONVERSATIONS, Conversation)):
-            items = [context.loss_item(turn.text) for c in batch for turn in c.turns]
-            n_texts += len(items)
-            found = iter(scorer.losses(items))
-            for conversation in batch:
-                yield TurnLosses(
-                    problem_id=conversation.problem_id,
-                    n=conversation.n,
-                    losses=tuple(islice(found, len(conversation.turns))),
-                )
-
-    write_records(stage.path / LOSSES, losses())
-    stage.finish([stage.path / LOSSES], {"loss/texts": float(n_texts)})
-    context.run.write_metrics()
-    logger.info("%s: done, base-model losses of %d utterances", name, n_texts)
-    return stage
-
 
 def rank(
     context: RunContext,
-    name: str,
+    out: Stage,
     problems: Sequence[Problem],
-    stages: tuple[Stage, Stage | None],
+    talked: Stage,
+    losses: Stage | None,
     normalisers: Mapping[str, int] | None = None,
-) -> Stage:
-    """Write the reward of every conversation of ``stages`` = (talk, score), in the same order.
+) -> Made:
+    """Write the reward of every conversation of ``talked``, in the same order.
 
-    ``normalisers`` holds the token count that R_token divides by, per problem id; None takes the
-    largest of each problem's group (paper Eq. 1).
+    ``losses`` are those of its turns, None where they do not count. ``normalisers`` holds the token
+    count that R_token divides by, per problem id; None takes the largest of each problem's group
+    (paper Eq. 1).
     """
-    talk, scored = stages
-    stage = context.run.stage(
-        name, talk.output_digest, scored.output_digest if scored else "", repr(normalisers)
-    )
-    if stage.done:
-        return stage
-    if normalisers is None:
-        normalisers = group_maximum(talk)
+    divisors = group_maximum(talked) if normalisers is None else normalisers
     problem_by_id = {problem.problem_id: problem for problem in problems}
     totals: dict[str, float] = defaultdict(float)
 
     def rewards() -> Iterator[RewardParts]:
-        conversations = read_records(talk.path / CONVERSATIONS, Conversation)
-        losses = read_records(scored.path / LOSSES, TurnLosses) if scored else None
+        conversations = read_records(talked.path / CONVERSATIONS, Conversation)
+        turn_losses = read_records(losses.path / LOSSES, TurnLosses) if losses else None
         with Judge() as judge:
-            for batch in _batches(conversations):
+            for batch in in_batches(conversations):
                 judged = [judgement(c, problem_by_id[c.problem_id]) for c in batch]
                 scores = judge.score_many(context.task.metric, judged)
-                for conversation, task_score in zip(batch, scores, strict=True):
+                for conversation, score in zip(batch, scores, strict=True):
                     parts = compute_reward(
                         conversation,
-                        task_score=str(task_score)
-                        if isinstance(task_score, JudgeError)
-                        else task_score,
-                        normaliser_tokens=max(1, normalisers[conversation.problem_id]),
-                        turn_losses=next(losses).losses if losses else None,
+                        task_score=str(score) if isinstance(score, JudgeError) else score,
+                        normaliser_tokens=max(1, divisors[conversation.problem_id]),
+                        turn_losses=next(turn_losses).losses if turn_losses else None,
                         section=context.recipe.reward,
                     )
                     _add(totals, parts)
                     yield parts
 
-    n = write_records(stage.path / REWARDS, rewards())
+    n = write_records(out.path / REWARDS, rewards())
     metrics = _means(totals, n)
-    stage.finish([stage.path / REWARDS], metrics)
-    context.run.write_metrics()
-    logger.info(
-        "%s: done, mean reward %.3f, task score %.3f, %d of %d eligible",
-        name, metrics["reward/total"], metrics["reward/task"], int(totals["eligible"]), n,
-    )  # fmt: skip
-    return stage
+    line = (
+        f"mean reward {metrics['reward/total']:.3f}, task score {metrics['reward/task']:.3f}, "
+        f"{totals['eligible']:.0f} of {n} eligible"
+    )
+    return Made((REWARDS,), metrics, line)
 
 
 def judgement(conversation: Conversation, problem: Problem) -> Judgement:
@@ -143,10 +92,10 @@ def read_rewarded(talk: Path, rank: Path) -> Iterator[tuple[Conversation, Reward
         ) from error
 
 
-def group_maximum(talk: Stage) -> dict[str, int]:
+def group_maximum(talked: Stage) -> dict[str, int]:
     """Return the largest token count of a conversation per problem id."""
     largest: dict[str, int] = {}
-    for conversation in read_records(talk.path / CONVERSATIONS, Conversation):
+    for conversation in read_records(talked.path / CONVERSATIONS, Conversation):
         key = conversation.problem_id
         largest[key] = max(largest.get(key, 0), conversation.n_tokens)
     return largest
@@ -178,9 +127,3 @@ def _means(totals: Mapping[str, float], n: int) -> dict[str, float]:
         "reward/eligible": totals.get("eligible", 0) / n,
         "reward/errors": totals.get("errors", 0),
     }
-
-
-def _batches(items: Iterable[T]) -> Iterator[list[T]]:
-    stream = iter(items)
-    while batch := list(islice(stream, BATCH)):
-        yield batch

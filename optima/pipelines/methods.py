@@ -12,9 +12,8 @@ from optima.pipelines import dpo, sft
 from optima.pipelines.context import Model
 from optima.pipelines.evaluate import Evaluations
 from optima.pipelines.fit import check_fit
-from optima.pipelines.preflight import check_room
 from optima.pipelines.problems import read_problems
-from optima.pipelines.run import open_run
+from optima.pipelines.run import check_room, open_run
 from optima.plan import BASE, COLD_START, iterations
 from optima.processes.devices import detect_devices
 from optima.processes.environment import Environment
@@ -48,8 +47,10 @@ def run_method(
             models[COLD_START] = sft.cold_start(context, problems)
             evaluations.add(models[COLD_START])
         for iteration in iterations(recipe):
-            iterate = ITERATE[iteration.training]
-            model = iterate(context, problems, iteration, models, evaluations)
+            model = ITERATE[iteration.training](
+                context, problems, iteration, evaluations,
+                speaker=models[iteration.speaker], start=models[iteration.start],
+            )  # fmt: skip
             models[iteration.label] = model
             evaluations.add(model)
         return evaluations.rows()

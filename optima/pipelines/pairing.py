@@ -5,8 +5,8 @@ from pathlib import Path
 
 from optima.errors import UsageError
 from optima.files import TREES
+from optima.pipelines.context import speakers_of
 from optima.pipelines.run import model_codec
-from optima.pipelines.talk import speakers_of
 from optima.plan import plan
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.loading import load_recipe

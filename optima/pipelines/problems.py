@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from optima.errors import DataError
 from optima.pipelines.checkpoints import run_of
-from optima.pipelines.context import Model, RunContext
-from optima.pipelines.identity import identity
+from optima.pipelines.context import Made, Model, RunContext
+from optima.plan import Step
+from optima.recipe.schema import DataSection
 from optima.records import read_records, write_records
+from optima.rundir import Stage
 from optima.tasks.loading import (
     describe_overlap,
     load_problems,
@@ -19,6 +21,7 @@ from optima.tasks.loading import (
 from optima.types import Problem
 
 logger = logging.getLogger(__name__)
+TRAIN, TEST = "train.jsonl", "test.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +53,22 @@ def read_test_problems(context: RunContext, models: Iterable[Model] = ()) -> tup
     problems among them; ``data.overlap=keep`` allows it.
     """
     recipe = context.recipe
-    stage = context.run.stage("problems", recipe.task, identity(recipe.data), repr(recipe.seed))
-    path = stage.path / "test.jsonl"
-    if not stage.done:
+
+    def split(context: RunContext, out: Stage, task: str, data: DataSection, seed: int) -> Made:
         n_agents = len(recipe.agents.names)
-        test = load_problems(context.task, recipe.data, "test", n_agents=n_agents, seed=recipe.seed)
-        chosen = sample_problems(
-            test.problems, recipe.data.n_test, seed=recipe.seed, stage="evaluate"
-        )
+        test = load_problems(context.task, data, "test", n_agents=n_agents, seed=seed)
+        chosen = sample_problems(test.problems, data.n_test, seed=seed, stage="evaluate")
         _check_unseen(context, models, chosen)  # before the stage is done: it can be given anew
-        write_records(path, chosen)
+        write_records(out.path / TEST, chosen)
         counts = {
             "problems/test": float(len(chosen)),
             "problems/test_skipped": float(len(test.skipped)),
         }
-        stage.finish([path], counts)
-    else:
-        _check_unseen(context, models, tuple(read_records(path, Problem)))
-    problems = tuple(read_records(path, Problem))
+        return Made((TEST,), counts, f"{len(chosen)} of {task} to test on")
+
+    stored = context.do(Step("problems", ""), split, recipe.task, recipe.data, recipe.seed)
+    problems = tuple(read_records(stored.path / TEST, Problem))
+    _check_unseen(context, models, problems)
     logger.info("problems: %d of the test split", len(problems))
     return problems
 
@@ -93,33 +94,29 @@ def _check_unseen(
 def read_problems(context: RunContext) -> Problems:
     """Read both splits, or what an earlier attempt stored of them."""
     recipe = context.recipe
-    stage = context.run.stage("problems", recipe.task, identity(recipe.data), repr(recipe.seed))
-    train_path, test_path = stage.path / "train.jsonl", stage.path / "test.jsonl"
-    if not stage.done:
-        train, test = load_splits(
-            context.task, recipe.data, n_agents=len(recipe.agents.names), seed=recipe.seed
-        )
-        held_out = sample_problems(
-            test.problems, recipe.data.n_test, seed=recipe.seed, stage="evaluate"
-        )
-        write_records(train_path, train.problems)
-        write_records(test_path, held_out)
-        stage.finish(
-            [train_path, test_path],
-            {
-                "problems/train": float(len(train.problems)),
-                "problems/train_skipped": float(len(train.skipped)),
-                "problems/test": float(len(held_out)),
-                "problems/test_skipped": float(len(test.skipped)),
-            },
-        )
-        context.run.write_metrics()
+    stored = context.do(Step("problems", ""), split, recipe.task, recipe.data, recipe.seed)
     problems = Problems(
-        train=tuple(read_records(train_path, Problem)),
-        test=tuple(read_records(test_path, Problem)),
+        train=tuple(read_records(stored.path / TRAIN, Problem)),
+        test=tuple(read_records(stored.path / TEST, Problem)),
         n_train=recipe.data.n_train,
         n_trees=(recipe.search.n_problems if recipe.search else None) or recipe.data.n_train,
         seed=recipe.seed,
     )
     logger.info("problems: %d to train on, %d held out", len(problems.train), len(problems.test))
     return problems
+
+
+def split(context: RunContext, out: Stage, task: str, data: DataSection, seed: int) -> Made:
+    """Write the train split, and the seeded sample of the test split that is asked for."""
+    n_agents = len(context.recipe.agents.names)
+    train, test = load_splits(context.task, data, n_agents=n_agents, seed=seed)
+    held_out = sample_problems(test.problems, data.n_test, seed=seed, stage="evaluate")
+    write_records(out.path / TRAIN, train.problems)
+    write_records(out.path / TEST, held_out)
+    counts = {
+        "problems/train": float(len(train.problems)),
+        "problems/train_skipped": float(len(train.skipped)),
+        "problems/test": float(len(held_out)),
+        "problems/test_skipped": float(len(test.skipped)),
+    }
+    return Made((TRAIN, TEST), counts, f"{len(train.problems)} of {task} to train on")

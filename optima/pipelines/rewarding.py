@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from optima.pipelines.context import RunContext
+from optima.pipelines.context import LossModel, RunContext
 from optima.pipelines.judge import judgement
 from optima.recipe.schema import RewardSection
 from optima.reward import compute_reward, search_reward
@@ -148,14 +148,14 @@ class RewardDesk:
             return error
 
 
-def search_yardstick(context: RunContext, normaliser_tokens: int) -> Yardstick:
+def search_yardstick(context: RunContext, loss: LossModel, normaliser: int) -> Yardstick:
     """Return what rewards conversations while trees grow; starts the scorer where losses count."""
     section = search_reward(context.recipe)
     if section.lambda_loss == 0:
-        return Yardstick(context.task.metric, section, normaliser_tokens, None)
-    scorer = context.device.scorer(context.loss_model.ref)
+        return Yardstick(context.task.metric, section, normaliser, None)
+    scorer = context.device.scorer(loss.model.ref)
 
     def losses(texts: list[str]) -> Sequence[float | None]:
-        return scorer.losses([context.loss_item(text) for text in texts])
+        return scorer.losses([loss.item(text) for text in texts])
 
-    return Yardstick(context.task.metric, section, normaliser_tokens, losses)
+    return Yardstick(context.task.metric, section, normaliser, losses)

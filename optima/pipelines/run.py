@@ -14,10 +14,20 @@ import optima
 from optima.conversation.agent import prove_talk
 from optima.conversation.loading import load_codec
 from optima.conversation.tokens import ChatCodec
-from optima.pipelines.context import Device, Model, RunContext, split_devices
-from optima.pipelines.preflight import check_start
+from optima.pipelines.context import (
+    Device,
+    Environments,
+    LossModel,
+    Model,
+    RunContext,
+    split_devices,
+)
+from optima.pipelines.footprint import check_run_dir, context_window, footprint
+from optima.pipelines.problems import Problems
+from optima.plan import Counts
 from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices
 from optima.processes.environment import Environment, package_versions
+from optima.prompts.formats import Format, load_formats
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
 from optima.records import disk_errors, write_text
@@ -25,6 +35,7 @@ from optima.rundir import RunDir, read_attempts
 from optima.seeding import digest
 from optima.stages import STARTED_FORMAT
 from optima.tasks import get_task
+from optima.training.launch import check_target_modules
 from optima.types import ModelRef
 
 logger = logging.getLogger(__name__)
@@ -54,7 +65,8 @@ def open_run(
     with RunDir(run_dir, recipe) as run, _log_file(run.log_dir / "optima.log"):
         logger.info("run directory %s, logs in %s, on %s", run.root, run.log_dir, devices)
         write_provenance(run, devices, vllm_env=vllm_env, train_env=train_env)
-        with Device(recipe, devices, run, (vllm_env, train_env)) as device:
+        environments = Environments(vllm=vllm_env, train=train_env)
+        with Device(recipe, devices, run, environments) as device:
             yield RunContext(
                 recipe=recipe,
                 run=run,
@@ -62,12 +74,37 @@ def open_run(
                 codec=codec,
                 style=style,
                 base=base_model(recipe),
-                loss_model=loss_model(recipe),
-                loss_header=losses_by.template.assistant_header(),
-                loss_end=losses_by.end_text(),
+                loss=LossModel(
+                    model=loss_model(recipe),
+                    header=losses_by.template.assistant_header(),
+                    end=losses_by.end_text(),
+                ),
                 device=device,
-                train_env=train_env,
+                environments=environments,
             )
+
+
+def check_start(recipe: Recipe, run_dir: Path) -> None:
+    """Raise UsageError (or a kind of it) for a directory, a window, layers to adapt or format files
+    that cannot be.
+    """
+    check_run_dir(run_dir)
+    context_window(recipe.model)
+    check_target_modules(recipe)
+    read_formats(recipe)
+
+
+def read_formats(recipe: Recipe) -> tuple[Format, ...]:
+    """Return the formats of the pool, none where the recipe has no pool."""
+    extra = recipe.sampling.format_pool_path
+    return load_formats(Path(extra) if extra else None) if recipe.sampling.format_pool else ()
+
+
+def check_room(context: RunContext, problems: Problems) -> None:
+    """Log what the run will generate and store; UsageError when the disk is too small for it."""
+    counts = Counts(n_train=len(problems.train), n_test=len(problems.test))
+    for line in footprint(context.recipe, context.run.root, counts):
+        logger.info("%s", line)
 
 
 class _RunLog(logging.FileHandler):

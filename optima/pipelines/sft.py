@@ -6,52 +6,57 @@ for t = 0, 1, ...:  candidates = N conversations a problem by M_t
                     M_t+1      = SFT of M_t (information exchange) or M_0 (debate) on D_t
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-
-from optima.pipelines import judge, learn
-from optima.pipelines.context import Model, RunContext
+from optima.pipelines.context import Model, RunContext, Sampling
 from optima.pipelines.evaluate import Evaluations
+from optima.pipelines.judge import rank
+from optima.pipelines.learn import cold_start_section, train_model
 from optima.pipelines.problems import Problems
-from optima.pipelines.talk import TalkPlan, talk
-from optima.plan import COLD_START, Iteration
-from optima.prompts.formats import load_formats
+from optima.pipelines.run import read_formats
+from optima.pipelines.score import score_where_needed
+from optima.pipelines.script import script
+from optima.pipelines.select import select
+from optima.pipelines.talk import generate
+from optima.plan import BASE, COLD_START, Iteration, Step
+from optima.recipe.schema import Recipe
 
 
 def iterate(
-    context: RunContext,
+    run: RunContext,
     problems: Problems,
     iteration: Iteration,
-    models: Mapping[str, Model],
     evaluations: Evaluations,
+    *,
+    speaker: Model,
+    start: Model,
 ) -> Model:
-    """Let the iteration's speaker generate, and train its start on the best of it."""
-    name, t, speaker = iteration.label, iteration.t, models[iteration.speaker]
-    train_problems = problems.for_iteration(t)
-    candidates = talk(context, f"{name}/generate", speaker, train_problems, talk_plan(context, t))
+    """Let the speaker generate, and train ``start`` on the best of it."""
+    t, step = iteration.t, iteration.step
+    chosen = problems.for_iteration(t)
+    team, sampling = run.team(speaker, chosen), candidate_sampling(run.recipe, t)
+    candidates = run.do(step("generate"), generate, team, chosen, sampling)
     evaluations.settle()  # while the scorer runs anyway
-    losses = judge.score(context, f"{name}/score", candidates)
-    ranked = judge.rank(context, f"{name}/rank", train_problems, (candidates, losses))
-    rows = learn.select(context, f"{name}/select", t, train_problems, (candidates, ranked))
-    start = models[iteration.start]
-    return learn.train(context, f"{name}/train", start, rows, context.recipe.train, name)
+    losses = score_where_needed(run, step("score"), candidates)
+    rewards = run.do(step("rank"), rank, chosen, candidates, losses)
+    rows = run.do(step("select"), select, chosen, candidates, rewards, t)
+    return train_model(run, step("train"), start, rows, run.recipe.train)
 
 
-def cold_start(context: RunContext, problems: Problems) -> Model:
+def cold_start(run: RunContext, problems: Problems) -> Model:
     """Train the base model shortly on conversations scripted from gold evidence."""
-    assert context.recipe.cold_start is not None
-    rows = learn.script(context, "cold_start/script", problems.train)
-    section = learn.cold_start_section(context.recipe.train, context.recipe.cold_start)
-    return learn.train(context, "cold_start/train", context.base, rows, section, COLD_START)
+    section = run.recipe.cold_start
+    assert section is not None
+    team = run.team(run.base, problems.train)
+    rows = run.do(Step("cold_start/script", BASE), script, team, problems.train, section)
+    training = cold_start_section(run.recipe.train, section)
+    return train_model(run, Step("cold_start/train", COLD_START), run.base, rows, training)
 
 
-def talk_plan(context: RunContext, t: int) -> TalkPlan:
+def candidate_sampling(recipe: Recipe, t: int) -> Sampling:
     """Return how iteration ``t`` samples: iteration 0 has the pool and its own temperature."""
-    section = context.recipe.sampling
-    extra = Path(section.format_pool_path) if section.format_pool_path else None
-    return TalkPlan(
+    section = recipe.sampling
+    return Sampling(
         n_samples=section.n_samples,
         temperature=section.first_temperature if t == 0 else section.temperature,
         top_p=section.top_p,
-        formats=load_formats(extra) if t == 0 and section.format_pool else (),
+        formats=read_formats(recipe) if t == 0 else (),
     )

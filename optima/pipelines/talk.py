@@ -4,215 +4,139 @@ Conversations are appended as they end and put in order when all are there, so t
 the same file whatever ended first. Resume holds exactly the missing ones.
 """
 
-import contextlib
-import gc
 import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from optima.conversation.agent import Speaker
-from optima.conversation.dialogue import Dialogue, Request
-from optima.conversation.rollouts import RoutedCompletion, hold_conversations
-from optima.conversation.tokens import ChatCodec
+from optima.conversation.dialogue import Dialogue
+from optima.conversation.rollouts import hold_conversations
 from optima.errors import StageError
 from optima.evaluation.health import HealthCount, TalkHealth
 from optima.files import CONVERSATIONS
-from optima.pipelines.agreement import TaskAgreement
-from optima.pipelines.context import Model, RunContext
-from optima.pipelines.identity import identity
+from optima.pipelines.context import Made, RunContext, Sampling, Team
+from optima.pipelines.dialogues import completing, dialogue_about
 from optima.processes import interruption
-from optima.prompts.formats import Format
-from optima.prompts.rendering import PromptStyle, cue, system_prompt
 from optima.records import RecordAppender, atomic_writer, disk_errors, repair_tail
 from optima.rundir import Stage
-from optima.seeding import derive_seed, rng
-from optima.serving.client import CompletionClient, Server
-from optima.serving.fleet import Fleet
+from optima.seeding import rng
 from optima.shares import share_of
 from optima.tasks.judging import Judge
 from optima.types import Conversation, Problem
 
 logger = logging.getLogger(__name__)
+Key = tuple[str, int]  # of a conversation: its problem's id and n
 
 
 @dataclass(frozen=True, slots=True)
-class TalkPlan:
-    """How candidates are drawn: N per problem, temperature, nucleus mass, and the format pool."""
-
-    n_samples: int
-    temperature: float
-    top_p: float = 1.0
-    formats: tuple[Format, ...] = ()
+class _Counted:
+    metrics: dict[str, float]
+    health: TalkHealth
 
 
-def talk(
-    context: RunContext, name: str, model: Model, problems: Sequence[Problem], plan: TalkPlan
-) -> Stage:
-    """Let the agents, all played by ``model``, hold ``plan.n_samples`` conversations a problem.
+def generate(
+    context: RunContext, out: Stage, team: Team, problems: Sequence[Problem], sampling: Sampling
+) -> Made:
+    """Let the team hold ``sampling.n_samples`` conversations about each problem.
 
     Raises StageError when more than ``conversation.max_error_rate`` of them end in an error; a
     rerun tries exactly those again.
     """
-    ids = "\n".join(problem.problem_id for problem in problems)
-    prompts = "\n".join(context.style.texts())
-    stage = context.run.stage(name, model.digest, ids, identity(plan), prompts)
-    if stage.done:
-        return stage
-    path = stage.path / CONVERSATIONS
-    held = _keep_good_records(stage)
-    n_total = len(problems) * plan.n_samples
+    path = out.path / CONVERSATIONS
+    held = _keep_good_records(out)
+    n_total = len(problems) * sampling.n_samples
     logger.info(
         "%s: %d problems x %d conversations with %s%s",
-        name, len(problems), plan.n_samples, model.label,
+        out.name, len(problems), sampling.n_samples, team.model.label,
         f", {len(held)} held before" if held else "",
     )  # fmt: skip
     if len(held) < n_total:
-        fleet = context.device.fleet(model.ref)
-        with Judge() as judge:
-            missing = _dialogues(context, name, problems, plan, held, judge)
-            interruption.run(_hold(context, fleet, missing, stage, plan, (len(held), n_total)))
-    statistics, health = _finalise(path, problems)
-    n_errors = statistics["conversations/errors"]
+        interruption.run(_hold(context, out, team, problems, sampling, held))
+    counted = _finalise(path, problems)
+    n_errors = counted.metrics["conversations/errors"]
     if n_errors > share_of(context.recipe.conversation.max_error_rate, n_total):
         raise StageError(
-            f"stage {name}: {n_errors:.0f} of {n_total} conversations ended in an error, more "
+            f"stage {out.name}: {n_errors:.0f} of {n_total} conversations ended in an error, more "
             f"than conversation.max_error_rate allows; the first says: {_first_error(path)}; see "
             f"{context.run.log_dir}, then run again to try exactly those"
         )
-    stage.finish([path], statistics)
-    context.run.write_metrics()
-    logger.info(
-        "%s: done in %.0f s, %.1f tokens a conversation, %.0f %% answered",
-        name, stage.done.seconds if stage.done else 0.0, statistics["tokens/conversation"],
-        100 * statistics["conversations/answered"],
-    )  # fmt: skip
-    if health.has_collapsed:
-        logger.warning("%s: one answer everywhere: %s", name, health.collapse())
-    return stage
+    if counted.health.has_collapsed:
+        logger.warning("%s: one answer everywhere: %s", out.name, counted.health.collapse())
+    tokens = counted.metrics["tokens/conversation"]
+    answered = 100 * counted.metrics["conversations/answered"]
+    line = f"{tokens:.1f} tokens a conversation, {answered:.0f} % answered"
+    return Made((CONVERSATIONS,), counted.metrics, line)
 
 
 async def _hold(
     context: RunContext,
-    fleet: Fleet,
-    dialogues: Iterator[Dialogue],
-    stage: Stage,
-    plan: TalkPlan,
-    counts: tuple[int, int],
+    out: Stage,
+    team: Team,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    held: set[Key],
 ) -> None:
-    serving = context.recipe.serving
-    n_held, n_total = counts
-    n_ids = context.codec.encoder.n_ids
-    async with CompletionClient(
-        fleet.servers, fleet.model_name, serving, n_vocabulary=n_ids
-    ) as client:
+    """Hold the conversations that are not held yet, and append them."""
+    fleet = context.device.fleet(team.model.ref)
+    n_total = len(problems) * sampling.n_samples
+    n_at_once = min(context.recipe.serving.concurrency * len(fleet.servers), n_total - len(held))
+    with (
+        Judge() as judge,
+        RecordAppender(out.path / CONVERSATIONS) as appender,
+        tqdm(
+            total=n_total, initial=len(held), desc=out.path.name, unit="conv",
+            disable=not sys.stderr.isatty(),
+        ) as bar,
+    ):  # fmt: skip
 
-        async def generate(request: Request, preferred: object) -> RoutedCompletion:
-            completion = await client.complete(
-                request,
-                temperature=plan.temperature,
-                top_p=plan.top_p,
-                prefer=preferred if isinstance(preferred, Server) else None,
-            )
-            stage.count_unkept(completion.n_tokens)
-            return completion
+        def keep(conversation: Conversation) -> None:
+            appender.append(conversation)
+            out.count_unkept(-conversation.n_generated)
+            bar.update()
 
-        concurrency = min(serving.concurrency * len(fleet.servers), n_total - n_held)
-        with (
-            RecordAppender(stage.path / CONVERSATIONS) as appender,
-            tqdm(
-                total=n_total, initial=n_held, desc=stage.path.name, unit="conv",
-                disable=not sys.stderr.isatty(),
-            ) as bar,
-        ):  # fmt: skip
-
-            def keep(conversation: Conversation) -> None:
-                appender.append(conversation)
-                stage.count_unkept(-conversation.n_generated)
-                bar.update()
-
-            with rare_collections():
-                await hold_conversations(dialogues, generate, keep, concurrency=concurrency)
-
-
-@contextlib.contextmanager
-def rare_collections() -> Iterator[None]:
-    """Collect garbage rarely: turns make no cycles, and looking for some took 13-25 % of the time
-    per turn (2026-11-23)."""
-    thresholds = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 50)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
-
-
-def speakers_for(
-    context: RunContext, problem: Problem, format_text: str | None = None
-) -> tuple[Speaker, ...]:
-    """Return the speakers of a problem in a run."""
-    return speakers_of(context.style, context.codec, problem, format_text)
-
-
-def speakers_of(
-    style: PromptStyle, codec: ChatCodec, problem: Problem, format_text: str | None = None
-) -> tuple[Speaker, ...]:
-    """Return the speakers of a problem, each with its own prompt, in order of speaking."""
-    return tuple(
-        Speaker(
-            agent=agent,
-            name=name,
-            system_prompt=system_prompt(problem, style, agent=agent, format_text=format_text),
-            codec=codec,
-            cue=cue(problem, style, agent=agent),
+        numbers = range(sampling.n_samples)
+        missing = (
+            (problem, [n for n in numbers if (problem.problem_id, n) not in held])
+            for problem in problems
         )
-        for agent, name in enumerate(style.names)
-    )
+        dialogues = _dialogues(context, out, team, sampling, missing, judge)
+        async with completing(context, out, fleet, sampling) as complete:
+            await hold_conversations(dialogues, complete, keep, concurrency=n_at_once)
 
 
 def _dialogues(
     context: RunContext,
-    name: str,
-    problems: Sequence[Problem],
-    plan: TalkPlan,
-    held: set[tuple[str, int]],
+    out: Stage,
+    team: Team,
+    sampling: Sampling,
+    missing: Iterable[tuple[Problem, Sequence[int]]],
     judge: Judge,
 ) -> Iterator[Dialogue]:
-    seed = context.recipe.seed
-    for problem in problems:
-        speakers = () if plan.formats else speakers_for(context, problem)
-        for n in range(plan.n_samples):
-            if (problem.problem_id, n) in held:
+    """Yield the conversations of these numbers; each draws its format, if there are any."""
+    seed, formats = context.recipe.seed, sampling.formats
+    for problem, numbers in missing:
+        if not numbers:
+            continue
+        plain = dialogue_about(context, out, problem, team.speakers(problem), judge)
+        for n in numbers:
+            if not formats:
+                yield replace(plain, n=n)
                 continue
-            drawn = None
-            if plan.formats:
-                drawn = rng(seed, name, "format", problem.problem_id, n).choice(plan.formats)
-                speakers = speakers_for(context, problem, drawn.text)
-            yield Dialogue(
-                problem_id=problem.problem_id,
-                n=n,
-                speakers=speakers,
-                answer_style=context.task.answer_style,
-                agreement=TaskAgreement(context.task.metric, problem.choices, judge),
-                limits=context.recipe.conversation,
-                seed=derive_seed(seed, name),
-                format_id=drawn.format_id if drawn else None,
-                choices=problem.choices,
-            )
+            drawn = rng(seed, out.name, "format", problem.problem_id, n).choice(formats)
+            speakers = team.speakers(problem, drawn.text)
+            yield replace(plain, n=n, speakers=speakers, format_id=drawn.format_id)
 
 
-def _keep_good_records(stage: Stage) -> set[tuple[str, int]]:
+def _keep_good_records(stage: Stage) -> set[Key]:
     """Return the conversations already held; failed, torn and doubled ones leave the file."""
     path = stage.path / CONVERSATIONS
     repair_tail(path)
-    held: set[tuple[str, int]] = set()
+    held: set[Key] = set()
     if not path.exists():
         return held
     with disk_errors(path), path.open(encoding="utf-8") as old, atomic_writer(path) as new:
@@ -233,7 +157,7 @@ def _keep_good_records(stage: Stage) -> set[tuple[str, int]]:
     return held
 
 
-def _finalise(path: Path, problems: Sequence[Problem]) -> tuple[dict[str, float], TalkHealth]:
+def _finalise(path: Path, problems: Sequence[Problem]) -> _Counted:
     """Put the file in the order of problems and samples, and return what was counted in it."""
     order = {problem.problem_id: i for i, problem in enumerate(problems)}
     health = HealthCount({problem.problem_id: problem for problem in problems})
@@ -277,7 +201,7 @@ def _finalise(path: Path, problems: Sequence[Problem]) -> tuple[dict[str, float]
         **shares,
         **found.metrics(),
     }
-    return statistics, found
+    return _Counted(statistics, found)
 
 
 def _first_error(path: Path) -> str:

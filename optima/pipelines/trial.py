@@ -11,12 +11,14 @@ from pathlib import Path
 
 from optima.evaluation.health import Remedies, TalkHealth, examine
 from optima.pipelines import judge
-from optima.pipelines.learn import remedies
 from optima.pipelines.outline import write_trial
 from optima.pipelines.problems import read_problems
 from optima.pipelines.run import open_run
-from optima.pipelines.sft import talk_plan
-from optima.pipelines.talk import talk
+from optima.pipelines.score import score_where_needed
+from optima.pipelines.select import remedies
+from optima.pipelines.sft import candidate_sampling
+from optima.pipelines.talk import generate
+from optima.plan import BASE, Iteration
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
 from optima.selection import best_of_each, select_top
@@ -71,9 +73,11 @@ def try_recipe(
     with open_run(recipe, directory, vllm_env=vllm_env, train_env=train_env) as context:
         write_trial(directory, recipe)
         problems = read_problems(context).for_iteration(0)
-        talked = talk(context, "iter_0/generate", context.base, problems, talk_plan(context, 0))
-        losses = judge.score(context, "iter_0/score", talked)
-        ranked = judge.rank(context, "iter_0/rank", problems, (talked, losses))
+        step = Iteration("iter_0", BASE, BASE, "sft", 0).step
+        team, sampling = context.team(context.base, problems), candidate_sampling(recipe, 0)
+        talked = context.do(step("generate"), generate, team, problems, sampling)
+        losses = score_where_needed(context, step("score"), talked)
+        ranked = context.do(step("rank"), judge.rank, problems, talked, losses)
         judged = list(judge.read_rewarded(talked.path, ranked.path))
     best = best_of_each(parts for _, parts in judged)
     names = ("total", "task", "token", "loss_term")

@@ -5,7 +5,7 @@ iteration, the time, or the order of a dict. Templates get ``open_mark`` and ``c
 mark with a placeholder in it: small models copy what stands there (docs/decisions/0005-prompts.md).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -58,9 +58,18 @@ class PromptStyle:
             _prove(style)
         return style
 
-    def texts(self) -> tuple[str, ...]:
-        """Return the sources of all templates, for the identity of what is made with them."""
-        return tuple(_path(name, self.directory).read_text("utf-8") for name in _names())
+    def templates(self, problems: Iterable[Problem]) -> tuple[str, ...]:
+        """Return the names of the templates that prompts about ``problems`` are made from."""
+        used = {_kind(self, agent) for agent, _ in enumerate(self.names)}
+        if len(self.names) > 1:
+            used.add("cue")
+        if self.worked_example:
+            used |= {_example_name(self, bool(problem.choices)) for problem in problems}
+        return tuple(sorted(used))
+
+    def texts(self, templates: Iterable[str]) -> tuple[str, ...]:
+        """Return the sources of templates, for the identity of what is made with them."""
+        return tuple(_path(name, self.directory).read_text("utf-8") for name in templates)
 
 
 def system_prompt(
@@ -116,15 +125,22 @@ def _kind(style: PromptStyle, agent: int) -> str:
     return "critic" if agent else "solver"
 
 
+def _example_kind(style: PromptStyle, is_choice: bool) -> str:
+    if style.setting == "information_exchange":
+        return "exchange"
+    return "choice" if is_choice else "sum"
+
+
+def _example_name(style: PromptStyle, is_choice: bool) -> str:
+    return f"example_{_example_kind(style, is_choice) if len(style.names) > 1 else 'alone'}"
+
+
 def _example(style: PromptStyle, is_choice: bool) -> str:
-    is_exchange = style.setting == "information_exchange"
-    kind = "exchange" if is_exchange else "choice" if is_choice else "sum"
     names = style.names
-    name = f"example_{kind}" if len(names) > 1 else "example_alone"
     return _rendered(
-        name,
+        _example_name(style, is_choice),
         style,
-        kind=kind,
+        kind=_example_kind(style, is_choice),
         first=names[0],
         second=names[1 % len(names)],
         third=names[2 % len(names)],

@@ -67,6 +67,7 @@ class LossScorer:
         env: Environment,
         log_dir: Path,
     ) -> None:
+        self.model = model
         self._recipe = recipe
         self._is_cpu = devices.kind == "cpu"
         gpus: tuple[int | None, ...] = (None,) if self._is_cpu else devices.gpus

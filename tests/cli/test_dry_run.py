@@ -11,7 +11,7 @@ import pytest
 from optima.cli import doctor, dpo, sft_dpo
 from optima.cli.sft import main
 from optima.errors import RecipeError, UsageError
-from optima.pipelines.context import split_devices
+from optima.pipelines.context import Places, split_devices
 from optima.pipelines.footprint import footprint, n_parameters
 from optima.plan import Counts
 from optima.processes.devices import Devices
@@ -354,7 +354,7 @@ def test_ports_of_all_servers_must_exist() -> None:
     recipe = load_recipe(
         RECIPES / "sft" / "quickstart.yaml", ["serving.port=65533", "serving.tensor_parallel=2"]
     )
-    assert split_devices(recipe, gpus) == (gpus, gpus)
+    assert split_devices(recipe, gpus) == Places(gpus, gpus)
     recipe = load_recipe(RECIPES / "sft" / "quickstart.yaml", ["serving.port=65533"])
     with pytest.raises(UsageError, match=r"serving\.port: 65533: 4 servers .* at most 65532"):
         split_devices(recipe, gpus)

@@ -11,8 +11,8 @@ import pytest
 from optima.conversation.dialogue import Dialogue, Request
 from optima.conversation.loading import load_codec
 from optima.conversation.tokens import ChatCodec
-from optima.pipelines.agreement import TaskAgreement
-from optima.pipelines.talk import speakers_of
+from optima.pipelines.context import speakers_of
+from optima.pipelines.dialogues import TaskAgreement
 from optima.processes.devices import Devices
 from optima.processes.environment import resolve_environment
 from optima.prompts.rendering import PromptStyle

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from optima.conversation.dialogue import Completion, Dialogue, Request
-from optima.pipelines.agreement import TaskAgreement
+from optima.pipelines.dialogues import TaskAgreement
 from optima.recipe.schema import ConversationSection
 from optima.tasks.judging import Judge
 from optima.types import AnswerStyle, Conversation, Metric

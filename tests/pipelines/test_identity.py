@@ -1,14 +1,27 @@
-"""Stages keep their identity from release to release."""
+"""What a stage is identified by, from release to release."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
 from optima.pipelines import identity as module
-from optima.pipelines.identity import identity
-from optima.pipelines.talk import TalkPlan
+from optima.pipelines.consistency import group
+from optima.pipelines.context import LossModel, Made, Model, RunContext, Sampling, Team
+from optima.pipelines.identity import identify, older_text
+from optima.pipelines.influence import pick_rows
+from optima.pipelines.judge import rank
+from optima.pipelines.learn import train
+from optima.pipelines.pair import pair
+from optima.pipelines.problems import split
+from optima.pipelines.score import score
+from optima.pipelines.script import script
+from optima.pipelines.search import grow
+from optima.pipelines.select import select
+from optima.pipelines.talk import generate
 from optima.prompts.formats import Format
+from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import (
     ColdStartSection,
     DataSection,
@@ -17,6 +30,10 @@ from optima.recipe.schema import (
     PairSection,
     TrainSection,
 )
+from optima.rundir import Stage
+from optima.stages import StageDone
+from optima.types import ModelRef, Problem
+from tests.tokenizers import codec
 
 # As runs that exist were identified by; another text would have all of them done again.
 TRAIN = (
@@ -38,6 +55,12 @@ LORA = "LoraSection(rank=16, alpha=32, dropout=0.0, target_modules=('q', 'k'), s
             "hub_revision=None, n_train=8, n_test=None, max_malformed=0.02, paragraphs='whole', "
             "max_context_words=None)",
         ),
+        (  # a field that came later counts where it differs from its default
+            DataSection(path="/d", overlap="keep"),
+            "DataSection(path='/d', train_file=None, test_file=None, hub_id=None, "
+            "hub_revision=None, n_train=None, n_test=None, max_malformed=0.02, paragraphs='whole', "
+            "max_context_words=None, overlap='keep')",
+        ),
         (TrainSection(), TRAIN.replace("LORA", "None")),
         (
             TrainSection(lora=LoraSection(target_modules=("q", "k"))),
@@ -58,33 +81,138 @@ LORA = "LoraSection(rank=16, alpha=32, dropout=0.0, target_modules=('q', 'k'), s
             "ColdStartSection(n_problems=64, terse_share=0.0, learning_rate=0.0001, epochs=1.0, "
             "batch_size=16)",
         ),
-        (TalkPlan(2, 0.0), "TalkPlan(n_samples=2, temperature=0.0, top_p=1.0, formats=())"),
+        (Sampling(2, 0.0), "TalkPlan(n_samples=2, temperature=0.0, top_p=1.0, formats=())"),
         (
-            TalkPlan(2, 0.0, formats=(Format("f", "be short"),)),
+            Sampling(2, 0.0, formats=(Format("f", "be short"),)),
             "TalkPlan(n_samples=2, temperature=0.0, top_p=1.0, "
             "formats=(Format(format_id='f', text='be short'),))",
         ),
     ],
 )
-def test_stages_of_runs_that_exist_keep_their_identity(settings: object, text: str) -> None:
-    assert identity(settings) == text
+def test_settings_of_older_releases_keep_their_text(settings: object, text: str) -> None:
+    assert older_text(settings) == text
 
 
-def test_a_new_field_counts_only_where_it_differs_from_its_default(
+def problem(key: str) -> Problem:
+    return Problem(problem_id=key, task="arc", question="Which?", golds=("A",))
+
+
+def model(digest: str) -> Model:
+    return Model("iter_0", ModelRef(path="/m"), digest)
+
+
+def stage(name: str) -> Stage:
+    done = StageDone(stage=name, inputs="", outputs={}, started_unix_s=0.0, seconds=0.0, metrics={})
+    return Stage(name=name, path=Path(name), inputs="", done=done)
+
+
+PROBLEMS = (problem("p1"), problem("p2"))
+STYLE = PromptStyle("debate", "tag", ("A", "B"))
+TEAM = Team(model("m"), ("the critic's", "the cue's"), STYLE, codec("chatml"))
+LOSS = LossModel(Model("base", ModelRef(path="/b"), "b"), "assistant:", "<end>")
+MADE = stage("s").digest
+DATA = DataSection(path="/d", n_train=8)
+PROMPTED = ["problems.0=p1", "problems.1=p2", "team.model=m"]
+TEMPLATES = ["team.templates.0=the critic's", "team.templates.1=the cue's"]
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "inputs"),
+    [
+        (split, ("arc", DATA, 3), ["data.n_train=8", "data.path=/d", "seed=3", "task=arc"]),
+        (
+            generate,
+            (TEAM, PROBLEMS, Sampling(2, 0.5, formats=(Format("f", "be short"),))),
+            [
+                *PROMPTED[:2],
+                *("sampling.formats.0.format_id=f", "sampling.formats.0.text=be short"),
+                *("sampling.n_samples=2", "sampling.temperature=0.5", *PROMPTED[2:], *TEMPLATES),
+            ],
+        ),
+        (
+            score,
+            (stage("s"), LOSS),
+            ["loss.end=<end>", "loss.header=assistant:", "loss.model=b", f"talked={MADE}"],
+        ),
+        (
+            rank,
+            (PROBLEMS, stage("s"), None, {"p1": 4, "p2": 5}),
+            [
+                *("losses=None", "normalisers.p1=4", "normalisers.p2=5"),
+                *(*PROMPTED[:2], f"talked={MADE}"),
+            ],
+        ),
+        (
+            rank,
+            (PROBLEMS, stage("s"), stage("s")),
+            [f"losses={MADE}", *PROMPTED[:2], f"talked={MADE}"],
+        ),
+        (group, (PROBLEMS, stage("s")), [*PROMPTED[:2], f"talked={MADE}"]),
+        (
+            select,
+            (PROBLEMS, stage("s"), stage("s"), 1),
+            ["form=token ids", *PROMPTED[:2], f"ranked={MADE}", "t=1", f"talked={MADE}"],
+        ),
+        (
+            script,
+            (TEAM, PROBLEMS, ColdStartSection(n_problems=5)),
+            ["form=token ids", *PROMPTED[:2], "section.n_problems=5", *PROMPTED[2:], *TEMPLATES],
+        ),
+        (
+            train,
+            (model("m"), stage("s"), TrainSection(lora=LoraSection(rank=8))),
+            [f"rows={MADE}", "section.lora.rank=8", "start=m"],
+        ),
+        (
+            grow,
+            (TEAM, PROBLEMS, 71, LOSS),
+            [
+                *("loss.end=<end>", "loss.header=assistant:", "loss.model=b", "normaliser=71"),
+                *(*PROMPTED, *TEMPLATES),
+            ],
+        ),
+        (
+            pair,
+            (PROBLEMS, stage("s"), PairSection(theta_diff=0.1), ()),
+            ["form=token ids", *PROMPTED[:2], "section.theta_diff=0.1", f"trees={MADE}"],
+        ),
+        (
+            pick_rows,
+            (stage("s"), ("p1", "p2")),
+            [f"pairs={MADE}", "problem_ids.0=p1", "problem_ids.1=p2"],
+        ),
+    ],
+)  # fmt: skip
+def test_stage_is_identified_by_what_it_is_given_under_these_names(
+    function: Callable[..., Made], given: tuple[object, ...], inputs: list[str]
+) -> None:
+    assert list(identify(function, given, {}).inputs) == inputs
+
+
+def made(context: RunContext, out: Stage, rate: float, settings: object, added: int = 3) -> Made:
+    return Made((), {}, "")
+
+
+@dataclass(frozen=True)
+class Settings:
+    n: int
+
+
+@dataclass(frozen=True)
+class LaterSettings:
+    n: int
+    added: float | None = None
+    label: str = field(default="", compare=False)
+
+
+def test_input_or_field_added_with_its_default_counts_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Train(BaseModel):
-        added: tuple[int, ...] = (1,)
-        rate: float = 0.1
-
-    @dataclass(frozen=True)
-    class Plan:
-        n: int
-        added: float | None = None
-
-    monkeypatch.setitem(module._FIELDS, "Train", ("rate",))
-    monkeypatch.setitem(module._FIELDS, "Plan", ("n",))
-    assert identity(Train()) == "Train(rate=0.1)"
-    assert identity(Train(added=(2,))) == "Train(rate=0.1, added=(2,))"
-    assert identity(Plan(3)) == "Plan(n=3)"
-    assert identity(Plan(3, added=0.5)) == "Plan(n=3, added=0.5)"
+    monkeypatch.setitem(module._OLDER, "made", lambda **_: ())
+    before = ("rate=0.5", "settings.n=2")
+    assert identify(made, (0.5, Settings(2)), {}).inputs == before
+    assert identify(made, (0.5, LaterSettings(2)), {}).inputs == before
+    assert identify(made, (0.5, LaterSettings(2, label="x")), {}).inputs == before
+    assert identify(made, (0.5, Settings(2)), {"added": 3}).inputs == before
+    changed = identify(made, (0.5, LaterSettings(2, added=0.1)), {"added": 4}).inputs
+    assert changed == ("added=4", "rate=0.5", "settings.added=0.1", "settings.n=2")

@@ -16,6 +16,8 @@ import pytest
 
 from optima.pipelines.consistency import run_consistency
 from optima.pipelines.context import Model
+from optima.plan import plan
+from optima.prompts.rendering import TEMPLATE_DIR
 from optima.recipe.loading import load_recipe
 from optima.types import ModelRef
 from tests.fakes import commands, fake_environment
@@ -70,6 +72,12 @@ def test_archive_holds_every_kind_of_stage(folder: Path) -> None:
     assert (folder / "votes/model/groups/DONE.json").is_file()
 
 
+def test_stages_of_a_run_are_the_steps_of_its_plan(folder: Path) -> None:
+    root = folder / "run"
+    steps = {step.name for step in plan(load_recipe(folder / "recipe.yaml"))}
+    assert {str(path.parent.relative_to(root)) for path in root.rglob("DONE.json")} == steps
+
+
 def test_finished_run_of_the_release_is_found_finished(folder: Path) -> None:
     before = _files(folder / "run")
     _go_on(folder)
@@ -100,3 +108,30 @@ def test_run_that_the_release_left_in_a_stage_goes_on_from_there(folder: Path) -
     assert results(folder / "run") == before
     assert "accelerate.commands.launch" in _started(folder)
     assert not list((folder / "run").rglob("*superseded*"))
+
+
+def test_template_of_a_run_makes_anew_what_is_told_by_it_and_any_other_nothing(
+    folder: Path,
+) -> None:
+    own = folder / "prompts"
+    own.mkdir()
+    for name in ("information_exchange", "solver"):
+        shutil.copy(TEMPLATE_DIR / f"{name}.txt", own)
+
+    def go_on() -> None:
+        options = ("--run-dir", "own", "--train-env", str(folder / "fake_env"))
+        changes = ("method=sft", "search=null", "pairs=null", "cold_start=null")
+        _optima(folder, "sft", *options, *changes, "conversation.prompts=prompts")
+
+    go_on()
+    before, n_started = _files(folder / "own"), len(_started(folder))
+    (own / "solver.txt").write_text("Solve {{ question }}")  # a template of debates
+    go_on()
+    assert _files(folder / "own") == before
+    assert len(_started(folder)) == n_started
+    (own / "information_exchange.txt").write_text("Find {{ question }}")
+    go_on()
+    for name in ("iter_0/generate", "evaluate/base/talk"):
+        aside = folder / "own" / f"{name}.superseded-1/DONE.json"
+        assert aside.read_bytes() == before[f"{name}/DONE.json"]
+    assert (folder / "own/problems/DONE.json").read_bytes() == before["problems/DONE.json"]

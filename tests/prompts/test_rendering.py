@@ -1,12 +1,14 @@
 """Golden files of system prompts (UPDATE_GOLDEN=1 rewrites them) and what must hold for all."""
 
 import os
+import shutil
 from pathlib import Path
 
 import jinja2
 import pytest
 
 from optima.errors import UsageError
+from optima.prompts import rendering
 from optima.prompts.rendering import TEMPLATE_DIR, PromptStyle, cue, system_prompt
 from optima.recipe.loading import load_recipe
 from optima.tasks import get_task
@@ -140,7 +142,35 @@ def test_own_templates_replace_the_built_in_ones_of_their_names(tmp_path: Path) 
     assert system_prompt(SUM, own, agent=0) == f"Alice, solve: {SUM.question}"
     assert system_prompt(SUM, own, agent=1) == system_prompt(SUM, built_in, agent=1)
     assert [cue(SUM, own, agent=agent) for agent in (0, 1)] == ["", "Check, Bob."]
-    assert own.texts() != built_in.texts()
+    used = built_in.templates([SUM])
+    assert own.texts(used) != built_in.texts(used)
+
+
+@pytest.mark.parametrize("worked_example", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_prompts_are_made_from_the_templates_that_identify_them_and_no_other(
+    case: str, worked_example: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, setting, answer_style, names = CASES[case]
+    style = PromptStyle(setting, answer_style, names, worked_example=worked_example)
+    used = style.templates([problem])
+
+    def render() -> None:
+        rendering._template.cache_clear()
+        for agent, _ in enumerate(names):
+            cue(problem, style, agent=agent)
+            system_prompt(problem, style, agent=agent)
+
+    for name in used:
+        shutil.copy(TEMPLATE_DIR / f"{name}.txt", tmp_path)
+    monkeypatch.setattr(rendering, "TEMPLATE_DIR", tmp_path)
+    render()
+    for name in used:
+        (tmp_path / f"{name}.txt").rename(tmp_path / "away")
+        with pytest.raises(FileNotFoundError):
+            render()
+        (tmp_path / "away").rename(tmp_path / f"{name}.txt")
+    rendering._template.cache_clear()
 
 
 @pytest.mark.parametrize(("case", "agent"), SPEAKERS)
