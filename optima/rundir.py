@@ -214,14 +214,14 @@ class RunDir:
         """Logs of this attempt, one file per process."""
         return self.root / "logs" / f"attempt_{self.attempt}"
 
-    def stage(self, name: str, *inputs: str, older: Sequence[str] = ()) -> Stage:
+    def stage(self, name: str, *inputs: str, older: Iterable[Sequence[str]] = ()) -> Stage:
         """Return the stage ``name`` (such as ``iter_0/generate``).
 
-        It is finished if it was made from the same ``inputs``, which ``older`` are as releases of
-        before wrote them; a stage made from others is moved aside (``NAME.superseded-1``) and
-        starts over; an unfinished one with the same inputs resumes, and so does one whose
-        DONE.json cannot be read. Raises StageError when what a finished one wrote is not there any
-        more; a trained model is checked when it is used.
+        It is finished if it was made from the same ``inputs``, or from one of ``older``, which are
+        the same as releases of before wrote them. A stage made from others is moved aside
+        (``NAME.superseded-1``) and starts over; an unfinished one with the same inputs resumes, and
+        so does one whose DONE.json cannot be read. Raises StageError when what a finished one wrote
+        is not there any more; a trained model is checked when it is used.
         """
         path = self.root / name
         key = digest(name, *inputs)
@@ -229,7 +229,7 @@ class RunDir:
             self._open.pop(name, None)
             done, marker = self._finished(path), path / "INPUTS"
             made_from = read_marker(marker) or (done.inputs if done else "")
-            if made_from not in (key, digest(name, *older) if older else key):
+            if made_from not in {key, *(digest(name, *texts) for texts in older)}:
                 done = None
                 if os.path.lexists(path):
                     _move_aside(path)

@@ -131,15 +131,15 @@ def test_stage_that_an_older_release_made_is_found_once_and_named_anew(tmp_path:
         made.finish([made.path / "out.txt"])
         (run.stage("begun", "old text").path / "half.txt").write_text("half")
     with RunDir(root, recipe()) as run:
-        assert run.stage("s", "n=1", older=("old text",)).done == made.done
-        assert run.stage("begun", "n=1", older=("old text",)).done is None
+        assert run.stage("s", "n=1", older=[("another",), ("old text",)]).done == made.done
+        assert run.stage("begun", "n=1", older=[("another",), ("old text",)]).done is None
         assert (root / "begun/half.txt").read_text() == "half"
     with RunDir(root, recipe()) as run:  # what the old text depends on may change from now on
-        assert run.stage("s", "n=1", older=("another text",)).done == made.done
-        run.stage("begun", "n=1", older=("another text",)).finish()
+        assert run.stage("s", "n=1", older=[("another",)]).done == made.done
+        run.stage("begun", "n=1", older=[("another",)]).finish()
         assert (root / "begun/half.txt").read_text() == "half"
     with RunDir(root, recipe()) as run:
-        assert run.stage("s", "n=2", older=("another text",)).done is None
+        assert run.stage("s", "n=2", older=[("another",)]).done is None
         assert (root / "s.superseded-1/out.txt").read_text() == "made"
         assert run.stage("s", "n=2").done is None
         assert not (root / "s.superseded-2").exists()

@@ -48,13 +48,13 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """Who speaks: all agents, played by ``model``, and the templates of what they are told.
+    """Who speaks: all agents, played by ``model``, and what they are told of a made-up problem.
 
     ``style`` and ``codec`` render it; they follow from the recipe and the model.
     """
 
     model: Model
-    templates: tuple[str, ...]
+    told: tuple[str, ...]
     style: PromptStyle = field(compare=False)
     codec: ChatCodec = field(compare=False)
 
@@ -284,8 +284,7 @@ class RunContext:
 
     def team(self, model: Model, problems: Sequence[Problem]) -> Team:
         """Return the agents who speak about ``problems``, all played by ``model``."""
-        templates = self.style.texts(self.style.templates(problems))
-        return Team(model, templates, self.style, self.codec)
+        return Team(model, self.style.told(problems), self.style, self.codec)
 
     def speakers(self, problem: Problem) -> tuple[Speaker, ...]:
         """Return the speakers of a problem."""

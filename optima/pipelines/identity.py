@@ -12,11 +12,12 @@ that, once: from then on its INPUTS names it as every other.
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
+from optima.prompts.rendering import PromptStyle
 from optima.types import Problem
 
 # Stages whose files once had another form, which are made anew where they have it.
@@ -34,10 +35,10 @@ class Digested(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """``inputs`` are ``name=value`` texts in the order of names, ``older`` those of before."""
+    """``inputs`` are ``name=value`` texts by name, ``older`` the texts of releases before them."""
 
     inputs: tuple[str, ...]
-    older: tuple[str, ...]
+    older: tuple[tuple[str, ...], ...]
 
 
 def identify(
@@ -58,7 +59,12 @@ def identify(
     named = [pair for name, value in fields for pair in _named(name, value)]
     if kind in _FORMS:
         named.append(("form", _FORMS[kind]))
-    return Identity(tuple(f"{name}={text}" for name, text in sorted(named)), _OLDER[kind](**given))
+    inputs = tuple(f"{name}={text}" for name, text in sorted(named))
+    older = _OLDER[kind](**given)
+    prompts = _older_prompts(given["team"].style) if _PROMPTS in older else ("",)
+    return Identity(
+        inputs, tuple(tuple(p if text == _PROMPTS else text for text in older) for p in prompts)
+    )
 
 
 def _named(name: str, value: object) -> Iterator[tuple[str, str]]:
@@ -124,6 +130,15 @@ _TEMPLATES = (
     *("alone", "critic", "cue", "debater", "example_alone", "example_choice", "example_exchange"),
     *("example_sum", "information_exchange", "solver"),
 )
+_PROMPTS = "\0prompts"  # stands for their sources
+_OLDER_CUE = """\
+{%- if setting == "information_exchange" or choice_kind -%}
+({{ name }}, be brief and do not repeat.{% if is_critic %} Right: its \
+{% if choice_kind == "letter" %}letter{% else %}choice{% endif %} between {{ open_mark }} and \
+{{ close_mark }}. Wrong: which step?{% else %} Your answer goes between {{ open_mark }} and \
+{{ close_mark }}.{% endif %})
+{%- endif -%}
+"""
 
 
 def older_text(value: object) -> str:
@@ -149,15 +164,21 @@ def _ids(problems: Iterable[Problem]) -> str:
     return "\n".join(problem.problem_id for problem in problems)
 
 
-def _prompts(team: Any) -> str:
-    return "\n".join(team.style.texts(_TEMPLATES))
+def _older_prompts(style: PromptStyle) -> Iterator[str]:
+    """Yield the sources of all templates: those of now, and of before the cue spoke to one agent,
+    which changed nothing for several."""
+    texts = dict(zip(_TEMPLATES, style.texts(_TEMPLATES), strict=True))
+    yield "\n".join(texts.values())
+    is_built_in = (texts["cue"],) == replace(style, directory=None).texts(("cue",))
+    if is_built_in and len(style.names) > 1:
+        yield "\n".join((texts | {"cue": _OLDER_CUE}).values())
 
 
 # The inputs of each stage in their order of before, from those that it is given now.
 _OLDER: dict[str, Callable[..., tuple[str, ...]]] = {
     "split": lambda task, data, seed: (task, older_text(data), repr(seed)),
     "generate": lambda team, problems, sampling: (
-        *(team.model.digest, _ids(problems), older_text(sampling), _prompts(team)),
+        *(team.model.digest, _ids(problems), older_text(sampling), _PROMPTS),
     ),
     "score": lambda talked, loss: (talked.digest, loss.model.digest, loss.end),
     "rank": lambda problems, talked, losses, normalisers=None: (
@@ -167,11 +188,11 @@ _OLDER: dict[str, Callable[..., tuple[str, ...]]] = {
     "select": lambda problems, talked, ranked, t: (talked.digest, ranked.digest, _FORMS["select"]),
     "script": lambda team, problems, section: (
         *(_ids(p for p in problems if p.evidence), older_text(section), team.model.digest),
-        *(_FORMS["script"], _prompts(team)),
+        *(_FORMS["script"], _PROMPTS),
     ),
     "train": lambda start, rows, section: (start.digest, rows.digest, older_text(section)),
     "grow": lambda team, problems, normaliser, loss: (
-        *(team.model.digest, loss.model.digest, _ids(problems), repr(normaliser), _prompts(team)),
+        *(team.model.digest, loss.model.digest, _ids(problems), repr(normaliser), _PROMPTS),
         loss.end,
     ),
     "pair": lambda problems, trees, section, imported: (

@@ -5,7 +5,7 @@ iteration, the time, or the order of a dict. Templates get ``open_mark`` and ``c
 mark with a placeholder in it: small models copy what stands there (docs/decisions/0005-prompts.md).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -55,20 +55,20 @@ class PromptStyle:
             directory=directory,
         )
         if directory is not None:
-            _prove(style)
+            for is_choice in (False,) if task.setting == "information_exchange" else (False, True):
+                list(_told(style, is_choice))
         return style
 
-    def templates(self, problems: Iterable[Problem]) -> tuple[str, ...]:
-        """Return the names of the templates that prompts about ``problems`` are made from."""
-        used = {_kind(self, agent) for agent, _ in enumerate(self.names)}
-        if len(self.names) > 1:
-            used.add("cue")
-        if self.worked_example:
-            used |= {_example_name(self, bool(problem.choices)) for problem in problems}
-        return tuple(sorted(used))
+    def told(self, problems: Iterable[Problem]) -> tuple[str, ...]:
+        """Return all that agents could be told about problems such as these, of a made-up one.
+
+        It identifies what is made with these prompts: no other template counts.
+        """
+        kinds = sorted({bool(problem.choices) for problem in problems})
+        return tuple(text for is_choice in kinds for text in _told(self, is_choice))
 
     def texts(self, templates: Iterable[str]) -> tuple[str, ...]:
-        """Return the sources of templates, for the identity of what is made with them."""
+        """Return the sources of templates."""
         return tuple(_path(name, self.directory).read_text("utf-8") for name in templates)
 
 
@@ -125,22 +125,14 @@ def _kind(style: PromptStyle, agent: int) -> str:
     return "critic" if agent else "solver"
 
 
-def _example_kind(style: PromptStyle, is_choice: bool) -> str:
-    if style.setting == "information_exchange":
-        return "exchange"
-    return "choice" if is_choice else "sum"
-
-
-def _example_name(style: PromptStyle, is_choice: bool) -> str:
-    return f"example_{_example_kind(style, is_choice) if len(style.names) > 1 else 'alone'}"
-
-
 def _example(style: PromptStyle, is_choice: bool) -> str:
+    is_exchange = style.setting == "information_exchange"
+    kind = "exchange" if is_exchange else "choice" if is_choice else "sum"
     names = style.names
     return _rendered(
-        _example_name(style, is_choice),
+        f"example_{kind}" if len(names) > 1 else "example_alone",
         style,
-        kind=_example_kind(style, is_choice),
+        kind=kind,
         first=names[0],
         second=names[1 % len(names)],
         third=names[2 % len(names)],
@@ -169,18 +161,18 @@ def _rendered(name: str, style: PromptStyle, /, **words: object) -> str:
         ) from error
 
 
-def _prove(style: PromptStyle) -> None:
-    """Render all that the agents could be told; UsageError when a template fails."""
+def _told(style: PromptStyle, is_choice: bool) -> Iterator[str]:
+    """Yield all that the agents could be told about a problem; UsageError if a template fails."""
     is_exchange = style.setting == "information_exchange"
-    for choices in ((),) if is_exchange else ((), ("one", "two")):
-        probe = Problem(
-            problem_id="probe", task="probe", question="Which?", golds=("A",), choices=choices,
-            contexts=("notes",) * len(style.names) if is_exchange else (),
-        )  # fmt: skip
-        for agent, _ in enumerate(style.names):
-            cue(probe, style, agent=agent)
-            for format_text in (None, "lists"):
-                system_prompt(probe, style, agent=agent, format_text=format_text)
+    probe = Problem(
+        problem_id="probe", task="probe", question="Which?", golds=("A",),
+        choices=("one", "two") if is_choice else (),
+        contexts=("notes",) * len(style.names) if is_exchange else (),
+    )  # fmt: skip
+    for agent, _ in enumerate(style.names):
+        yield cue(probe, style, agent=agent)
+        for format_text in (None, "lists"):
+            yield system_prompt(probe, style, agent=agent, format_text=format_text)
 
 
 def _check(directory: Path) -> None:

@@ -108,12 +108,12 @@ def stage(name: str) -> Stage:
 
 PROBLEMS = (problem("p1"), problem("p2"))
 STYLE = PromptStyle("debate", "tag", ("A", "B"))
-TEAM = Team(model("m"), ("the critic's", "the cue's"), STYLE, codec("chatml"))
+TEAM = Team(model("m"), ("you solve", "be brief"), STYLE, codec("chatml"))
 LOSS = LossModel(Model("base", ModelRef(path="/b"), "b"), "assistant:", "<end>")
 MADE = stage("s").digest
 DATA = DataSection(path="/d", n_train=8)
 PROMPTED = ["problems.0=p1", "problems.1=p2", "team.model=m"]
-TEMPLATES = ["team.templates.0=the critic's", "team.templates.1=the cue's"]
+TOLD = ["team.told.0=you solve", "team.told.1=be brief"]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ TEMPLATES = ["team.templates.0=the critic's", "team.templates.1=the cue's"]
             [
                 *PROMPTED[:2],
                 *("sampling.formats.0.format_id=f", "sampling.formats.0.text=be short"),
-                *("sampling.n_samples=2", "sampling.temperature=0.5", *PROMPTED[2:], *TEMPLATES),
+                *("sampling.n_samples=2", "sampling.temperature=0.5", *PROMPTED[2:], *TOLD),
             ],
         ),
         (
@@ -156,7 +156,7 @@ TEMPLATES = ["team.templates.0=the critic's", "team.templates.1=the cue's"]
         (
             script,
             (TEAM, PROBLEMS, ColdStartSection(n_problems=5)),
-            ["form=token ids", *PROMPTED[:2], "section.n_problems=5", *PROMPTED[2:], *TEMPLATES],
+            ["form=token ids", *PROMPTED[:2], "section.n_problems=5", *PROMPTED[2:], *TOLD],
         ),
         (
             train,
@@ -168,7 +168,7 @@ TEMPLATES = ["team.templates.0=the critic's", "team.templates.1=the cue's"]
             (TEAM, PROBLEMS, 71, LOSS),
             [
                 *("loss.end=<end>", "loss.header=assistant:", "loss.model=b", "normaliser=71"),
-                *(*PROMPTED, *TEMPLATES),
+                *(*PROMPTED, *TOLD),
             ],
         ),
         (
@@ -208,7 +208,7 @@ class LaterSettings:
 def test_input_or_field_added_with_its_default_counts_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(module._OLDER, "made", lambda **_: ())
+    monkeypatch.setitem(module._OLDER, "made", lambda **_: ("",))
     before = ("rate=0.5", "settings.n=2")
     assert identify(made, (0.5, Settings(2)), {}).inputs == before
     assert identify(made, (0.5, LaterSettings(2)), {}).inputs == before

@@ -142,34 +142,48 @@ def test_own_templates_replace_the_built_in_ones_of_their_names(tmp_path: Path) 
     assert system_prompt(SUM, own, agent=0) == f"Alice, solve: {SUM.question}"
     assert system_prompt(SUM, own, agent=1) == system_prompt(SUM, built_in, agent=1)
     assert [cue(SUM, own, agent=agent) for agent in (0, 1)] == ["", "Check, Bob."]
-    used = built_in.templates([SUM])
-    assert own.texts(used) != built_in.texts(used)
+    assert own.told([SUM]) != built_in.told([SUM])
 
 
-@pytest.mark.parametrize("worked_example", [False, True])
-@pytest.mark.parametrize("case", CASES)
-def test_prompts_are_made_from_the_templates_that_identify_them_and_no_other(
-    case: str, worked_example: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("case", "worked_example", "used"),
+    [
+        ("exchange", False, {"cue", "information_exchange"}),
+        ("exchange", True, {"cue", "information_exchange", "example_exchange"}),
+        ("exchange_alone", True, {"cue", "alone", "example_alone"}),
+        ("sum", False, {"cue", "critic", "solver"}),
+        ("sum", True, {"cue", "critic", "solver", "example_sum"}),
+        ("sum_three", False, {"cue", "debater"}),
+        ("choice", False, {"cue", "critic", "solver"}),
+        ("choice", True, {"cue", "critic", "solver", "example_choice"}),
+    ],
+)
+def test_what_is_told_changes_with_the_templates_that_are_used_and_no_other(
+    case: str,
+    worked_example: bool,
+    used: set[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     problem, setting, answer_style, names = CASES[case]
     style = PromptStyle(setting, answer_style, names, worked_example=worked_example)
-    used = style.templates([problem])
 
-    def render() -> None:
+    def told() -> tuple[str, ...]:
         rendering._template.cache_clear()
-        for agent, _ in enumerate(names):
-            cue(problem, style, agent=agent)
-            system_prompt(problem, style, agent=agent)
+        return style.told([problem])
 
-    for name in used:
-        shutil.copy(TEMPLATE_DIR / f"{name}.txt", tmp_path)
+    before = told()
     monkeypatch.setattr(rendering, "TEMPLATE_DIR", tmp_path)
-    render()
-    for name in used:
-        (tmp_path / f"{name}.txt").rename(tmp_path / "away")
-        with pytest.raises(FileNotFoundError):
-            render()
-        (tmp_path / "away").rename(tmp_path / f"{name}.txt")
+    changing = set()
+    templates = [Path(shutil.copy(path, tmp_path)) for path in TEMPLATE_DIR.glob("*.txt")]
+    for path in templates:
+        text = path.read_text()
+        path.write_text(f"{text}More.")
+        if told() != before:
+            changing.add(path.stem)
+        path.write_text(text)
+    assert changing == used
+    assert told() == before
     rendering._template.cache_clear()
 
 
