@@ -8,8 +8,7 @@ maximum of training, which shrinks with the model.
 from optima.errors import StageError
 from optima.evaluation.health import find_loss_of_speech
 from optima.pipelines.context import Model, RunContext, Sampling
-from optima.pipelines.judge import group_maximum, rank
-from optima.pipelines.score import score_where_needed
+from optima.pipelines.judge import group_maximum, rank, score_where_needed
 from optima.pipelines.talk import generate
 from optima.plan import Step
 from optima.reporting.tables import EvaluationRow

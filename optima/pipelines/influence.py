@@ -16,10 +16,9 @@ from collections.abc import Mapping, Sequence
 from optima.errors import UsageError
 from optima.files import EVAL_ROWS, ROWS
 from optima.pipelines.context import Made, Model, RunContext, Sampling
-from optima.pipelines.judge import group_maximum, rank
+from optima.pipelines.judge import group_maximum, rank, score_where_needed
 from optima.pipelines.learn import train_model
 from optima.pipelines.problems import Problems
-from optima.pipelines.score import score_where_needed
 from optima.pipelines.talk import generate
 from optima.plan import Iteration, Step
 from optima.recipe.schema import InfluenceSection

@@ -7,7 +7,6 @@ from pathlib import Path
 from optima.errors import StageError
 from optima.files import EVAL_ROWS, PAIRS, ROWS, TREES
 from optima.pipelines.context import Made, RunContext
-from optima.pipelines.search import search_section
 from optima.pipelines.select import write_rows
 from optima.recipe.schema import PairSection
 from optima.records import read_records, write_records
@@ -30,9 +29,10 @@ def pair(
 
     Raises StageError when there are too few, and says how far the best one was.
     """
+    assert context.recipe.search is not None
     harvest = harvest_pairs(
         read_records(trees.path / TREES, DialogueTree),
-        search_section(context),
+        context.recipe.search,
         section,
         seed=context.recipe.seed,
     )

@@ -8,11 +8,10 @@ for t = 0, 1, ...:  candidates = N conversations a problem by M_t
 
 from optima.pipelines.context import Model, RunContext, Sampling
 from optima.pipelines.evaluate import Evaluations
-from optima.pipelines.judge import rank
+from optima.pipelines.judge import rank, score_where_needed
 from optima.pipelines.learn import cold_start_section, train_model
 from optima.pipelines.problems import Problems
 from optima.pipelines.run import read_formats
-from optima.pipelines.score import score_where_needed
 from optima.pipelines.script import script
 from optima.pipelines.select import select
 from optima.pipelines.talk import generate

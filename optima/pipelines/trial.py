@@ -11,10 +11,10 @@ from pathlib import Path
 
 from optima.evaluation.health import Remedies, TalkHealth, examine
 from optima.pipelines import judge
+from optima.pipelines.judge import score_where_needed
 from optima.pipelines.outline import write_trial
 from optima.pipelines.problems import read_problems
 from optima.pipelines.run import open_run
-from optima.pipelines.score import score_where_needed
 from optima.pipelines.select import remedies
 from optima.pipelines.sft import candidate_sampling
 from optima.pipelines.talk import generate

@@ -11,11 +11,10 @@ from optima.pipelines.consistency import group
 from optima.pipelines.context import LossModel, Made, Model, RunContext, Sampling, Team
 from optima.pipelines.identity import identify, older_text
 from optima.pipelines.influence import pick_rows
-from optima.pipelines.judge import rank
+from optima.pipelines.judge import rank, score
 from optima.pipelines.learn import train
 from optima.pipelines.pair import pair
 from optima.pipelines.problems import split
-from optima.pipelines.score import score
 from optima.pipelines.script import script
 from optima.pipelines.search import grow
 from optima.pipelines.select import select

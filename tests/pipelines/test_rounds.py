@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from optima.errors import StageError
-from optima.pipelines.rounds import StoredRounds, keep_sound_rounds
+from optima.pipelines.search import StoredRounds, keep_sound_rounds
 from optima.types import RewardParts, Rollout, TreeRound
 
 
