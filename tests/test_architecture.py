@@ -48,7 +48,9 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "optima.recipe",
             "optima.conversation.loading",
             "optima.files",
+            "optima.costs",
             "optima.reader",
+            "optima.runs",
             "optima.outputs",
             "optima.records",
             "optima.rundir",
@@ -251,6 +253,29 @@ def test_core_opens_no_socket_and_starts_no_process() -> None:
         if target.split(".")[0] in OUTSIDE - ASKS_THE_HUB.get(module, set())
     ]
     assert wrong == []
+
+
+# They lay a run out, and its stages write into it; whoever tells of a run asks optima.reader.
+LAYOUT = {
+    "optima.files", "optima.reader", "optima.rundir", "optima.stages", "optima.pipelines.run",
+    "optima.pipelines.problems", "optima.cli.evaluating", "optima.cli.evaluations",
+    "optima.cli.trial",
+}  # fmt: skip
+RUN_FILES = re.compile(
+    r"(recipe\.yaml|provenance\.json|metrics\.jsonl|LOCK|INPUTS|DONE\.json|plan\.json|results\.json"
+    r"|(conversations|losses|rewards|selected|scripts|rows|trees|rounds|pairs|groups)\.jsonl)"
+)
+
+
+def test_files_of_a_run_are_named_in_one_place() -> None:
+    def check(tree: ast.Module) -> Iterator[tuple[int, str]]:
+        for node in ast.walk(tree):
+            text = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(text, str) and RUN_FILES.fullmatch(text.rpartition("/")[2]):
+                yield node.lineno, f"names {text}; take it from optima.files"
+
+    named = [line for line in _findings(check) if line.partition(":")[0] not in LAYOUT]
+    assert named == []
 
 
 def test_modules_are_short() -> None:

@@ -140,6 +140,10 @@ def test_report_has_the_figures_of_every_model(tables: Tables) -> None:
     assert rows["inference", "iter_0_dpo"]["score, 95 %"] == "0.0-60.0"
     assert rows["inference", "iter_0_dpo"]["tokens"] == "50.4"
     assert rows["consistency", "model"]["samples"] == "3"
+    # A vote is answered when one of its samples is, and what it generated is that of both.
+    assert (rows["baselines", "sc"]["answered"], rows["baselines", "sc"]["generated"]) == (
+        "100 %", "39.8"
+    )  # fmt: skip
     assert (rows["baselines", "sc"]["tokens"], rows["baselines", "cot"]["tokens"]) == (
         "47.8", "25.4"
     )  # fmt: skip

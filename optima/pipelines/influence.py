@@ -17,8 +17,8 @@ from optima.errors import UsageError
 from optima.files import EVAL_ROWS, ROWS
 from optima.pipelines import judge, learn
 from optima.pipelines.context import Model, RunContext
+from optima.pipelines.evaluate import ask, mark
 from optima.pipelines.problems import Problems
-from optima.pipelines.talk import TalkPlan, talk
 from optima.recipe.schema import InfluenceSection
 from optima.records import read_records, write_records
 from optima.rundir import Stage
@@ -103,13 +103,10 @@ def _reward(
     normalisers: dict[str, int] | None,
 ) -> tuple[float, dict[str, int]]:
     """Return the model's mean reward and the token counts that R_token divided by."""
-    section = context.recipe.evaluation
-    plan = TalkPlan(n_samples=section.n_samples, temperature=section.temperature)
-    talked = talk(context, f"{name}/talk", model, problems, plan)
+    talked = ask(context, name, model, problems)
     if normalisers is None:
         normalisers = judge.group_maximum(talked)
-    scored = judge.score(context, f"{name}/score", talked)
-    ranked = judge.rank(context, f"{name}/rank", problems, (talked, scored), normalisers)
+    ranked = mark(context, name, problems, talked, normalisers)
     return ranked.metrics["reward/total"], normalisers
 
 

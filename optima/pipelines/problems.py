@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from optima.errors import DataError
-from optima.pipelines.checkpoints import run_of
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.identity import identity
+from optima.reader import run_of
 from optima.records import read_records, write_records
 from optima.tasks.loading import (
     describe_overlap,

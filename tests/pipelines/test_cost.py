@@ -5,16 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from optima.pipelines.cost import (
+from optima.costs import (
     EvaluationCost,
     ModelCost,
+    costs_of_stages,
     evaluation_cost,
-    read_costs,
     repaid_after,
 )
 from optima.records import write_text
-from optima.reporting.cost import cost_text
-from optima.rundir import StageDone
+from optima.reporting.results import cost_text
+from optima.stages import StageDone, finished_stages, read_attempts
+
+
+def read_costs(root: Path) -> tuple[ModelCost, ...]:
+    return costs_of_stages(finished_stages(root), read_attempts(root))
 
 
 def _finish(root: Path, name: str, started: float, seconds: float, **metrics: float) -> None:
@@ -68,7 +72,8 @@ def test_evaluations_cost_tokens_and_seconds_too(root: Path) -> None:
     attempt = {"devices": {"kind": "cuda", "gpus": [0, 1]}}
     write_text(root / "provenance.json", json.dumps({"attempts": [attempt]}))
     _finish(root, "evaluate/base/rank", 85, 1)
-    cost = evaluation_cost(root, root / "evaluate/base")
+    stages = [done for done in finished_stages(root) if done.stage.startswith("evaluate/base/")]
+    cost = evaluation_cost(stages, read_attempts(root))
     assert cost == EvaluationCost(n_generated=5000, device_seconds=12)
     text = cost_text(read_costs(root), {"base": 100.0, "iter_0": 70.0}, {"base": cost})
     base, first = (line.split() for line in text.splitlines() if line[:4] in ("base", "iter"))

@@ -1,26 +1,17 @@
-"""What the models of a run cost to make, read from its finished stages; nothing is computed again.
+"""What the models of a run cost to make and to evaluate, counted from its finished stages.
 
 A model costs what was spent in the run until it was trained: the stages of the models before it are
 in it, evaluations of any model are not.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from optima.pipelines.checkpoints import run_of
 from optima.rundir import DISCARDED, GENERATED
-from optima.stages import (
-    STARTED_FORMAT,
-    StageDone,
-    finished_stages,
-    read_attempts,
-    read_done,
-    read_recipe,
-)
+from optima.stages import STARTED_FORMAT, StageDone
 
 # The last part of a stage's name -> what its seconds are spent on.
 KINDS = {
@@ -60,13 +51,10 @@ class EvaluationCost:
     device_seconds: float
 
 
-def read_costs(root: Path) -> tuple[ModelCost, ...]:
-    """Return the costs of the models trained in the run ``root``, in order of training.
-
-    Empty when nothing was trained there.
-    """
-    stages = finished_stages(root)
-    attempts = read_attempts(root)
+def costs_of_stages(
+    stages: Iterable[StageDone], attempts: Sequence[Mapping[str, Any]]
+) -> tuple[ModelCost, ...]:
+    """Return the costs of the models that a run's stages trained, in order of training."""
     costs = []
     generated = trained = 0.0
     seconds = dict.fromkeys((*dict.fromkeys(KINDS.values()), OTHER), 0.0)
@@ -82,6 +70,17 @@ def read_costs(root: Path) -> tuple[ModelCost, ...]:
     return tuple(costs)
 
 
+def evaluation_cost(
+    stages: Iterable[StageDone], attempts: Sequence[Mapping[str, Any]]
+) -> EvaluationCost:
+    """Return what an evaluation took that had these stages."""
+    done = tuple(stages)
+    return EvaluationCost(
+        n_generated=round(sum(stage.metrics.get(GENERATED, 0.0) for stage in done)),
+        device_seconds=sum(_n_devices(attempts, stage) * stage.seconds for stage in done),
+    )
+
+
 def repaid_after(cost: ModelCost, tokens_before: float, tokens: float) -> int | None:
     """Return after how many conversations the tokens saved are those spent; None for never.
 
@@ -89,42 +88,6 @@ def repaid_after(cost: ModelCost, tokens_before: float, tokens: float) -> int | 
     """
     saved = tokens_before - tokens
     return math.ceil(cost.n_tokens / saved) if saved > 0 else None
-
-
-def evaluation_cost(root: Path, *folders: Path) -> EvaluationCost:
-    """Return what the evaluation took whose stages are in ``folders`` of ``root``."""
-    attempts = read_attempts(root)
-    stages = [
-        done
-        for folder in folders
-        for name in ("talk", "score", "rank", "groups")
-        if (done := read_done(folder / name)) is not None
-    ]
-    return EvaluationCost(
-        n_generated=round(sum(done.metrics.get("tokens/generated", 0.0) for done in stages)),
-        device_seconds=sum(_n_devices(attempts, done) * done.seconds for done in stages),
-    )
-
-
-def cost_of(model: str) -> ModelCost | None:
-    """Return what the model in a directory cost, None where no run trained it."""
-    run = run_of(model)
-    if run is None:
-        return None
-    label = Path(model).resolve().parents[1].name
-    return next((cost for cost in read_costs(run) if cost.label == label), None)
-
-
-def base_tokens(model: str, task: str) -> tuple[str, float] | None:
-    """Return the base model of a trained model's run, and its tokens per conversation there.
-
-    None where no run trained it, its task is another, or it did not evaluate its base model.
-    """
-    run = run_of(model)
-    done = read_done(run / "evaluate" / "base" / "talk") if run is not None else None
-    if run is None or done is None or read_recipe(run).task != task:
-        return None
-    return f"{run}:base", done.metrics["tokens/conversation"]
 
 
 def _n_devices(attempts: Sequence[Mapping[str, Any]], done: StageDone) -> int:

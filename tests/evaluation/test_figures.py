@@ -1,10 +1,15 @@
-"""Summaries of conversations, counted by hand."""
+"""Figures of conversations, counted by hand."""
+
+from pathlib import Path
 
 import pytest
 
+from optima.evaluation.figures import Judged, figures_of, tally
 from optima.evaluation.statistics import estimate_mean
-from optima.evaluation.summary import Judged, summarise, summarise_together, tally
+from optima.reader import Run
+from optima.records import write_records
 from optima.types import Conversation, RewardParts, Turn
+from tests.reporting.made import Maker
 
 # In each: problem, score, tokens, generated tokens, turns, whether answered and whether failed
 FIRST = [
@@ -26,8 +31,9 @@ def test_tally_counts_problem_by_problem() -> None:
     assert counted.tokens_by_problem == {"p": 20.0, "q": 40.0}
 
 
-def test_models_summarised_together_have_the_figures_of_each_alone() -> None:
-    first, second = summarise_together([tally(FIRST), tally(SECOND)], seed=3)
+def test_models_measured_together_have_the_figures_of_each_alone() -> None:
+    first, second = figures_of({"first": tally(FIRST), "second": tally(SECOND)}, seed=3)
+    assert (first.label, second.label) == ("first", "second")
     assert (first.n_problems, first.n_conversations) == (2, 3)
     assert first.score == estimate_mean([0.75, 0.0], seed=3)
     assert first.tokens == estimate_mean([20.0, 40.0], seed=3)
@@ -41,17 +47,17 @@ def test_models_summarised_together_have_the_figures_of_each_alone() -> None:
 
 
 def test_one_conversation_has_its_own_figures() -> None:
-    (alone,) = summarise_together([tally(FIRST[:1])], seed=0)
+    (alone,) = figures_of({"one": tally(FIRST[:1])}, seed=0)
     assert (alone.generated, alone.tokens_median, alone.turns) == (12.0, 10.0, 2.0)
 
 
-def test_conversations_and_rewards_are_counted_as_they_are() -> None:
+def test_conversations_and_rewards_are_counted_as_they_are(tmp_path: Path) -> None:
     turns = tuple(
         Turn(
             agent=0, name="Alice", text=" a", answer=None, n_prompt_tokens=1, n_tokens=9,
             n_spoken=spoken, finish_reason="stop", seconds=0.0,
         )
-        for spoken in (7, 8)
+        for spoken in (0, 15)  # a turn of no tokens has none
     )  # fmt: skip
     talks = [
         Conversation(
@@ -67,13 +73,17 @@ def test_conversations_and_rewards_are_counted_as_they_are() -> None:
         )
         for key, task, error in (("p", 1.0, None), ("q", 0.0, None), ("r", 0.5, "no loss"))
     ]  # fmt: skip
-    summary = summarise(zip(talks, parts, strict=True), seed=0)
-    assert (summary.score.mean, summary.tokens.mean, summary.generated) == (0.5, 15.0, 18.0)
-    assert summary.turns == 2.0
-    assert summary.answered == pytest.approx(2 / 3)
-    assert summary.failed == pytest.approx(2 / 3)
+    run = Maker(tmp_path / "run")
+    run.model("model", [0, 0, 0], [1, 1, 1])
+    write_records(run.root / "model/talk/conversations.jsonl", talks)
+    write_records(run.root / "model/rank/rewards.jsonl", parts)
+    (figures,) = Run(run.root).figures
+    assert (figures.score.mean, figures.tokens.mean, figures.generated) == (0.5, 15.0, 18.0)
+    assert figures.turns == 2.0
+    assert figures.answered == pytest.approx(2 / 3)
+    assert figures.failed == pytest.approx(2 / 3)
 
 
-def test_no_conversation_has_no_summary() -> None:
+def test_no_conversation_has_no_figures() -> None:
     with pytest.raises(ValueError, match="a mean needs at least one value"):
-        summarise([], seed=0)
+        figures_of({"none": tally([])}, seed=0)
