@@ -42,6 +42,20 @@ class ModelCost:
         """Tokens generated and trained on."""
         return self.n_generated + self.n_trained
 
+    def since(self, before: "ModelCost | None") -> "ModelCost":
+        """Return what was spent beyond the model before it."""
+        if before is None:
+            return self
+        return ModelCost(
+            label=self.label,
+            n_generated=self.n_generated - before.n_generated,
+            n_trained=self.n_trained - before.n_trained,
+            device_seconds={
+                kind: seconds - before.device_seconds.get(kind, 0.0)
+                for kind, seconds in self.device_seconds.items()
+            },
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationCost:

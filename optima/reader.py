@@ -171,7 +171,8 @@ class Run:
         if self.is_evaluation:
             return found
         order = [BASE, COLD_START, *(step.label for step in iterations(self.recipe))]
-        return {label: found[label] for label in order if label in found}
+        known = [label for label in order if label in found]
+        return {label: found[label] for label in dict.fromkeys((*known, *found))}
 
     @property
     def evaluated(self) -> tuple[str, ...]:
@@ -204,6 +205,10 @@ class Run:
         if self.is_evaluation:
             return tuple(ModelCost(**row) for row in self.results.get("costs", ()))
         return costs_of_stages(self.stages, self.attempts)
+
+    def cost_of(self, label: str) -> ModelCost | None:
+        """Return what a model cost to make, None where nothing was trained for it."""
+        return next((cost for cost in self.costs if cost.label == label), None)
 
     @cached_property
     def results(self) -> dict[str, Any]:
@@ -332,7 +337,9 @@ class Run:
         if name not in self._checked:
             check_outputs(self.root / name, done)
             self._checked.add(name)
-        return self.root / name / file
+        if not (path := self.root / name / file).is_file():  # an inference has no train split
+            raise UsageError(f"{self.root}: has no {file} in {name}, as {self.kind} writes none")
+        return path
 
     def _records(self, name: str, file: str, kind: type[R]) -> Iterator[R]:
         yield from read_records(self._checked_file(name, file), kind)

@@ -10,6 +10,7 @@ import pytest
 
 import optima
 from optima.cli.main import main
+from optima.errors import UsageError
 
 RUNS = Path(__file__).parent / "data/runs"
 LABELS = ["base", "cold_start", "iter_0_sft", "iter_0_dpo"]
@@ -69,6 +70,15 @@ def test_run_is_opened_from_python() -> None:
     assert len(list(run.selected("iter_0_sft"))) == 3
     assert list(run.frame("base")["answer"]) == ["Alice", "Question", "Marie", "When", "Kim"]
     assert optima.open_run("baselines").evaluated == ("cot", "sc")
+
+
+def test_what_a_kind_of_run_does_not_write_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match=r"has no train\.jsonl in problems, as inference writes"):
+        optima.open_run("inference").problems("train")
+    assert main(["baselines", "--run", "inference", "--output", "out"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("optima: --run inference: is not a training run (inference: has no")
+    assert main(["pairs", "--run", "inference"]) == 2
 
 
 def test_trees_and_their_pairs_are_read(capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,16 +80,17 @@ def _read(spec: str) -> tuple[Run, Figures]:
     check_path(spec, "RUN")
     root, separator, label = (spec, "", "") if Path(spec).is_dir() else spec.rpartition(":")
     run = Run(root or spec)
-    if not run.figures:
+    known = run.evaluated
+    if not known:
         raise UsageError(
             f"{run.root}: holds no evaluated model; give a run or an inference's output"
         )
-    labels = [figures.label for figures in run.figures]
-    if separator and label not in labels:
-        known = ", ".join(labels)
-        raise UsageError(f"{spec}: {run.root} has evaluated no {label}; it has {known}")
-    (figures,) = run.measure([label or labels[-1]], by_vote=True)
-    return run, figures
+    if separator and label not in known:
+        raise UsageError(f"{spec}: {run.root} has evaluated no {label}; it has {', '.join(known)}")
+    measured = run.measure([label or known[-1]], by_vote=True)
+    if not measured:
+        raise UsageError(f"{spec}: its model holds no conversation; give another")
+    return run, measured[0]
 
 
 def _check_tasks(runs: Sequence[Run]) -> None:

@@ -9,9 +9,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from optima.costs import ModelCost
 from optima.evaluation.figures import Figures
 from optima.reader import Run
 from optima.reporting.drawing import (
@@ -22,6 +21,7 @@ from optima.reporting.drawing import (
     Words,
     add_grid,
     add_legend,
+    name_of,
     render,
     shorten,
 )
@@ -46,31 +46,25 @@ class Line:
 
 def stop_figures(runs: Sequence[Run]) -> list[Figure]:
     """Draw how conversations ended and their faults, of models and of candidates."""
-    is_several = len(runs) > 1
     said = (
         "Share of conversations by the reason why they ended; right: share with a fault, which is "
-        "never selected. Of {what}."
+        "never selected. Of "
     )
-    of_models = [
-        Line(_name(run, model.label, is_several), model.metrics)
-        for run in runs
-        for model in run.figures
+    models = [
+        Line(name_of(runs, run, one.label), one.metrics) for run in runs for one in run.figures
     ]
-    of_candidates = [
-        Line(_name(run, label, is_several), metrics)
+    drawn = [
+        Line(name_of(runs, run, label), metrics)
         for run in runs
         for label, metrics in run.drawn.items()
     ]
-    found = []
-    for name, title, what, lines in (
-        ("stop-reasons", "How conversations ended", "the evaluated models", of_models),
-        ("stop-reasons-of-candidates", "How candidates ended",
-         "the candidates that an iteration draws from the model before it", of_candidates),
-    ):  # fmt: skip
-        if lines:
-            words = Words(name, title, said.format(what=what))
-            found.append(_stop_figure(words, lines))
-    return found
+    of_models = Words("stop-reasons", "How conversations ended", f"{said}the evaluated models.")
+    of_drawn = Words(
+        "stop-reasons-of-candidates", "How candidates ended",
+        f"{said}the candidates that an iteration draws from the model before it.",
+    )  # fmt: skip
+    both = ((of_models, models), (of_drawn, drawn))
+    return [_stop_figure(words, lines) for words, lines in both if lines]
 
 
 def length_figure(runs: Sequence[Run]) -> Figure | None:
@@ -86,11 +80,10 @@ def length_figure(runs: Sequence[Run]) -> Figure | None:
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.add_subplot()
-        is_several = len(runs) > 1
         for y, (run, model) in enumerate(shown):
             colour = COLOURS[runs.index(run) % len(COLOURS)]
             _draw_box(axes, y, model, colour)
-        _name_lines(axes, [_name(run, m.label, is_several) for run, m in shown])
+        _name_lines(axes, [name_of(runs, run, one.label) for run, one in shown])
         most = max(float(np.percentile(model.counts, 95)) for _, model in shown)
         axes.set_xlim(
             0, 1.05 * max(1.0, most, *(float(np.mean(model.counts)) for _, model in shown))
@@ -104,15 +97,14 @@ def length_figure(runs: Sequence[Run]) -> Figure | None:
 
 def cost_figure(runs: Sequence[Run]) -> Figure | None:
     """Draw what each model took beyond the one before it; None where nothing was trained."""
-    is_several = len([run for run in runs if run.costs]) > 1
+    spending = [run for run in runs if run.costs]
     seconds, tokens = [], []
-    for run in runs:
+    for run in spending:
         for before, cost in zip((None, *run.costs), run.costs, strict=False):
-            name = _name(run, cost.label, is_several)
-            spent = _spent(cost, before)
+            spent = cost.since(before)
+            name = name_of(spending, run, cost.label)
             seconds.append(Line(name, spent.device_seconds))
-            generated_and_trained = {"generated": spent.n_generated, "trained": spent.n_trained}
-            tokens.append(Line(name, generated_and_trained))
+            tokens.append(Line(name, {"generated": spent.n_generated, "trained": spent.n_trained}))
     if not seconds:
         return None
     words = Words(
@@ -135,7 +127,7 @@ def cost_figure(runs: Sequence[Run]) -> Figure | None:
         for axes in (left, right):
             add_grid(axes, "x")
             axes.xaxis.set_major_locator(MaxNLocator(4))
-            axes.xaxis.set_major_formatter(FuncFormatter(_short_number))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         names = [f"tokens {kind}" if kind in tokens[0].values else kind for kind in bars]
         add_legend(canvas, list(bars.values()), names)
 
@@ -266,24 +258,6 @@ def _cell(x: int, y: int, colour: tuple[float, float, float, float]) -> Patch:
     return Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=colour, edgecolor="none")
 
 
-def _spent(cost: ModelCost, before: ModelCost | None) -> ModelCost:
-    if before is None:
-        return cost
-    return ModelCost(
-        label=cost.label,
-        n_generated=cost.n_generated - before.n_generated,
-        n_trained=cost.n_trained - before.n_trained,
-        device_seconds={
-            kind: seconds - before.device_seconds.get(kind, 0.0)
-            for kind, seconds in cost.device_seconds.items()
-        },
-    )
-
-
-def _name(run: Run, label: str, is_several: bool) -> str:
-    return f"{run.name}: {label}" if is_several else label
-
-
 def _name_lines(axes: Axes, names: Sequence[str]) -> None:
     """Name the lines 0, 1, ..., the first at the top."""
     axes.set_yticks(range(len(names)), [shorten(name, 30) for name in names])
@@ -293,10 +267,3 @@ def _name_lines(axes: Axes, names: Sequence[str]) -> None:
 
 def _height(n_lines: int) -> float:
     return 0.9 + _LINE_IN * n_lines
-
-
-def _short_number(value: float, _: object) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"

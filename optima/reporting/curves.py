@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -23,12 +23,14 @@ from optima.reporting.drawing import (
     Words,
     add_grid,
     add_legend,
+    name_of,
     place_labels,
     render,
     shorten,
 )
 
 Measure = Callable[[Figures], Estimate]
+Look = dict[str, Any]  # how one series is told from the others, by colour and without
 
 _ITERATION = re.compile(r"iter_(\d+)(_sft|_dpo)?")
 _BEFORE = ("base", "cold_start", "initial")
@@ -42,20 +44,13 @@ _PARTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How one series is told from the others, by colour and without."""
-
-    colour: str
-    marker: str
-    dash: str | tuple[int, tuple[float, ...]]
-
-
 def look(index: int) -> Look:
     """Return the look of a series by its number."""
-    return Look(
-        COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)]
-    )
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": DASHES[index % len(DASHES)],
+    }
 
 
 def score_figure(runs: Sequence[Run]) -> Figure | None:
@@ -133,11 +128,7 @@ def reward_figure(runs: Sequence[Run]) -> Figure | None:
                     for label, metrics in drawn.items()
                     if part in metrics
                 ]
-                of_one = look(i)
-                handles += axes.plot(
-                    [x for x, _ in points], [y for _, y in points], color=of_one.colour,
-                    marker=of_one.marker, linestyle=of_one.dash,
-                )  # fmt: skip
+                handles += axes.plot([x for x, _ in points], [y for _, y in points], **look(i))
             axes.set_title(_PARTS[part], fontsize=9, fontweight="normal")
             add_grid(axes, "y")
             axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -152,7 +143,7 @@ def reward_figure(runs: Sequence[Run]) -> Figure | None:
 def scaling_figures(runs: Sequence[Run]) -> list[Figure]:
     """Draw votes and coverage by k and by tokens; nothing without self-consistency."""
     curves = {
-        _of_run(runs, run, one.label): one.points
+        name_of(runs, run, one.label): one.points
         for run in runs
         if run.kind == "consistency"
         for one in run.figures
@@ -294,47 +285,51 @@ def _shift(runs: Sequence[Run], run: Run) -> float:
 
 
 def _draw_estimates(
-    axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], of_one: Look, is_joined: bool
+    axes: Axes,
+    x: Sequence[float],
+    estimates: Sequence[Estimate],
+    of_one: Look,
+    is_joined: bool,
 ) -> Artist:
     means = [e.mean for e in estimates]
-    (line,) = axes.plot(
-        x, means, color=of_one.colour, marker=of_one.marker,
-        linestyle=of_one.dash if is_joined else "none",
-    )  # fmt: skip
+    (line,) = axes.plot(x, means, **(of_one if is_joined else {**of_one, "linestyle": "none"}))
+    reach = _reach(estimates)
     axes.errorbar(
-        x, means, yerr=_reach(estimates), fmt="none", ecolor=of_one.colour, elinewidth=1.1,
-        capsize=3,
-    )  # fmt: skip
+        x, means, yerr=reach, fmt="none", ecolor=of_one["color"], elinewidth=1.1, capsize=3
+    )
     return line
 
 
 def _draw_tradeoff(axes: Axes, run: Run, of_one: Look) -> Artist:
     tokens = [_tokens(model) for model in run.figures]
     scores = [_score(model) for model in run.figures]
+    x, y = [e.mean for e in tokens], [e.mean for e in scores]
     axes.errorbar(
-        [e.mean for e in tokens], [e.mean for e in scores], xerr=_reach(tokens),
-        yerr=_reach(scores), fmt="none", ecolor=of_one.colour, elinewidth=0.8, alpha=0.55,
+        x, y, xerr=_reach(tokens), yerr=_reach(scores), fmt="none", ecolor=of_one["color"],
+        elinewidth=0.8, alpha=0.55,
     )  # fmt: skip
-    (line,) = axes.plot(
-        [e.mean for e in tokens], [e.mean for e in scores], color=of_one.colour,
-        marker=of_one.marker, linestyle=of_one.dash if _is_sequence(run) else "none",
-    )  # fmt: skip
+    (line,) = axes.plot(x, y, **(of_one if _is_sequence(run) else {**of_one, "linestyle": "none"}))
     return line
 
 
 def _draw_scaling(
-    axes: Axes, x: Sequence[float], points: Sequence[Point], of_one: Look, *, has_bands: bool
+    axes: Axes,
+    x: Sequence[float],
+    points: Sequence[Point],
+    of_one: Look,
+    *,
+    has_bands: bool,
 ) -> Artist:
     for dash, estimates in (("--", [p.coverage for p in points]), ("-", [p.score for p in points])):
         scaled = [_percent(e) for e in estimates]
         (line,) = axes.plot(
-            x, [e.mean for e in scaled], color=of_one.colour, linestyle=dash, markersize=4.5,
-            marker=of_one.marker, markevery=max(1, len(x) // 12),
-            markerfacecolor=of_one.colour if dash == "-" else "none",
+            x, [e.mean for e in scaled], color=of_one["color"], linestyle=dash, markersize=4.5,
+            marker=of_one["marker"], markevery=max(1, len(x) // 12),
+            markerfacecolor=of_one["color"] if dash == "-" else "none",
         )  # fmt: skip
         if has_bands:
             axes.fill_between(
-                x, [e.low for e in scaled], [e.high for e in scaled], color=of_one.colour,
+                x, [e.low for e in scaled], [e.high for e in scaled], color=of_one["color"],
                 alpha=0.15, linewidth=0,
             )  # fmt: skip
     return line
@@ -351,11 +346,6 @@ def _scale_logarithmically(
     axes.xaxis.set_major_locator(LogLocator(base=base, subs=subdivisions, numticks=12))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-
-
-def _of_run(runs: Sequence[Run], run: Run, label: str) -> str:
-    """Return a model's name, with its run's where there are several."""
-    return label if len(runs) == 1 else f"{run.name}: {label}"
 
 
 def _reach(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:

@@ -20,6 +20,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.transforms import Bbox
 
+from optima.reader import Run
+
 INK = "#17191d"
 # Contrast of at least 3 : 1 on white and on #15171a; told apart by people with any colour vision,
 # in this order, and by their markers and dashes besides.
@@ -165,6 +167,11 @@ def _for_page(text: str, words: Words) -> str:
     root.set("role", "img")
     root.set("aria-label", words.title)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def name_of(runs: Sequence[Run], run: Run, label: str) -> str:
+    """Return a model's name, with its run's where there are several."""
+    return label if len(runs) == 1 else f"{run.name}: {label}"
 
 
 def shorten(name: str, n_most: int) -> str:

@@ -18,8 +18,7 @@ from optima.errors import OptimaError
 from optima.files import CONVERSATIONS, DONE, ROUNDS
 from optima.pipelines.status import read_status, status_text
 from optima.reporting.archive import StaleError
-from optima.reporting.page import Content, page_parts
-from optima.reporting.report import contents
+from optima.reporting.report import Content, contents, page_parts
 from optima.runs import find_runs
 from optima.seeding import digest
 

@@ -1,15 +1,30 @@
-"""The report of runs: its tables and figures, each where the runs hold data for it, and its files.
+"""The report of runs: tables and figures, each where the runs hold data for it, and a page.
 
 report.html   report.md   tables/NAME.{md,csv}   figures/NAME.{png,svg}
+
+The page has every conversation and tree to read too. It is self-contained: style, script and data
+stand in it, it loads nothing and works from disk. Conversations are text from models. They reach
+the document as text nodes only, and the page's policy runs no script but its own, whose digest it
+names.
 """
 
+import base64
+import hashlib
+import json
 import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from tqdm import tqdm
 
 from optima.errors import StageError
+from optima.files import PROVENANCE, RECIPE
 from optima.pipelines.comparison import differences
 from optima.reader import Run
 from optima.records import (
@@ -20,7 +35,7 @@ from optima.records import (
     write_bytes,
     write_text,
 )
-from optima.reporting.archive import Archive, StaleError
+from optima.reporting.archive import Archive, StaleError, packed
 from optima.reporting.bars import cost_figure, length_figure, stop_figures, transfer_figures
 from optima.reporting.curves import (
     reward_figure,
@@ -30,8 +45,8 @@ from optima.reporting.curves import (
     tradeoff_figure,
 )
 from optima.reporting.drawing import Figure
-from optima.reporting.page import Content, page_parts
 from optima.reporting.tables import (
+    Spent,
     Table,
     cost_table,
     differences_table,
@@ -46,6 +61,8 @@ from optima.runs import open_runs, transfers
 
 logger = logging.getLogger(__name__)
 PAGE = "report.html"
+SETUP_FILES = {RECIPE: "Recipe, as resolved", PROVENANCE: "Provenance"}
+SCRIPTS = ("data.js", "conversations.js", "trees.js", "main.js")
 _SEED = 0  # of the intervals of differences, as for ``optima compare``
 _CAPTIONS = {
     "models": "Score in per cent with its 95 % interval (bootstrap over problems). Tokens of a "
@@ -72,6 +89,20 @@ _CAPTIONS = {
     "spent on. repaid after: conversations until the tokens saved against the run's first model "
     "are those generated and trained.",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a page shows. A ``live`` page asks its server for conversations and trees, and for
+    what is new since ``version``; any other holds everything."""
+
+    runs: Sequence[Run]
+    archive: Archive
+    trees: Trees
+    tables: Sequence[Table]
+    figures: Sequence[Figure]
+    live: bool = False
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +135,24 @@ def write_report(places: Sequence[Path], output: Path, limits: Limits) -> Path:
         raise StageError(
             f"{place}: was made anew or taken away while it was read; give the same command again"
         ) from error
+
+
+def page_parts(content: Content) -> Iterator[str]:
+    """Yield the page piece by piece: a large run does not fit into one string twice."""
+    style = _asset("style.css")
+    script = '"use strict";\n' + "\n".join(map(_asset, SCRIPTS))
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    yield from environment.from_string(_asset("page.html")).generate(
+        content=content,
+        policy=_policy(style, script, is_live=content.live),
+        title=", ".join(run.name for run in content.runs),
+        style=style,
+        script=script,
+        cards=[(run, list(_card(run))) for run in content.runs],
+        setup=[(run, list(_setup_files(run))) for run in content.runs],
+        payload=_script_json(_payload(content)),
+        blobs=iter(()) if content.live else _blobs(content),
+    )
 
 
 def tables_of(runs: Sequence[Run]) -> tuple[Table, ...]:
@@ -245,10 +294,89 @@ def _differences(runs: Sequence[Run]) -> Iterator[Table]:
 
 def _costs(run: Run) -> Table:
     """Return what a run's models cost to make, those not asked yet too."""
-    asked = {one.label: one.tokens.mean for one in run.figures}
-    tokens = {**asked, **{cost.label: asked.get(cost.label) for cost in run.costs}}
-    return cost_table(run.costs, tokens)
+    tokens = {one.label: one.tokens.mean for one in run.figures}
+    labels = dict.fromkeys((*tokens, *(cost.label for cost in run.costs)))
+    return cost_table([Spent(label, tokens.get(label), run.cost_of(label)) for label in labels])
 
 
 def _called(table: Table, name: str, title: str, suffix: str = "") -> Table:
     return replace(table, name=f"{name}{suffix}", title=title, caption=_CAPTIONS[name])
+
+
+def _payload(content: Content) -> dict[str, Any]:
+    return {
+        **content.archive.header(),
+        "live": content.live,
+        "version": content.version,
+        "runs": [
+            {
+                "name": run.name,
+                "agents": run.recipe.agents.names,
+                "lambda_token": run.recipe.reward.lambda_token,
+            }
+            for run in content.runs
+        ],
+        "trees": content.trees.lines(),
+    }
+
+
+def _blobs(content: Content) -> Iterator[tuple[str, str]]:
+    """Yield the identifier and the content of all that is unpacked when it is looked into."""
+    archive, trees = content.archive, content.trees
+    total = archive.n_chunks + len(trees)
+    with tqdm(desc="report", total=total, disable=not sys.stderr.isatty()) as bar:
+        for name, n, read in (
+            ("chunk", archive.n_chunks, archive.chunk),
+            ("tree", len(trees), trees.tree),
+        ):
+            for number in range(n):
+                yield f"{name}-{number}", packed(read(number))
+                bar.update()
+
+
+def _card(run: Run) -> Iterator[tuple[str, str]]:
+    """Yield what a run came to at a glance: its first model against its last, or their range."""
+    models = run.figures
+    is_series = run.kind == "training"
+    scores = [100 * one.score.mean for one in models]
+    for what, values in (("score", scores), ("tokens", [one.tokens.mean for one in models])):
+        ends = values if is_series else sorted(values)
+        texts = dict.fromkeys(f"{value:.1f}" for value in (*ends[:1], *ends[-1:]))
+        if texts:
+            yield what, (" → " if is_series else " to ").join(texts)
+
+
+def _setup_files(run: Run) -> Iterator[tuple[str, str]]:
+    for file, title in SETUP_FILES.items():
+        if (run.root / file).is_file():
+            yield title, (run.root / file).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str, *, is_live: bool) -> str:
+    """Return the content security policy: our own style and script, and nothing from elsewhere.
+
+    Style attributes are allowed for the figures, which are ours.
+    """
+    rules = [
+        "default-src 'none'",
+        f"script-src 'sha256-{_sha256(script)}'",
+        f"style-src 'sha256-{_sha256(style)}'",
+        "style-src-attr 'unsafe-inline'",
+        "connect-src 'self'" if is_live else "connect-src 'none'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    return "; ".join(rules)
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _asset(name: str) -> str:
+    return resources.files("optima.reporting").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _script_json(value: object) -> str:
+    """Return JSON that cannot end the script element it stands in."""
+    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")

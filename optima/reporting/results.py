@@ -18,6 +18,7 @@ from optima.reader import Run, run_of
 from optima.recipe.schema import Recipe
 from optima.records import write_text
 from optima.reporting.tables import (
+    Spent,
     Table,
     cost_table,
     differences_table,
@@ -60,7 +61,7 @@ def training_text(root: Path) -> str:
         _models_text([((one.label,), one) for one in run.figures], ("model",)),
         *("", "Models:", *paths, f"Run: {root}", f"Metrics: {root / METRICS}"),
     ]
-    return "\n".join(lines) + _runs_cost({"": run})
+    return "\n".join(lines) + cost_text([_spent(run, one) for one in run.figures])
 
 
 def sweep_text(key: str, root_by_value: Mapping[str, Path]) -> str:
@@ -68,15 +69,16 @@ def sweep_text(key: str, root_by_value: Mapping[str, Path]) -> str:
 
     What a run shares with the first one, figures and all, is shown once.
     """
-    runs = {value: Run(root) for value, root in root_by_value.items()}
-    shown, seen = [], []
-    for value, run in runs.items():
+    shown, seen, spent = [], [], []
+    for value, root in root_by_value.items():
+        run = Run(root)
         for one in run.figures:
+            spent.append(_spent(run, one, f"{value}:{one.label}"))
             alike = replace(one, model="", made_in_s=0.0)
             if alike not in seen:
                 shown.append(((value, one.label), one))
                 seen.append(alike)
-    return _models_text(shown, (key, "model")) + _runs_cost(runs)
+    return _models_text(shown, (key, "model")) + cost_text(spent)
 
 
 def write_inference(recipe: Recipe, rows: Sequence[Figures], output: Path) -> str:
@@ -130,18 +132,15 @@ def write_transfer(
         write_inference(recipe_by_task[task], rows, output / task)
     table = matrix_table(rows_by_task)
     _write_table(output, table, table)
-    first = next(iter(rows_by_task.values()))
-    tokens: dict[str, float] = {}
-    spent: dict[str, EvaluationCost] = {}
-    for i, row in enumerate(first):
-        of_tasks = [Run(output / task).evaluation_cost(row.label) for task in rows_by_task]
-        means = [rows[i].tokens.mean for rows in rows_by_task.values()]
-        tokens[row.label] = sum(means) / len(means)
-        spent[row.label] = EvaluationCost(
-            sum(cost.n_generated for cost in of_tasks),
-            sum(cost.device_seconds for cost in of_tasks),
+    spent = []
+    for i, row in enumerate(next(iter(rows_by_task.values()))):
+        costs = [Run(output / task).evaluation_cost(row.label) for task in rows_by_task]
+        asked = EvaluationCost(
+            sum(cost.n_generated for cost in costs), sum(cost.device_seconds for cost in costs)
         )
-    cost = cost_text(_costs_of(first), tokens, spent, output=output)
+        tokens = sum(rows[i].tokens.mean for rows in rows_by_task.values()) / len(rows_by_task)
+        spent.append(Spent(row.label, tokens, _cost_of(row), asked))
+    cost = cost_text(spent, output=output)
     return (
         f"{table.text()}\n\nScore in per cent / tokens per conversation.{cost}\nResults: {output}"
     )
@@ -160,34 +159,20 @@ def comparison_text(rows: Sequence[Compared], output: Path | None = None) -> str
     if output is not None:
         _write_table(output, table, table)
         _write_json(output, {"schema_version": 1, "models": list(map(_compared_as_json, rows))})
-    costs = [
-        replace(cost, label=name)
-        for name, row in zip(names, rows, strict=True)
-        for cost in row.run.costs
-        if cost.label == row.figures.label
-    ]
-    evaluations = {
-        name: row.run.evaluation_cost(row.figures.label)
-        for name, row in zip(names, rows, strict=True)
-    }
-    tokens = {name: row.figures.tokens.mean for name, row in zip(names, rows, strict=True)}
-    text += cost_text(costs, tokens, evaluations, _base_tokens(rows[0].run), output)
+    spent = [_spent(row.run, row.figures, name) for row, name in zip(rows, names, strict=True)]
+    text += cost_text(spent, _base_tokens(rows[0].run), output)
     return text if output is None else f"{text}\nResults: {output}"
 
 
 def cost_text(
-    costs: Sequence[ModelCost],
-    tokens_by_label: Mapping[str, float],
-    evaluations: Mapping[str, EvaluationCost] | None = None,
-    before: tuple[str, float] | None = None,
-    output: Path | None = None,
+    spent: Sequence[Spent], before: tuple[str, float] | None = None, output: Path | None = None
 ) -> str:
     """Return the table of costs with its legend, with an empty line before; nothing without costs.
 
     ``before`` is the name of an untrained model and its tokens per conversation, for where none is
     among them. With ``output`` it is added to ``table.md`` there and written to ``costs.csv`` too.
     """
-    table = cost_table(costs, tokens_by_label, evaluations, before and before[1])
+    table = cost_table(spent, before and before[1])
     if not table.rows:
         return ""
     if output is not None:
@@ -195,28 +180,21 @@ def cost_text(
         write_text(page, f"{page.read_text(encoding='utf-8')}\n{table.markdown()}")
         write_text(output / COSTS_CSV, table.csv())
     legend = COST_LEGEND
-    if any(cost.label in tokens_by_label for cost in costs):
-        first = untrained(costs, tokens_by_label) or (before and before[0])
-        legend += REPAID_LEGEND.format(first=first) if first is not None else NO_BASE_LEGEND
+    if any(one.cost for one in spent):
+        first = untrained(spent)
+        name = first.label if first else before and before[0]
+        legend += REPAID_LEGEND.format(first=name) if name else NO_BASE_LEGEND
     return f"\n\n{table.text()}\n\n{legend}"
+
+
+def _spent(run: Run, one: Figures, name: str = "") -> Spent:
+    """Return what one of a run's models cost, called ``name`` or by its label."""
+    evaluation = run.evaluation_cost(one.label)
+    return Spent(name or one.label, one.tokens.mean, run.cost_of(one.label), evaluation)
 
 
 def _models_text(shown: Sequence[tuple[tuple[str, ...], Figures]], head: Sequence[str]) -> str:
     return f"{models_table(shown, head).text()}\n\n{MODELS_LEGEND}"
-
-
-def _runs_cost(runs: Mapping[str, Run]) -> str:
-    """Return what the models of training runs cost; labels get the runs' names before them."""
-    costs: list[ModelCost] = []
-    tokens: dict[str, float] = {}
-    evaluations: dict[str, EvaluationCost] = {}
-    for name, run in runs.items():
-        prefix = f"{name}:" if name else ""
-        costs += [replace(cost, label=f"{prefix}{cost.label}") for cost in run.costs]
-        for one in run.figures:
-            tokens[f"{prefix}{one.label}"] = one.tokens.mean
-            evaluations[f"{prefix}{one.label}"] = run.evaluation_cost(one.label)
-    return cost_text(costs, tokens, evaluations)
 
 
 def _write(
@@ -226,23 +204,31 @@ def _write(
     """Write the tables and the JSON of an evaluation; return the text of its costs."""
     _write_table(output, *tables)
     run = Run(output)
-    costs = _costs_of(rows)
-    spent = {row.label: run.evaluation_cost(row.label) for row in rows}
+    spent = [
+        Spent(
+            row.label,
+            row.points[0].n_tokens if row.points else row.tokens.mean,
+            _cost_of(row),
+            run.evaluation_cost(row.label),
+        )
+        for row in rows
+    ]
     results = {
         "schema_version": 1,
         "task": recipe.task,
         "seed": recipe.seed,
         "temperature": recipe.evaluation.temperature,
         "models": models,
-        "costs": [dataclasses.asdict(cost) for cost in costs],
-        "evaluation_costs": {label: dataclasses.asdict(cost) for label, cost in spent.items()},
+        "costs": [dataclasses.asdict(one.cost) for one in spent if one.cost],
+        "evaluation_costs": {
+            one.label: dataclasses.asdict(one.evaluation) for one in spent if one.evaluation
+        },
     }
     _write_json(output, results)
-    tokens = {row.label: row.points[0].n_tokens if row.points else row.tokens.mean for row in rows}
     trained_in = run_of(rows[-1].model)
     base = Run(trained_in) if trained_in is not None else None
     before = _base_tokens(base) if base and base.recipe.task == recipe.task else None
-    return cost_text(costs, tokens, spent, before, output)
+    return cost_text(spent, before, output)
 
 
 def _write_table(output: Path, table: Table, whole: Table) -> None:
@@ -254,15 +240,11 @@ def _write_json(output: Path, results: Mapping[str, Any]) -> None:
     write_text(output / RESULTS, json.dumps(results, indent=1) + "\n")
 
 
-def _costs_of(rows: Sequence[Figures]) -> list[ModelCost]:
-    """Return what the models that runs trained cost there, called by their labels here."""
-    found = []
-    for row in rows:
-        if (root := run_of(row.model)) is not None:
-            label = Path(row.model).resolve().parents[1].name
-            costs = (cost for cost in Run(root).costs if cost.label == label)
-            found += [replace(cost, label=row.label) for cost in costs]
-    return found
+def _cost_of(row: Figures) -> ModelCost | None:
+    """Return what a model cost in the run that trained it, called by its label here."""
+    root = run_of(row.model)
+    cost = Run(root).cost_of(Path(row.model).resolve().parents[1].name) if root else None
+    return cost and replace(cost, label=row.label)
 
 
 def _base_tokens(run: Run) -> tuple[str, float] | None:

@@ -90,6 +90,19 @@ class Table:
         return f"<table{name}><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a model cost to make (None: it was not trained) and to evaluate.
+
+    ``tokens`` are those of a conversation with it, None where it has not been asked yet.
+    """
+
+    label: str
+    tokens: float | None
+    cost: ModelCost | None = None
+    evaluation: EvaluationCost | None = None
+
+
 def models_table(shown: Sequence[Placed], head: Sequence[str] = ("model",)) -> Table:
     """Return one line per model; columns that no model has anything for are left out."""
     columns: dict[str, Callable[[Figures], str]] = {
@@ -206,46 +219,38 @@ def ends_table(
     return Table((*head, *(_ENDS[key] for key in kept)), tuple(lines), n_left=len(head))
 
 
-def cost_table(
-    costs: Sequence[ModelCost],
-    tokens_by_label: Mapping[str, float | None],
-    evaluations: Mapping[str, EvaluationCost] | None = None,
-    before: float | None = None,
-) -> Table:
-    """Return one line per model of ``tokens_by_label`` that has a cost of any kind.
+def cost_table(spent: Sequence[Spent], before: float | None = None) -> Table:
+    """Return one line per model that has a cost of any kind.
 
     Trained models save tokens against the first that is not trained, or, where there is none,
-    against ``before``: the tokens of a conversation with an untrained one. When one is repaid is
-    left open where its own tokens are None. ``evaluations`` adds what evaluating each took.
+    against ``before``: the tokens of a conversation with an untrained one.
     """
-    cost_by_label = {cost.label: cost for cost in costs}
-    first = untrained(costs, tokens_by_label)
-    saved_from = before if first is None else tokens_by_label[first]
+    first = untrained(spent)
+    saved_from = before if first is None else first.tokens
+    has_evaluations = any(one.evaluation for one in spent)
     lines = []
-    for label, tokens in tokens_by_label.items():
-        cost = cost_by_label.get(label)
-        if cost is None and label not in (evaluations or {}):
+    for one in spent:
+        if one.cost is None and one.evaluation is None:
             continue
-        made = cost or ModelCost(label, 0, 0, dict.fromkeys(_SPENT_ON, 0.0))
-        seconds = (f"{made.device_seconds[kind]:.0f} s" for kind in _SPENT_ON)
-        asked: tuple[str, ...] = ()
-        if evaluations is not None:
-            spent = evaluations.get(label)
-            figures = (f"{spent.n_generated:,}", f"{spent.device_seconds:.0f} s") if spent else ()
-            asked = figures or ("", "")
-        repaid = "" if cost is None or tokens is None else _repaid(cost, saved_from, tokens)
-        lines.append(
-            (label, f"{made.n_generated:,}", f"{made.n_trained:,}", *seconds, *asked, repaid)
-        )
-    asked_head = ("evaluated: tokens", "evaluated") if evaluations is not None else ()
+        made = one.cost or ModelCost(one.label, 0, 0, dict.fromkeys(_SPENT_ON, 0.0))
+        line = [one.label, f"{made.n_generated:,}", f"{made.n_trained:,}"]
+        line += [f"{made.device_seconds[kind]:.0f} s" for kind in _SPENT_ON]
+        if has_evaluations:
+            asked = one.evaluation
+            line += (
+                [f"{asked.n_generated:,}", f"{asked.device_seconds:.0f} s"] if asked else ["", ""]
+            )
+        is_open = one.cost is None or one.tokens is None
+        line.append("" if is_open else _repaid(made, saved_from, one.tokens or 0.0))
+        lines.append(tuple(line))
+    asked_head = ("evaluated: tokens", "evaluated") if has_evaluations else ()
     head = ("model", "tokens generated", "tokens trained", *_SPENT_ON, *asked_head, REPAID)
     return Table(head, tuple(lines))
 
 
-def untrained(costs: Sequence[ModelCost], labels: Mapping[str, object]) -> str | None:
+def untrained(spent: Sequence[Spent]) -> Spent | None:
     """Return the first model that cost nothing to make, None if all were trained."""
-    trained = {cost.label for cost in costs}
-    return next((label for label in labels if label not in trained), None)
+    return next((one for one in spent if one.cost is None), None)
 
 
 def interval(estimate: Estimate, factor: float = 1.0) -> str:

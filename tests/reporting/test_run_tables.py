@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from optima.reader import Run
 from optima.reporting.report import Limits, tables_of, write_report, write_tables
 from optima.reporting.tables import Table
 from optima.runs import open_runs
@@ -89,6 +90,34 @@ def test_self_consistency_shows_powers_of_two_and_the_last(tmp_path: Path) -> No
     assert [row[1] for row in tables["self-consistency"].rows] == ["1", "2", "4"]
     assert _cell(tables["models"], "model", "samples") == "4"
     assert "differences" not in tables
+
+
+def test_one_table_is_rendered_as_text_markdown_csv_and_html() -> None:
+    table = Table(("model", "score"), (("<b>|base", "5.0"), ("it, 0", "10.0")), name="models")
+    assert table.text().splitlines() == [
+        "model     score",
+        "---------------",
+        "<b>|base    5.0",
+        "it, 0      10.0",
+    ]
+    assert table.markdown().splitlines() == [
+        "| model | score |", "| --- | ---: |", "| <b>\\|base | 5.0 |", "| it, 0 | 10.0 |"
+    ]  # fmt: skip
+    assert table.csv().splitlines() == ["model,score", "<b>|base,5.0", '"it, 0",10.0']
+    assert table.html() == (
+        '<table id="table-models"><thead><tr><th class=word>model</th><th>score</th></tr></thead>'
+        "<tbody><tr><td class=word>&lt;b&gt;|base</td><td>5.0</td></tr>"
+        "<tr><td class=word>it, 0</td><td>10.0</td></tr></tbody></table>"
+    )
+
+
+def test_models_stand_in_the_order_of_the_recipe_whenever_they_were_asked(tmp_path: Path) -> None:
+    run = made.Maker(tmp_path / "run")
+    for label in ("iter_1", "base", "unplanned", "iter_0"):  # such as after base was moved away
+        run.model(f"evaluate/{label}", [1.0], [10])
+    assert Run(run.root).evaluated == ("base", "iter_0", "iter_1", "unplanned")
+    (table, *_) = tables_of([Run(run.root)])
+    assert [row[0] for row in table.rows] == ["base", "iter_0", "iter_1", "unplanned"]
 
 
 def test_page_of_a_run_that_has_only_begun_says_so(tmp_path: Path) -> None:
