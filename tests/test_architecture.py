@@ -270,9 +270,10 @@ RUN_FILES = re.compile(
 def test_files_of_a_run_are_named_in_one_place() -> None:
     def check(tree: ast.Module) -> Iterator[tuple[int, str]]:
         for node in ast.walk(tree):
-            text = node.value if isinstance(node, ast.Constant) else None
-            if isinstance(text, str) and RUN_FILES.fullmatch(text.rpartition("/")[2]):
-                yield node.lineno, f"names {text}; take it from optima.files"
+            if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+                continue
+            if RUN_FILES.fullmatch(node.value.rpartition("/")[2]):
+                yield node.lineno, f"names {node.value}; take it from optima.files"
 
     named = [line for line in _findings(check) if line.partition(":")[0] not in LAYOUT]
     assert named == []
