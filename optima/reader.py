@@ -1,29 +1,41 @@
-"""A run, read from Python: ``optima.open_run(directory)``.
+"""A run, read: ``optima.open_run(directory)``. Whatever tells about a run stands on this.
 
 Reading changes nothing, takes no lock and sees finished stages only, so a run can be read while it
 goes on. Records are read when they are asked for and checked as they come; what a stage wrote is
 compared with the digests in its DONE.json the first time it is read.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import orjson
+
+from optima import files
+from optima.costs import EvaluationCost, ModelCost, costs_of_stages, evaluation_cost
 from optima.errors import StageError, UsageError
-from optima.files import CONVERSATIONS, PAIRS, REWARDS, SELECTED, TREES
+from optima.evaluation.consistency import Point, Sample, scaling_curve, vote_of_all
+from optima.evaluation.figures import Figures, Judged, figures_of, tally
+from optima.evaluation.statistics import Estimate
+from optima.plan import BASE, COLD_START, iterations
 from optima.recipe.schema import Recipe
 from optima.records import R, check_path, read_records
 from optima.stages import (
     StageDone,
     check_outputs,
     finished_stages,
+    read_attempts,
     read_done,
     read_recipe,
+    stage_folders,
 )
 from optima.training.jobs import MODEL_DIR
 from optima.types import (
+    AnswerGroups,
     Conversation,
     DialogueTree,
     ModelRef,
@@ -31,6 +43,11 @@ from optima.types import (
     Problem,
     RewardParts,
 )
+
+Kind = Literal["training", "inference", "baselines", "consistency", "transfer"]
+Baseline = Literal["cot", "sc", "mad", "autoform", "trained"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+_OTHERS = ("score", "groups")  # stages of an evaluation, besides talk and rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +60,24 @@ class JudgedConversation:
 
 
 class Run:
-    """What is finished of the run in ``root``: a training, or an inference or baselines.
+    """What is finished of the run in ``root``: a training, or an inference, baselines or such.
 
-    Labels are those of the run's tables: ``base``, ``iter_0``, ``iter_1_dpo``. Raises UsageError
-    for what is not a run directory or not in it, StageError for what is damaged.
+    Labels are those of the run's tables: ``base``, ``iter_0``, ``iter_1_dpo``. ``name`` tells it
+    from other runs beside it; ``folder`` is the one it was found in when that was given instead.
+
+    Raises UsageError for what is not a run directory or not in it, StageError for what is damaged.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, name: str = "", folder: Path | None = None) -> None:
         check_path(root, "run")
         self.root = Path(root)
-        if not (self.root / "recipe.yaml").is_file():
+        self.name = name or self.root.resolve().name
+        self.folder = folder
+        self.is_transfer = False
+        if not (self.root / files.RECIPE).is_file():
             raise UsageError(
-                f"{self.root}: is not a run directory (it has no recipe.yaml); give what --run-dir "
-                "or --output named"
+                f"{self.root}: is not a run directory (it has no {files.RECIPE}); give what "
+                "--run-dir or --output named, or put back from a copy what was removed"
             )
         self._checked: set[str] = set()
 
@@ -73,9 +95,51 @@ class Run:
         return tuple(finished_stages(self.root))
 
     @property
+    def begun(self) -> tuple[str, ...]:
+        """The names of all stages that were begun, finished or not."""
+        return tuple(path.relative_to(self.root).as_posix() for path in stage_folders(self.root))
+
+    @property
     def metrics(self) -> dict[str, dict[str, float]]:
         """The figures of the finished stages by their names, such as ``iter_0/train``."""
         return {stage.stage: dict(stage.metrics) for stage in self.stages}
+
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """What provenance.json says of each attempt: versions, hardware, command line."""
+        return read_attempts(self.root)
+
+    @property
+    def outline(self) -> files.Outline | None:
+        """The stages or runs to come that the run noted, None where its recipe says them."""
+        return files.read_outline(self.root)
+
+    @property
+    def talks(self) -> tuple[files.Talk, ...]:
+        """The stages in which agents conversed, finished or not, in the order they began."""
+        return files.find_talks(self.root)
+
+    @property
+    def searches(self) -> tuple[files.Search, ...]:
+        """The stages in which trees grew, finished or not, in the order they began."""
+        return files.find_searches(self.root)
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether it was written by an inference, baselines or such, not by a training."""
+        talks = (name.split("/") for name in self.begun if name.endswith("/talk"))
+        return any(parts[0] != "evaluate" and not _is_trial(parts) for parts in talks)
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What it is; a transfer is one of several inferences called as their tasks."""
+        if not self.is_evaluation:
+            return "training"
+        if self.recipe.evaluation.n_samples > 1 and any(one.points for one in self.figures):
+            return "consistency"
+        if self.evaluations and self.evaluations.keys() <= set(BASELINES):
+            return "baselines"
+        return "transfer" if self.is_transfer else "inference"
 
     @property
     def models(self) -> dict[str, ModelRef]:
@@ -85,25 +149,85 @@ class Run:
             label, _, kind = stage.stage.rpartition("/")
             folder = self.root / stage.stage / MODEL_DIR
             if kind == "train" and "/" not in label and folder.is_dir():
+                base, path = self.recipe.model.path, str(folder.resolve())
                 is_adapter = (folder / "adapter_config.json").is_file()
-                base = self.recipe.model.path
-                path = str(folder.resolve())
-                made[label] = (
-                    ModelRef(path=base, adapter=path) if is_adapter else ModelRef(path=path)
+                made[label] = ModelRef(
+                    **{"path": base, "adapter": path} if is_adapter else {"path": path}
                 )
         return made
 
     @property
+    def evaluations(self) -> dict[str, files.Evaluation]:
+        """The models that were asked problems and judged, by label; a training's in its order."""
+        done = {stage.stage: stage for stage in self.stages}
+        found = {}
+        for name, talked in done.items():
+            folder, _, part = name.rpartition("/")
+            ranked = done.get(f"{folder}/rank")
+            if part == "talk" and ranked is not None and not _is_trial(name.split("/")):
+                others = filter(None, (done.get(f"{folder}/{other}") for other in _OTHERS))
+                label = folder.removeprefix("evaluate/")
+                found[label] = files.Evaluation(label, folder, talked, ranked, tuple(others))
+        if self.is_evaluation:
+            return found
+        order = [BASE, COLD_START, *(step.label for step in iterations(self.recipe))]
+        known = [label for label in order if label in found]
+        return {label: found[label] for label in dict.fromkeys((*known, *found))}
+
+    @property
     def evaluated(self) -> tuple[str, ...]:
         """The labels of the models that were asked the held-out problems and judged."""
-        folders = [
-            stage.stage.rpartition("/")[0]
-            for stage in self.stages
-            if stage.stage.endswith("/rank") and "/influence/" not in stage.stage
-        ]
-        return tuple(
-            folder.removeprefix("evaluate/") for folder in folders if self._done(f"{folder}/talk")
-        )
+        return tuple(self.evaluations)
+
+    @property
+    def drawn(self) -> dict[str, dict[str, float]]:
+        """The metrics of the conversations that each iteration drew from the model before it.
+
+        A metric is missing where its stage is not finished.
+        """
+        found: dict[str, dict[str, float]] = {}
+        for stage in self.stages:
+            label, _, part = stage.stage.partition("/")
+            if part in ("generate", "search"):
+                found[label] = dict(stage.metrics)
+            elif part in ("rank", "select", "pairs") and label in found:
+                found[label] |= stage.metrics
+        return {} if self.is_evaluation else found
+
+    @cached_property
+    def figures(self) -> tuple[Figures, ...]:
+        """The figures of the evaluated models; those of a baseline that votes are of its votes."""
+        return self.measure(self.evaluated)
+
+    @cached_property
+    def costs(self) -> tuple[ModelCost, ...]:
+        """What the models trained here cost to make, or what an inference noted of its models'."""
+        if self.is_evaluation:
+            return tuple(ModelCost(**row) for row in self.results.get("costs", ()))
+        return costs_of_stages(self.stages, self.attempts)
+
+    def cost_of(self, label: str) -> ModelCost | None:
+        """Return what a model cost to make, None where nothing was trained for it."""
+        return next((cost for cost in self.costs if cost.label == label), None)
+
+    @cached_property
+    def results(self) -> dict[str, Any]:
+        """results.json as an evaluation wrote it; empty before."""
+        path = self.root / files.RESULTS
+        if not path.exists():
+            return {}
+        try:
+            results: dict[str, Any] = orjson.loads(path.read_bytes())
+            for row in results.get("models", ()):  # the fields that are used here
+                _ = row["label"], *map(_point, row.get("points", ()))
+            _ = [ModelCost(**row) for row in results.get("costs", ())]
+        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise StageError(
+                f"{path}: no JSON of an evaluation ({reason}); it was damaged: give the command "
+                "that wrote it again"
+            ) from error
+        return results
 
     def problems(self, split: Literal["train", "test"] = "test") -> dict[str, Problem]:
         """Return the problems of a split by their ids; ``test`` are the held-out ones."""
@@ -112,12 +236,49 @@ class Run:
 
     def evaluation(self, label: str) -> Iterator[JudgedConversation]:
         """Yield what a model said about the held-out problems."""
-        if label not in self.evaluated:
-            known = ", ".join(self.evaluated) or "none yet"
-            raise UsageError(f"{self.root}: has evaluated no {label}; it has {known}")
-        inside = f"evaluate/{label}"
-        folder = inside if (self.root / inside).is_dir() else label
-        yield from self._judged(f"{folder}/talk", f"{folder}/rank", self.problems("test"))
+        name = self._evaluation(label).folder
+        yield from self._judged(f"{name}/talk", f"{name}/rank", self.problems("test"))
+
+    def evaluation_cost(self, label: str) -> EvaluationCost:
+        """Return what evaluating a model took."""
+        one = self._evaluation(label)
+        return evaluation_cost((one.talked, one.ranked, *one.others), self.attempts)
+
+    def measure(self, labels: Sequence[str], *, by_vote: bool | None = None) -> tuple[Figures, ...]:
+        """Return the figures of some of the models; one without a conversation is left out.
+
+        Those whose answers were grouped are measured by the vote among all samples of a problem
+        where ``by_vote`` says so; None takes the votes of baselines alone.
+        """
+        section, evaluations = self.recipe.evaluation, self.evaluations
+        tallies, found = {}, {}
+        for one in map(evaluations.__getitem__, labels):
+            is_vote = one.is_grouped and (section.n_samples == 1 if by_vote is None else by_vote)
+            judged = list(self._lightly(one.folder))
+            votes = None
+            if is_vote:
+                votes = vote_of_all(self._samples(one.folder, judged), seed=self.recipe.seed)
+            if judged:
+                tallies[one.label] = tally(judged, votes)
+                points = self._points(one, judged) if one.is_grouped else ()
+                found[one.label] = (one, points)
+        made_in: dict[str, float] = defaultdict(float)
+        for done in self.stages:
+            made_in[done.stage.split("/")[0]] += done.seconds
+        is_training = not self.is_evaluation
+        return tuple(
+            replace(
+                figures,
+                model=self._place(label),
+                reward=one.ranked.metrics.get("reward/total") if is_training else None,
+                seconds=one.talked.seconds,
+                made_in_s=made_in[label] if is_training else 0.0,
+                metrics=dict(one.talked.metrics),
+                points=points,
+            )
+            for figures in figures_of(tallies, seed=self.recipe.seed)
+            for label, (one, points) in [(figures.label, found[figures.label])]
+        )
 
     def candidates(self, label: str) -> Iterator[JudgedConversation]:
         """Yield the conversations that were drawn for the SFT that made ``label``."""
@@ -125,7 +286,7 @@ class Run:
 
     def selected(self, label: str) -> Iterator[JudgedConversation]:
         """Yield those of the candidates that ``label`` was trained on."""
-        chosen = self._records(f"{label}/select", SELECTED, RewardParts)
+        chosen = self._records(f"{label}/select", files.SELECTED, RewardParts)
         keys = {(parts.problem_id, parts.n) for parts in chosen}
         for judged in self.candidates(label):
             if (judged.conversation.problem_id, judged.conversation.n) in keys:
@@ -133,11 +294,11 @@ class Run:
 
     def trees(self, label: str) -> Iterator[DialogueTree]:
         """Yield the dialogue trees that were grown for the DPO that made ``label``."""
-        yield from self._records(f"{label}/search", TREES, DialogueTree)
+        yield from self._records(f"{label}/search", files.TREES, DialogueTree)
 
     def pairs(self, label: str) -> Iterator[PreferencePair]:
         """Yield the preference pairs of those trees that passed the thresholds."""
-        yield from self._records(f"{label}/pairs", PAIRS, PreferencePair)
+        yield from self._records(f"{label}/pairs", files.PAIRS, PreferencePair)
 
     def frame(self, label: str) -> Any:
         """Return an evaluation as a pandas data frame, one row a conversation."""
@@ -145,39 +306,127 @@ class Run:
 
         return pa.Table.from_pylist([_row(judged) for judged in self.evaluation(label)]).to_pandas()
 
-    def _done(self, name: str) -> StageDone | None:
-        return read_done(self.root / name)
+    def _evaluation(self, label: str) -> files.Evaluation:
+        found = self.evaluations
+        if label not in found:
+            known = ", ".join(found) or "none yet"
+            raise UsageError(f"{self.root}: has evaluated no {label}; it has {known}")
+        return found[label]
 
-    def _records(self, name: str, file: str, kind: type[R]) -> Iterator[R]:
-        done = self._done(name)
+    def _result(self, label: str) -> dict[str, Any]:
+        rows = (row for row in self.results.get("models", ()) if row.get("label") == label)
+        found: dict[str, Any] = next(rows, {})
+        return found
+
+    def _place(self, label: str) -> str:
+        """Return where a model is; empty where an evaluation is not finished."""
+        if self.is_evaluation:
+            return str(self._result(label).get("model", ""))
+        made = self.models.get(label)
+        if made is not None:
+            return made.adapter or made.path
+        base = Path(self.recipe.model.path)
+        return str(base.resolve()) if base.is_dir() else str(base)
+
+    def _checked_file(self, name: str, file: str) -> Path:
+        """Return a file of a finished stage whose outputs are as they were written."""
+        done = read_done(self.root / name)
         if done is None:
             finished = ", ".join(stage.stage for stage in self.stages) or "none yet"
             raise UsageError(f"{self.root}: has not finished {name}; finished are {finished}")
         if name not in self._checked:
             check_outputs(self.root / name, done)
             self._checked.add(name)
-        yield from read_records(self.root / name / file, kind)
+        if not (path := self.root / name / file).is_file():  # an inference has no train split
+            raise UsageError(f"{self.root}: has no {file} in {name}, as {self.kind} writes none")
+        return path
+
+    def _records(self, name: str, file: str, kind: type[R]) -> Iterator[R]:
+        yield from read_records(self._checked_file(name, file), kind)
 
     def _judged(
         self, said: str, ranked: str, problem_by_id: Mapping[str, Problem]
     ) -> Iterator[JudgedConversation]:
-        conversations = self._records(said, CONVERSATIONS, Conversation)
-        rewards = self._records(ranked, REWARDS, RewardParts)
-        try:
-            for conversation, reward in zip(conversations, rewards, strict=True):
-                yield JudgedConversation(
-                    problem_by_id[conversation.problem_id], conversation, reward
+        conversations = self._records(said, files.CONVERSATIONS, Conversation)
+        rewards = self._records(ranked, files.REWARDS, RewardParts)
+        with self._one_for_each(f"{ranked}/{files.REWARDS}"):
+            for talk, reward in zip(conversations, rewards, strict=True):
+                yield JudgedConversation(problem_by_id[talk.problem_id], talk, reward)
+
+    def _lightly(self, folder: str) -> Iterator[Judged]:
+        """Yield what figures take of an evaluation's conversations."""
+        said = self._checked_file(f"{folder}/talk", files.CONVERSATIONS)
+        ranked = self._checked_file(f"{folder}/rank", files.REWARDS)
+        lines = zip(files.raw_lines(said), files.raw_lines(ranked), strict=True)
+        with self._one_for_each(f"{folder}/rank/{files.REWARDS}"):
+            for n, ((_, line), (_, beside)) in enumerate(lines, start=1):
+                talk, parts = (
+                    files.parsed(line, f"{said}:{n}"),
+                    files.parsed(beside, f"{ranked}:{n}"),
                 )
+                yield Judged(
+                    problem_id=talk["problem_id"],
+                    score=parts["task"],
+                    n_tokens=files.n_spoken(talk),
+                    n_generated=sum(turn["n_tokens"] for turn in talk["turns"]),
+                    n_turns=len(talk["turns"]),
+                    is_answered=talk["answer"] is not None,
+                    has_failed=talk["error"] is not None or parts["error"] is not None,
+                )
+
+    def _samples(self, folder: str, judged: Sequence[Judged]) -> dict[str, list[Sample]]:
+        """Return every problem's samples, by id, as votes see them."""
+        name = f"{folder}/groups"
+        records = self._records(name, files.GROUPS, AnswerGroups)
+        numbers = [number for record in records for number in record.groups]
+        samples: dict[str, list[Sample]] = defaultdict(list)
+        with self._one_for_each(f"{name}/{files.GROUPS}"):
+            for one, number in zip(judged, numbers, strict=True):
+                samples[one.problem_id].append(Sample(number, one.score, one.n_tokens))
+        return dict(samples)
+
+    def _points(self, one: files.Evaluation, judged: Sequence[Judged]) -> tuple[Point, ...]:
+        """Return the curve of self-consistency: as it was written, or else computed as it is."""
+        if self.recipe.evaluation.n_samples == 1 and one.label in BASELINES:
+            return ()
+        if "points" in (written := self._result(one.label)):
+            return tuple(map(_point, written["points"]))
+        return tuple(scaling_curve(self._samples(one.folder, judged), seed=self.recipe.seed))
+
+    @contextlib.contextmanager
+    def _one_for_each(self, name: str) -> Iterator[None]:
+        """Turn the ValueError of files of unequal length into a StageError."""
+        try:
+            yield
         except ValueError as error:
+            path = self.root / name
             raise StageError(
-                f"{self.root / ranked}: holds another number of rewards than {said} of "
-                f"conversations; move {self.root / ranked} away and run again"
+                f"{path}: has not one record for each conversation; move {path.parent} away and "
+                "run again"
             ) from error
 
 
 def open_run(root: str | Path) -> Run:
     """Open a run directory for reading; UsageError for what is none."""
     return Run(root)
+
+
+def run_of(model: str) -> Path | None:
+    """Return the run in which the model in a directory was trained, None for any other model."""
+    path = Path(model).resolve()
+    run = path.parents[2] if len(path.parts) > 3 else path
+    is_trained = path.parts[-2:] == ("train", MODEL_DIR) and (run / files.RECIPE).is_file()
+    return run if is_trained else None
+
+
+def _is_trial(parts: Sequence[str]) -> bool:
+    """Tell whether a stage is ``<iteration>/influence/<trial>/<part>``: no evaluation."""
+    return len(parts) == 4 and parts[1] == "influence"
+
+
+def _point(row: dict[str, Any]) -> Point:
+    score, coverage = Estimate(**row["score"]), Estimate(**row["coverage"])
+    return Point(k=row["k"], score=score, coverage=coverage, n_tokens=row["n_tokens"])
 
 
 def _row(judged: JudgedConversation) -> dict[str, Any]:

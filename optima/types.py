@@ -254,6 +254,14 @@ class TurnLosses(Record):
     losses: tuple[float | None, ...]
 
 
+class AnswerGroups(Record):
+    """The group of each sample's answer in the order of samples; None where there is none."""
+
+    schema_version: Literal[1] = 1
+    problem_id: str
+    groups: tuple[int | None, ...]
+
+
 class Section(BaseModel):
     """Base of every part of a recipe."""
 

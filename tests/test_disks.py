@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from optima.errors import OptimaError, StageError
-from optima.pipelines.outline import write_members
+from optima.files import write_members
 from optima.pipelines.run import _log_file
 from optima.reporting.report import Limits, write_report
 from optima.rundir import RunDir

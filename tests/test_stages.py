@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from optima.errors import StageError, UsageError
+from optima.files import read_outline
 from optima.pipelines.checkpoints import find_models
-from optima.pipelines.comparison import evaluated_models, is_evaluation
-from optima.pipelines.outline import read_outline
 from optima.pipelines.status import read_folder, read_status
 from optima.records import write_text
-from optima.reporting.history import read_histories
 from optima.rundir import RunDir
+from optima.runs import open_runs
 from optima.stages import finished_stages, read_attempts, read_done, read_recipe, stage_folders
 from tests.reporting import made
 from tests.test_outputs import trained
@@ -89,10 +88,10 @@ def test_reading_commands_see_the_same_run_beside_what_users_add(tmp_path: Path)
     trained(trained_root)
 
     def seen() -> tuple[object, ...]:
-        (history,) = read_histories([root])
+        (history,) = open_runs([root])
         return (
-            history.models[0].summary, history.candidates, history.costs, read_status(root),
-            evaluated_models(root), is_evaluation(root), sorted(stage_folders(root)),
+            history.figures, history.drawn, history.costs, read_status(root),
+            history.evaluations, history.is_evaluation, sorted(stage_folders(root)),
             [model.label for model in find_models(trained_root)],
         )  # fmt: skip
 
@@ -204,7 +203,7 @@ def test_results_of_a_wrong_kind_are_one_line(text: str, tmp_path: Path) -> None
     root = made.baselines(tmp_path / "out")
     (root / "results.json").write_text(text)
     with pytest.raises(StageError, match=r"results\.json: no JSON of an evaluation") as said:
-        read_histories([root])
+        open_runs([root])
     assert "\n" not in str(said.value)
 
 
@@ -231,7 +230,7 @@ def test_what_is_no_run_directory_is_refused_by_reading_commands(what: str, tmp_
         place.symlink_to(place)
     elif what == "empty":
         place.mkdir()
-    for use in (read_status, lambda path: read_histories([path]), find_models):
+    for use in (read_status, lambda path: open_runs([path]), find_models):
         with pytest.raises(UsageError) as said:
             use(place)
         assert "\n" not in str(said.value)

@@ -10,10 +10,11 @@ from optima.cli.configs import add_config, add_environments
 from optima.cli.numbers import MANY, whole
 from optima.cli.paths import path_of
 from optima.errors import OptimaError, UsageError
-from optima.pipelines.checkpoints import find_models, name_model, run_of
+from optima.pipelines.checkpoints import find_models, name_model
 from optima.pipelines.context import Model
 from optima.pipelines.infer import inference_recipe
 from optima.processes.environment import Environment, require_environment, resolve_environment
+from optima.reader import run_of
 from optima.recipe.layers import Layers, merge_layers
 from optima.recipe.schema import Recipe
 from optima.stages import read_recipe as read_stored

@@ -13,7 +13,7 @@ from optima.processes.environment import require_environment
 from optima.tasks import get_task
 
 if TYPE_CHECKING:
-    from optima.pipelines.baselines import Method
+    from optima.reader import Baseline
 
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -153,9 +153,14 @@ def _command(
 
 
 def _baselines(options: argparse.Namespace) -> int:
-    from optima.pipelines.baselines import UNTRAINED, Votes, run_baselines
-    from optima.pipelines.control import read_run, train_control
-    from optima.reporting.inference import write_inference
+    from optima.pipelines.baselines import (
+        UNTRAINED,
+        Votes,
+        read_run,
+        run_baselines,
+        train_control,
+    )
+    from optima.reporting.results import write_inference
 
     methods = _methods(options)
     ballot = Votes(options.n_votes, options.vote_temperature)
@@ -190,20 +195,20 @@ def _baselines(options: argparse.Namespace) -> int:
     return 0
 
 
-def _methods(options: argparse.Namespace) -> "list[Method]":
+def _methods(options: argparse.Namespace) -> "list[Baseline]":
     """Return the methods asked for, in the order of tables; UsageError for what cannot be."""
-    from optima.pipelines.baselines import METHODS
+    from optima.reader import BASELINES
 
     names = [name.strip() for name in options.methods.split(",")]
-    if unknown := [name for name in names if name not in METHODS]:
-        raise UsageError(f"--methods {unknown[0]}: must be some of {', '.join(METHODS)}")
+    if unknown := [name for name in names if name not in BASELINES]:
+        raise UsageError(f"--methods {unknown[0]}: must be some of {', '.join(BASELINES)}")
     if "trained" in names and options.of_run is None:
         raise UsageError(
             "--methods trained: needs --run, whose data and budget the single agent is trained with"
         )
     if "sc" in names and options.n_votes > 1 and options.vote_temperature == 0:
         raise UsageError("--vote-temperature 0: makes all samples of a vote equal; raise it")
-    return [method for method in METHODS if method in names]
+    return [method for method in BASELINES if method in names]
 
 
 def _control_dir(options: argparse.Namespace) -> Path:
@@ -212,8 +217,8 @@ def _control_dir(options: argparse.Namespace) -> Path:
 
 
 def _transfer(options: argparse.Namespace) -> int:
-    from optima.pipelines.transfer import run_transfer
-    from optima.reporting.inference import write_transfer
+    from optima.pipelines.infer import run_transfer
+    from optima.reporting.results import write_transfer
 
     output = evaluating.check_output(options)
     tasks = [get_task(name.strip()).name for name in options.tasks.split(",")]
@@ -242,32 +247,24 @@ def _transfer(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from optima.pipelines.comparison import compare
     from optima.records import write_text
-    from optima.reporting.inference import (
-        COMPARISON_LEGEND,
-        comparison_cost,
-        comparison_table,
-    )
+    from optima.reporting.results import comparison_table, comparison_text
 
     rows = compare(options.runs)
-    table = comparison_table(rows)
     if options.csv is not None:
-        write_text(options.csv, table.csv())
-    print(f"{table.text()}\n\n{COMPARISON_LEGEND}{comparison_cost(rows)}")
+        write_text(options.csv, comparison_table(rows).csv())
+    print(comparison_text(rows))
     return 0
 
 
 def _status(options: argparse.Namespace) -> int:
-    from optima.pipelines.status import read_folder, read_status
-    from optima.reporting.status import folder_text, status_text
+    from optima.pipelines.status import folder_text, read_folder, read_status, status_text
 
     members = read_folder(options.run_dir)
     if members is not None:
         print(folder_text(options.run_dir, members))
-        states = {member.status.state for member in members if member.status is not None}
-        has_stopped = "running" not in states and any(
-            member.status is None or member.status.state == "stopped" for member in members
-        )
-        return 1 if has_stopped or any(member.damage for member in members) else 0
+        states = {member.state for member in members}
+        has_stopped = "running" not in states and not states <= {"done"}
+        return 1 if has_stopped or "damaged" in states else 0
     status = read_status(options.run_dir)
     print(status_text(options.run_dir, status))
     return 1 if status.state == "stopped" else 0

@@ -8,7 +8,7 @@ from optima.cli import evaluating, originals
 from optima.cli.configs import RecipeParser
 from optima.cli.console import run_command, set_up_logging
 from optima.pipelines.infer import run_inference
-from optima.reporting.inference import write_inference
+from optima.reporting.results import write_inference
 
 DESCRIPTION = """\
 Serve models one after the other and let each hold one conversation per test problem at temperature

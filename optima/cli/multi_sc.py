@@ -9,8 +9,8 @@ from optima.cli.configs import RecipeParser
 from optima.cli.console import run_command, set_up_logging
 from optima.cli.numbers import temperature, whole
 from optima.errors import UsageError
-from optima.pipelines.consistency import run_consistency
-from optima.reporting.consistency import write_consistency
+from optima.pipelines.infer import run_inference
+from optima.reporting.results import write_consistency
 
 DESCRIPTION = """\
 Sample several conversations per test problem once, and compute for every k up to that number the
@@ -78,8 +78,8 @@ def _run(options: argparse.Namespace) -> int:
     output = originals.free_output(options, recipe, output, "multi_sc")
     vllm_env = evaluating.find_vllm(options, recipe)
     with evaluating.output_named():
-        curves = run_consistency(recipe, models, output, vllm_env=vllm_env)
-    print(write_consistency(recipe, curves, output))
+        rows = run_inference(recipe, models, output, vllm_env=vllm_env, is_grouped=True)
+    print(write_consistency(recipe, rows, output))
     return 0
 
 

@@ -77,33 +77,32 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from optima.pipelines.sweep import folder_of, read_variants, run_sweep
-    from optima.reporting.inference import runs_cost
-    from optima.reporting.tables import sweep_table
+    from optima.pipelines.studies import folder_of, read_variants, run_sweep
+    from optima.reporting.results import sweep_text
 
     variants = read_variants(options.config, options.over, options.overrides)
-    models = run_sweep(
+    run_sweep(
         variants,
         options.over,
         options.run_dir,
         vllm_env=require_environment(options.vllm_env, "vllm"),
         train_env=require_environment(options.train_env, "train"),
     )
-    runs = {value: (options.run_dir / folder_of(value), rows) for value, rows in models.items()}
-    print(sweep_table(options.over.partition("=")[0], models) + runs_cost(runs))
+    roots = {value: options.run_dir / folder_of(value) for value in variants}
+    print(sweep_text(options.over.partition("=")[0], roots))
     return 0
 
 
 def _ablate(options: argparse.Namespace) -> int:
-    from optima.pipelines.ablation import compare_ablations, read_ablations, run_ablations
-    from optima.reporting.inference import write_comparison
+    from optima.pipelines.studies import read_ablations, run_ablations
+    from optima.reporting.results import comparison_text
 
     recipes = read_ablations(options.config, options.overrides)
-    run_ablations(
+    rows = run_ablations(
         recipes,
         options.run_dir,
         vllm_env=require_environment(options.vllm_env, "vllm"),
         train_env=require_environment(options.train_env, "train"),
     )
-    print(write_comparison(compare_ablations(options.run_dir), options.run_dir))
+    print(comparison_text(rows, options.run_dir))
     return 0

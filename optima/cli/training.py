@@ -108,15 +108,14 @@ def _run(command: TrainingCommand, options: argparse.Namespace) -> int:
         return 0
     # Imported here: what runs pipelines is slow to import, and --help needs none of it.
     from optima.pipelines.methods import run_method
-    from optima.reporting.inference import runs_cost
-    from optima.reporting.tables import run_table
+    from optima.reporting.results import training_text
     from optima.training.launch import check_trackers
 
     vllm_env = require_environment(options.vllm_env, "vllm")
     train_env = require_environment(options.train_env, "train")
     check_trackers(recipe.train.report_to, train_env)
-    rows = run_method(recipe, run_dir, vllm_env=vllm_env, train_env=train_env)
-    print(run_table(run_dir, rows) + runs_cost({"": (run_dir, rows)}))
+    run_method(recipe, run_dir, vllm_env=vllm_env, train_env=train_env)
+    print(training_text(run_dir))
     return 0
 
 

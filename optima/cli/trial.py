@@ -10,7 +10,7 @@ from optima.cli.configs import add_config, add_environments
 from optima.cli.numbers import MANY, whole
 from optima.cli.paths import path_of
 from optima.pipelines.trial import Trial
-from optima.types import Conversation, Problem, RewardParts
+from optima.reader import JudgedConversation
 
 if TYPE_CHECKING:
     Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -91,7 +91,7 @@ def figures(trial: Trial) -> dict[str, object]:
 def text(trial: Trial, directory: Path) -> str:
     """Return conversations, shares and advice for a reader."""
     health, parts = trial.health, trial.parts
-    blocks = [_conversation(*shown) for shown in trial.shown]
+    blocks = [_conversation(shown) for shown in trial.shown]
     shares = (
         ("marks an answer", health.marked),
         ("agrees on it", health.agreed),
@@ -123,13 +123,14 @@ def text(trial: Trial, directory: Path) -> str:
     return "\n".join([*blocks, *filter(None, lines)])
 
 
-def _conversation(problem: Problem, held: Conversation, parts: RewardParts) -> str:
+def _conversation(shown: JudgedConversation) -> str:
+    problem, held, parts = shown.problem, shown.conversation, shown.reward
     question = " ".join(problem.question.split())
-    shown = question if len(question) <= QUESTION_CHARS else f"{question[:QUESTION_CHARS]} ..."
+    asked = question if len(question) <= QUESTION_CHARS else f"{question[:QUESTION_CHARS]} ..."
     reward = f"R {parts.total:.2f}" if parts.total is not None else f"no reward: {parts.error}"
     return "\n".join(
         [
-            f"--- {shown}",
+            f"--- {asked}",
             f"    gold: {' | '.join(problem.golds[:3])}",
             *(f"{turn.name}:{turn.text}" for turn in held.turns),
             f"    answer: {held.answer}, score {parts.task:.2f}, {reward}, {held.stop_reason}, "

@@ -4,32 +4,38 @@ cot       one agent that is told everything, step by step, at the evaluation's t
 sc        a vote among n such answers (self-consistency)
 mad       the agents in natural language, as any model of this project is evaluated
 autoform  the agents, each conversation in a concise format drawn from the pool
-trained   as cot, after training on its own correct answers (see ``control``)
+trained   as cot, after training on its own correct answers: the control for what talking adds
+
+The control is one agent that is told everything and learns from its own correct answers, on the
+problems and with the budget of a run of agents: the same base model, cold start, problems and
+training, and as many sampled answers a problem as the run has conversations. Correct is R_task >
+0.5; neither length nor readability counts, as both are the method's own.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
 
-from optima.pipelines.consistency import group, read_samples, voted
+from optima.errors import UsageError
+from optima.evaluation.figures import Figures
+from optima.files import write_stages
+from optima.pipelines.checkpoints import find_models
 from optima.pipelines.context import Model, RunContext
-from optima.pipelines.control import ALONE
-from optima.pipelines.infer import InferenceRow, hold, row_of
-from optima.pipelines.outline import write_stages
+from optima.pipelines.infer import hold, measured
+from optima.pipelines.methods import run_method
 from optima.pipelines.problems import read_test_problems
 from optima.pipelines.run import open_run
-from optima.plan import Step
 from optima.processes.environment import Environment
 from optima.prompts.formats import load_formats
-from optima.recipe.schema import Recipe
-from optima.rundir import Stage
+from optima.reader import BASELINES, Baseline, Run
+from optima.recipe.schema import AgentsSection, Recipe, SelectSection
 from optima.tasks.loading import told_to_one
 from optima.types import Problem
 
-Method = Literal["cot", "sc", "mad", "autoform", "trained"]
-METHODS: tuple[Method, ...] = get_args(Method)
-UNTRAINED: tuple[Method, ...] = ("cot", "sc", "mad", "autoform")
+UNTRAINED: tuple[Baseline, ...] = tuple(method for method in BASELINES if method != "trained")
+
+ALONE = AgentsSection(names=("Solver",))
+CORRECT = SelectSection(theta=0.5, threshold_on="task", keep_from=0.0, keep_to=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,37 +47,30 @@ class Votes:
 
 
 def run_baselines(
-    recipe: Recipe, model_by_method: dict[Method, Model], output: Path, *, ballot: Votes,
+    recipe: Recipe, model_by_method: dict[Baseline, Model], output: Path, *, ballot: Votes,
     vllm_env: Environment,
-) -> tuple[InferenceRow, ...]:  # fmt: skip
-    """Evaluate a model by each method into ``output``; one row per method, in that order."""
+) -> tuple[Figures, ...]:  # fmt: skip
+    """Evaluate a model by each method into ``output``; return their figures in that order."""
+    models = [replace(model, label=method) for method, model in model_by_method.items()]
     with open_run(recipe, output, vllm_env=vllm_env, train_env=vllm_env) as context:
         n = recipe.evaluation.n_samples
-        n_samples: dict[str, int] = {
-            method: ballot.n if method == "sc" else n for method in model_by_method
-        }
+        n_samples = {model.label: ballot.n if model.label == "sc" else n for model in models}
         write_stages(output, n_samples, grouped=("sc",))
-        problems = read_test_problems(context, model_by_method.values())
-        return tuple(
-            _row(context, method, replace(model, label=method), problems, ballot)
-            for method, model in model_by_method.items()
-        )
+        problems = read_test_problems(context, models)
+        for model in models:
+            _hold(context, model, problems, ballot)
+    return measured(output, models)
 
 
-def _row(
-    context: RunContext, method: Method, model: Model, problems: Sequence[Problem], ballot: Votes
-) -> InferenceRow:
-    if method == "mad":
-        return row_of(context, model, hold(context, model, problems))
-    if method == "autoform":
-        return row_of(context, model, hold(context, model, problems, formats=load_formats()))
-    told = tuple(map(told_to_one, problems))
-    if method != "sc":
-        single = _alone(context)
-        return row_of(single, model, hold(single, model, told))
-    several = _alone(context, ballot)
-    held = hold(several, model, told)
-    return _voted(several, row_of(several, model, held), held[0], told)
+def _hold(context: RunContext, model: Model, problems: Sequence[Problem], ballot: Votes) -> None:
+    if model.label == "mad":
+        hold(context, model, problems)
+    elif model.label == "autoform":
+        hold(context, model, problems, formats=load_formats())
+    else:
+        told = tuple(map(told_to_one, problems))
+        is_vote = model.label == "sc"
+        hold(_alone(context, ballot if is_vote else None), model, told, is_grouped=is_vote)
 
 
 def _alone(context: RunContext, ballot: Votes | None = None) -> RunContext:
@@ -86,10 +85,60 @@ def _alone(context: RunContext, ballot: Votes | None = None) -> RunContext:
     return replace(context, recipe=recipe, style=style)
 
 
-def _voted(
-    context: RunContext, row: InferenceRow, talked: Stage, problems: Sequence[Problem]
-) -> InferenceRow:
-    step = Step(f"{row.label}/groups", row.label)
-    grouped = context.do(step, group, problems, talked)
-    samples = read_samples(grouped.path.parent)
-    return replace(row, summary=voted(row.summary, samples, seed=context.recipe.seed))
+def train_control(
+    run: Path, target: Path, label: str, *, vllm_env: Environment, train_env: Environment
+) -> Model:
+    """Train, or finish training, the control of ``run`` in ``target``; return its last model."""
+    run_method(control_recipe(read_run(run)), target, vllm_env=vllm_env, train_env=train_env)
+    return replace(find_models(target)[-1], label=label)
+
+
+def read_run(run: Path) -> Recipe:
+    """Return the recipe of a training run; UsageError where there is none."""
+    try:
+        found = Run(run)
+        found.problems("train")
+    except UsageError as error:
+        raise UsageError(
+            f"--run {run}: is not a training run ({error}); name one of optima-sft, optima-dpo or "
+            "optima-sft-dpo"
+        ) from error
+    recipe = found.recipe
+    if len(recipe.agents.names) == 1:
+        raise UsageError(f"--run {run}: has one agent itself, so there is nothing to control for")
+    return recipe
+
+
+def control_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe of the control of a run by ``recipe``.
+
+    Its candidates are sampled at the temperature of later iterations and without formats from the
+    start. In place of trees it samples as many answers as they have rollouts.
+    """
+    search = recipe.search
+    n_samples, n_problems = recipe.sampling.n_samples, recipe.data.n_train
+    if search is not None:
+        n_rollouts = search.n_rounds * search.n_rollouts
+        n_samples = n_rollouts + (n_samples if recipe.method == "sft_dpo" else 0)
+    if search is not None and recipe.method == "dpo":
+        n_problems = search.n_problems or n_problems
+    temperature = recipe.sampling.temperature
+    return recipe.model_copy(
+        update={
+            "method": "sft",
+            "agents": ALONE,
+            "data": recipe.data.model_copy(update={"n_train": n_problems}),
+            "sampling": recipe.sampling.model_copy(
+                update={
+                    "n_samples": n_samples,
+                    "first_temperature": temperature,
+                    "format_pool": False,
+                    "format_pool_path": None,
+                }
+            ),
+            "reward": recipe.reward.model_copy(update={"lambda_token": 0.0, "lambda_loss": 0.0}),
+            "select": CORRECT,
+            "evaluation": recipe.evaluation.model_copy(update={"base": False}),
+            **dict.fromkeys(("initialise", "search", "pairs", "dpo")),
+        }
+    )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from optima.errors import ModelError, StageError, UsageError
+from optima.files import INPUTS, RECIPE
 from optima.pipelines.context import Model
 from optima.records import check_path
 from optima.seeding import digest
@@ -55,7 +56,7 @@ def name_model(spec: str, label: str) -> Model:
     path = Path(spec)
     if path.is_dir():
         if not any((path / name).is_file() for name in _CONFIGURATIONS):
-            if (path / "recipe.yaml").is_file():
+            if (path / RECIPE).is_file():
                 return replace(find_models(path)[-1], label=label)
             raise ModelError(
                 f"{spec}: holds no model (no {' or '.join(_CONFIGURATIONS)}); name the directory "
@@ -65,14 +66,6 @@ def name_model(spec: str, label: str) -> Model:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
         raise ModelError(f"{spec}: is neither a directory nor a hub id such as org/name; give one")
     return Model(label, ModelRef(path=spec), digest(spec))
-
-
-def run_of(model: str) -> Path | None:
-    """Return the run in which the model in a directory was trained, None for any other model."""
-    path = Path(model).resolve()
-    run = path.parents[2] if len(path.parts) > 3 else path
-    is_trained = path.parts[-2:] == ("train", "model") and (run / "recipe.yaml").is_file()
-    return run if is_trained else None
 
 
 def read_model(path: Path, label: str) -> Model:
@@ -112,8 +105,8 @@ def _is_private(path: Path) -> bool:
 def _is_copy(path: Path) -> bool:
     """Tell whether a trained model lies in a run under another name than its stage's own."""
     stage = path.resolve().parent
-    run = next((place for place in stage.parents if (place / "recipe.yaml").is_file()), None)
-    return run is not None and (stage / "INPUTS").exists() and not is_stage(stage, run)
+    run = next((place for place in stage.parents if (place / RECIPE).is_file()), None)
+    return run is not None and (stage / INPUTS).exists() and not is_stage(stage, run)
 
 
 def _label(root: Path, path: Path) -> str:

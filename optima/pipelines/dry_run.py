@@ -9,12 +9,12 @@ from itertools import groupby
 from pathlib import Path
 
 from optima.errors import RunBusyError, ServerError, UsageError
+from optima.files import RECIPE, is_owned
 from optima.pipelines.context import Places, serving_recipe, split_devices
 from optima.pipelines.fit import check_fit
 from optima.pipelines.footprint import context_window, footprint
 from optima.pipelines.methods import check_trainable
 from optima.pipelines.run import check_start, loss_codec, model_codec, read_formats
-from optima.pipelines.status import is_owned
 from optima.plan import Counts, Step, plan
 from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices, free_port
 from optima.processes.environment import Environment, require_environment
@@ -83,7 +83,7 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
 
 def _check_run(recipe: Recipe, run_dir: Path) -> None:
     """Raise UsageError when the directory holds a run that goes on or is of another recipe."""
-    if (run_dir / "recipe.yaml").exists():
+    if (run_dir / RECIPE).exists():
         check_same_recipe(run_dir, recipe)
         if is_owned(run_dir):
             raise RunBusyError(f"--run-dir {run_dir}: a process runs in it; give another --run-dir")

@@ -1,32 +1,44 @@
-"""Inference (paper section 4): every model on the test problems, one conversation each.
+"""Inference (paper section 4): every model on the test problems; transfer: on those of other tasks.
 
 Models are served in turn and may be of any origin; what they are asked is said by the recipe, of
 which everything about training is ignored. Conversations, task scores and figures of each model are
 stages of the output directory, so an interrupted inference goes on where it stopped.
+
+Self-consistency is an inference of several samples a problem, whose equal answers are put into
+groups; every k from 1 to that number is then computed from them. Which answers mean the same is a
+stage of its own, as comparing mathematical expressions takes time.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from optima.errors import UsageError
-from optima.evaluation.summary import Summary, summarise
-from optima.pipelines import judge
-from optima.pipelines.context import Model, RunContext, Sampling
-from optima.pipelines.outline import write_stages
+from optima.evaluation.consistency import group_answers
+from optima.evaluation.figures import Figures
+from optima.files import CONVERSATIONS, GROUPS, write_members, write_stages
+from optima.pipelines.context import Made, Model, RunContext
+from optima.pipelines.evaluate import ask, mark
 from optima.pipelines.problems import read_test_problems
 from optima.pipelines.run import model_codec, open_run
-from optima.pipelines.talk import generate
 from optima.plan import Step
 from optima.processes.environment import Environment
 from optima.prompts.formats import Format
+from optima.reader import Run
 from optima.recipe.layers import Layers
 from optima.recipe.loading import change_recipe, foreign_fields
 from optima.recipe.schema import Recipe
+from optima.records import read_records, write_records
 from optima.rundir import Stage
 from optima.tasks import get_task
-from optima.types import Problem
+from optima.tasks.judging import Judge
+from optima.types import AnswerGroups, Conversation, Problem
 
 _TRAINING = (
     *("method", "iterations", "initialise", "select", "train", "search", "pairs", "dpo"),
@@ -34,56 +46,81 @@ _TRAINING = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceRow:
-    """One model's figures; ``seconds`` is the wall time of its conversations, server start in."""
-
-    label: str
-    model: str
-    summary: Summary
-    seconds: float
-
-
 def run_inference(
-    recipe: Recipe, models: Sequence[Model], output: Path, *, vllm_env: Environment
-) -> tuple[InferenceRow, ...]:
-    """Evaluate ``models`` by ``recipe`` into ``output``; return their figures in the same order."""
+    recipe: Recipe, models: Sequence[Model], output: Path, *, vllm_env: Environment,
+    is_grouped: bool = False,
+) -> tuple[Figures, ...]:  # fmt: skip
+    """Evaluate ``models`` by ``recipe`` into ``output``; return their figures in the same order.
+
+    With ``is_grouped`` equal answers are put into groups, which gives votes for every k.
+    """
     check_labels(models)
-    rows = []
     # No stage needs the training environment: nothing is trained and no loss is computed.
     with open_run(recipe, output, vllm_env=vllm_env, train_env=vllm_env) as context:
-        write_stages(output, {model.label: recipe.evaluation.n_samples for model in models})
+        n_samples = {model.label: recipe.evaluation.n_samples for model in models}
+        write_stages(output, n_samples, grouped=tuple(n_samples) if is_grouped else ())
         problems = read_test_problems(context, models)
         for model in models:
-            rows.append(row_of(context, model, hold(context, model, problems)))
-    return tuple(rows)
+            hold(context, model, problems, is_grouped=is_grouped)
+    return measured(output, models)
+
+
+def run_transfer(
+    recipe_by_task: Mapping[str, Recipe],
+    models: Sequence[Model],
+    output: Path,
+    *,
+    vllm_env: Environment,
+) -> dict[str, tuple[Figures, ...]]:
+    """Evaluate every model on every task, an inference each in ``output / task``."""
+    write_members(output, tuple(recipe_by_task))
+    return {
+        task: run_inference(recipe, models, output / task, vllm_env=vllm_env)
+        for task, recipe in recipe_by_task.items()
+    }
 
 
 def hold(
-    context: RunContext, model: Model, problems: Sequence[Problem], formats: tuple[Format, ...] = ()
-) -> tuple[Stage, Stage]:
-    """Let ``model`` talk about ``problems`` as the recipe's evaluation says; return (talk, rank).
+    context: RunContext, model: Model, problems: Sequence[Problem],
+    formats: tuple[Format, ...] = (), *, is_grouped: bool = False,
+) -> None:  # fmt: skip
+    """Evaluate ``model`` in a folder of its label, with ``formats`` each conversation in one.
 
-    With ``formats`` each conversation is held in one of them. Prompts are rendered by the model's
-    own chat template: models side by side may be of several families.
+    Prompts are rendered by the model's own chat template: models side by side may be of several
+    families. ``is_grouped`` tells which samples of a problem have the same answer too.
     """
     context = replace(context, codec=model_codec(context.recipe, model.ref.path))
-    section = context.recipe.evaluation
-    sampling = Sampling(section.n_samples, section.temperature, formats=formats)
-    team, label = context.team(model, problems), model.label
-    talked = context.do(Step(f"{label}/talk", label), generate, team, problems, sampling)
-    return talked, context.do(Step(f"{label}/rank", label), judge.rank, problems, talked, None)
+    talked = ask(context, model.label, model, problems, formats)
+    mark(context, model.label, problems, talked)
+    if is_grouped:
+        context.do(Step(f"{model.label}/groups", model.label), group, problems, talked)
 
 
-def row_of(context: RunContext, model: Model, held: tuple[Stage, Stage]) -> InferenceRow:
-    """Return the figures of conversations held by ``model``."""
-    talked, _ = held
-    judged = judge.read_judged(talked.path.parent)
-    return InferenceRow(
-        label=model.label,
-        model=model.ref.adapter or model.ref.path,
-        summary=summarise(judged, seed=context.recipe.seed),
-        seconds=talked.seconds,
+def group(context: RunContext, out: Stage, problems: Sequence[Problem], talked: Stage) -> Made:
+    """Write which samples of a problem have the same answer."""
+    metric = context.task.metric
+    choices_by_id = {problem.problem_id: problem.choices for problem in problems}
+    conversations = read_records(talked.path / CONVERSATIONS, Conversation)
+
+    def found(judge: Judge) -> Iterator[AnswerGroups]:
+        groups = groupby(conversations, key=lambda conversation: conversation.problem_id)
+        bar = tqdm(groups, desc="groups", unit="problem", disable=not sys.stderr.isatty())
+        for problem_id, samples in bar:
+            is_same = partial(judge.are_same, metric, choices=choices_by_id[problem_id])
+            numbers = group_answers([sample.answer for sample in samples], is_same)
+            yield AnswerGroups(problem_id=problem_id, groups=tuple(numbers))
+
+    with Judge() as judge:
+        n = write_records(out.path / GROUPS, found(judge))
+    return Made((GROUPS,), {"groups/problems": float(n)}, f"answers of {n} problems")
+
+
+def measured(output: Path, models: Sequence[Model]) -> tuple[Figures, ...]:
+    """Return the figures of models that were evaluated in ``output``, with their places."""
+    figures = Run(output).measure([model.label for model in models])
+    return tuple(
+        replace(one, model=model.ref.adapter or model.ref.path)
+        for one, model in zip(figures, models, strict=True)
     )
 
 

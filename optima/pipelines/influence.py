@@ -11,15 +11,15 @@ other strategies. Refuses to measure on problems that have a tree, which trainin
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from optima.errors import UsageError
 from optima.files import EVAL_ROWS, ROWS
-from optima.pipelines.context import Made, Model, RunContext, Sampling
-from optima.pipelines.judge import group_maximum, rank, score_where_needed
+from optima.pipelines.context import Made, Model, RunContext
+from optima.pipelines.evaluate import ask, mark
+from optima.pipelines.judge import group_maximum
 from optima.pipelines.learn import train_model
 from optima.pipelines.problems import Problems
-from optima.pipelines.talk import generate
 from optima.plan import Iteration, Step
 from optima.recipe.schema import InfluenceSection
 from optima.records import read_records, write_records
@@ -47,16 +47,17 @@ def select_by_influence(
     folder = f"{iteration.label}/influence"
     paired = [row.problem_id for row in read_records(pairs.path / ROWS, PreferenceRow)]
     groups = deal_groups(paired, section.n_groups, seed=recipe.seed)
-    before = _talk(context, f"{folder}/before", model, validation)
+    before = ask(context, f"{folder}/before", model, validation)
     normalisers = group_maximum(before)
-    reward = _reward(context, f"{folder}/before", before, validation, normalisers)
+    marked = mark(context, f"{folder}/before", validation, before, normalisers)
     influences = []
     for g, group in enumerate(groups):
         part = f"{folder}/group_{g}"
         rows = context.do(Step(f"{part}/rows", model.label), pick_rows, pairs, _sorted(group))
         trial = train_model(context, Step(f"{part}/train", part), model, rows, recipe.dpo)
-        talked = _talk(context, part, trial, validation)
-        influences.append(_reward(context, part, talked, validation, normalisers) - reward)
+        talked = ask(context, part, trial, validation)
+        changed = mark(context, part, validation, talked, normalisers)
+        influences.append(changed.metrics["reward/total"] - marked.metrics["reward/total"])
         # Its rewards are stored, so that nothing asks for the trial's model again.
         shutil.rmtree(context.run.root / part / "train" / MODEL_DIR, ignore_errors=True)
         logger.info("%s: influence %+.4f of %d problems", part, influences[-1], len(group))
@@ -116,25 +117,3 @@ def pick_rows(context: RunContext, out: Stage, pairs: Stage, problem_ids: tuple[
 
 def _sorted(problem_ids: set[str]) -> tuple[str, ...]:
     return tuple(sorted(problem_ids))
-
-
-def _talk(context: RunContext, folder: str, model: Model, problems: Sequence[Problem]) -> Stage:
-    """Let a model hold the conversations that it is measured by."""
-    section = context.recipe.evaluation
-    sampling = Sampling(section.n_samples, section.temperature)
-    team = context.team(model, problems)
-    return context.do(Step(f"{folder}/talk", model.label), generate, team, problems, sampling)
-
-
-def _reward(
-    context: RunContext,
-    folder: str,
-    talked: Stage,
-    problems: Sequence[Problem],
-    normalisers: Mapping[str, int],
-) -> float:
-    """Return the mean reward of conversations."""
-    losses = score_where_needed(context, Step(f"{folder}/score", ""), talked)
-    step = Step(f"{folder}/rank", "")
-    ranked = context.do(step, rank, problems, talked, losses, normalisers)
-    return ranked.metrics["reward/total"]

@@ -8,10 +8,8 @@ message, without its label: its template header is not counted, its end of turn 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
-from optima.errors import StageError
 from optima.files import CONVERSATIONS, LOSSES, REWARDS
 from optima.pipelines.context import LossModel, Made, RunContext
 from optima.plan import Step
@@ -110,31 +108,6 @@ def rank(
 def judgement(conversation: Conversation, problem: Problem) -> Judgement:
     """Return what the judge needs to score a conversation about ``problem``."""
     return Judgement(conversation.answer, problem.golds, problem.choices)
-
-
-def read_judged(folder: Path) -> Iterator[tuple[Conversation, RewardParts]]:
-    """Yield the conversations of an evaluated model's folder with their rewards.
-
-    Raises StageError when there is not one reward for each conversation.
-    """
-    yield from read_rewarded(folder / "talk", folder / "rank")
-
-
-def read_rewarded(talk: Path, rank: Path) -> Iterator[tuple[Conversation, RewardParts]]:
-    """Yield the conversations in the folder of a stage with the rewards in that of another.
-
-    Raises StageError when there is not one reward for each conversation.
-    """
-    talked, ranked = talk / CONVERSATIONS, rank / REWARDS
-    try:
-        yield from zip(
-            read_records(talked, Conversation), read_records(ranked, RewardParts), strict=True
-        )
-    except (ValueError, FileNotFoundError) as error:
-        raise StageError(
-            f"{ranked}: has not one reward for each conversation of {talked}; remove "
-            f"{ranked.parent}, then run again"
-        ) from error
 
 
 def group_maximum(talked: Stage) -> dict[str, int]:

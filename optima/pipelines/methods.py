@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from optima.errors import UsageError
+from optima.evaluation.figures import Figures
 from optima.pipelines import dpo, sft
 from optima.pipelines.context import Model
 from optima.pipelines.evaluate import Evaluations
@@ -18,7 +19,6 @@ from optima.plan import BASE, COLD_START, iterations
 from optima.processes.devices import detect_devices
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
-from optima.reporting.tables import EvaluationRow
 
 logger = logging.getLogger(__name__)
 ITERATE = {"sft": sft.iterate, "dpo": dpo.iterate}
@@ -26,7 +26,7 @@ ITERATE = {"sft": sft.iterate, "dpo": dpo.iterate}
 
 def run_method(
     recipe: Recipe, run_dir: Path, *, vllm_env: Environment, train_env: Environment
-) -> tuple[EvaluationRow, ...]:
+) -> tuple[Figures, ...]:
     """Run or resume the recipe's method in ``run_dir``; return its models in the order made.
 
     Raises UsageError, before there is a directory, for trainings that do not fit the devices.

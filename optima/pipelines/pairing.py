@@ -1,23 +1,22 @@
 """Pairs of a finished run rebuilt with other thresholds, without generating again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from optima.errors import UsageError
-from optima.files import TREES
+from optima.files import RECIPE, TREES
 from optima.pipelines.context import speakers_of
 from optima.pipelines.run import model_codec
-from optima.plan import plan
 from optima.prompts.rendering import PromptStyle
+from optima.reader import Run
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
-from optima.records import atomic_writer, disk_errors, read_records
+from optima.records import atomic_writer, disk_errors
 from optima.reporting.tables import Table
 from optima.search.exchange import export_lines
 from optima.search.pairs import Harvest, harvest_pairs, preference_row
-from optima.stages import check_outputs, read_done, read_recipe
 from optima.tasks import get_task
-from optima.types import DialogueTree, PreferencePair, PreferenceRow, Problem
+from optima.types import PreferencePair, PreferenceRow, Problem
 
 HEAD = ("iteration", "trees", "pairs", "kept", "problems", "chosen", "rejected")
 
@@ -32,41 +31,31 @@ def rebuild_pairs(
 
     Raises UsageError when the directory holds no such run or iteration, or ``out`` has no folder.
     """
-    stored = run_dir / "recipe.yaml"
-    if not stored.exists():
-        raise UsageError(f"--run {run_dir}: is no run directory (it has no recipe.yaml); name one")
-    read_recipe(run_dir)  # says what is wrong with the stored one by itself
-    recipe = load_recipe(stored, overrides)
+    run = Run(run_dir)
+    recipe = load_recipe(run_dir / RECIPE, overrides) if run.recipe else run.recipe
     if recipe.search is None or recipe.pairs is None:
         raise UsageError(
             f"--run {run_dir}: is a run of method {recipe.method}, which has no trees; name one of "
             "optima-dpo or optima-sft-dpo"
         )
-    grown = [run_dir / step.name / TREES for step in plan(recipe) if step.kind == "search"]
-    paths = [
-        path for path in grown if path.exists() and iteration in (None, path.parent.parent.name)
-    ]
-    if not paths:
+    grown = [search.label for search in run.searches if search.is_finished]
+    labels = [label for label in grown if iteration in (None, label)]
+    if not labels:
         what = f"--iteration {iteration}" if iteration else f"--run {run_dir}"
-        grown_in = sorted(path.parent.parent.name for path in grown if path.exists())
-        remedy = f"take one of {', '.join(grown_in)}" if grown_in else "let the run grow some first"
+        remedy = f"take one of {', '.join(grown)}" if grown else "let the run grow some first"
         raise UsageError(f"{what}: has no finished trees ({run_dir}/*/search/{TREES}); {remedy}")
     if out is not None and not out.absolute().parent.is_dir():
         raise UsageError(f"--out {out}: its folder does not exist; make it first")
     rows: list[tuple[str, ...]] = []
     kept: list[PreferencePair] = []
-    for folder in (run_dir / "problems", *(path.parent for path in paths)):
-        if (done := read_done(folder)) is not None:
-            check_outputs(folder, done)
-    for path in paths:
-        harvest = harvest_pairs(
-            read_records(path, DialogueTree), recipe.search, recipe.pairs, seed=recipe.seed
-        )
+    problems = run.problems("train")
+    for label in labels:
+        harvest = harvest_pairs(run.trees(label), recipe.search, recipe.pairs, seed=recipe.seed)
         kept += harvest.chosen
-        rows.append(_figures(path.parent.parent.name, harvest))
+        rows.append(_figures(label, harvest))
     if out is not None:
         with disk_errors(out), atomic_writer(out) as file:
-            file.writelines(export_lines(_training_rows(run_dir, recipe, kept)))
+            file.writelines(export_lines(_training_rows(recipe, problems, kept)))
     return Table(HEAD, tuple(rows)).text()
 
 
@@ -82,12 +71,9 @@ def _figures(name: str, harvest: Harvest) -> tuple[str, ...]:
 
 
 def _training_rows(
-    run_dir: Path, recipe: Recipe, pairs: Sequence[PreferencePair]
+    recipe: Recipe, problem_by_id: Mapping[str, Problem], pairs: Sequence[PreferencePair]
 ) -> Iterator[PreferenceRow]:
     codec = model_codec(recipe, recipe.model.path)
     style = PromptStyle.of(recipe, get_task(recipe.task))
-    problems = read_records(run_dir / "problems" / "train.jsonl", Problem)
-    problem_by_id = {problem.problem_id: problem for problem in problems}
     for pair in pairs:
-        problem = problem_by_id[pair.problem_id]
-        yield preference_row(pair, speakers_of(style, codec, problem))
+        yield preference_row(pair, speakers_of(style, codec, problem_by_id[pair.problem_id]))

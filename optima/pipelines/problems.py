@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from optima.errors import DataError
-from optima.pipelines.checkpoints import run_of
 from optima.pipelines.context import Made, Model, RunContext
 from optima.plan import Step
+from optima.reader import run_of
 from optima.recipe.schema import DataSection
 from optima.records import read_records, write_records
 from optima.rundir import Stage

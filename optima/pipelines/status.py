@@ -1,34 +1,37 @@
-"""Where a run stands, read from its directory while it runs or after; nothing is changed."""
+"""Where a run stands, read from its directory while it runs or after, and said in a few lines."""
 
 import contextlib
+import datetime
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from pydantic import ValidationError
 
 from optima.errors import OptimaError, UsageError
-from optima.files import CONVERSATIONS, ROUNDS
-from optima.pipelines.comparison import is_evaluation
-from optima.pipelines.outline import Outline, read_outline
-from optima.plan import Counts, plan
-from optima.recipe.schema import Recipe
-from optima.rundir import read_spent
-from optima.stages import (
-    StageDone,
-    check_run,
-    find_begun,
-    read_done,
-    read_recipe,
-    stage_folders,
+from optima.files import (
+    CONVERSATIONS,
+    INPUTS,
+    LOCK,
+    PROBLEMS,
+    RECIPE,
+    RESULTS,
+    ROUNDS,
+    is_owned,
+    read_outline,
 )
-from optima.training.jobs import TrainProgress
+from optima.plan import Counts, plan
+from optima.reader import Run
+from optima.rundir import read_spent
+from optima.stages import StageDone, check_run, find_begun, read_done, stage_folders
+from optima.training.jobs import PROGRESS_FILE, TrainProgress
 
 _GROWING = (CONVERSATIONS, ROUNDS)  # their lines are the progress of a stage
 # Short beside the others: what of these is to come counts as nothing until one of its kind is done.
 _SHORT = ("problems", "script", "rank", "select", "pairs", "groups")
+_STOPPED = "the command that started it goes on from here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,13 @@ class Member:
     status: Status | None
     damage: str | None = None
 
+    @property
+    def state(self) -> str:
+        """In which state it is, in words."""
+        if self.damage is not None:
+            return "damaged"
+        return self.status.state if self.status else "not begun"
+
 
 def read_folder(root: Path) -> tuple[Member, ...] | None:
     """Return where the runs of a folder of several stand, None where ``root`` is no such folder.
@@ -67,17 +77,17 @@ def read_folder(root: Path) -> tuple[Member, ...] | None:
     outline = read_outline(root)
     if outline is not None and outline.runs:
         names = outline.runs
-    elif (root / "recipe.yaml").exists():
+    elif (root / RECIPE).exists():
         return None
     else:
-        names = tuple(path.name for path in find_begun(root) if (path / "LOCK").exists())
+        names = tuple(path.name for path in find_begun(root) if (path / LOCK).exists())
     return tuple(_read_member(root, name) for name in names) or None
 
 
 def _read_member(root: Path, name: str) -> Member:
     path = root / name
     try:
-        is_there = _is_begun(path) or stage_folders(path)
+        is_there = not _missing(path) or stage_folders(path)
         return Member(name, read_status(path) if is_there else None)
     except OptimaError as error:
         return Member(name, None, str(error))
@@ -109,42 +119,45 @@ def folder_seconds_left(members: Sequence[Member]) -> float | None:
 
 def read_status(root: Path) -> Status:
     """Return where the run in ``root`` stands; UsageError when there is none."""
-    if not _is_begun(root):
-        missing = [name for name in ("recipe.yaml", "LOCK") if not (root / name).exists()]
+    if missing := _missing(root):
         raise UsageError(
-            f"{root}: is no run directory (it has no {' and no '.join(missing)}); give what "
+            f"{root}: is not a run directory (it has no {' and no '.join(missing)}); give what "
             "--run-dir or --output named, or put back from a copy what was removed"
         )
-    recipe = read_recipe(root)
+    run = Run(root)
+    _ = run.recipe
     check_run(root, reads=False)
-    outline = read_outline(root)
-    is_other = outline is not None or is_evaluation(root)
-    names = list(outline.stages) if outline else _begun(root) if is_other else []
-    names = [name for name in names or _planned(recipe) if not _is_left_out(root, name)]
+    outline, begun_at = run.outline, _begun_at(run)
+    is_other = outline is not None or run.is_evaluation
+    names = list(outline.stages) if outline else list(begun_at) if is_other else []
+    names = [
+        name
+        for name in names or [step.name for step in plan(run.recipe)]
+        if not _is_left_out(root, name)
+    ]
     done = {name: found for name in names if (found := read_done(root / name)) is not None}
     missing = [name for name in names if name not in done]
-    begun = [name for name in missing if (root / name / "INPUTS").exists()]
+    begun = [name for name in missing if name in begun_at]
     is_running = is_owned(root)
-    current = _current(root, begun) if is_running else None
-    is_done = not missing and (not is_other or (root / "results.json").exists())
-    state = "done" if is_done and not is_running else "running" if is_running else "stopped"
-    share = _share(root, current, recipe, outline) if current else None
+    # The stage under way: of those planned, or one that no plan names, such as a trial.
+    unplanned = [name for name in begun_at if read_done(root / name) is None]
+    current = next(iter(begun or unplanned[-1:]), None) if is_running else None
+    is_done = not missing and (not is_other or (root / RESULTS).exists())
+    share = _share(run, current) if current else None
     return Status(
-        state=state,
+        state="done" if is_done and not is_running else "running" if is_running else "stopped",
         stage=current,
         share=share,
         n_done=len(done),
         n_stages=len(names),
         seconds=sum(stage.seconds for stage in done.values())
         + sum(read_spent(root / name).seconds for name in begun),
-        seconds_left=_seconds_left(missing, done, (root, current, share))
-        if state == "running"
-        else None,
+        seconds_left=_seconds_left(missing, done, (root, current, share)) if is_running else None,
     )
 
 
-def _planned(recipe: Recipe) -> list[str]:
-    return [step.name for step in plan(recipe)]
+def _missing(root: Path) -> list[str]:
+    return [name for name in (RECIPE, LOCK) if not (root / name).exists()]
 
 
 def _is_left_out(root: Path, name: str) -> bool:
@@ -154,45 +167,25 @@ def _is_left_out(root: Path, name: str) -> bool:
     return group.startswith("group_") and is_over and not (root / name).exists()
 
 
-def _is_begun(root: Path) -> bool:
-    return (root / "recipe.yaml").exists() and (root / "LOCK").exists()
-
-
-def _current(root: Path, begun: Sequence[str]) -> str | None:
-    """Return the stage under way: of those planned, or one that no plan names, such as a trial."""
-    unplanned = [name for name in _begun(root) if read_done(root / name) is None]
-    return next(iter(begun or unplanned[-1:]), None)
-
-
-def _begun(root: Path) -> list[str]:
-    """Return the stages begun so far: which models an evaluation has is not in its recipe."""
+def _begun_at(run: Run) -> dict[str, float]:
+    """Return the stages begun so far, by when: an evaluation's are not in its recipe."""
     begun = {}
-    for folder in stage_folders(root):
+    for name in run.begun:
         with contextlib.suppress(FileNotFoundError):  # moved aside meanwhile
-            begun[str(folder.relative_to(root))] = (folder / "INPUTS").stat().st_mtime
-    return sorted(begun, key=begun.__getitem__)
+            begun[name] = (run.root / name / INPUTS).stat().st_mtime
+    return dict(sorted(begun.items(), key=lambda pair: pair[1]))
 
 
-def is_owned(root: Path) -> bool:
-    """Tell whether the process named in LOCK still holds it; asking takes no lock."""
-    lock = root / "LOCK"
-    try:
-        held = psutil.Process(int(lock.read_text("utf-8"))).open_files()
-    except (OSError, ValueError, psutil.Error):
-        return False
-    return any(Path(file.path) == lock.resolve() for file in held)
-
-
-def _share(root: Path, name: str, recipe: Recipe, outline: Outline | None) -> float | None:
-    path = root / name
-    progress = path / "progress.json"
+def _share(run: Run, name: str) -> float | None:
+    path = run.root / name
+    progress = path / PROGRESS_FILE
     if progress.exists():
         try:
             row = TrainProgress.model_validate_json(progress.read_bytes())
         except (OSError, ValidationError):
             return None  # gone with the training, or damaged: it is written anew at the next step
         return min(1.0, row.step / max(1, row.n_steps))
-    total = _n_lines_expected(root, name, recipe, outline)
+    total = _n_lines_expected(run, name)
     for file in (path / growing for growing in _GROWING):
         if file.exists() and total:
             with file.open("rb") as lines:
@@ -200,15 +193,16 @@ def _share(root: Path, name: str, recipe: Recipe, outline: Outline | None) -> fl
     return None
 
 
-def _n_lines_expected(root: Path, name: str, recipe: Recipe, outline: Outline | None) -> int | None:
-    problems = read_done(root / "problems")
+def _n_lines_expected(run: Run, name: str) -> int | None:
+    problems = read_done(run.root / PROBLEMS)
     if problems is None:
         return None
     n_test = int(problems.metrics.get("problems/test", 0))
+    outline = run.outline
     if outline is not None and name in outline.n_samples:
         return n_test * outline.n_samples[name]
     n_train = int(problems.metrics.get("problems/train", 0))
-    steps = plan(recipe, Counts(n_train=n_train, n_test=n_test))
+    steps = plan(run.recipe, Counts(n_train=n_train, n_test=n_test))
     return next((step.n_lines for step in steps if step.name == name), None)
 
 
@@ -234,13 +228,66 @@ def _seconds_left(
         if not of_kind:
             return None
         whole = sum(of_kind) / len(of_kind)
-        if name == current and share is not None:
-            whole *= 1 - share
-        elif name == current:
-            whole = max(0.0, whole - spent)
+        if name == current:
+            whole = max(0.0, whole - spent) if share is None else whole * (1 - share)
         left += whole
     return left
 
 
 def _kind(name: str) -> str:
     return name.split("/")[-1]
+
+
+def status_text(root: Path, status: Status) -> str:
+    """Return the state of the run in ``root``, its stage and its end."""
+    lines = [f"{root}: {status.state}, {_stages(status)}"]
+    if status.stage is not None:
+        lines.append(f"now: {_now(status)}")
+    if status.state == "running":
+        lines.append(f"left: {_left(status.seconds_left)}")
+    if status.state == "stopped":
+        lines.append(_STOPPED)
+    return "\n".join(lines)
+
+
+def folder_text(root: Path, members: Sequence[Member]) -> str:
+    """Return the states of the runs of a folder, a line each, and the end of the last."""
+    states = [member.state for member in members]
+    n_done = states.count("done")
+    state = "done" if n_done == len(members) else "running" if "running" in states else "stopped"
+    width = max(len(member.name) for member in members)
+    lines = [f"{root}: {state}, {n_done} of {len(members)} runs done"]
+    for member in members:
+        status = member.status
+        parts = [member.state, *([_stages(status)] if status else [])]
+        if member.damage is not None:
+            parts = [f"{member.state}: {member.damage}"]
+        if status is not None and status.stage is not None:
+            parts.append(f"now {_now(status)}")
+        lines.append(f"  {member.name:<{width}}  {', '.join(parts)}")
+    if state == "running":
+        lines.append(f"left: {_left(folder_seconds_left(members))}")
+    if state == "stopped" and "damaged" not in states:
+        lines.append(_STOPPED)
+    return "\n".join(lines)
+
+
+def _stages(status: Status) -> str:
+    return f"{status.n_done} of {status.n_stages} stages done in {_duration(status.seconds)}"
+
+
+def _now(status: Status) -> str:
+    share = "" if status.share is None else f", {100 * status.share:.0f} % of it"
+    return f"{status.stage}{share}"
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return "not known before a stage of each kind is done"
+    end = datetime.datetime.fromtimestamp(time.time() + seconds).astimezone()
+    day = "" if seconds < 12 * 3600 else f"{end:%Y-%m-%d} "
+    return f"about {_duration(seconds)}, until {day}{end:%H:%M}"
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(max(0.0, seconds))))

@@ -5,14 +5,13 @@ the run would, and nothing trained: of a recipe with a cold start too it is the 
 one start of the servers and some minutes.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from optima.evaluation.health import Remedies, TalkHealth, examine
+from optima.files import write_trial
 from optima.pipelines import judge
 from optima.pipelines.judge import score_where_needed
-from optima.pipelines.outline import write_trial
 from optima.pipelines.problems import read_problems
 from optima.pipelines.run import open_run
 from optima.pipelines.select import remedies
@@ -20,17 +19,17 @@ from optima.pipelines.sft import candidate_sampling
 from optima.pipelines.talk import generate
 from optima.plan import BASE, Iteration
 from optima.processes.environment import Environment
+from optima.reader import JudgedConversation, Run
 from optima.recipe.schema import Recipe
 from optima.selection import best_of_each, select_top
 from optima.shares import share_of
-from optima.types import Conversation, Problem, RewardParts
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """What a trial found: shares, means of the reward's parts, and what would be selected.
 
-    ``shown`` are conversations with their problems and rewards, one a problem.
+    ``shown`` are the first samples of the first problems.
     """
 
     health: TalkHealth
@@ -43,7 +42,7 @@ class Trial:
     tokens: float
     generated: float
     turns: float
-    shown: tuple[tuple[Problem, Conversation, RewardParts], ...]
+    shown: tuple[JudgedConversation, ...]
 
     def advice(self) -> tuple[str, ...]:
         """Return what is bad and which fields to change; empty when all is well."""
@@ -78,11 +77,11 @@ def try_recipe(
         talked = context.do(step("generate"), generate, team, problems, sampling)
         losses = score_where_needed(context, step("score"), talked)
         ranked = context.do(step("rank"), judge.rank, problems, talked, losses)
-        judged = list(judge.read_rewarded(talked.path, ranked.path))
-    best = best_of_each(parts for _, parts in judged)
+    judged = list(Run(directory).candidates("iter_0"))
+    best = best_of_each(one.reward for one in judged)
     names = ("total", "task", "token", "loss_term")
     return Trial(
-        health=examine((conversation for conversation, _ in judged), problems),
+        health=examine((one.conversation for one in judged), problems),
         remedies=remedies(context, 0),
         has_cold_start=recipe.cold_start is not None,
         n_problems=len(problems),
@@ -92,15 +91,7 @@ def try_recipe(
         tokens=talked.metrics["tokens/conversation"],
         generated=talked.metrics["tokens/generated_conversation"],
         turns=talked.metrics["turns/conversation"],
-        shown=tuple(_shown(judged, problems, n_shown)),
+        shown=tuple(
+            one for one in judged if one.conversation.n == 0 and one.problem in problems[:n_shown]
+        ),
     )
-
-
-def _shown(
-    judged: Sequence[tuple[Conversation, RewardParts]], problems: Sequence[Problem], n: int
-) -> Iterator[tuple[Problem, Conversation, RewardParts]]:
-    """Yield the first sample of the first ``n`` problems."""
-    problem_by_id = {problem.problem_id: problem for problem in problems[:n]}
-    for conversation, parts in judged:
-        if conversation.n == 0 and conversation.problem_id in problem_by_id:
-            yield problem_by_id[conversation.problem_id], conversation, parts

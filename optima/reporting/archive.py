@@ -13,27 +13,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, get_args
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from optima.errors import StageError
-from optima.files import CONVERSATIONS, LOSSES, REWARDS, SCRIPTS, SELECTED
+from optima.files import PROBLEMS, SPLITS, Talk, n_spoken, parsed, raw_lines
+from optima.reader import Run
 from optima.seeding import rng
-from optima.stages import read_done, stage_folders
 from optima.types import StopReason
 
-Kind = Literal["evaluation", "candidates", "probe", "script"]
 STOPS: tuple[StopReason, ...] = get_args(StopReason)
 CHUNK_BYTES = 400_000  # of JSON; about 10 ms to unpack and parse
 TITLE_CHARS = 120
 # Bits of the column ``flags``.
 ANSWERED, CHOSEN, FAULTY, FAILED, JUDGED = 1, 2, 4, 8, 16
-_KINDS: dict[str, Kind] = {
-    "talk": "evaluation", "generate": "candidates", "probe": "probe", "script": "script"
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +36,7 @@ class Source:
     """One stage in which agents conversed; ``run`` is the index of its run."""
 
     run: int
-    name: str
-    label: str
-    kind: Kind
-    path: Path
+    talk: Talk
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +64,15 @@ class Archive:
     are there; ``n_left_out`` counts the others.
     """
 
-    def __init__(self, runs: Sequence[Path], *, n_most: int | None = None) -> None:
+    def __init__(self, runs: Sequence[Run], *, n_most: int | None = None) -> None:
         self.runs = tuple(runs)
-        self.sources = tuple(source for i, run in enumerate(runs) for source in _sources(i, run))
-        self._inodes = [source.path.stat().st_ino for source in self.sources]
+        self.sources = tuple(Source(i, talk) for i, run in enumerate(runs) for talk in run.talks)
+        self._inodes = [one.talk.conversations.stat().st_ino for one in self.sources]
         self._problems = _Problems(runs)
         self.n_left_out = 0
         found: dict[int, list[tuple[_Place, tuple[float, ...]]]] = defaultdict(list)
         for index, source in enumerate(self.sources):
-            for problem_id, place, values in _scan(index, source):
+            for problem_id, place, values in _scan(index, source.talk):
                 found[self._problems.index(problem_id)].append((place, values))
         kept = self._sample(found, n_most)
         self._places: list[_Place] = []
@@ -132,13 +124,12 @@ class Archive:
 
             rows = []
             for place in self._places[start : start + n_rows]:
-                source = self.sources[place.source]
-                if source.path.stat().st_ino != self._inodes[place.source]:
-                    raise StaleError(str(source.path))
-                folder = source.path.parent.parent
-                conversation = line(source.path, place.conversation)
-                reward = line(folder / "rank" / REWARDS, place.reward)
-                losses = line(folder / "score" / LOSSES, place.losses)
+                talk = self.sources[place.source].talk
+                if talk.conversations.stat().st_ino != self._inodes[place.source]:
+                    raise StaleError(str(talk.conversations))
+                conversation = line(talk.conversations, place.conversation)
+                reward = line(talk.rewards, place.reward)
+                losses = line(talk.losses, place.losses)
                 rows.append(b'{"c":%b,"r":%b,"l":%b}' % (conversation, reward, losses))
             problems = {str(p): self._problems.read(p) for p, _ in self._chunk_problems[number]}
         return b'{"problems":%b,"rows":[%b]}' % (orjson.dumps(problems), b",".join(rows))
@@ -156,8 +147,13 @@ class Archive:
         titles = orjson.dumps(self.titles)
         return {
             "sources": [
-                {"run": s.run, "name": s.name, "label": s.label, "kind": s.kind}
-                for s in self.sources
+                {
+                    "run": one.run,
+                    "name": one.talk.name,
+                    "label": one.talk.label,
+                    "kind": one.talk.kind,
+                }
+                for one in self.sources
             ],
             "stops": STOPS,
             "n": len(self),
@@ -189,14 +185,14 @@ class Archive:
 class _Problems:
     """The problems of several runs by index; a problem may be dealt differently in each run."""
 
-    def __init__(self, runs: Sequence[Path]) -> None:
+    def __init__(self, runs: Sequence[Run]) -> None:
         self.index_by_id: dict[str, int] = {}
         self.titles: list[str] = []
         self._places: list[dict[int, tuple[Path, int, int]]] = []
-        for run, root in enumerate(runs):
-            for split in ("train", "test"):
-                path = root / "problems" / f"{split}.jsonl"
-                for offset, raw in _lines(path):
+        for run, one in enumerate(runs):
+            for split in SPLITS:
+                path = one.root / PROBLEMS / split
+                for offset, raw in raw_lines(path):
                     record = parsed(raw, path)
                     index = self.index(record["problem_id"], record["question"])
                     self._places[index][run] = (path, offset, len(raw))
@@ -233,37 +229,16 @@ def packed(content: bytes) -> str:
     return base64.b64encode(gzip.compress(content, compresslevel=6, mtime=0)).decode()
 
 
-def _sources(run: int, root: Path) -> list[Source]:
-    found = []
-    for stage in stage_folders(root):
-        path = stage / (SCRIPTS if stage.name == "script" else CONVERSATIONS)
-        if not path.is_file():
-            continue
-        name = stage.relative_to(root).as_posix()
-        kind = _KINDS.get(stage.name)
-        if kind is None:
-            continue
-        done = read_done(stage)
-        began = done.started_unix_s if done else path.stat().st_mtime
-        label = name.removeprefix("evaluate/").removesuffix("/talk")
-        label = label.replace("/generate", " candidates").replace("/script", " script")
-        found.append((began, Source(run, name, label.replace("/probe", " probe"), kind, path)))
-    return [source for _, source in sorted(found, key=lambda pair: (pair[0], pair[1].name))]
-
-
-def _scan(index: int, source: Source) -> Iterator[tuple[str, _Place, tuple[float, ...]]]:
+def _scan(index: int, talk: Talk) -> Iterator[tuple[str, _Place, tuple[float, ...]]]:
     """Yield (problem id, place, (bytes, *columns from ``stop`` on)) of each record."""
-    folder = source.path.parent.parent
-    rewards = list(_lines(folder / "rank" / REWARDS))
-    losses = list(_lines(folder / "score" / LOSSES))
-    picks = folder / "select" / SELECTED
-    selected = (parsed(raw, picks) for _, raw in _lines(picks))
+    rewards, losses = list(raw_lines(talk.rewards)), list(raw_lines(talk.losses))
+    selected = (parsed(raw, talk.selected) for _, raw in raw_lines(talk.selected))
     chosen = {(record["problem_id"], record["n"]) for record in selected}
-    for row, (offset, raw) in enumerate(_lines(source.path)):
-        record = parsed(raw, source.path)
+    for row, (offset, raw) in enumerate(raw_lines(talk.conversations)):
+        record = parsed(raw, talk.conversations)
         key = (record["problem_id"], record["n"])
-        reward_at, reward = _beside(rewards, row, key, folder / "rank" / REWARDS)
-        losses_at, _ = _beside(losses, row, key, folder / "score" / LOSSES)
+        reward_at, reward = _beside(rewards, row, key, talk.rewards)
+        losses_at, _ = _beside(losses, row, key, talk.losses)
         total = reward.get("total")
         flags = (
             ANSWERED * (record["answer"] is not None)
@@ -277,7 +252,7 @@ def _scan(index: int, source: Source) -> Iterator[tuple[str, _Place, tuple[float
             STOPS.index(record["stop_reason"]),
             flags,
             len(record["turns"]),
-            sum(turn.get("n_spoken") or turn["n_tokens"] for turn in record["turns"]),
+            n_spoken(record),
             reward.get("task", np.nan),
             np.nan if total is None else total,
         )
@@ -293,35 +268,6 @@ def _beside(
         if (record["problem_id"], record["n"]) == key:
             return lines[row][0], record
     return -1, {}
-
-
-def parsed(raw: bytes, path: Path) -> dict[str, Any]:
-    """Return the record of a line; StageError when it is none."""
-    try:
-        record = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise StageError(
-            f"{path}: holds a line that is no record ({error}); put the file back, or move "
-            f"{path.parent} away and run again"
-        ) from error
-    if not isinstance(record, dict) or "problem_id" not in record:
-        raise StageError(
-            f"{path}: holds a line that is no record of ours; put the file back, or move "
-            f"{path.parent} away and run again"
-        )
-    return record
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, line) of a record file; a torn last line, being written, is left out."""
-    if not path.is_file():
-        return
-    offset = 0
-    with path.open("rb") as file:
-        for raw in file:
-            if raw.endswith(b"\n"):
-                yield offset, raw
-            offset += len(raw)
 
 
 def _columns(rows: Sequence[tuple[float, ...]]) -> dict[str, NDArray[Any]]:

@@ -9,9 +9,10 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from optima.pipelines.cost import ModelCost
+from optima.evaluation.figures import Figures
+from optima.reader import Run
 from optima.reporting.drawing import (
     COLOURS,
     HATCHES,
@@ -20,10 +21,11 @@ from optima.reporting.drawing import (
     Words,
     add_grid,
     add_legend,
+    name_of,
     render,
     shorten,
 )
-from optima.reporting.history import EvaluatedModel, History
+from optima.runs import transfers
 
 # Numbers of their looks, the same in every figure.
 _STOPS = {"agreement": 0, "alone": 2, "max_turns": 1, "context_overflow": 3, "error": 4}
@@ -42,38 +44,32 @@ class Line:
     values: Mapping[str, float]
 
 
-def stop_figures(histories: Sequence[History]) -> list[Figure]:
+def stop_figures(runs: Sequence[Run]) -> list[Figure]:
     """Draw how conversations ended and their faults, of models and of candidates."""
-    is_several = len(histories) > 1
     said = (
         "Share of conversations by the reason why they ended; right: share with a fault, which is "
-        "never selected. Of {what}."
+        "never selected. Of "
     )
-    of_models = [
-        Line(_name(history, model.label, is_several), model.metrics)
-        for history in histories
-        for model in history.models
+    models = [
+        Line(name_of(runs, run, one.label), one.metrics) for run in runs for one in run.figures
     ]
-    of_candidates = [
-        Line(_name(history, candidates.label, is_several), candidates.metrics)
-        for history in histories
-        for candidates in history.candidates
+    drawn = [
+        Line(name_of(runs, run, label), metrics)
+        for run in runs
+        for label, metrics in run.drawn.items()
     ]
-    found = []
-    for name, title, what, lines in (
-        ("stop-reasons", "How conversations ended", "the evaluated models", of_models),
-        ("stop-reasons-of-candidates", "How candidates ended",
-         "the candidates that an iteration draws from the model before it", of_candidates),
-    ):  # fmt: skip
-        if lines:
-            words = Words(name, title, said.format(what=what))
-            found.append(_stop_figure(words, lines))
-    return found
+    of_models = Words("stop-reasons", "How conversations ended", f"{said}the evaluated models.")
+    of_drawn = Words(
+        "stop-reasons-of-candidates", "How candidates ended",
+        f"{said}the candidates that an iteration draws from the model before it.",
+    )  # fmt: skip
+    both = ((of_models, models), (of_drawn, drawn))
+    return [_stop_figure(words, lines) for words, lines in both if lines]
 
 
-def length_figure(histories: Sequence[History]) -> Figure | None:
+def length_figure(runs: Sequence[Run]) -> Figure | None:
     """Draw the distribution of tokens per conversation by model; None without models."""
-    shown = [(h, model) for h in histories for model in h.models]
+    shown = [(h, model) for h in runs for model in h.figures]
     if not shown:
         return None
     words = Words(
@@ -84,13 +80,14 @@ def length_figure(histories: Sequence[History]) -> Figure | None:
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.add_subplot()
-        is_several = len(histories) > 1
-        for y, (history, model) in enumerate(shown):
-            colour = COLOURS[histories.index(history) % len(COLOURS)]
+        for y, (run, model) in enumerate(shown):
+            colour = COLOURS[runs.index(run) % len(COLOURS)]
             _draw_box(axes, y, model, colour)
-        _name_lines(axes, [_name(history, m.label, is_several) for history, m in shown])
-        most = max(float(np.percentile(model.tokens_N, 95)) for _, model in shown)
-        axes.set_xlim(0, 1.05 * max(1.0, most, *(model.tokens_N.mean() for _, model in shown)))
+        _name_lines(axes, [name_of(runs, run, one.label) for run, one in shown])
+        most = max(float(np.percentile(model.counts, 95)) for _, model in shown)
+        axes.set_xlim(
+            0, 1.05 * max(1.0, most, *(float(np.mean(model.counts)) for _, model in shown))
+        )
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.set_xlabel("tokens per conversation")
         add_grid(axes, "x")
@@ -98,17 +95,16 @@ def length_figure(histories: Sequence[History]) -> Figure | None:
     return render(words, draw, height_in=_height(len(shown)))
 
 
-def cost_figure(histories: Sequence[History]) -> Figure | None:
+def cost_figure(runs: Sequence[Run]) -> Figure | None:
     """Draw what each model took beyond the one before it; None where nothing was trained."""
-    is_several = len([history for history in histories if history.costs]) > 1
+    spending = [run for run in runs if run.costs]
     seconds, tokens = [], []
-    for history in histories:
-        for before, cost in zip((None, *history.costs), history.costs, strict=False):
-            name = _name(history, cost.label, is_several)
-            spent = _spent(cost, before)
+    for run in spending:
+        for before, cost in zip((None, *run.costs), run.costs, strict=False):
+            spent = cost.since(before)
+            name = name_of(spending, run, cost.label)
             seconds.append(Line(name, spent.device_seconds))
-            generated_and_trained = {"generated": spent.n_generated, "trained": spent.n_trained}
-            tokens.append(Line(name, generated_and_trained))
+            tokens.append(Line(name, {"generated": spent.n_generated, "trained": spent.n_trained}))
     if not seconds:
         return None
     words = Words(
@@ -131,16 +127,16 @@ def cost_figure(histories: Sequence[History]) -> Figure | None:
         for axes in (left, right):
             add_grid(axes, "x")
             axes.xaxis.set_major_locator(MaxNLocator(4))
-            axes.xaxis.set_major_formatter(FuncFormatter(_short_number))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         names = [f"tokens {kind}" if kind in tokens[0].values else kind for kind in bars]
         add_legend(canvas, list(bars.values()), names)
 
     return render(words, draw, height_in=_height(len(seconds)) + 0.3)
 
 
-def transfer_figures(histories: Sequence[History]) -> list[Figure]:
+def transfer_figures(runs: Sequence[Run]) -> list[Figure]:
     """Draw a matrix for every transfer: models by tasks, score in per cent and tokens."""
-    groups = transfers(histories)
+    groups = transfers(runs)
     found = []
     for i, group in enumerate(groups):
         suffix = "" if len(groups) == 1 else f"-{i + 1}"
@@ -149,18 +145,9 @@ def transfer_figures(histories: Sequence[History]) -> list[Figure]:
             "Each model (row) on each task (column): score in per cent, and below it the mean "
             "tokens per conversation. The darker the better.",
         )  # fmt: skip
-        labels = list(dict.fromkeys(model.label for one in group for model in one.models))
+        labels = list(dict.fromkeys(model.label for one in group for model in one.figures))
         found.append(_transfer_figure(words, group, labels))
     return found
-
-
-def transfers(histories: Sequence[History]) -> list[list[History]]:
-    """Return the inferences of each transfer, a task each, without those that have no model yet."""
-    groups: dict[object, list[History]] = {}
-    for history in histories:
-        if history.kind == "transfer" and history.models:
-            groups.setdefault(history.folder, []).append(history)
-    return list(groups.values())
 
 
 def _stop_figure(words: Words, lines: Sequence[Line]) -> Figure:
@@ -231,33 +218,33 @@ def _stack(
     return bars
 
 
-def _draw_box(axes: Axes, y: int, model: EvaluatedModel, colour: str) -> None:
-    low, left, middle, right, high = np.percentile(model.tokens_N, [5, 25, 50, 75, 95])
+def _draw_box(axes: Axes, y: int, model: Figures, colour: str) -> None:
+    low, left, middle, right, high = np.percentile(model.counts, [5, 25, 50, 75, 95])
     axes.hlines(y, low, high, color=colour, linewidth=1.2)
     axes.vlines([low, high], y - 0.18, y + 0.18, color=colour, linewidth=1.2)
     axes.barh(
         y, right - left, 0.56, left=left, color=colour, alpha=0.35, edgecolor=colour, linewidth=1.2
     )
     axes.vlines(middle, y - 0.28, y + 0.28, color=INK, linewidth=2.0)
-    axes.plot(model.tokens_N.mean(), y, marker="o", markersize=4, color=INK)
+    axes.plot(float(np.mean(model.counts)), y, marker="o", markersize=4, color=INK)
 
 
-def _transfer_figure(words: Words, group: Sequence[History], labels: Sequence[str]) -> Figure:
+def _transfer_figure(words: Words, group: Sequence[Run], labels: Sequence[str]) -> Figure:
     shades = colormaps["Blues"]
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.add_subplot()
-        for x, history in enumerate(group):
-            for model in history.models:
+        for x, run in enumerate(group):
+            for model in run.figures:
                 y = labels.index(model.label)
-                score, tokens = model.summary.score.mean, model.summary.tokens.mean
+                score, tokens = model.score.mean, model.tokens.mean
                 axes.add_patch(_cell(x, y, shades(0.12 + 0.88 * score)))
                 ink = "white" if score > 0.45 else "black"
                 axes.text(x, y, f"{100 * score:.1f}", ha="center", va="bottom", color=ink,
                           fontweight="bold")  # fmt: skip
                 axes.text(x, y, f"{tokens:,.0f} tok.", ha="center", va="top", color=ink, fontsize=8)
         axes.set_xlim(-0.5, len(group) - 0.5)
-        axes.set_xticks(range(len(group)), [shorten(history.task, 20) for history in group])
+        axes.set_xticks(range(len(group)), [shorten(run.recipe.task, 20) for run in group])
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         _name_lines(axes, labels)
@@ -271,24 +258,6 @@ def _cell(x: int, y: int, colour: tuple[float, float, float, float]) -> Patch:
     return Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=colour, edgecolor="none")
 
 
-def _spent(cost: ModelCost, before: ModelCost | None) -> ModelCost:
-    if before is None:
-        return cost
-    return ModelCost(
-        label=cost.label,
-        n_generated=cost.n_generated - before.n_generated,
-        n_trained=cost.n_trained - before.n_trained,
-        device_seconds={
-            kind: seconds - before.device_seconds.get(kind, 0.0)
-            for kind, seconds in cost.device_seconds.items()
-        },
-    )
-
-
-def _name(history: History, label: str, is_several: bool) -> str:
-    return f"{history.name}: {label}" if is_several else label
-
-
 def _name_lines(axes: Axes, names: Sequence[str]) -> None:
     """Name the lines 0, 1, ..., the first at the top."""
     axes.set_yticks(range(len(names)), [shorten(name, 30) for name in names])
@@ -298,10 +267,3 @@ def _name_lines(axes: Axes, names: Sequence[str]) -> None:
 
 def _height(n_lines: int) -> float:
     return 0.9 + _LINE_IN * n_lines
-
-
-def _short_number(value: float, _: object) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"

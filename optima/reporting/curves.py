@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -10,7 +10,9 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from optima.evaluation.consistency import Point
+from optima.evaluation.figures import Figures
 from optima.evaluation.statistics import Estimate
+from optima.reader import Run
 from optima.reporting.drawing import (
     COLOURS,
     DASHES,
@@ -21,13 +23,14 @@ from optima.reporting.drawing import (
     Words,
     add_grid,
     add_legend,
+    name_of,
+    place_labels,
     render,
     shorten,
 )
-from optima.reporting.history import EvaluatedModel, History
-from optima.reporting.placing import place_labels
 
-Measure = Callable[[EvaluatedModel], Estimate]
+Measure = Callable[[Figures], Estimate]
+Look = dict[str, Any]  # how one series is told from the others, by colour and without
 
 _ITERATION = re.compile(r"iter_(\d+)(_sft|_dpo)?")
 _BEFORE = ("base", "cold_start", "initial")
@@ -41,23 +44,16 @@ _PARTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How one series is told from the others, by colour and without."""
-
-    colour: str
-    marker: str
-    dash: str | tuple[int, tuple[float, ...]]
-
-
 def look(index: int) -> Look:
     """Return the look of a series by its number."""
-    return Look(
-        COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)]
-    )
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": DASHES[index % len(DASHES)],
+    }
 
 
-def score_figure(histories: Sequence[History]) -> Figure | None:
+def score_figure(runs: Sequence[Run]) -> Figure | None:
     """Draw scores by model with intervals; None without two models."""
     words = Words(
         "score-by-model", "Score by model",
@@ -65,10 +61,10 @@ def score_figure(histories: Sequence[History]) -> Figure | None:
         "they were made; baselines stand apart on the right. Bars: 95 % interval, bootstrap over "
         "problems.",
     )  # fmt: skip
-    return _models_figure(words, histories, _score, "score, %")
+    return _models_figure(words, runs, _score, "score, %")
 
 
-def tokens_figure(histories: Sequence[History]) -> Figure | None:
+def tokens_figure(runs: Sequence[Run]) -> Figure | None:
     """Draw tokens per conversation by model with intervals; None without two models."""
     words = Words(
         "tokens-by-model", "Tokens by model",
@@ -76,13 +72,13 @@ def tokens_figure(histories: Sequence[History]) -> Figure | None:
         "and overlong conversations count in full, a vote counts all its samples. Bars: 95 % "
         "interval, bootstrap over problems.",
     )  # fmt: skip
-    return _models_figure(words, histories, _tokens, "tokens per conversation", is_from_zero=True)
+    return _models_figure(words, runs, _tokens, "tokens per conversation", is_from_zero=True)
 
 
-def tradeoff_figure(histories: Sequence[History]) -> Figure | None:
+def tradeoff_figure(runs: Sequence[Run]) -> Figure | None:
     """Draw each model's score against its tokens; None without two models."""
-    shown = compared(histories)
-    n = sum(len(history.models) for history in shown)
+    shown = compared(runs)
+    n = sum(len(run.figures) for run in shown)
     if n < 2:
         return None
     words = Words(
@@ -93,31 +89,32 @@ def tradeoff_figure(histories: Sequence[History]) -> Figure | None:
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.add_subplot()
-        handles = [_draw_tradeoff(axes, history, look(i)) for i, history in enumerate(shown)]
+        handles = [_draw_tradeoff(axes, run, look(i)) for i, run in enumerate(shown)]
         add_grid(axes)
         axes.set_xlabel("tokens per conversation")
         axes.set_ylabel("score, %")
         axes.margins(0.12)
         axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
-        add_legend(canvas, handles, [history.name for history in shown])
-        points = [(_tokens(model).mean, _score(model).mean) for h in shown for model in h.models]
-        place_labels(axes, points, [name for history in shown for name in _names(history, n)])
+        add_legend(canvas, handles, [run.name for run in shown])
+        points = [(_tokens(model).mean, _score(model).mean) for h in shown for model in h.figures]
+        place_labels(axes, points, [name for run in shown for name in _names(run, n)])
 
     return render(words, draw, height_in=HEIGHT_IN + 0.5)
 
 
-def reward_figure(histories: Sequence[History]) -> Figure | None:
+def reward_figure(runs: Sequence[Run]) -> Figure | None:
     """Draw the parts of the candidates' reward by iteration; None without two of them."""
-    shown = [history for history in histories if history.candidates]
-    parts = [part for part in _PARTS if any(part in c.metrics for h in shown for c in h.candidates)]
-    if not parts or sum(len(history.candidates) for history in shown) < 2:
+    shown = [(run, run.drawn) for run in runs if run.drawn]
+    everything = [metrics for _, drawn in shown for metrics in drawn.values()]
+    parts = [part for part in _PARTS if any(part in metrics for metrics in everything)]
+    if not parts or len(everything) < 2:
         return None
     words = Words(
         "reward-by-iteration", "Reward of the candidates",
         "Mean reward of the conversations that an iteration draws from the model before it, and "
         "its parts: R = R_task - λ_token · R_token + λ_loss / R_loss (paper, Eq. 1).",
     )  # fmt: skip
-    labels = ordered([c.label for h in shown for c in h.candidates])
+    labels = ordered([label for _, drawn in shown for label in drawn])
 
     def draw(canvas: Canvas) -> None:
         n_rows = (len(parts) + 1) // 2
@@ -125,35 +122,31 @@ def reward_figure(histories: Sequence[History]) -> Figure | None:
         handles: list[Artist] = []
         for axes, part in zip(grid, parts, strict=False):
             handles = []
-            for i, history in enumerate(shown):
+            for i, (_, drawn) in enumerate(shown):
                 points = [
-                    (labels.index(c.label), c.metrics[part])
-                    for c in history.candidates
-                    if part in c.metrics
+                    (labels.index(label), metrics[part])
+                    for label, metrics in drawn.items()
+                    if part in metrics
                 ]
-                of_one = look(i)
-                handles += axes.plot(
-                    [x for x, _ in points], [y for _, y in points], color=of_one.colour,
-                    marker=of_one.marker, linestyle=of_one.dash,
-                )  # fmt: skip
+                handles += axes.plot([x for x, _ in points], [y for _, y in points], **look(i))
             axes.set_title(_PARTS[part], fontsize=9, fontweight="normal")
             add_grid(axes, "y")
             axes.yaxis.set_major_locator(MaxNLocator(4))
             label_models(axes, labels, width_in=2.2)
         for axes in grid[len(parts) :]:
             axes.set_axis_off()
-        add_legend(canvas, handles, [history.name for history in shown])
+        add_legend(canvas, handles, [run.name for run, _ in shown])
 
     return render(words, draw, height_in=1.2 + 1.5 * ((len(parts) + 1) // 2))
 
 
-def scaling_figures(histories: Sequence[History]) -> list[Figure]:
+def scaling_figures(runs: Sequence[Run]) -> list[Figure]:
     """Draw votes and coverage by k and by tokens; nothing without self-consistency."""
     curves = {
-        name: scaling.points
-        for history in histories
-        for scaling in history.scalings
-        for name in [_of_run(histories, history, scaling.label)]
+        name_of(runs, run, one.label): one.points
+        for run in runs
+        if run.kind == "consistency"
+        for one in run.figures
     }
     if not curves:
         return []
@@ -193,13 +186,13 @@ def scaling_figures(histories: Sequence[History]) -> list[Figure]:
     ]
 
 
-def compared(histories: Sequence[History]) -> list[History]:
+def compared(runs: Sequence[Run]) -> list[Run]:
     """Return the runs whose models are drawn side by side: those with models held the same way.
 
     Samples of self-consistency are drawn by k, those of a transfer as a matrix.
     """
     kinds = ("training", "inference", "baselines")
-    return [history for history in histories if history.models and history.kind in kinds]
+    return [run for run in runs if run.figures and run.kind in kinds]
 
 
 def ordered(labels: Sequence[str]) -> list[str]:
@@ -222,15 +215,15 @@ def label_models(axes: Axes, labels: Sequence[str], *, width_in: float = 4.6) ->
             text.set(ha="right", rotation_mode="anchor")
 
 
-def _is_sequence(history: History) -> bool:
+def _is_sequence(run: Run) -> bool:
     """Tell whether the models of a run are made from each other, so that a line may join them."""
-    return all(_rank(model.label, 0)[0] < 2 for model in history.models)
+    return all(_rank(model.label, 0)[0] < 2 for model in run.figures)
 
 
-def _names(history: History, n_points: int) -> list[str]:
+def _names(run: Run, n_points: int) -> list[str]:
     """Return names for the points of a run; among many, only the ends of a sequence have one."""
-    names = [shorten(model.label, 22) for model in history.models]
-    if n_points <= _N_NAMED_POINTS or not _is_sequence(history):
+    names = [shorten(model.label, 22) for model in run.figures]
+    if n_points <= _N_NAMED_POINTS or not _is_sequence(run):
         return names
     return [names[0], *[""] * (len(names) - 2), *names[1:][-1:]]
 
@@ -244,30 +237,30 @@ def _rank(label: str, index: int) -> tuple[int, int, int]:
 
 
 def _models_figure(
-    words: Words, histories: Sequence[History], measure: Measure, unit: str,
+    words: Words, runs: Sequence[Run], measure: Measure, unit: str,
     *, is_from_zero: bool = False,
 ) -> Figure | None:  # fmt: skip
-    shown = compared(histories)
-    if sum(len(history.models) for history in shown) < 2:
+    shown = compared(runs)
+    if sum(len(run.figures) for run in shown) < 2:
         return None
-    sequences = [history for history in shown if history.kind != "baselines"]
-    baselines = [history for history in shown if history.kind == "baselines"]
-    labels = ordered([model.label for history in sequences for model in history.models])
-    methods = list(dict.fromkeys(model.label for h in baselines for model in h.models))
+    sequences = [run for run in shown if run.kind != "baselines"]
+    baselines = [run for run in shown if run.kind == "baselines"]
+    labels = ordered([model.label for run in sequences for model in run.figures])
+    methods = list(dict.fromkeys(model.label for h in baselines for model in h.figures))
     places = {label: float(i) for i, label in enumerate(labels)}
     places_apart = {method: len(labels) + float(i) for i, method in enumerate(methods)}
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.add_subplot()
         handles = []
-        for i, history in enumerate(shown):
-            is_apart = history.kind == "baselines"
+        for i, run in enumerate(shown):
+            is_apart = run.kind == "baselines"
             x_by_label = places_apart if is_apart else places
-            shift = _shift(*((baselines, history) if is_apart else (sequences, history)))
+            shift = _shift(*((baselines, run) if is_apart else (sequences, run)))
             of_one = look(i)
-            estimates = [measure(model) for model in history.models]
-            x = [x_by_label[model.label] + shift for model in history.models]
-            handles.append(_draw_estimates(axes, x, estimates, of_one, _is_sequence(history)))
+            estimates = [measure(model) for model in run.figures]
+            x = [x_by_label[model.label] + shift for model in run.figures]
+            handles.append(_draw_estimates(axes, x, estimates, of_one, _is_sequence(run)))
         if labels and methods:
             axes.axvline(len(labels) - 0.5, color=INK, alpha=0.5, linewidth=0.6, linestyle=":")
         label_models(axes, [*labels, *methods])
@@ -279,60 +272,64 @@ def _models_figure(
             axes.set_ylim(0.0, high)
         else:  # 1: where every score is 0
             axes.set_ylim(max(low, -3.0), min(max(high, 1.0), 103.0))
-        add_legend(canvas, handles, [history.name for history in shown])
+        add_legend(canvas, handles, [run.name for run in shown])
 
     longest = max(len(shorten(label, 26)) for label in (*labels, *methods))
     return render(words, draw, height_in=HEIGHT_IN + 0.5 * _CHARACTER_IN * max(0, longest - 10))
 
 
-def _shift(histories: Sequence[History], history: History) -> float:
+def _shift(runs: Sequence[Run], run: Run) -> float:
     """Return how far a series stands beside its place, so that its intervals cover no others."""
-    n = len(histories)
-    return min(0.12, 0.5 / n) * (histories.index(history) - (n - 1) / 2)
+    n = len(runs)
+    return min(0.12, 0.5 / n) * (runs.index(run) - (n - 1) / 2)
 
 
 def _draw_estimates(
-    axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], of_one: Look, is_joined: bool
+    axes: Axes,
+    x: Sequence[float],
+    estimates: Sequence[Estimate],
+    of_one: Look,
+    is_joined: bool,
 ) -> Artist:
     means = [e.mean for e in estimates]
-    (line,) = axes.plot(
-        x, means, color=of_one.colour, marker=of_one.marker,
-        linestyle=of_one.dash if is_joined else "none",
-    )  # fmt: skip
+    (line,) = axes.plot(x, means, **(of_one if is_joined else {**of_one, "linestyle": "none"}))
+    reach = _reach(estimates)
     axes.errorbar(
-        x, means, yerr=_reach(estimates), fmt="none", ecolor=of_one.colour, elinewidth=1.1,
-        capsize=3,
-    )  # fmt: skip
+        x, means, yerr=reach, fmt="none", ecolor=of_one["color"], elinewidth=1.1, capsize=3
+    )
     return line
 
 
-def _draw_tradeoff(axes: Axes, history: History, of_one: Look) -> Artist:
-    tokens = [_tokens(model) for model in history.models]
-    scores = [_score(model) for model in history.models]
+def _draw_tradeoff(axes: Axes, run: Run, of_one: Look) -> Artist:
+    tokens = [_tokens(model) for model in run.figures]
+    scores = [_score(model) for model in run.figures]
+    x, y = [e.mean for e in tokens], [e.mean for e in scores]
     axes.errorbar(
-        [e.mean for e in tokens], [e.mean for e in scores], xerr=_reach(tokens),
-        yerr=_reach(scores), fmt="none", ecolor=of_one.colour, elinewidth=0.8, alpha=0.55,
+        x, y, xerr=_reach(tokens), yerr=_reach(scores), fmt="none", ecolor=of_one["color"],
+        elinewidth=0.8, alpha=0.55,
     )  # fmt: skip
-    (line,) = axes.plot(
-        [e.mean for e in tokens], [e.mean for e in scores], color=of_one.colour,
-        marker=of_one.marker, linestyle=of_one.dash if _is_sequence(history) else "none",
-    )  # fmt: skip
+    (line,) = axes.plot(x, y, **(of_one if _is_sequence(run) else {**of_one, "linestyle": "none"}))
     return line
 
 
 def _draw_scaling(
-    axes: Axes, x: Sequence[float], points: Sequence[Point], of_one: Look, *, has_bands: bool
+    axes: Axes,
+    x: Sequence[float],
+    points: Sequence[Point],
+    of_one: Look,
+    *,
+    has_bands: bool,
 ) -> Artist:
     for dash, estimates in (("--", [p.coverage for p in points]), ("-", [p.score for p in points])):
         scaled = [_percent(e) for e in estimates]
         (line,) = axes.plot(
-            x, [e.mean for e in scaled], color=of_one.colour, linestyle=dash, markersize=4.5,
-            marker=of_one.marker, markevery=max(1, len(x) // 12),
-            markerfacecolor=of_one.colour if dash == "-" else "none",
+            x, [e.mean for e in scaled], color=of_one["color"], linestyle=dash, markersize=4.5,
+            marker=of_one["marker"], markevery=max(1, len(x) // 12),
+            markerfacecolor=of_one["color"] if dash == "-" else "none",
         )  # fmt: skip
         if has_bands:
             axes.fill_between(
-                x, [e.low for e in scaled], [e.high for e in scaled], color=of_one.colour,
+                x, [e.low for e in scaled], [e.high for e in scaled], color=of_one["color"],
                 alpha=0.15, linewidth=0,
             )  # fmt: skip
     return line
@@ -351,11 +348,6 @@ def _scale_logarithmically(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def _of_run(histories: Sequence[History], history: History, label: str) -> str:
-    """Return a model's name, with its run's where there are several."""
-    return label if len(histories) == 1 else f"{history.name}: {label}"
-
-
 def _reach(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
     """Return how far intervals reach below and above their means, never negative."""
     return (
@@ -364,12 +356,12 @@ def _reach(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
     )
 
 
-def _score(model: EvaluatedModel) -> Estimate:
-    return _percent(model.summary.score)
+def _score(model: Figures) -> Estimate:
+    return _percent(model.score)
 
 
-def _tokens(model: EvaluatedModel) -> Estimate:
-    return model.summary.tokens
+def _tokens(model: Figures) -> Estimate:
+    return model.tokens
 
 
 def _percent(estimate: Estimate) -> Estimate:

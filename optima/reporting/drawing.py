@@ -20,6 +20,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.transforms import Bbox
 
+from optima.reader import Run
+
 INK = "#17191d"
 # Contrast of at least 3 : 1 on white and on #15171a; told apart by people with any colour vision,
 # in this order, and by their markers and dashes besides.
@@ -31,6 +33,14 @@ DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
 HATCHES = ("", "////", "\\\\\\\\", "----", "||||", "xxxx", "++++")
 WIDTH_IN, HEIGHT_IN = 5.5, 3.4
 _TITLE_IN = 0.27
+# Offsets of a name from its point in points of length, with its alignment, the best first.
+_OFFSETS = (
+    (6, 4, "left", "bottom"), (6, -4, "left", "top"), (-6, 4, "right", "bottom"),
+    (-6, -4, "right", "top"), (0, 7, "center", "bottom"), (0, -7, "center", "top"),
+    (14, 14, "left", "bottom"), (14, -14, "left", "top"), (-14, 14, "right", "bottom"),
+    (-14, -14, "right", "top"), (0, 18, "center", "bottom"), (0, -18, "center", "top"),
+)  # fmt: skip
+_POINT_PX = 4.0
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -159,6 +169,11 @@ def _for_page(text: str, words: Words) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
+def name_of(runs: Sequence[Run], run: Run, label: str) -> str:
+    """Return a model's name, with its run's where there are several."""
+    return label if len(runs) == 1 else f"{run.name}: {label}"
+
+
 def shorten(name: str, n_most: int) -> str:
     """Return a name, or its beginning and its longer end where it has more characters."""
     if len(name) <= n_most:
@@ -183,3 +198,47 @@ def add_legend(canvas: Canvas, handles: Sequence[Artist], names: Sequence[str]) 
         borderaxespad=0.2,
     )  # fmt: skip
     legend.set_in_layout(False)  # it makes the figure taller, not the axes smaller
+
+
+def place_labels(axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str]) -> None:
+    """Write each name beside its point, where it covers least; equal names once per
+    place, empty ones not at all."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # lays the axes out: positions are known from here on
+    places = axes.transData.transform(points)
+    taken = [Bbox.from_bounds(x - _POINT_PX, y - _POINT_PX, 8.0, 8.0) for x, y in places]
+    done: set[tuple[str, float, float]] = set()
+    for (x, y), name in zip(points, names, strict=True):
+        if not name or (name, x, y) in done:
+            continue
+        done.add((name, x, y))
+        best: tuple[float, int] | None = None
+        boxes = []
+        for i, (dx, dy, ha, va) in enumerate(_OFFSETS):
+            text = axes.annotate(
+                name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=8
+            )
+            box = text.get_window_extent()
+            text.remove()
+            boxes.append(box)
+            cost = sum(_overlap(box, other) for other in taken) + _outside(box, axes.bbox)
+            if best is None or cost < best[0]:
+                best = (cost, i)
+        assert best is not None
+        dx, dy, ha, va = _OFFSETS[best[1]]
+        text = axes.annotate(
+            name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=8
+        )
+        text.set_in_layout(False)
+        taken.append(boxes[best[1]])
+
+
+def _overlap(box: Bbox, other: Bbox) -> float:
+    shared = Bbox.intersection(box, other)
+    return 0.0 if shared is None else float(shared.width * shared.height)
+
+
+def _outside(box: Bbox, frame: Bbox) -> float:
+    """Return the area of ``box`` that is not over ``frame``."""
+    return float(box.width * box.height) - _overlap(box, frame)

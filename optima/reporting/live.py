@@ -9,25 +9,22 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from aiohttp import web
 
 from optima.errors import OptimaError
-from optima.files import CONVERSATIONS, ROUNDS
-from optima.pipelines.status import Status, read_status
-from optima.reporting.archive import Archive, StaleError
-from optima.reporting.figures import figures_of
-from optima.reporting.history import find_runs, read_histories
-from optima.reporting.page import Content, page_parts
-from optima.reporting.run_tables import tables_of
-from optima.reporting.status import status_text
-from optima.reporting.trees import Trees
+from optima.files import CONVERSATIONS, DONE, ROUNDS
+from optima.pipelines.status import read_status, status_text
+from optima.reporting.archive import StaleError
+from optima.reporting.report import Content, contents, page_parts
+from optima.runs import find_runs
 from optima.seeding import digest
 
 HOST = "127.0.0.1"
 KEPT_VERSIONS = 4  # pages of older versions go on reading from theirs
-_WATCHED = (CONVERSATIONS, ROUNDS, "DONE.json")
+_WATCHED = (CONVERSATIONS, ROUNDS, DONE)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -87,7 +84,7 @@ class LiveReport:
             except OptimaError as error:  # the page says so too, when it is asked for again
                 lines.append(str(error))
                 continue
-            lines += _lines(run, state)
+            lines += status_text(Path(run.resolve().name), state).splitlines()
             shares += [] if state.share is None else [state.share]
         return web.json_response(
             {
@@ -116,21 +113,7 @@ class LiveReport:
         return web.Response(body=body, content_type="application/json")
 
     def _make(self, version: str) -> Content:
-        histories = read_histories(self._runs)
-        archive = Archive([history.root for history in histories])
-        return Content(
-            histories=histories,
-            archive=archive,
-            trees=Trees(archive),
-            tables=tables_of(histories),
-            figures=figures_of(histories),
-            live=True,
-            version=version,
-        )
-
-
-def _lines(run: Path, state: Status) -> list[str]:
-    return status_text(Path(run.resolve().name), state).splitlines()
+        return replace(contents(self._runs), live=True, version=version)
 
 
 async def serve(runs: Sequence[Path], port: int, announce: Callable[[str], None]) -> None:

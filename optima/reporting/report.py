@@ -1,47 +1,135 @@
-"""The report of runs as files: one page, and its tables and figures by themselves.
+"""The report of runs: tables and figures, each where the runs hold data for it, and a page.
 
 report.html   report.md   tables/NAME.{md,csv}   figures/NAME.{png,svg}
+
+The page has every conversation and tree to read too. It is self-contained: style, script and data
+stand in it, it loads nothing and works from disk. Conversations are text from models. They reach
+the document as text nodes only, and the page's policy runs no script but its own, whose digest it
+names.
 """
 
+import base64
+import hashlib
+import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment
 from tqdm import tqdm
 
 from optima.errors import StageError
-from optima.records import atomic_writer, clear_temporaries, disk_errors, make_folder, write_text
-from optima.reporting.archive import Archive, StaleError
+from optima.files import PROVENANCE, RECIPE
+from optima.pipelines.comparison import differences
+from optima.reader import Run
+from optima.records import (
+    atomic_writer,
+    clear_temporaries,
+    disk_errors,
+    make_folder,
+    write_bytes,
+    write_text,
+)
+from optima.reporting.archive import Archive, StaleError, packed
+from optima.reporting.bars import cost_figure, length_figure, stop_figures, transfer_figures
+from optima.reporting.curves import (
+    reward_figure,
+    scaling_figures,
+    score_figure,
+    tokens_figure,
+    tradeoff_figure,
+)
 from optima.reporting.drawing import Figure
-from optima.reporting.figures import figures_of, write_figures
-from optima.reporting.history import read_histories
-from optima.reporting.page import Content, page_parts
-from optima.reporting.run_tables import ReportTable, tables_of, write_tables
+from optima.reporting.tables import (
+    Spent,
+    Table,
+    cost_table,
+    differences_table,
+    ends_table,
+    matrix_table,
+    models_table,
+    rewards_table,
+    votes_table,
+)
 from optima.reporting.trees import Trees
+from optima.runs import open_runs, transfers
 
 logger = logging.getLogger(__name__)
 PAGE = "report.html"
+SETUP_FILES = {RECIPE: "Recipe, as resolved", PROVENANCE: "Provenance"}
+SCRIPTS = ("data.js", "conversations.js", "trees.js", "main.js")
+_SEED = 0  # of the intervals of differences, as for ``optima compare``
+_CAPTIONS = {
+    "models": "Score in per cent with its 95 % interval (bootstrap over problems). Tokens of a "
+    "conversation's utterances by the paper's count (label in, end of turn out): mean with its "
+    "interval, median, 95th percentile; generated: mean as the server counts (label out, end of "
+    "turn in). Failed and overlong conversations count in full, a vote counts all its samples. "
+    "reward: mean R, with the tokens of the run's first model as normaliser. made in: wall time of "
+    "the stages that made the model; asked in: of its conversations.",
+    "differences": "Differences to the model of the first line over the problems both were asked "
+    "(common), with 95 % intervals (paired bootstrap): * where the interval leaves 0 out. Score in "
+    "per cent, tokens per conversation.",
+    "transfer": "Score in per cent / mean tokens per conversation of each model on each task.",
+    "self-consistency": "vote: score of the largest group of equal answers among k samples of a "
+    "problem; coverage: best score of the k; in per cent, with 95 % intervals. tokens: of all k "
+    "conversations.",
+    "rewards": "Means over the conversations that an iteration draws from the model before it. "
+    "R = R_task - λ_token · R_token + loss term; eligible: share that may be selected.",
+    "stop-reasons": "Share of conversations by the reason why they ended, and share with a fault, "
+    "which is never selected. a label began: generation was stopped there; repeated, empty: an "
+    "utterance twice, or without a word. one answer: share of problems with the commonest answer, "
+    "marked ! where most problems get it and it is right for less than half of those.",
+    "cost": "Cost up to each model: tokens that agents generated and that training went over in "
+    "all epochs, and device-seconds (wall time times GPUs, times 1 on a CPU) by what they were "
+    "spent on. repaid after: conversations until the tokens saved against the run's first model "
+    "are those generated and trained.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a page shows. A ``live`` page asks its server for conversations and trees, and for
+    what is new since ``version``; any other holds everything."""
+
+    runs: Sequence[Run]
+    archive: Archive
+    trees: Trees
+    tables: Sequence[Table]
+    figures: Sequence[Figure]
+    live: bool = False
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a page holds at most: conversations in all, trees of each search."""
+    """What a page holds at most: conversations in all, trees of each search; None is no limit."""
 
-    n_conversations: int = 100_000
-    n_trees: int = 200
+    n_conversations: int | None = 100_000
+    n_trees: int | None = 200
 
 
-def write_report(runs: Sequence[Path], output: Path, limits: Limits) -> Path:
-    """Write the report of ``runs``, or folders of runs, into ``output``; return the page's path.
+def contents(places: Sequence[Path], limits: Limits | None = None) -> Content:
+    """Read what a page shows of runs, or folders of runs; they may be going on."""
+    limits = limits or Limits(None, None)
+    runs = open_runs(places)
+    archive = Archive(runs, n_most=limits.n_conversations)
+    trees = Trees(archive, n_most=limits.n_trees)
+    return Content(runs, archive, trees, tables_of(runs), figures_of(runs))
+
+
+def write_report(places: Sequence[Path], output: Path, limits: Limits) -> Path:
+    """Write the report of runs, or folders of runs, into ``output``; return the page's path.
 
     Runs are read as they are, finished or not. Raises UsageError for what is no run, StageError for
     what is damaged, or was made anew while it was read.
     """
     try:
-        return _write_report(runs, output, limits)
+        return _write_report(places, output, limits)
     except (StaleError, FileNotFoundError) as error:
         place = error.filename if isinstance(error, FileNotFoundError) else error
         raise StageError(
@@ -49,38 +137,246 @@ def write_report(runs: Sequence[Path], output: Path, limits: Limits) -> Path:
         ) from error
 
 
-def _write_report(runs: Sequence[Path], output: Path, limits: Limits) -> Path:
+def page_parts(content: Content) -> Iterator[str]:
+    """Yield the page piece by piece: a large run does not fit into one string twice."""
+    style = _asset("style.css")
+    script = '"use strict";\n' + "\n".join(map(_asset, SCRIPTS))
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    yield from environment.from_string(_asset("page.html")).generate(
+        content=content,
+        policy=_policy(style, script, is_live=content.live),
+        title=", ".join(run.name for run in content.runs),
+        style=style,
+        script=script,
+        cards=[(run, list(_card(run))) for run in content.runs],
+        setup=[(run, list(_setup_files(run))) for run in content.runs],
+        payload=_script_json(_payload(content)),
+        blobs=iter(()) if content.live else _blobs(content),
+    )
+
+
+def tables_of(runs: Sequence[Run]) -> tuple[Table, ...]:
+    """Return the tables of runs."""
+    return tuple(_tables(runs))
+
+
+def figures_of(runs: Sequence[Run]) -> tuple[Figure, ...]:
+    """Return the figures of runs."""
+    found = [
+        score_figure(runs),
+        tokens_figure(runs),
+        tradeoff_figure(runs),
+        *scaling_figures(runs),
+        *transfer_figures(runs),
+        length_figure(runs),
+        *stop_figures(runs),
+        reward_figure(runs),
+        cost_figure(runs),
+    ]
+    return tuple(figure for figure in found if figure is not None)
+
+
+def write_tables(tables: Sequence[Table], folder: Path) -> None:
+    """Write ``<name>.md`` and ``<name>.csv`` of every table into a folder, made if missing."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for one in tables:
+        text = f"# {one.title}\n\n{one.markdown()}\n{one.caption}\n"
+        write_text(folder / f"{one.name}.md", text)
+        write_text(folder / f"{one.name}.csv", one.csv())
+
+
+def write_figures(figures: Sequence[Figure], folder: Path) -> None:
+    """Write ``<name>.svg`` and ``<name>.png`` of every figure into a folder, made if missing."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for figure in figures:
+        write_text(folder / f"{figure.name}.svg", f"{figure.svg}\n")
+        write_bytes(folder / f"{figure.name}.png", figure.png)
+
+
+def _write_report(places: Sequence[Path], output: Path, limits: Limits) -> Path:
     started = time.monotonic()
-    histories = read_histories(runs)
-    tables, figures = tables_of(histories), figures_of(histories)
+    content = contents(places, limits)
     make_folder(output, "--output")
     for folder in (output, output / "tables", output / "figures"):
         clear_temporaries(folder)
-    write_tables(tables, output / "tables")
-    write_figures(figures, output / "figures")
-    write_text(output / "report.md", _markdown(tables, figures))
-    archive = Archive([history.root for history in histories], n_most=limits.n_conversations)
-    trees = Trees(archive, n_most=limits.n_trees)
+    write_tables(content.tables, output / "tables")
+    write_figures(content.figures, output / "figures")
+    write_text(output / "report.md", _markdown(content))
     page = output / PAGE
-    n_parts = archive.n_chunks + len(trees) + 2
     with disk_errors(page), atomic_writer(page) as file:
-        parts = page_parts(Content(histories, archive, trees, tables, figures))
-        bar = tqdm(parts, desc="report", total=n_parts, disable=not sys.stderr.isatty())
-        for part in bar:
+        for part in page_parts(content):
             file.write(part)
     logger.info(
         "report: done in %.1f s, %d conversations and %d trees in %.1f MB",
-        time.monotonic() - started, len(archive), len(trees), page.stat().st_size / 1e6,
+        time.monotonic() - started, len(content.archive), len(content.trees),
+        page.stat().st_size / 1e6,
     )  # fmt: skip
     return page
 
 
-def _markdown(tables: Sequence[ReportTable], figures: Sequence[Figure]) -> str:
+def _markdown(content: Content) -> str:
     """Return all tables, and the figures by link, as one page of Markdown."""
     parts = ["# Report\n"]
-    parts += [f"## {t.title}\n\n{t.caption}\n\n{t.table.markdown()}" for t in tables]
+    parts += [f"## {t.title}\n\n{t.caption}\n\n{t.markdown()}" for t in content.tables]
     parts += [
         f"## {figure.title}\n\n![{figure.title}](figures/{figure.name}.svg)\n\n{figure.caption}\n"
-        for figure in figures
+        for figure in content.figures
     ]
     return "\n".join(parts)
+
+
+def _tables(runs: Sequence[Run]) -> Iterator[Table]:
+    """Yield each table that the runs hold data for; with several, lines begin with their names."""
+    run_head = ("run",) if len(runs) > 1 else ()
+
+    def place(run: Run, *words: str) -> tuple[str, ...]:
+        return (run.name, *words) if run_head else words
+
+    shown = [(run, one) for run in runs for one in run.figures]
+    task_head = ("task",) if len({run.recipe.task for run, _ in shown}) > 1 else ()
+    if shown:
+        head = (*run_head, "model", *task_head)
+        lines = [
+            ((*place(run, one.label), *(run.recipe.task for _ in task_head)), one)
+            for run, one in shown
+        ]
+        yield _called(models_table(lines, head), "models", "Models")
+    yield from _differences(runs)
+    groups = transfers(runs)
+    for i, group in enumerate(groups):
+        table = matrix_table({run.recipe.task: run.figures for run in group})
+        suffix = "" if len(groups) == 1 else f"-{i + 1}"
+        yield _called(table, "transfer", "Transfer", suffix)
+    points = [(place(run, one.label), one) for run, one in shown if run.kind == "consistency"]
+    if points:
+        table = votes_table(points, (*run_head, "model"))
+        yield _called(table, "self-consistency", "Self-consistency")
+    drawn = [(place(run, label), metrics) for run in runs for label, metrics in run.drawn.items()]
+    if drawn:
+        table = rewards_table(drawn, (*run_head, "iteration"))
+        yield _called(table, "rewards", "Reward of the candidates")
+    talks: list[tuple[tuple[str, ...], Mapping[str, float]]] = []
+    for run in runs:
+        talks += [(place(run, one.label), one.metrics) for one in run.figures]
+        talks += [(place(run, f"candidates of {key}"), of) for key, of in run.drawn.items()]
+    ends = ends_table(talks, (*run_head, "conversations of"))
+    if ends is not None:
+        yield _called(ends, "stop-reasons", "How conversations ended")
+    costs = [_costs(run) for run in runs if run.costs]
+    if costs:
+        rows = [
+            place(run, *row)
+            for run, table in zip((run for run in runs if run.costs), costs, strict=True)
+            for row in table.rows
+        ]
+        head = (*run_head, *costs[0].head)
+        yield _called(Table(head, tuple(rows), n_left=1 + len(run_head)), "cost", "Cost")
+
+
+def _differences(runs: Sequence[Run]) -> Iterator[Table]:
+    """Yield paired differences to the first model of the first run, where some are shared.
+
+    Samples of self-consistency are left out: they are drawn at another temperature.
+    """
+    alike = [(run, one) for run in runs if run.kind != "consistency" for one in run.figures]
+    # A problem's id is a digest of its content, so other tasks have none in common.
+    shared = [row for row in differences(alike, seed=_SEED) if row.n_common] if alike else []
+    if len(shared) > 1:
+        names = [
+            f"{row.run.name}:{row.figures.label}" if len(runs) > 1 else row.figures.label
+            for row in shared
+        ]
+        table = differences_table(shared, names)
+        yield _called(table, "differences", "Differences to the first model")
+
+
+def _costs(run: Run) -> Table:
+    """Return what a run's models cost to make, those not asked yet too."""
+    tokens = {one.label: one.tokens.mean for one in run.figures}
+    labels = dict.fromkeys((*tokens, *(cost.label for cost in run.costs)))
+    return cost_table([Spent(label, tokens.get(label), run.cost_of(label)) for label in labels])
+
+
+def _called(table: Table, name: str, title: str, suffix: str = "") -> Table:
+    return replace(table, name=f"{name}{suffix}", title=title, caption=_CAPTIONS[name])
+
+
+def _payload(content: Content) -> dict[str, Any]:
+    return {
+        **content.archive.header(),
+        "live": content.live,
+        "version": content.version,
+        "runs": [
+            {
+                "name": run.name,
+                "agents": run.recipe.agents.names,
+                "lambda_token": run.recipe.reward.lambda_token,
+            }
+            for run in content.runs
+        ],
+        "trees": content.trees.lines(),
+    }
+
+
+def _blobs(content: Content) -> Iterator[tuple[str, str]]:
+    """Yield the identifier and the content of all that is unpacked when it is looked into."""
+    archive, trees = content.archive, content.trees
+    total = archive.n_chunks + len(trees)
+    with tqdm(desc="report", total=total, disable=not sys.stderr.isatty()) as bar:
+        for name, n, read in (
+            ("chunk", archive.n_chunks, archive.chunk),
+            ("tree", len(trees), trees.tree),
+        ):
+            for number in range(n):
+                yield f"{name}-{number}", packed(read(number))
+                bar.update()
+
+
+def _card(run: Run) -> Iterator[tuple[str, str]]:
+    """Yield what a run came to at a glance: its first model against its last, or their range."""
+    models = run.figures
+    is_series = run.kind == "training"
+    scores = [100 * one.score.mean for one in models]
+    for what, values in (("score", scores), ("tokens", [one.tokens.mean for one in models])):
+        ends = values if is_series else sorted(values)
+        texts = dict.fromkeys(f"{value:.1f}" for value in (*ends[:1], *ends[-1:]))
+        if texts:
+            yield what, (" → " if is_series else " to ").join(texts)
+
+
+def _setup_files(run: Run) -> Iterator[tuple[str, str]]:
+    for file, title in SETUP_FILES.items():
+        if (run.root / file).is_file():
+            yield title, (run.root / file).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str, *, is_live: bool) -> str:
+    """Return the content security policy: our own style and script, and nothing from elsewhere.
+
+    Style attributes are allowed for the figures, which are ours.
+    """
+    rules = [
+        "default-src 'none'",
+        f"script-src 'sha256-{_sha256(script)}'",
+        f"style-src 'sha256-{_sha256(style)}'",
+        "style-src-attr 'unsafe-inline'",
+        "connect-src 'self'" if is_live else "connect-src 'none'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    return "; ".join(rules)
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _asset(name: str) -> str:
+    return resources.files("optima.reporting").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _script_json(value: object) -> str:
+    """Return JSON that cannot end the script element it stands in."""
+    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")

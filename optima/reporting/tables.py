@@ -1,77 +1,58 @@
-"""The closing table of a run: every model's score, tokens and cost, and where things are."""
+"""The tables of models, for commands and reports alike: one frame, rendered four ways.
+
+Each builder takes figures with their places, the words that begin a line, such as (run, model).
+Scores are in per cent, tokens and turns per conversation.
+"""
 
 import csv
+import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from optima.costs import EvaluationCost, ModelCost, repaid_after
+from optima.evaluation.figures import Figures
 from optima.evaluation.statistics import Estimate
+from optima.pipelines.comparison import Compared
 
+Placed = tuple[tuple[str, ...], Figures]
 
-@dataclass(frozen=True, slots=True)
-class EvaluationRow:
-    """One model's figures on the held-out problems.
-
-    ``score`` and ``answered`` in [0, 1]; ``tokens`` (of the utterances, label in, end of turn
-    out), ``generated`` (by the server) and ``turns`` are means per conversation;
-    ``seconds`` is the wall time of the stages that made the model, 0 for the base model.
-    """
-
-    label: str
-    model: str
-    score: float
-    answered: float
-    tokens: float
-    generated: float
-    turns: float
-    reward: float
-    seconds: float
-
-
-COLUMNS = ("model", "score", "answered", "tokens", "generated", "turns", "reward", "made in")
-
-
-def run_table(root: Path, rows: Sequence[EvaluationRow]) -> str:
-    """Return the table as text: score in per cent, tokens and turns per conversation.
-
-    ``tokens`` are the paper's count, ``generated`` the server's.
-    ``reward`` is R with the tokens of the first row's model as normaliser; ``made in`` is the
-    wall time of the stages that made the model.
-    """
-    paths = [f"  {row.label}: {row.model}" for row in rows]
-    return "\n".join(
-        [
-            Table(COLUMNS, tuple(_cells(row) for row in rows)).text(),
-            *("", "Models:", *paths, f"Run: {root}", f"Metrics: {root / 'metrics.jsonl'}"),
-        ]
-    )
-
-
-def sweep_table(key: str, models: Mapping[str, Sequence[EvaluationRow]]) -> str:
-    """Return one table of the models of several runs by the value of the field ``key``.
-
-    What a run shares with the first one, figures and all, is shown once.
-    """
-    lines: list[tuple[str, ...]] = []
-    seen: set[EvaluationRow] = set()
-    for value, rows in models.items():
-        lines += [(value, *_cells(row)) for row in rows if row not in seen]
-        seen.update(rows)
-    return Table((key, *COLUMNS), tuple(lines), n_left=2).text()
+_REWARDS = {
+    "R": "reward/total", "R_task": "reward/task", "R_token": "reward/token",
+    "loss term": "reward/loss_term", "eligible": "reward/eligible",
+}  # fmt: skip
+# Why conversations ended, and what else went wrong in them, by their metrics.
+_ENDS = {
+    **{f"stop/{end}": end.replace("_", " ")
+       for end in ("agreement", "alone", "max_turns", "context_overflow", "error")},
+    "fault/role_leakage": "fault: role leakage",
+    "fault/overflow": "fault: overflow",
+    "health/leaked": "a label began",
+    "health/repeated": "repeated",
+    "health/empty": "empty",
+    "health/top_share": "one answer",
+}  # fmt: skip
+_SPENT_ON = ("generate", "score", "train", "other")
+REPAID = "repaid after"
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A head and rows of words and figures; the first ``n_left`` columns are words."""
+    """A head and rows of words and figures; the first ``n_left`` columns are words.
+
+    ``name`` is a file's stem; ``caption`` says what the columns are, with units.
+    """
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     n_left: int = 1
+    name: str = ""
+    title: str = ""
+    caption: str = ""
 
     def text(self) -> str:
         """Return aligned columns below a ruled head."""
-        widths = [max(len(line[i]) for line in (self.head, *self.rows)) for i in self._columns]
+        widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
         lines = [
             "  ".join(
                 cell.ljust(width) if i < self.n_left else cell.rjust(width)
@@ -83,9 +64,10 @@ class Table:
 
     def markdown(self) -> str:
         """Return a table of GitHub's Markdown, with its last newline."""
-        rule = ["---" if i < self.n_left else "---:" for i in self._columns]
-        lines = (self.head, rule, *self.rows)
-        cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+        rule = ["---" if i < self.n_left else "---:" for i in range(len(self.head))]
+        cells = (
+            [cell.replace("|", "\\|") for cell in row] for row in (self.head, rule, *self.rows)
+        )
         return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
     def csv(self) -> str:
@@ -94,9 +76,181 @@ class Table:
         csv.writer(out).writerows((self.head, *self.rows))
         return out.getvalue()
 
-    @property
-    def _columns(self) -> range:
-        return range(len(self.head))
+    def html(self) -> str:
+        """Return a table element, whose words are of the class ``word``."""
+        head, *body = (
+            "".join(
+                f"<{tag}{' class=word' * (i < self.n_left)}>{html.escape(cell)}</{tag}>"
+                for i, cell in enumerate(line)
+            )
+            for tag, line in (("th", self.head), *(("td", row) for row in self.rows))
+        )
+        rows = "".join(f"<tr>{line}</tr>" for line in body)
+        name = f' id="table-{self.name}"' if self.name else ""
+        return f"<table{name}><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a model cost to make (None: it was not trained) and to evaluate.
+
+    ``tokens`` are those of a conversation with it, None where it has not been asked yet.
+    """
+
+    label: str
+    tokens: float | None
+    cost: ModelCost | None = None
+    evaluation: EvaluationCost | None = None
+
+
+def models_table(shown: Sequence[Placed], head: Sequence[str] = ("model",)) -> Table:
+    """Return one line per model; columns that no model has anything for are left out."""
+    columns: dict[str, Callable[[Figures], str]] = {
+        "problems": lambda one: str(one.n_problems),
+        "samples": lambda one: str(one.n_samples),
+        "score": lambda one: f"{100 * one.score.mean:.1f}",
+        "score, 95 %": lambda one: interval(one.score, 100),
+        "answered": lambda one: f"{100 * one.answered:.0f} %",
+        "tokens": lambda one: f"{one.tokens.mean:.1f}",
+        "tokens, 95 %": lambda one: interval(one.tokens),
+        "median": lambda one: f"{one.tokens_median:.0f}",
+        "p95": lambda one: f"{one.tokens_p95:.0f}",
+        "generated": lambda one: f"{one.generated:.1f}",
+        "turns": lambda one: f"{one.turns:.2f}",
+        "failed": lambda one: f"{100 * one.failed:.1f} %",
+        "reward": lambda one: "" if one.reward is None else f"{one.reward:.3f}",
+        "made in": lambda one: f"{one.made_in_s:.0f} s" if one.made_in_s else "",
+        "asked in": lambda one: f"{one.seconds:.0f} s",
+    }
+    cells = {name: [cell(one) for _, one in shown] for name, cell in columns.items()}
+    if {one.n_samples for _, one in shown} <= {1}:
+        del cells["samples"]
+    kept = {name: column for name, column in cells.items() if any(column)}
+    lines = [
+        (*place, *(column[i] for column in kept.values())) for i, (place, _) in enumerate(shown)
+    ]
+    return Table((*head, *kept), tuple(lines), n_left=len(head))
+
+
+def differences_table(rows: Sequence[Compared], names: Sequence[str]) -> Table:
+    """Return one line per model; differences to the first, * where the interval leaves 0 out."""
+    return Table(
+        ("model", "problems", "score", "difference", "tokens", "difference", "common"),
+        tuple(
+            (
+                name,
+                str(row.figures.n_problems),
+                f"{100 * row.figures.score.mean:.1f}",
+                _difference(row.score, 100),
+                f"{row.figures.tokens.mean:.1f}",
+                _difference(row.tokens, 1),
+                str(row.n_common),
+            )
+            for name, row in zip(names, rows, strict=True)
+        ),
+    )
+
+
+def matrix_table(by_task: Mapping[str, Sequence[Figures]]) -> Table:
+    """Return score and tokens of each model on each task."""
+    labels = dict.fromkeys(one.label for of_task in by_task.values() for one in of_task)
+    cells = {
+        (task, one.label): f"{100 * one.score.mean:.1f} / {one.tokens.mean:.1f}"
+        for task, of_task in by_task.items()
+        for one in of_task
+    }
+    lines = [(label, *(cells.get((task, label), "") for task in by_task)) for label in labels]
+    return Table(("model", *by_task), tuple(lines))
+
+
+def votes_table(
+    shown: Sequence[Placed], head: Sequence[str] = ("model",), *, is_whole: bool = False
+) -> Table:
+    """Return votes and coverage for k = 1, 2, 4, ... and the last, or for every k."""
+    lines = [
+        (
+            *place,
+            str(point.k),
+            f"{100 * point.score.mean:.1f}",
+            interval(point.score, 100),
+            f"{100 * point.coverage.mean:.1f}",
+            interval(point.coverage, 100),
+            f"{point.n_tokens:.1f}",
+        )
+        for place, one in shown
+        for point in one.points
+        if is_whole or point is one.points[-1] or point.k.bit_count() == 1
+    ]
+    columns = ("k", "vote", "vote, 95 %", "coverage", "coverage, 95 %", "tokens")
+    return Table((*head, *columns), tuple(lines), n_left=len(head))
+
+
+def rewards_table(
+    drawn: Sequence[tuple[tuple[str, ...], Mapping[str, float]]], head: Sequence[str]
+) -> Table:
+    """Return the parts of the candidates' reward by the metrics of their stages."""
+    digits = {
+        **dict.fromkeys(_REWARDS.values(), 3),
+        "tokens/conversation": 1,
+        "turns/conversation": 2,
+        "conversations": 0,
+    }
+    lines = [
+        (*place, *(f"{metrics[key]:,.{n}f}" if key in metrics else "" for key, n in digits.items()))
+        for place, metrics in drawn
+    ]
+    columns = (*_REWARDS, "tokens", "turns", "conversations")
+    return Table((*head, *columns), tuple(lines), n_left=len(head))
+
+
+def ends_table(
+    talks: Sequence[tuple[tuple[str, ...], Mapping[str, float]]], head: Sequence[str]
+) -> Table | None:
+    """Return why conversations ended and what went wrong in them; None where nothing is known."""
+    kept = [key for key in _ENDS if any(key in metrics for _, metrics in talks)]
+    if not kept:
+        return None
+
+    def share(metrics: Mapping[str, float], key: str) -> str:
+        has_collapsed = key == "health/top_share" and metrics.get("health/collapsed")
+        return f"{100 * metrics.get(key, 0.0):.1f} %{' !' if has_collapsed else ''}"
+
+    lines = [(*place, *(share(metrics, key) for key in kept)) for place, metrics in talks]
+    return Table((*head, *(_ENDS[key] for key in kept)), tuple(lines), n_left=len(head))
+
+
+def cost_table(spent: Sequence[Spent], before: float | None = None) -> Table:
+    """Return one line per model that has a cost of any kind.
+
+    Trained models save tokens against the first that is not trained, or, where there is none,
+    against ``before``: the tokens of a conversation with an untrained one.
+    """
+    first = untrained(spent)
+    saved_from = before if first is None else first.tokens
+    has_evaluations = any(one.evaluation for one in spent)
+    lines = []
+    for one in spent:
+        if one.cost is None and one.evaluation is None:
+            continue
+        made = one.cost or ModelCost(one.label, 0, 0, dict.fromkeys(_SPENT_ON, 0.0))
+        line = [one.label, f"{made.n_generated:,}", f"{made.n_trained:,}"]
+        line += [f"{made.device_seconds[kind]:.0f} s" for kind in _SPENT_ON]
+        if has_evaluations:
+            asked = one.evaluation
+            line += (
+                [f"{asked.n_generated:,}", f"{asked.device_seconds:.0f} s"] if asked else ["", ""]
+            )
+        is_open = one.cost is None or one.tokens is None
+        line.append("" if is_open else _repaid(made, saved_from, one.tokens or 0.0))
+        lines.append(tuple(line))
+    asked_head = ("evaluated: tokens", "evaluated") if has_evaluations else ()
+    head = ("model", "tokens generated", "tokens trained", *_SPENT_ON, *asked_head, REPAID)
+    return Table(head, tuple(lines))
+
+
+def untrained(spent: Sequence[Spent]) -> Spent | None:
+    """Return the first model that cost nothing to make, None if all were trained."""
+    return next((one for one in spent if one.cost is None), None)
 
 
 def interval(estimate: Estimate, factor: float = 1.0) -> str:
@@ -104,14 +258,15 @@ def interval(estimate: Estimate, factor: float = 1.0) -> str:
     return f"{factor * estimate.low:.1f}-{factor * estimate.high:.1f}"
 
 
-def _cells(row: EvaluationRow) -> tuple[str, ...]:
-    return (
-        row.label,
-        f"{100 * row.score:.1f}",
-        f"{100 * row.answered:.0f} %",
-        f"{row.tokens:.1f}",
-        f"{row.generated:.1f}",
-        f"{row.turns:.2f}",
-        f"{row.reward:.3f}",
-        f"{row.seconds:.0f} s" if row.seconds else "",
-    )
+def _difference(estimate: Estimate | None, factor: float) -> str:
+    if estimate is None:
+        return ""
+    low, mean, high = (factor * x for x in (estimate.low, estimate.mean, estimate.high))
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}){'*' if estimate.is_nonzero else ' '}"
+
+
+def _repaid(cost: ModelCost, before: float | None, tokens: float) -> str:
+    if before is None:
+        return "-"
+    n = repaid_after(cost, before, tokens)
+    return "never" if n is None else f"{n:,}"

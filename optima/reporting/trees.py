@@ -13,24 +13,12 @@ from typing import Any
 
 import orjson
 
-from optima.files import PAIRS, ROUNDS, TREES
+from optima.files import TREES, parsed, raw_lines
 from optima.recipe.schema import SearchSection
-from optima.records import read_records
-from optima.reporting.archive import Archive, parsed
+from optima.reporting.archive import Archive
 from optima.search.pairs import sibling_pairs
 from optima.search.tree import Tree
-from optima.stages import read_done, read_recipe, stage_folders
 from optima.types import PreferencePair, TreeRound
-
-
-@dataclass(frozen=True, slots=True)
-class _Search:
-    """One stage in which trees grew."""
-
-    run: int
-    label: str
-    path: Path
-    section: SearchSection
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +35,11 @@ class Trees:
 
     def __init__(self, archive: Archive, *, n_most: int | None = None) -> None:
         self._archive = archive
-        self._searches = [s for i, run in enumerate(archive.runs) for s in _searches(i, run)]
+        self._searches = [(i, one) for i, run in enumerate(archive.runs) for one in run.searches]
         self._places: list[_Place] = []
         self.n_left_out = 0
-        for index, search in enumerate(self._searches):
-            offsets = _offsets(search.path)
+        for index, (_, search) in enumerate(self._searches):
+            offsets = _offsets(search.grown)
             kept = list(offsets.items())[:n_most]
             self.n_left_out += len(offsets) - len(kept)
             self._places += [_Place(index, key, tuple(at)) for key, at in kept]
@@ -67,12 +55,12 @@ class Trees:
     def tree(self, number: int) -> bytes:
         """Return a tree as JSON: its problem, nodes with values, rollouts, and pairs."""
         place = self._places[number]
-        search = self._searches[place.search]
+        run, _ = self._searches[place.search]
         rounds = [
             TreeRound.model_validate_json(orjson.dumps(stored))
             for stored in self._stored_rounds(place)
         ]
-        tree = Tree(search.section, rounds)
+        tree = Tree(self._archive.runs[run].recipe.search or SearchSection(), rounds)
         expanded = defaultdict(list)
         for finished in rounds:
             expanded[finished.expanded].append(finished.number)
@@ -107,7 +95,7 @@ class Trees:
         problem = self._archive.problem(index) if index is not None else None
         return orjson.dumps(
             {
-                "run": search.run,
+                "run": run,
                 "problem": problem,
                 "nodes": nodes,
                 "rollouts": rollouts,
@@ -117,12 +105,12 @@ class Trees:
 
     def _line(self, number: int) -> dict[str, Any]:
         place = self._places[number]
-        search = self._searches[place.search]
+        run, search = self._searches[place.search]
         index = self._archive.problem_index(place.problem_id)
         rounds = self._stored_rounds(place)
         totals = [rollout["reward"]["total"] for r in rounds for rollout in r["rollouts"]]
         return {
-            "run": search.run,
+            "run": run,
             "label": search.label,
             "problem": index,
             "title": self._archive.titles[index] if index is not None else place.problem_id,
@@ -134,7 +122,7 @@ class Trees:
 
     def _stored_rounds(self, place: _Place) -> list[dict[str, Any]]:
         """Return the rounds of a tree in order, up to the first that is missing."""
-        path = self._searches[place.search].path
+        path = self._searches[place.search][1].grown
         lines = []
         with path.open("rb") as file:
             for offset in place.offsets:
@@ -160,34 +148,17 @@ class Trees:
     def _trained_on(self, place: _Place) -> Sequence[PreferencePair]:
         if place.search not in self._pairs:
             found: dict[str, list[PreferencePair]] = defaultdict(list)
-            stage = self._searches[place.search].path.parent.parent / "pairs"
-            if read_done(stage) is not None:
-                for pair in read_records(stage / PAIRS, PreferencePair):
+            run, search = self._searches[place.search]
+            if f"{search.label}/pairs" in self._archive.runs[run].metrics:
+                for pair in self._archive.runs[run].pairs(search.label):
                     found[pair.problem_id].append(pair)
             self._pairs[place.search] = found
         return self._pairs[place.search].get(place.problem_id, ())
 
 
-def _searches(run: int, root: Path) -> list[_Search]:
-    section = read_recipe(root).search or SearchSection()
-    found = []
-    for stage in (folder for folder in stage_folders(root) if folder.name == "search"):
-        path = stage / TREES if (stage / TREES).is_file() else stage / ROUNDS
-        if path.is_file():
-            done = read_done(stage)
-            began = done.started_unix_s if done else path.stat().st_mtime
-            label = stage.parent.relative_to(root).as_posix()
-            found.append((began, _Search(run, label, path, section)))
-    return [search for _, search in sorted(found, key=lambda pair: (pair[0], pair[1].label))]
-
-
 def _offsets(path: Path) -> dict[str, list[int]]:
-    """Return where the lines about each problem begin; a torn last line is left out."""
+    """Return where the lines about each problem begin."""
     found: dict[str, list[int]] = defaultdict(list)
-    offset = 0
-    with path.open("rb") as file:
-        for raw in file:
-            if raw.endswith(b"\n"):
-                found[parsed(raw, path)["problem_id"]].append(offset)
-            offset += len(raw)
+    for offset, line in raw_lines(path):
+        found[parsed(line, path)["problem_id"]].append(offset)
     return found

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from optima.errors import UsageError
-from optima.pipelines.ablation import read_ablations
+from optima.pipelines.studies import read_ablations
 
 SFT = "method: sft\ntask: two_hop\nmodel: {path: m}\n"
 

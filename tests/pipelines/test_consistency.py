@@ -5,10 +5,8 @@ from functools import partial
 
 import pytest
 
-from optima.evaluation.consistency import Sample, group_answers
-from optima.evaluation.statistics import Estimate
-from optima.evaluation.summary import Summary
-from optima.pipelines.consistency import voted
+from optima.evaluation.consistency import Sample, group_answers, vote_of_all
+from optima.evaluation.figures import Judged, figures_of, tally
 from optima.tasks.judging import Judge, JudgeError
 from optima.types import Metric
 
@@ -61,15 +59,22 @@ def test_a_sound_answer_is_not_blamed_for_those_it_met() -> None:
 
 
 def test_a_vote_costs_what_its_samples_cost_and_is_answered_when_one_of_them_is() -> None:
-    zero = Estimate(0.0, 0.0, 0.0)
-    summary = Summary(2, 4, zero, zero, 0.0, 0.0, 1.0, 0.25, 0.0, 15.0, 60, {}, {})
+    judged = [
+        Judged("a", 0.0, 10, 11, 1, False, False),
+        Judged("a", 1.0, 20, 19, 1, True, False),
+        Judged("b", 0.0, 10, 10, 1, False, False),
+        Judged("b", 0.0, 20, 20, 1, False, True),
+    ]
     samples = {
         "a": [Sample(None, 0.0, 10), Sample(0, 1.0, 20)],
         "b": [Sample(None, 0.0, 10), Sample(None, 0.0, 20)],
     }
-    found = voted(summary, samples, seed=0)
+    (found,) = figures_of({"sc": tally(judged, vote_of_all(samples, seed=0))}, seed=0)
     assert found.score_by_problem == {"a": 1.0, "b": 0.0}
     assert found.tokens_by_problem == {"a": 30.0, "b": 30.0}
     assert (found.score.mean, found.tokens.mean, found.tokens_median) == (0.5, 30.0, 30.0)
     assert found.answered == 0.5
     assert found.turns == 1.0
+    assert found.failed == 0.25  # of the samples
+    assert (found.n_samples, found.counts) == (2, (30, 30))
+    assert (found.n_generated, found.generated) == (60, 30.0)  # of a vote, as its tokens are

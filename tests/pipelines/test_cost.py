@@ -5,16 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from optima.pipelines.cost import (
+from optima.costs import (
     EvaluationCost,
     ModelCost,
+    costs_of_stages,
     evaluation_cost,
-    read_costs,
     repaid_after,
 )
 from optima.records import write_text
-from optima.reporting.cost import cost_text
-from optima.rundir import StageDone
+from optima.reporting.results import cost_text
+from optima.reporting.tables import Spent
+from optima.stages import StageDone, finished_stages, read_attempts
+
+
+def read_costs(root: Path) -> tuple[ModelCost, ...]:
+    return costs_of_stages(finished_stages(root), read_attempts(root))
 
 
 def _finish(root: Path, name: str, started: float, seconds: float, **metrics: float) -> None:
@@ -68,29 +73,34 @@ def test_evaluations_cost_tokens_and_seconds_too(root: Path) -> None:
     attempt = {"devices": {"kind": "cuda", "gpus": [0, 1]}}
     write_text(root / "provenance.json", json.dumps({"attempts": [attempt]}))
     _finish(root, "evaluate/base/rank", 85, 1)
-    cost = evaluation_cost(root, root / "evaluate/base")
+    stages = [done for done in finished_stages(root) if done.stage.startswith("evaluate/base/")]
+    cost = evaluation_cost(stages, read_attempts(root))
     assert cost == EvaluationCost(n_generated=5000, device_seconds=12)
-    text = cost_text(read_costs(root), {"base": 100.0, "iter_0": 70.0}, {"base": cost})
-    base, first = (line.split() for line in text.splitlines() if line[:4] in ("base", "iter"))
+    first = read_costs(root)[0]
+    text = cost_text([Spent("base", 100.0, None, cost), Spent("iter_0", 70.0, first)])
+    base, trained = (line.split() for line in text.splitlines() if line[:4] in ("base", "iter"))
     assert base == ["base", "0", "0", *["0", "s"] * 4, "5,000", "12", "s"]
-    assert first[-1] == "34"
+    assert trained[-1] == "34"
 
 
 def test_without_an_untrained_model_nothing_is_repaid_against_another(root: Path) -> None:
-    text = cost_text(read_costs(root), {"iter_0": 100.0, "iter_1": 50.0})
+    first, second = read_costs(root)
+    text = cost_text([Spent("iter_0", 100.0, first), Spent("iter_1", 50.0, second)])
     assert [line.split()[-1] for line in text.splitlines() if line.startswith("iter_")] == ["-"] * 2
     assert "no untrained model is beside them" in text
-    known = cost_text(read_costs(root), {"iter_0": 70.0}, before=("run:base", 100.0))
+    known = cost_text([Spent("iter_0", 70.0, first)], before=("run:base", 100.0))
     assert [line.split()[-1] for line in known.splitlines() if line[:4] == "iter"] == ["34"]
     assert "against run:base" in known
 
 
 def test_tokens_saved_repay_those_spent(root: Path) -> None:
-    first = read_costs(root)[0]
+    first, second = read_costs(root)
     # 700 generated + 300 trained, repaid by 100 - 70 = 30 a conversation: 34 * 30 = 1020 >= 1000
     assert repaid_after(first, 100.0, 70.0) == 34
     assert repaid_after(first, 100.0, 100.0) is None
-    text = cost_text(read_costs(root), {"base": 100.0, "iter_0": 70.0, "iter_1": 120.0})
+    text = cost_text(
+        [Spent("base", 100.0), Spent("iter_0", 70.0, first), Spent("iter_1", 120.0, second)]
+    )
     assert [line.split()[-1] for line in text.splitlines() if line.startswith("iter_")] == [
         "34", "never"
     ]  # fmt: skip
@@ -99,4 +109,4 @@ def test_tokens_saved_repay_those_spent(root: Path) -> None:
 
 def test_a_directory_in_which_nothing_was_trained_has_no_costs(tmp_path: Path) -> None:
     assert read_costs(tmp_path) == ()
-    assert cost_text((), {"base": 1.0}) == ""
+    assert cost_text([Spent("base", 1.0)]) == ""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from optima.files import CONVERSATIONS, REWARDS
-from optima.pipelines.control import control_recipe
+from optima.pipelines.baselines import control_recipe
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.schema import Recipe
 from optima.records import read_records
@@ -203,7 +203,7 @@ def test_runs_are_compared_problem_by_problem(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("compare", "nowhere"), "holds no evaluated model"),
+        (("compare", "nowhere"), "nowhere: is not a run directory"),
         (("sweep", "--config", "RUN/recipe.yaml", "--over", "seed=1,2", "--run-dir", "d",
           "model.tokenizer=m"), "model.tokenizer: m: a model is trained with the tokenizer in"),
         (("compare", "RUN:iter_9"), "has evaluated no iter_9; it has base"),
@@ -218,8 +218,8 @@ def test_runs_are_compared_problem_by_problem(finished: Path) -> None:
         (("baselines", "--model", "x/y", "--task", "arc", "--vote-temperature", "0"),
          "--vote-temperature 0: makes"),
         (("baselines", "--model", "x/y", "--task", "arc", "--methods", "trained"), "needs --run"),
-        (("baselines", "--run", "nowhere", "--output", "o"), "--run nowhere: is no training run"),
-        (("status", "nowhere"), "is no run directory"),
+        (("baselines", "--run", "nowhere", "--output", "o"), "nowhere: is not a training run"),
+        (("status", "nowhere"), "is not a run directory"),
         (("ablate", "--config", "nowhere.yaml", "--run-dir", "d"),
          "nowhere.yaml: there is no such file"),
     ],

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from optima.pipelines import identity as module
-from optima.pipelines.consistency import group
 from optima.pipelines.context import LossModel, Made, Model, RunContext, Sampling, Team
 from optima.pipelines.identity import identify, older_text
+from optima.pipelines.infer import group
 from optima.pipelines.influence import pick_rows
 from optima.pipelines.judge import rank, score
 from optima.pipelines.learn import train

@@ -82,7 +82,7 @@ def test_models_of_a_run_are_evaluated_in_the_order_of_training(
         assert summary["tokens"]["mean"] == pytest.approx(sum(spoken) / 5)
         assert summary["generated"] == pytest.approx(sum(generated) / 5)
         assert summary["n_generated"] == sum(generated)
-    assert (output / "table.md").read_text().startswith("| model | score |")
+    assert (output / "table.md").read_text().startswith("| model | problems | score |")
     assert len((output / "table.csv").read_text().splitlines()) == 5
     costs = (output / "costs.csv").read_text().splitlines()
     assert costs[0].startswith("model,tokens generated,tokens trained,generate,score,train,other,")

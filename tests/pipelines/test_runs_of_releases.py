@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from optima.pipelines.consistency import run_consistency
 from optima.pipelines.context import Model
+from optima.pipelines.infer import run_inference
 from optima.plan import plan
 from optima.prompts.rendering import TEMPLATE_DIR
 from optima.recipe.loading import load_recipe
@@ -93,7 +93,8 @@ def test_finished_votes_of_the_release_are_found_finished(
     overrides = ["evaluation.n_samples=2", "evaluation.temperature=0.5", "reward.lambda_loss=0.0"]
     recipe = load_recipe(Path("recipe.yaml"), overrides)
     model = Model("model", ModelRef(path="model"), "0123456789abcdef")
-    run_consistency(recipe, [model], Path("votes"), vllm_env=fake_environment(folder))
+    env = fake_environment(folder)
+    run_inference(recipe, [model], Path("votes"), vllm_env=env, is_grouped=True)
     assert _files(folder / "votes") == before
     assert _started(folder) == []
 

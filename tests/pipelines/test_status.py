@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from optima.pipelines.status import Member, Status, folder_seconds_left
-from optima.reporting.status import folder_text
+from optima.pipelines.status import Member, Status, folder_seconds_left, folder_text
 
 
 def _status(state: str, seconds: float, left: float | None = None) -> Status:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from optima.pipelines.sweep import folder_of, read_variants
+from optima.pipelines.studies import folder_of, read_variants
 from tests.fakes import commands, fake_environment
 from tests.pipelines.runs import (
     ROOT,

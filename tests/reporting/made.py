@@ -6,13 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from optima.evaluation.consistency import Sample, scaling_curve
-from optima.pipelines.consistency import AnswerGroups
 from optima.recipe.layers import Layers
 from optima.recipe.loading import build_recipe, dump_recipe
 from optima.recipe.schema import Recipe
 from optima.records import write_records, write_text
 from optima.rundir import StageDone
-from optima.types import Conversation, RewardParts, Turn
+from optima.types import AnswerGroups, Conversation, RewardParts, Turn
 
 TREES: dict[str, dict[str, float]] = {"search": {}, "pairs": {}, "dpo": {}}
 

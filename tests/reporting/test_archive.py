@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from optima.reader import Run
 from optima.reporting import archive as module
 from optima.reporting.archive import ANSWERED, CHOSEN, JUDGED, Archive, StaleError
 from tests.reporting.made import Maker, baselines, training
@@ -19,7 +20,7 @@ def _rows(found: Archive) -> list[dict[str, object]]:
 
 
 def test_rows_stand_by_problem_then_stage_then_sample(tmp_path: Path) -> None:
-    found = Archive([training(tmp_path / "run"), baselines(tmp_path / "base")])
+    found = Archive([Run(training(tmp_path / "run")), Run(baselines(tmp_path / "base"))])
     columns = found.columns
     keys = list(
         zip(
@@ -32,11 +33,17 @@ def test_rows_stand_by_problem_then_stage_then_sample(tmp_path: Path) -> None:
     assert keys == sorted(keys)
     # three models of four problems; cot once and sc three times about each of the same four
     assert len(found) == 3 * 4 + 4 + 12
-    assert [source.label for source in found.sources] == ["base", "iter_0", "iter_1", "cot", "sc"]
+    assert [source.talk.label for source in found.sources] == [
+        "base",
+        "iter_0",
+        "iter_1",
+        "cot",
+        "sc",
+    ]
 
 
 def test_columns_say_what_the_records_say(tmp_path: Path) -> None:
-    found = Archive([training(tmp_path / "run")])
+    found = Archive([Run(training(tmp_path / "run"))])
     assert found.columns["tokens"].tolist() == [
         100,
         50,
@@ -60,7 +67,7 @@ def test_chunks_hold_every_conversation_once_with_its_reward(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CHUNK_BYTES", 1500)  # a few conversations
-    found = Archive([training(tmp_path / "run")])
+    found = Archive([Run(training(tmp_path / "run"))])
     assert found.n_chunks > 1
     rows = _rows(found)
     assert len(rows) == len(found)
@@ -79,10 +86,10 @@ def test_chunks_hold_every_conversation_once_with_its_reward(
 
 def test_larger_runs_are_sampled_by_problem_the_same_way_each_time(tmp_path: Path) -> None:
     root = training(tmp_path / "run")
-    found = Archive([root], n_most=7)
+    found = Archive([Run(root)], n_most=7)
     assert len(found) == 6  # two whole problems of three conversations each
     assert found.n_left_out == 6
-    again = Archive([root], n_most=7)
+    again = Archive([Run(root)], n_most=7)
     assert found.columns["problem"].tolist() == again.columns["problem"].tolist()
 
 
@@ -92,7 +99,7 @@ def test_torn_last_line_and_missing_rewards_are_left_out(tmp_path: Path) -> None
     with path.open("a") as file:
         file.write('{"problem_id": "p9", "n"')
     shutil.rmtree(root / "evaluate/base/rank")
-    found = Archive([root])
+    found = Archive([Run(root)])
     assert len(found) == 4
     assert np.isnan(found.columns["task"]).all()
     assert [row["r"] for row in _rows(found)] == [None] * 4
@@ -107,14 +114,14 @@ def test_selected_conversations_are_marked(tmp_path: Path) -> None:
     (folder / "select").mkdir()
     first = (folder / "rank/rewards.jsonl").read_text().splitlines()[0]
     (folder / "select/selected.jsonl").write_text(first + "\n")
-    found = Archive([tmp_path / "run"])
-    assert [source.label for source in found.sources] == ["iter_0 candidates"]
+    found = Archive([Run(tmp_path / "run")])
+    assert [source.talk.label for source in found.sources] == ["iter_0 candidates"]
     assert [bool(flags & CHOSEN) for flags in found.columns["flags"]] == [True, False]
 
 
 def test_chunk_of_a_file_written_anew_is_refused(tmp_path: Path) -> None:
     root = training(tmp_path / "run")
-    found = Archive([root])
+    found = Archive([Run(root)])
     path = root / "evaluate/base/talk/conversations.jsonl"
     copy = path.with_suffix(".tmp")
     copy.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
@@ -124,7 +131,7 @@ def test_chunk_of_a_file_written_anew_is_refused(tmp_path: Path) -> None:
 
 
 def test_header_is_json_whose_columns_unpack_to_one_value_a_row(tmp_path: Path) -> None:
-    found = Archive([training(tmp_path / "run")])
+    found = Archive([Run(training(tmp_path / "run"))])
     header = json.loads(json.dumps(found.header()))
     for name, (kind, text) in header["columns"].items():
         values = np.frombuffer(gzip.decompress(b64decode(text)), dtype=f"<{kind}")

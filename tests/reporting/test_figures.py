@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from optima.reporting.drawing import COLOURS, INK, shorten
-from optima.reporting.figures import Figure, figures_of, write_figures
-from optima.reporting.history import read_histories
+from optima.reporting.drawing import COLOURS, INK, Figure, shorten
+from optima.reporting.report import figures_of, write_figures
+from optima.runs import open_runs
 from tests.reporting import made
 
 DARK = "#15171a"
@@ -25,7 +25,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Figure]:
         made.consistency(root / "consistency"),
         made.transfer(root / "transfer"),
     ]
-    return {figure.name: figure for figure in figures_of(read_histories(runs))}
+    return {figure.name: figure for figure in figures_of(open_runs(runs))}
 
 
 def test_every_figure_is_there_where_runs_hold_data_for_it(figures: dict[str, Figure]) -> None:
@@ -70,14 +70,14 @@ def test_names_of_models_stand_as_text_and_are_no_markup(tmp_path: Path) -> None
     run = made.Maker(tmp_path / "run")
     for name in ("<b>bold</b>", "$x_1$ & more"):
         run.model(name.replace("/", "_"), [1.0, 0.0], [10, 20])
-    figures = {figure.name: figure.svg for figure in figures_of(read_histories([run.root]))}
+    figures = {figure.name: figure.svg for figure in figures_of(open_runs([run.root]))}
     assert "&lt;b&gt;bold&lt;_b&gt;" in figures["length-distribution"]
     assert "$x_1$ &amp; more" in figures["length-distribution"]
 
 
 def test_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     root = made.training(tmp_path / "run", n_iterations=1)
-    first, second = figures_of(read_histories([root])), figures_of(read_histories([root]))
+    first, second = figures_of(open_runs([root])), figures_of(open_runs([root]))
     assert first == second
 
 
@@ -93,26 +93,26 @@ def test_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
 def test_each_kind_of_run_alone_has_its_figures(
     make: Callable[[Path], Path], names: set[str], tmp_path: Path
 ) -> None:
-    assert names <= {figure.name for figure in figures_of(read_histories([make(tmp_path / "run")]))}
+    assert names <= {figure.name for figure in figures_of(open_runs([make(tmp_path / "run")]))}
 
 
 def test_run_that_has_only_begun_has_no_figure(tmp_path: Path) -> None:
     made.Maker(tmp_path / "run")
-    assert figures_of(read_histories([tmp_path / "run"])) == ()
+    assert figures_of(open_runs([tmp_path / "run"])) == ()
 
 
 def test_candidates_without_reward_are_left_out_of_the_reward(tmp_path: Path) -> None:
     run = made.Maker(tmp_path / "run", method="dpo")
     for label in ("iter_0", "iter_1"):
         run.stage(f"{label}/search", reward__total=0.5, reward__task=0.25, stop__agreement=1.0)
-    names = {figure.name for figure in figures_of(read_histories([run.root]))}
+    names = {figure.name for figure in figures_of(open_runs([run.root]))}
     assert names == {"reward-by-iteration", "stop-reasons-of-candidates"}
 
 
 def test_single_model_with_one_problem_is_drawn(tmp_path: Path) -> None:
     run = made.Maker(tmp_path / "run")
     run.model("model", [1.0], [0])
-    names = {figure.name for figure in figures_of(read_histories([run.root]))}
+    names = {figure.name for figure in figures_of(open_runs([run.root]))}
     assert names == {"length-distribution", "stop-reasons"}
 
 

@@ -82,8 +82,8 @@ def test_report_of_the_same_runs_is_the_same_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("report", "nowhere"), "nowhere: is no run directory"),
-        (("view", "nowhere"), "nowhere: is no run directory"),
+        (("report", "nowhere"), "nowhere: is not a run directory"),
+        (("view", "nowhere"), "nowhere: is not a run directory"),
         (("report", "RUN", "--max-conversations", "0"), "--max-conversations: 0: must be a whole"),
         (
             ("view", "RUN", "--port", "70000"),

@@ -2,21 +2,23 @@
 
 from pathlib import Path
 
-from optima.reporting.history import read_histories
-from optima.reporting.run_tables import ReportTable, tables_of, write_tables
+from optima.reader import Run
+from optima.reporting.report import Limits, tables_of, write_report, write_tables
+from optima.reporting.tables import Table
+from optima.runs import open_runs
 from tests.reporting import made
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def _tables(*runs: Path) -> dict[str, ReportTable]:
-    return {table.name: table for table in tables_of(read_histories(runs))}
+def _tables(*runs: Path) -> dict[str, Table]:
+    return {table.name: table for table in tables_of(open_runs(runs))}
 
 
-def _cell(table: ReportTable, line: str, column: str) -> str:
+def _cell(table: Table, line: str, column: str) -> str:
     """Return a cell by its column's first title and its line's last word."""
-    head = table.table.head
-    places = [row for row in table.table.rows if line in row[: table.table.n_left]]
+    head = table.head
+    places = [row for row in table.rows if line in row[: table.n_left]]
     return places[0][head.index(column)]
 
 
@@ -33,13 +35,13 @@ def test_models_have_score_tokens_reward_and_the_time_they_took(tmp_path: Path) 
     assert _cell(models, "base", "p95") == "385"  # 300 + 0.85 * (400 - 300)
     assert _cell(models, "iter_0", "made in") == "80 s"
     assert _cell(models, "base", "made in") == ""
-    assert "samples" not in models.table.head
-    assert "task" not in models.table.head
+    assert "samples" not in models.head
+    assert "task" not in models.head
 
 
 def test_differences_are_of_the_same_problems(tmp_path: Path) -> None:
     differences = _tables(made.training(tmp_path / "run"))["differences"]
-    row = next(row for row in differences.table.rows if row[0] == "iter_0")
+    row = next(row for row in differences.rows if row[0] == "iter_0")
     # base 0 0 1 0, iter_0 1 0 1 0: one of four is gained; tokens are halved on each
     assert row[3].startswith("+25.0 (")
     assert row[5].startswith("-125.0 (")
@@ -76,8 +78,8 @@ def test_runs_of_other_problems_have_no_differences(tmp_path: Path) -> None:
 
 def test_transfer_is_a_matrix_of_score_and_tokens(tmp_path: Path) -> None:
     transfer = _tables(made.transfer(tmp_path / "out"))["transfer"]
-    assert transfer.table.head == ("model", "hotpot_qa", "gsm8k")
-    assert transfer.table.rows == (
+    assert transfer.head == ("model", "hotpot_qa", "gsm8k")
+    assert transfer.rows == (
         ("runs/iter_0", "50.0 / 40.0", "25.0 / 40.0"),
         ("runs/iter_1", "50.0 / 20.0", "50.0 / 20.0"),
     )
@@ -85,19 +87,54 @@ def test_transfer_is_a_matrix_of_score_and_tokens(tmp_path: Path) -> None:
 
 def test_self_consistency_shows_powers_of_two_and_the_last(tmp_path: Path) -> None:
     tables = _tables(made.consistency(tmp_path / "out"))
-    assert [row[1] for row in tables["self-consistency"].table.rows] == ["1", "2", "4"]
+    assert [row[1] for row in tables["self-consistency"].rows] == ["1", "2", "4"]
     assert _cell(tables["models"], "model", "samples") == "4"
     assert "differences" not in tables
 
 
+def test_one_table_is_rendered_as_text_markdown_csv_and_html() -> None:
+    table = Table(("model", "score"), (("<b>|base", "5.0"), ("it, 0", "10.0")), name="models")
+    assert table.text().splitlines() == [
+        "model     score",
+        "---------------",
+        "<b>|base    5.0",
+        "it, 0      10.0",
+    ]
+    assert table.markdown().splitlines() == [
+        "| model | score |", "| --- | ---: |", "| <b>\\|base | 5.0 |", "| it, 0 | 10.0 |"
+    ]  # fmt: skip
+    assert table.csv().splitlines() == ["model,score", "<b>|base,5.0", '"it, 0",10.0']
+    assert table.html() == (
+        '<table id="table-models"><thead><tr><th class=word>model</th><th>score</th></tr></thead>'
+        "<tbody><tr><td class=word>&lt;b&gt;|base</td><td>5.0</td></tr>"
+        "<tr><td class=word>it, 0</td><td>10.0</td></tr></tbody></table>"
+    )
+
+
+def test_models_stand_in_the_order_of_the_recipe_whenever_they_were_asked(tmp_path: Path) -> None:
+    run = made.Maker(tmp_path / "run")
+    for label in ("iter_1", "base", "unplanned", "iter_0"):  # such as after base was moved away
+        run.model(f"evaluate/{label}", [1.0], [10])
+    assert Run(run.root).evaluated == ("base", "iter_0", "iter_1", "unplanned")
+    (table, *_) = tables_of([Run(run.root)])
+    assert [row[0] for row in table.rows] == ["base", "iter_0", "iter_1", "unplanned"]
+
+
+def test_page_of_a_run_that_has_only_begun_says_so(tmp_path: Path) -> None:
+    made.Maker(tmp_path / "run")
+    page = write_report([tmp_path / "run"], tmp_path / "report", Limits()).read_text("utf-8")
+    assert "No model has been evaluated yet." in page
+    assert "no model evaluated yet" in page
+
+
 def test_run_that_has_only_begun_has_no_table(tmp_path: Path) -> None:
     made.Maker(tmp_path / "run")
-    assert tables_of(read_histories([tmp_path / "run"])) == ()
+    assert tables_of(open_runs([tmp_path / "run"])) == ()
 
 
 def test_tables_are_written_as_markdown_and_csv(tmp_path: Path) -> None:
     runs = [made.training(tmp_path / "first"), made.training(tmp_path / "second", n_iterations=1)]
-    write_tables(tables_of(read_histories(runs)), tmp_path / "out")
+    write_tables(tables_of(open_runs(runs)), tmp_path / "out")
     assert (tmp_path / "out/models.md").read_text() == (GOLDEN / "models.md").read_text()
     lines = (tmp_path / "out/rewards.csv").read_text().splitlines()
     assert lines[1].startswith("first,iter_0,0.400,0.200,0.500,0.400,")

@@ -1,0 +1,158 @@
+"""What is said of one model on one task: score and tokens with intervals, turns, failures.
+
+The one record of figures: of a training's models, of inferences, baselines, votes and transfers.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from optima.evaluation.consistency import Point
+from optima.evaluation.statistics import Estimate, estimate_means, percentile
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What figures take of one conversation: its task score in [0, 1], tokens and turns.
+
+    ``n_tokens`` are those of the utterances by the paper's count, ``n_generated`` those that the
+    server generated.
+    """
+
+    problem_id: str
+    score: float
+    n_tokens: int
+    n_generated: int
+    n_turns: int
+    is_answered: bool
+    has_failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What was counted of one model's conversations, problem by problem, before any interval.
+
+    ``counts`` are the tokens of each conversation, or of each vote; shares in [0, 1]; problems are
+    in the order in which they first came.
+    """
+
+    counts: tuple[int, ...]
+    n_conversations: int
+    n_generated: int
+    turns: float
+    answered: float
+    failed: float
+    score_by_problem: dict[str, float]
+    tokens_by_problem: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Figures of one model on the problems of one task.
+
+    ``score``, ``answered`` and ``failed`` in [0, 1]; tokens are those of the utterances of a
+    conversation by the paper's count (label in, end of turn out), ``generated`` the mean of those
+    that the server generated (label out, end of turn in) and ``n_generated`` all of them; failed
+    and overlong conversations count in full. ``score_by_problem`` are the means over each problem's
+    conversations, which the interval is drawn over. Of a vote, tokens are those of all its samples
+    and it is answered when one of them is. ``counts`` are the tokens of each conversation or vote.
+
+    ``model`` is where the model is, empty where the run does not say. ``reward`` is the mean R with
+    the tokens of the run's first model as normaliser, None outside of trainings. ``metrics`` are
+    those of its conversations, ``seconds`` their wall time, server start in; ``made_in_s`` that of
+    the stages that made it, 0 where the run did not. ``points`` are its votes for k = 1, 2, ...
+    """
+
+    label: str
+    n_problems: int
+    n_conversations: int
+    score: Estimate
+    tokens: Estimate
+    tokens_median: float
+    tokens_p95: float
+    turns: float
+    answered: float
+    failed: float
+    generated: float
+    n_generated: int
+    score_by_problem: dict[str, float]
+    tokens_by_problem: dict[str, float]
+    counts: tuple[int, ...]
+    model: str = ""
+    reward: float | None = None
+    seconds: float = 0.0
+    made_in_s: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+    points: tuple[Point, ...] = ()
+
+    @property
+    def n_samples(self) -> int:
+        """Conversations per problem."""
+        return round(self.n_conversations / self.n_problems)
+
+
+def tally(judged: Iterable[Judged], vote_by_problem: Mapping[str, float] | None = None) -> Tally:
+    """Count conversations problem by problem.
+
+    With ``vote_by_problem`` the samples of a problem are one vote of that score.
+    """
+    by_problem: dict[str, list[Judged]] = defaultdict(list)
+    for one in judged:
+        by_problem[one.problem_id].append(one)
+    everything = [one for of_one in by_problem.values() for one in of_one]
+    n = max(1, len(everything))
+    tokens = {key: [one.n_tokens for one in of_one] for key, of_one in by_problem.items()}
+    score_by_problem = {
+        key: sum(one.score for one in of_one) / len(of_one) for key, of_one in by_problem.items()
+    }
+    if vote_by_problem is not None:
+        score_by_problem = {key: vote_by_problem[key] for key in by_problem}
+        tokens = {key: [sum(counts)] for key, counts in tokens.items()}
+        n_answered = sum(any(o.is_answered for o in of_one) for of_one in by_problem.values())
+    else:
+        n_answered = sum(one.is_answered for one in everything)
+    counts = tuple(count for of_one in tokens.values() for count in of_one)
+    return Tally(
+        counts=counts,
+        n_conversations=len(everything),
+        n_generated=sum(one.n_generated for one in everything),
+        turns=sum(one.n_turns for one in everything) / n,
+        answered=n_answered / max(1, len(counts)),
+        failed=sum(one.has_failed for one in everything) / n,
+        score_by_problem=score_by_problem,
+        tokens_by_problem={key: sum(of_one) / len(of_one) for key, of_one in tokens.items()},
+    )
+
+
+def figures_of(tally_by_label: Mapping[str, Tally], *, seed: int) -> tuple[Figures, ...]:
+    """Return the figures of several models; ValueError when one of them has no conversation.
+
+    Intervals are those of each model alone. Models with as many problems share the draws, which
+    take most of the time where there are thousands.
+    """
+    values_M: list[Sequence[float]] = [
+        list(values.values())
+        for counted in tally_by_label.values()
+        for values in (counted.score_by_problem, counted.tokens_by_problem)
+    ]
+    estimates = iter(estimate_means(values_M, seed=seed))
+    return tuple(
+        Figures(
+            label=label,
+            n_problems=len(counted.score_by_problem),
+            n_conversations=counted.n_conversations,
+            score=next(estimates),
+            tokens=next(estimates),
+            tokens_median=percentile(counted.counts, 50),
+            tokens_p95=percentile(counted.counts, 95),
+            turns=counted.turns,
+            answered=counted.answered,
+            failed=counted.failed,
+            generated=counted.n_generated / len(counted.counts),
+            n_generated=counted.n_generated,
+            score_by_problem=counted.score_by_problem,
+            tokens_by_problem=counted.tokens_by_problem,
+            counts=counted.counts,
+        )
+        for label, counted in tally_by_label.items()
+    )

@@ -1,0 +1,278 @@
+"""What commands print and write about models: a table, its legend, what they cost, and where.
+
+table.md  table.csv  costs.csv  results.json (the figures in full)
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from optima.costs import EvaluationCost, ModelCost
+from optima.evaluation.figures import Figures
+from optima.files import COSTS_CSV, METRICS, RESULTS, TABLE_CSV, TABLE_MD
+from optima.pipelines.comparison import Compared
+from optima.reader import Run, run_of
+from optima.recipe.schema import Recipe
+from optima.records import write_text
+from optima.reporting.tables import (
+    Spent,
+    Table,
+    cost_table,
+    differences_table,
+    matrix_table,
+    models_table,
+    untrained,
+    votes_table,
+)
+
+MODELS_LEGEND = (
+    "Score in per cent; tokens of a conversation's utterances (label in, end of turn out), and as\n"
+    "generated."
+)
+DIFFERENCES_LEGEND = (
+    "Score in per cent, tokens per conversation. Differences to the first over the problems in\n"
+    "common, with 95 % intervals; * leaves 0 out."
+)
+COST_LEGEND = (
+    "Cost up to each model: tokens, and device-seconds (of all GPUs) by what they were spent on."
+)
+REPAID_LEGEND = (
+    "\nrepaid after: conversations until the tokens saved against {first}\nare those generated and "
+    "trained."
+)
+NO_BASE_LEGEND = (
+    "\nrepaid after: not known, as no untrained model is beside them to save tokens against."
+)
+# What results.json has of a model in ``summary``.
+_SUMMARY = (
+    *("n_problems", "n_conversations", "score", "tokens", "tokens_median", "tokens_p95", "turns"),
+    *("answered", "failed", "generated", "n_generated", "score_by_problem", "tokens_by_problem"),
+)
+
+
+def training_text(root: Path) -> str:
+    """Return the closing table of a training: its models, what they cost, and where things are."""
+    run = Run(root)
+    paths = [f"  {one.label}: {one.model}" for one in run.figures]
+    lines = [
+        _models_text([((one.label,), one) for one in run.figures], ("model",)),
+        *("", "Models:", *paths, f"Run: {root}", f"Metrics: {root / METRICS}"),
+    ]
+    return "\n".join(lines) + cost_text([_spent(run, one) for one in run.figures])
+
+
+def sweep_text(key: str, root_by_value: Mapping[str, Path]) -> str:
+    """Return one table of the models of several runs by the value of the field ``key``.
+
+    What a run shares with the first one, figures and all, is shown once.
+    """
+    shown, seen, spent = [], [], []
+    for value, root in root_by_value.items():
+        run = Run(root)
+        for one in run.figures:
+            spent.append(_spent(run, one, f"{value}:{one.label}"))
+            alike = replace(one, model="", made_in_s=0.0)
+            if alike not in seen:
+                shown.append(((value, one.label), one))
+                seen.append(alike)
+    return _models_text(shown, (key, "model")) + cost_text(spent)
+
+
+def write_inference(recipe: Recipe, rows: Sequence[Figures], output: Path) -> str:
+    """Write the results of an inference or of baselines; return the table with its legend.
+
+    Models that a run trained come with what they cost there.
+    """
+    table = models_table([((row.label,), row) for row in rows])
+    cost = _write(output, (table, table), recipe, rows, list(map(_as_json, rows)))
+    n = rows[0].n_problems
+    generated = sum(row.n_generated for row in rows)
+    return (
+        f"{table.text()}\n\n{recipe.task}, {n} problems. {MODELS_LEGEND} {generated:,} generated "
+        f"in all.{cost}\nResults: {output}"
+    )
+
+
+def write_consistency(recipe: Recipe, rows: Sequence[Figures], output: Path) -> str:
+    """Write the results of a self-consistency; return the table with its legend."""
+    shown = [((row.label,), row) for row in rows]
+    table = votes_table(shown)
+    models = [
+        {
+            "label": row.label,
+            "model": row.model,
+            "points": [dataclasses.asdict(point) for point in row.points],
+            "n_tokens": row.n_generated,
+            "seconds": row.seconds,
+        }
+        for row in rows
+    ]
+    tables = (table, votes_table(shown, is_whole=True))
+    cost = _write(output, tables, recipe, rows, models)
+    return (
+        f"{table.text()}\n\n{recipe.task}. vote: score of the largest group of equal answers among "
+        f"k samples;\ncoverage: best score of the k; in per cent. tokens: of all k conversations."
+        f"{cost}\nResults: {output}"
+    )
+
+
+def write_transfer(
+    recipe_by_task: Mapping[str, Recipe],
+    rows_by_task: Mapping[str, Sequence[Figures]],
+    output: Path,
+) -> str:
+    """Write each task's results and the matrix of scores; return the matrix with its legend.
+
+    Costs are those of the whole matrix; tokens saved are means over the tasks.
+    """
+    for task, rows in rows_by_task.items():
+        write_inference(recipe_by_task[task], rows, output / task)
+    table = matrix_table(rows_by_task)
+    _write_table(output, table, table)
+    spent = []
+    for i, row in enumerate(next(iter(rows_by_task.values()))):
+        costs = [Run(output / task).evaluation_cost(row.label) for task in rows_by_task]
+        asked = EvaluationCost(
+            sum(cost.n_generated for cost in costs), sum(cost.device_seconds for cost in costs)
+        )
+        tokens = sum(rows[i].tokens.mean for rows in rows_by_task.values()) / len(rows_by_task)
+        spent.append(Spent(row.label, tokens, _cost_of(row), asked))
+    cost = cost_text(spent, output=output)
+    return (
+        f"{table.text()}\n\nScore in per cent / tokens per conversation.{cost}\nResults: {output}"
+    )
+
+
+def comparison_table(rows: Sequence[Compared]) -> Table:
+    """Return the table of models that are called by their runs and labels."""
+    return differences_table(rows, [f"{row.run.root}:{row.figures.label}" for row in rows])
+
+
+def comparison_text(rows: Sequence[Compared], output: Path | None = None) -> str:
+    """Return the table of a comparison with its legend and costs; with ``output`` write it too."""
+    table = comparison_table(rows)
+    names = [row[0] for row in table.rows]
+    text = f"{table.text()}\n\n{DIFFERENCES_LEGEND}"
+    if output is not None:
+        _write_table(output, table, table)
+        _write_json(output, {"schema_version": 1, "models": list(map(_compared_as_json, rows))})
+    spent = [_spent(row.run, row.figures, name) for row, name in zip(rows, names, strict=True)]
+    text += cost_text(spent, _base_tokens(rows[0].run), output)
+    return text if output is None else f"{text}\nResults: {output}"
+
+
+def cost_text(
+    spent: Sequence[Spent], before: tuple[str, float] | None = None, output: Path | None = None
+) -> str:
+    """Return the table of costs with its legend, with an empty line before; nothing without costs.
+
+    ``before`` is the name of an untrained model and its tokens per conversation, for where none is
+    among them. With ``output`` it is added to ``table.md`` there and written to ``costs.csv`` too.
+    """
+    table = cost_table(spent, before and before[1])
+    if not table.rows:
+        return ""
+    if output is not None:
+        page = output / TABLE_MD
+        write_text(page, f"{page.read_text(encoding='utf-8')}\n{table.markdown()}")
+        write_text(output / COSTS_CSV, table.csv())
+    legend = COST_LEGEND
+    if any(one.cost for one in spent):
+        first = untrained(spent)
+        name = first.label if first else before and before[0]
+        legend += REPAID_LEGEND.format(first=name) if name else NO_BASE_LEGEND
+    return f"\n\n{table.text()}\n\n{legend}"
+
+
+def _spent(run: Run, one: Figures, name: str = "") -> Spent:
+    """Return what one of a run's models cost, called ``name`` or by its label."""
+    evaluation = run.evaluation_cost(one.label)
+    return Spent(name or one.label, one.tokens.mean, run.cost_of(one.label), evaluation)
+
+
+def _models_text(shown: Sequence[tuple[tuple[str, ...], Figures]], head: Sequence[str]) -> str:
+    return f"{models_table(shown, head).text()}\n\n{MODELS_LEGEND}"
+
+
+def _write(
+    output: Path, tables: tuple[Table, Table], recipe: Recipe, rows: Sequence[Figures],
+    models: Sequence[dict[str, Any]],
+) -> str:  # fmt: skip
+    """Write the tables and the JSON of an evaluation; return the text of its costs."""
+    _write_table(output, *tables)
+    run = Run(output)
+    spent = [
+        Spent(
+            row.label,
+            row.points[0].n_tokens if row.points else row.tokens.mean,
+            _cost_of(row),
+            run.evaluation_cost(row.label),
+        )
+        for row in rows
+    ]
+    results = {
+        "schema_version": 1,
+        "task": recipe.task,
+        "seed": recipe.seed,
+        "temperature": recipe.evaluation.temperature,
+        "models": models,
+        "costs": [dataclasses.asdict(one.cost) for one in spent if one.cost],
+        "evaluation_costs": {
+            one.label: dataclasses.asdict(one.evaluation) for one in spent if one.evaluation
+        },
+    }
+    _write_json(output, results)
+    trained_in = run_of(rows[-1].model)
+    base = Run(trained_in) if trained_in is not None else None
+    before = _base_tokens(base) if base and base.recipe.task == recipe.task else None
+    return cost_text(spent, before, output)
+
+
+def _write_table(output: Path, table: Table, whole: Table) -> None:
+    write_text(output / TABLE_MD, table.markdown())
+    write_text(output / TABLE_CSV, whole.csv())
+
+
+def _write_json(output: Path, results: Mapping[str, Any]) -> None:
+    write_text(output / RESULTS, json.dumps(results, indent=1) + "\n")
+
+
+def _cost_of(row: Figures) -> ModelCost | None:
+    """Return what a model cost in the run that trained it, called by its label here."""
+    root = run_of(row.model)
+    cost = Run(root).cost_of(Path(row.model).resolve().parents[1].name) if root else None
+    return cost and replace(cost, label=row.label)
+
+
+def _base_tokens(run: Run) -> tuple[str, float] | None:
+    """Return a run's base model and its tokens per conversation; None where it was not asked."""
+    talked = run.metrics.get("evaluate/base/talk")
+    return (f"{run.root}:base", talked["tokens/conversation"]) if talked else None
+
+
+def _as_json(row: Figures) -> dict[str, Any]:
+    return {
+        "label": row.label,
+        "model": row.model,
+        "summary": _summary(row),
+        "seconds": row.seconds,
+    }
+
+
+def _compared_as_json(row: Compared) -> dict[str, Any]:
+    return {
+        "run": str(row.run.root),
+        "label": row.figures.label,
+        "n_common": row.n_common,
+        "summary": _summary(row.figures),
+        "score_difference": row.score and dataclasses.asdict(row.score),
+        "tokens_difference": row.tokens and dataclasses.asdict(row.tokens),
+    }
+
+
+def _summary(figures: Figures) -> dict[str, Any]:
+    values = dataclasses.asdict(figures)
+    return {name: values[name] for name in _SUMMARY}

@@ -1,0 +1,89 @@
+"""Figures of conversations, counted by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from optima.evaluation.figures import Judged, figures_of, tally
+from optima.evaluation.statistics import estimate_mean
+from optima.reader import Run
+from optima.records import write_records
+from optima.types import Conversation, RewardParts, Turn
+from tests.reporting.made import Maker
+
+# In each: problem, score, tokens, generated tokens, turns, whether answered and whether failed
+FIRST = [
+    Judged("p", 1.0, 10, 12, 2, True, False),
+    Judged("q", 0.0, 40, 50, 5, False, True),
+    Judged("p", 0.5, 30, 31, 4, True, False),
+]
+SECOND = [Judged("p", 0.0, 100, 7, 1, False, False), Judged("q", 0.25, 300, 8, 1, True, True)]
+
+
+def test_tally_counts_problem_by_problem() -> None:
+    counted = tally(FIRST)
+    assert sorted(counted.counts) == [10, 30, 40]
+    assert counted.n_generated == 93
+    assert counted.turns == pytest.approx(11 / 3)
+    assert counted.answered == pytest.approx(2 / 3)
+    assert counted.failed == pytest.approx(1 / 3)
+    assert counted.score_by_problem == {"p": 0.75, "q": 0.0}
+    assert counted.tokens_by_problem == {"p": 20.0, "q": 40.0}
+
+
+def test_models_measured_together_have_the_figures_of_each_alone() -> None:
+    first, second = figures_of({"first": tally(FIRST), "second": tally(SECOND)}, seed=3)
+    assert (first.label, second.label) == ("first", "second")
+    assert (first.n_problems, first.n_conversations) == (2, 3)
+    assert first.score == estimate_mean([0.75, 0.0], seed=3)
+    assert first.tokens == estimate_mean([20.0, 40.0], seed=3)
+    assert first.tokens_median == 30.0
+    assert first.tokens_p95 == pytest.approx(39.0)
+    assert (first.generated, first.n_generated) == (31.0, 93)
+    assert (second.generated, second.n_generated) == (7.5, 15)
+    assert second.score.mean == 0.125
+    assert second.tokens.mean == 200.0
+    assert (second.turns, second.answered, second.failed) == (1.0, 0.5, 0.5)
+
+
+def test_one_conversation_has_its_own_figures() -> None:
+    (alone,) = figures_of({"one": tally(FIRST[:1])}, seed=0)
+    assert (alone.generated, alone.tokens_median, alone.turns) == (12.0, 10.0, 2.0)
+
+
+def test_conversations_and_rewards_are_counted_as_they_are(tmp_path: Path) -> None:
+    turns = tuple(
+        Turn(
+            agent=0, name="Alice", text=" a", answer=None, n_prompt_tokens=1, n_tokens=9,
+            n_spoken=spoken, finish_reason="stop", seconds=0.0,
+        )
+        for spoken in (0, 15)  # a turn of no tokens has none
+    )  # fmt: skip
+    talks = [
+        Conversation(
+            problem_id=key, n=0, format_id=None, turns=turns, stop_reason="max_turns",
+            answer=answer, error=error,
+        )
+        for key, answer, error in (("p", "x", None), ("q", None, "lost"), ("r", "y", None))
+    ]  # fmt: skip
+    parts = [
+        RewardParts(
+            problem_id=key, n=0, task=task, token=0.0, loss=None, loss_term=0.0, total=None,
+            n_tokens=1, is_eligible=True, error=error,
+        )
+        for key, task, error in (("p", 1.0, None), ("q", 0.0, None), ("r", 0.5, "no loss"))
+    ]  # fmt: skip
+    run = Maker(tmp_path / "run")
+    run.model("model", [0, 0, 0], [1, 1, 1])
+    write_records(run.root / "model/talk/conversations.jsonl", talks)
+    write_records(run.root / "model/rank/rewards.jsonl", parts)
+    (figures,) = Run(run.root).figures
+    assert (figures.score.mean, figures.tokens.mean, figures.generated) == (0.5, 15.0, 18.0)
+    assert figures.turns == 2.0
+    assert figures.answered == pytest.approx(2 / 3)
+    assert figures.failed == pytest.approx(2 / 3)
+
+
+def test_no_conversation_has_no_figures() -> None:
+    with pytest.raises(ValueError, match="a mean needs at least one value"):
+        figures_of({"none": tally([])}, seed=0)
