@@ -8,10 +8,9 @@ import asyncio
 from dataclasses import dataclass
 
 from optima.tasks.choices import named_choice
-from optima.tasks.comparison import same_answer
 from optima.tasks.judging import Judge
+from optima.tasks.metrics import Metric
 from optima.tasks.restatement import assents, restates
-from optima.types import Metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +23,12 @@ class TaskAgreement:
 
     async def is_same(self, answer: str, other: str) -> bool:
         """Tell whether both mean the same; False, as in votes, where that takes too long."""
-        told = same_answer(answer, other, metric=self.metric, choices=self.choices)
+        told = self.metric.same(answer, other, self.choices)
         if told is not None:
             return told
-        return await asyncio.to_thread(self.judge.are_same, self.metric, answer, other)
+        return await asyncio.to_thread(
+            self.judge.are_same, self.metric, answer, other, self.choices
+        )
 
     def is_restated(self, text: str, answer: str) -> bool:
         """Tell whether an utterance without a mark says nothing but that ``answer`` is right.

@@ -94,7 +94,7 @@ def group_stage(
     context: RunContext, name: str, talked: Stage, problems: Sequence[Problem]
 ) -> Stage:
     """Write which samples of a problem have the same answer."""
-    stage = context.run.stage(name, talked.output_digest)
+    stage = context.run.stage(name, talked.output_digest, *context.task.versions)
     if stage.done:
         return stage
     metric = context.task.metric

@@ -73,8 +73,9 @@ def rank(
     """
     talk, scored = stages
     stage = context.run.stage(
-        name, talk.output_digest, scored.output_digest if scored else "", repr(normalisers)
-    )
+        name, talk.output_digest, scored.output_digest if scored else "", repr(normalisers),
+        *context.task.versions,
+    )  # fmt: skip
     if stage.done:
         return stage
     if normalisers is None:

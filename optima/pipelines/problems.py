@@ -9,6 +9,7 @@ from optima.pipelines.checkpoints import run_of
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.identity import identity
 from optima.records import read_records, write_records
+from optima.rundir import Stage
 from optima.tasks.loading import (
     describe_overlap,
     load_problems,
@@ -50,7 +51,7 @@ def read_test_problems(context: RunContext, models: Iterable[Model] = ()) -> tup
     problems among them; ``data.overlap=keep`` allows it.
     """
     recipe = context.recipe
-    stage = context.run.stage("problems", recipe.task, identity(recipe.data), repr(recipe.seed))
+    stage = _stage(context)
     path = stage.path / "test.jsonl"
     if not stage.done:
         n_agents = len(recipe.agents.names)
@@ -70,6 +71,13 @@ def read_test_problems(context: RunContext, models: Iterable[Model] = ()) -> tup
     problems = tuple(read_records(path, Problem))
     logger.info("problems: %d of the test split", len(problems))
     return problems
+
+
+def _stage(context: RunContext) -> Stage:
+    recipe = context.recipe
+    return context.run.stage(
+        "problems", recipe.task, identity(recipe.data), repr(recipe.seed), *context.task.versions
+    )
 
 
 def _check_unseen(
@@ -93,7 +101,7 @@ def _check_unseen(
 def read_problems(context: RunContext) -> Problems:
     """Read both splits, or what an earlier attempt stored of them."""
     recipe = context.recipe
-    stage = context.run.stage("problems", recipe.task, identity(recipe.data), repr(recipe.seed))
+    stage = _stage(context)
     train_path, test_path = stage.path / "train.jsonl", stage.path / "test.jsonl"
     if not stage.done:
         train, test = load_splits(

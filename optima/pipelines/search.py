@@ -78,7 +78,7 @@ def grow(
     ids = "\n".join(problem.problem_id for problem in problems)
     stage = context.run.stage(
         name, model.digest, context.loss_model.digest, ids, repr(normaliser_tokens),
-        "\n".join(context.style.texts()), context.loss_end,
+        "\n".join(context.style.texts()), context.loss_end, *context.task.versions,
     )  # fmt: skip
     if stage.done:
         return stage

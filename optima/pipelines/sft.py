@@ -7,7 +7,6 @@ for t = 0, 1, ...:  candidates = N conversations a problem by M_t
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from optima.pipelines import judge, learn
 from optima.pipelines.context import Model, RunContext
@@ -48,10 +47,9 @@ def cold_start(context: RunContext, problems: Problems) -> Model:
 def talk_plan(context: RunContext, t: int) -> TalkPlan:
     """Return how iteration ``t`` samples: iteration 0 has the pool and its own temperature."""
     section = context.recipe.sampling
-    extra = Path(section.format_pool_path) if section.format_pool_path else None
     return TalkPlan(
         n_samples=section.n_samples,
         temperature=section.first_temperature if t == 0 else section.temperature,
         top_p=section.top_p,
-        formats=load_formats(extra) if t == 0 and section.format_pool else (),
+        formats=load_formats(section.format_pool_path) if t == 0 and section.format_pool else (),
     )

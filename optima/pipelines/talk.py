@@ -61,7 +61,9 @@ def talk(
     """
     ids = "\n".join(problem.problem_id for problem in problems)
     prompts = "\n".join(context.style.texts())
-    stage = context.run.stage(name, model.digest, ids, identity(plan), prompts)
+    stage = context.run.stage(
+        name, model.digest, ids, identity(plan), prompts, *context.task.versions
+    )
     if stage.done:
         return stage
     path = stage.path / CONVERSATIONS

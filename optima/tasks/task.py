@@ -1,14 +1,19 @@
-"""What a benchmark is to the rest of the project, and typed access to the fields of its rows.
+"""What a task is to the rest of the project, and typed access to the fields of its rows.
 
-A row that breaks a rule raises ``MalformedRowError`` with the reason; loading counts and names it.
+A task says itself how it is asked, marked, scored and split, and what it leaves out; no other
+module asks which task it has. A row that breaks a rule raises ``MalformedRowError`` with the
+reason; loading counts and names it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args
 
+from optima.tasks.data import DataSection
 from optima.tasks.dealing import Dealing
-from optima.types import AnswerStyle, Metric, Problem, Setting
+from optima.tasks.metrics import Metric
+from optima.types import AnswerStyle, Problem, Setting
 
 Row = Mapping[str, Any]
 WITHHELD = frozenset(("", "<unk>"))  # what releases write where they keep an answer secret
@@ -37,6 +42,37 @@ class HubSource:
 
 
 @dataclass(frozen=True, slots=True)
+class RoleSet:
+    """Which prompt each agent gets, by the names of templates.
+
+    ``two`` are those of two agents in order of speaking, ``more`` that of each of three and more.
+    ``directory`` holds the templates that are not built in, and those that replace built-in ones of
+    the same name. A format of the pool changes the prompts of all agents or of the first alone.
+    """
+
+    two: tuple[str, str]
+    more: str
+    directory: Path | None = None
+    formats: Literal["all", "first"] = "all"
+
+    def template(self, agent: int, n_agents: int) -> str:
+        """Return the name of the template of an agent among two or more."""
+        return self.two[agent] if n_agents == 2 else self.more
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all templates."""
+        return (*self.two, self.more)
+
+
+# Paper section 3.1: in debate the pool changes the solver's prompt only.
+ROLES: dict[Setting, RoleSet] = {
+    "information_exchange": RoleSet(("information_exchange",) * 2, "information_exchange"),
+    "debate": RoleSet(("solver", "critic"), "debater", formats="first"),
+}
+Excluded = Callable[[Row], str | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A benchmark: how it is talked about, scored and read.
 
@@ -45,6 +81,12 @@ class Task:
     gold evidence, so that conversations can be scripted from it. ``train_files`` and
     ``test_files`` are glob patterns below ``data.path``, the first that matches is taken.
     ``reads`` names the fields of a recipe that only some tasks look at and this one does.
+
+    ``exclude`` returns, once per reading of the train split, a function that gives the reason why
+    a row must not be trained on, None where it may stay; or None where nothing is left out.
+    ``roles`` are the prompts, those of the setting where left out. ``n_original_test`` is how many
+    problems of the test split the original project's programs ask, None for all. ``source`` is
+    set on loading: where a plug-in comes from, with its version; empty for what is built in.
     """
 
     name: str
@@ -59,6 +101,39 @@ class Task:
     parse: Callable[[Row, Dealing], Problem] | None = None
     generate: Callable[[str, int | None, Dealing], Iterator[Problem]] | None = None
     reads: frozenset[str] = frozenset()
+    exclude: Callable[[DataSection], Excluded | None] | None = None
+    roles: RoleSet | None = None
+    n_original_test: int | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        rules = {
+            "parse and generate: exactly one must be set": (self.parse is None)
+            != (self.generate is None),
+            f"setting: must be one of {', '.join(get_args(Setting))}": self.setting in ROLES,
+            f"answer_style: must be one of {', '.join(get_args(AnswerStyle))}": self.answer_style
+            in get_args(AnswerStyle),
+            "metric: must be an object of type Metric": isinstance(self.metric, Metric),
+            "roles: must be an object of type RoleSet": isinstance(self.roles, RoleSet | None),
+        }
+        for rule, is_kept in rules.items():
+            if not is_kept:
+                raise ValueError(f"task {self.name}: {rule}")
+
+    @property
+    def role_set(self) -> RoleSet:
+        """The prompts that its agents get."""
+        return self.roles or ROLES[self.setting]
+
+    @property
+    def builds_on_previous(self) -> bool:
+        """Whether each SFT starts from the model before it (paper Alg. 1: not in debate)."""
+        return self.setting == "information_exchange"
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """What a stage depends on beside the recipe: the plug-in that the task came with."""
+        return (self.source,) if self.source else ()
 
 
 def file_names(*stems: str) -> tuple[str, ...]:
