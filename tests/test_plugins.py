@@ -363,3 +363,23 @@ def test_a_broken_plug_in_leaves_the_others_listed_and_ends_with_2(outside: Path
         "optima: task: 'broken' of broken 3.0: cannot be imported (ModuleNotFoundError: No module "
         "named 'nowhere_at_all'); install it in this environment, or put its folder on PYTHONPATH\n"
     )
+
+
+def test_the_module_of_the_documentation_is_a_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    (tmp_path / "capitals.py").write_text(page.split("```python\n")[1].split("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "test.jsonl").write_text(
+        '{"land": "Norway", "capital": "Oslo"}\n{"land": "Monaco", "capital": "Monaco"}\n'
+    )
+    data = DataSection(path=str(tmp_path), max_malformed=0.5)
+    loaded = load_problems(get_task("capitals:TASK"), data, "test", n_agents=2, seed=0)
+    sys.modules.pop("capitals")
+    assert [(p.question, p.golds) for p in loaded.problems] == [
+        ("What is the capital of Norway?", ("Oslo",))
+    ]
+    assert [row.reason for row in loaded.skipped] == [
+        "test.jsonl line 2: the question tells the answer"
+    ]

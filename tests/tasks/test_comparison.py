@@ -227,6 +227,52 @@ NUMBERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (
         "18",
         (
+            *(
+                "So the total is **18**",
+                "So the total is **18**.",
+                "the total is *18*",
+                "total: `18`",
+            ),
+            *(
+                "She has __18__ eggs",
+                "she makes **$18** a day",
+                "The total is $**18**",
+                "it costs _18_",
+            ),
+            *(r"So the total is \(18\)", r"the total is \boxed{18}.", "the total is <b>18</b>"),
+            *('the total is "18"', "The total is **18 apples**", "Total = **18.0**"),
+            *("She bakes **18**", "they need (in all): **18**", "so, **18**"),
+        ),
+        (
+            *(
+                "18th",
+                "the 18th",
+                "The 18th",
+                "on the 18th",
+                "18 th",
+                "18-th",
+                "18ths",
+                "18th of May",
+            ),
+            *(r"18^{th}", r"18\text{th}", r"18^{\text{th}}", "**18th**", "the answer is 18th"),
+            *("the 18th floor", "So the total is **18th**", "9 + 9 = 18th", "18TH"),
+            *("the total is **2** **18**", "the total is 2**18**", "the total is **18**2"),
+            *(
+                "the total is **18** or **19**",
+                "not **18**",
+                "**18** times **2**",
+                "total **17** **18**",
+            ),
+            *("the total is **18 or 19**", "the total is 2 * **18**", "about **18**", "x **18** y"),
+        ),
+    ),
+    ("21", ("21", "21 nd"), ("21st", "21 st", "the 21st", r"21\text{st}", "21ST century")),
+    ("11", ("11 st", "11 apples"), ("11th", "the 11th")),
+    ("3", ("3 rounds", "3 stones"), ("3rd", "3 rd", "the 3rd of them")),
+    ("0.75", ("3/4", "3/4th", "the share is **3/4**"), ("3rd/4th", "4th")),
+    (
+        "18",
+        (
             *("18", "18.", "18.0", "18.00", "$18", "$18.00", r"\$18", "$18$", "+18", "**18**"),
             *(r"\boxed{18}", r"\mathbf{18}", r"\text{18}", r"\boxed{\mathbf{18}}", "18 dollars"),
             *("9+9=18", "9 + 9 = 18", r"2 \times 9 = 18", "2 x 9 = 18", "9 + 9 = 18 dollars"),
@@ -362,6 +408,14 @@ TEXTS: tuple[tuple[str, str, float], ...] = (  # answer, gold, F1
 )
 
 EXPRESSIONS: tuple[tuple[str, str, float], ...] = (  # answer, gold, score by the judge
+    *(
+        ("18th", "18", 0.0),
+        (r"18^{\text{th}}", "18", 0.0),
+        ("18", "18th", 0.0),
+        ("18th", "18th", 1.0),
+    ),
+    *((r"-7\text{th}", "-7", 0.0), ("the 18th", "18", 0.0), ("So the total is **18**", "18", 1.0)),
+    *((r"18^{th}", r"18^{\text{th}}", 1.0), ("21st", "21", 0.0), ("3 rods", "3", 1.0)),
     *((r"3\frac{1}{2}", r"\frac{7}{2}", 1.0), (r"3\frac{1}{2}", "31/2", 0.0)),
     *((r"137 \frac{1}{2}", "137.5", 1.0), ("18 dollars", "18", 1.0), ("18", r"18\text{ cm}", 1.0)),
     *(("9 + 9 = 18", "18", 1.0), (r"\mathbf{18}", "18", 1.0), (r"\boxed{18}", "18", 1.0)),
