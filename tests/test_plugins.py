@@ -1,5 +1,6 @@
 """Tasks, metrics, role sets and formats of other packages, as they are installed."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from optima.tasks.loading import load_problems
 from optima.tasks.metrics import Metric
 from tests.cli.test_dry_run import write_model
 from tests.fakes import fake_environment
+from tests.pipelines.runs import run
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "estimates"
@@ -383,3 +385,44 @@ def test_the_module_of_the_documentation_is_a_task(
     assert [row.reason for row in loaded.skipped] == [
         "test.jsonl line 2: the question tells the answer"
     ]
+
+
+def test_a_run_goes_on_with_the_same_version_of_a_package_and_does_its_stages_anew_with_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "hops.py").write_text(
+        "from dataclasses import replace\n"
+        "from optima.tasks import TASKS, Metric\n"
+        "F1 = TASKS['two_hop'].metric\n"
+        "METRIC = Metric('halved', 'hops:points')\n"
+        "def points(answer, gold, choices):\n"
+        "    return F1.score(answer, gold, choices) if answer == gold else 0.5\n"
+        "TASK = replace(TASKS['two_hop'], name='hops', metric=METRIC)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(site), str(ROOT))))
+
+    def publish(version: str) -> None:
+        info = site / "hops.dist-info"
+        info.mkdir(exist_ok=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: hops\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text("[optima.tasks]\nhops = hops:TASK\n")
+
+    def scores() -> set[float]:
+        rewards = tmp_path / "run" / "iter_0" / "rank" / "rewards.jsonl"
+        return {json.loads(line)["task"] for line in rewards.read_text().splitlines()}
+
+    environment = fake_environment(tmp_path)
+    fields = ("task=hops", "iterations=1", "reward.lambda_loss=0", "cold_start=null")
+    publish("1.0")
+    run(tmp_path, environment, *fields)
+    assert scores() <= {0.0, 0.5, 1.0}
+    assert 0.5 in scores()
+    done = tmp_path / "run" / "iter_0" / "rank" / "DONE.json"
+    before = done.read_bytes()
+    run(tmp_path, environment, *fields)
+    assert done.read_bytes() == before
+    publish("1.1")
+    run(tmp_path, environment, *fields)
+    assert json.loads(done.read_bytes())["inputs"] != json.loads(before)["inputs"]
