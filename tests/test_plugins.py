@@ -19,7 +19,7 @@ from optima.recipe.schema import DataSection
 from optima.tasks import TASKS, get_task
 from optima.tasks.judging import Judge, JudgeError
 from optima.tasks.loading import load_problems
-from optima.tasks.metrics import Metric
+from optima.tasks.task import Metric
 from tests.cli.test_dry_run import write_model
 from tests.fakes import fake_environment
 from tests.pipelines.runs import run

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from optima.tasks.choices import named_choice
 from optima.tasks.judging import Judge
-from optima.tasks.metrics import Metric
 from optima.tasks.restatement import assents, restates
+from optima.tasks.task import Metric
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from optima.pipelines.judge import judgement
 from optima.recipe.schema import RewardSection
 from optima.reward import compute_reward, search_reward
 from optima.tasks.judging import N_WORKERS, Judge, JudgeError, Judgement
-from optima.tasks.metrics import Metric
+from optima.tasks.task import Metric
 from optima.types import Conversation, Problem, RewardParts
 
 Q = TypeVar("Q")

@@ -11,9 +11,9 @@ from optima.errors import UsageError
 from optima.tasks import arc, cbt, gsm8k, hotpot_qa, math, mmlu, trivia_qa, two_hop
 from optima.tasks.dealing import Dealing as Dealing
 from optima.tasks.metrics import EXACT_MATCH, F1, MATH
-from optima.tasks.metrics import Metric as Metric
 from optima.tasks.task import HubSource as HubSource
 from optima.tasks.task import MalformedRowError as MalformedRowError
+from optima.tasks.task import Metric as Metric
 from optima.tasks.task import RoleSet as RoleSet
 from optima.tasks.task import Row as Row
 from optima.tasks.task import Task as Task

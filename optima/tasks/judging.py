@@ -23,8 +23,8 @@ from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
 from optima.errors import UsageError
-from optima.tasks.metrics import JudgeError as JudgeError
-from optima.tasks.metrics import Metric, shown
+from optima.tasks.task import JudgeError as JudgeError
+from optima.tasks.task import Metric, shown
 
 logger = logging.getLogger(__name__)
 N_WORKERS = 2

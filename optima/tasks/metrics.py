@@ -6,14 +6,12 @@ Paper section 3 (agreement), App. A (metrics); docs/decisions/0003-comparing-ans
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from fractions import Fraction
 
-from optima.errors import OptimaError
-from optima.plugins import describe_error, is_reference
 from optima.tasks.choices import choice_letter, named_choice, words_of
 from optima.tasks.numbers import is_ordinal, number_and_unit, parse_number, stated_number
+from optima.tasks.task import Metric
 from optima.tasks.texts import (
     f1_score,
     normalise_latex,
@@ -30,97 +28,6 @@ UNITS = ("", "dollars", "dollar", "percent")  # what a number may carry where th
 _BASED = re.compile(r"([0-9A-Fa-f]+)_(?:\{(\d+)\}|(\d+))")  # 110_2, a number in base 2
 _ON_THE_HOUR = re.compile(r"0*(\d+):0+")
 _LATEX_LETTER = re.compile(r"(?:\\(?:text|mathrm|textbf|mathbf)\{)?\(?([A-Z])\)?\}?")
-
-
-class JudgeError(OptimaError):
-    """The score of one answer could not be computed; the message names the answer and the cause."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """How an answer is scored against a gold one, and which two answers are the same by it.
-
-    All functions take two texts that are not empty, and the texts of the problem's choices.
-    ``score(answer, gold, choices)`` is in [0, 1]. ``is_same(a, b, choices)`` is symmetric and
-    agrees with it: what is the same as the gold scores 1. Without it two answers are the same when
-    each scores 1 against the other. ``adds_nothing`` tells whether an unmarked text, which is the
-    same as an answer, says no more than that; without it the words must be equal.
-
-    A score that may hang, or that needs what is slow to import, is given by its place instead,
-    ``"package.module:function"``: processes that can be killed import and call it. Where there is
-    ``is_same`` too, its True scores 1 and its False 0; only what it leaves open, None, is asked.
-    """
-
-    name: str
-    score: Callable[[str, str, Sequence[str]], float] | str
-    is_same: Callable[[str, str, Sequence[str]], bool | None] | None = None
-    adds_nothing: Callable[[str, str, Sequence[str]], bool] | None = None
-
-    def __post_init__(self) -> None:
-        if not callable(self.score) and not is_reference(str(self.score)):
-            raise ValueError(
-                f"metric {self.name}: score is {self.score!r}; give a function, or the place of "
-                "one, package.module:function"
-            )
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def is_slow(self) -> bool:
-        """Whether the score is computed in processes that can be killed."""
-        return isinstance(self.score, str)
-
-    def points(self, answer: str, gold: str, choices: Sequence[str] = ()) -> float:
-        """Return the score; raises ``JudgeError`` where there is none in [0, 1]."""
-        if isinstance(self.score, str):
-            raise TypeError(f"metric {self.name}: is slow, so its scores are for the judge")
-        try:
-            value = self.score(answer, gold, choices)
-        except Exception as error:
-            raise JudgeError(
-                self._failed(answer, gold, f"raised {describe_error(error)}")
-            ) from error
-        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise JudgeError(
-                self._failed(answer, gold, f"gave {value!r}, which is not a number from 0 to 1")
-            )
-        return float(value)
-
-    def same(self, a: str, b: str, choices: Sequence[str] = ()) -> bool | None:
-        """Tell whether two answers are the same by the rule that scores the task.
-
-        Symmetric; every text but the empty one is the same as itself. None, of a slow metric only,
-        means that the judge has to compare them. Raises ``JudgeError``.
-        """
-        if a == b:
-            return bool(a)
-        if not a.strip() or not b.strip():
-            return False
-        if self.is_same is not None:
-            try:
-                return self.is_same(a, b, choices)
-            except Exception as error:
-                raise JudgeError(self._failed(a, b, f"raised {describe_error(error)}")) from error
-        if self.is_slow:
-            return None
-        return self.points(a, b, choices) == 1.0 == self.points(b, a, choices)
-
-    def says_only(self, text: str, answer: str, choices: Sequence[str] = ()) -> bool:
-        """Tell whether an unmarked ``text`` means ``answer`` and nothing more."""
-        if self.same(text, answer, choices) is not True:
-            return False
-        if self.adds_nothing is None:
-            return normalise_text(text) == normalise_text(answer)
-        return self.adds_nothing(text, answer, choices)
-
-    def _failed(self, a: str, b: str, what: str) -> str:
-        return f"answer {shown(a)} against {shown(b)}: metric {self.name} {what}"
-
-
-def shown(text: str) -> str:
-    """Return an answer for a message, the beginning of a long one."""
-    return repr(text) if len(text) <= 80 else f"{text[:77]!r}..."
 
 
 def _f1(answer: str, gold: str, choices: Sequence[str]) -> float:

@@ -8,7 +8,7 @@ word, and an assent that does not name the answer.
 import re
 from collections.abc import Sequence
 
-from optima.tasks.metrics import Metric
+from optima.tasks.task import Metric
 from optima.tasks.texts import normalise_text, undress
 
 MAX_CHARACTERS = 500  # a longer utterance says more than an answer

@@ -10,7 +10,8 @@ from optima.evaluation.statistics import Estimate
 from optima.evaluation.summary import Summary
 from optima.pipelines.consistency import voted
 from optima.tasks.judging import Judge, JudgeError
-from optima.tasks.metrics import MATH, Metric
+from optima.tasks.metrics import MATH
+from optima.tasks.task import Metric
 
 HANGS = "9^{9^{9^{9^9}}}"
 
