@@ -53,7 +53,7 @@ def make_rows(model: str, n: int) -> tuple[list[TrainingRow], list[PreferenceRow
     speakers_N: list[tuple[Speaker, ...]] = []
     for problem in problems[:n]:
         texts = scripted_utterances(
-            problem, answer_style=task.answer_style, setting=task.setting, names=NAMES,
+            problem, answer_style=task.answer_style, names=NAMES,
             is_terse=False, seed=0,
         )  # fmt: skip
         turns = tuple(

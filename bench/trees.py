@@ -33,6 +33,7 @@ from optima.serving.probe import is_healthy
 from optima.serving.worker import free_port
 from optima.tasks import get_task
 from optima.tasks.loading import load_problems
+from optima.tasks.metrics import F1
 from optima.types import TreeRound
 
 NORMALISER_TOKENS = 200
@@ -69,7 +70,7 @@ async def grow(server: Server, model: Path, n: int, concurrency: int, n_words: i
         counts["turns"] += len(finished.nodes) + finished.n_merged
         counts["errors"] += sum(rollout.reward.total is None for rollout in finished.rollouts)
 
-    yardstick = Yardstick("f1", RewardSection(), NORMALISER_TOKENS, losses)
+    yardstick = Yardstick(F1, RewardSection(), NORMALISER_TOKENS, losses)
     with RewardDesk(problems, yardstick) as desk, rare_collections():
         async with CompletionClient(
             [server], "policy", ServingSection(), concurrency * section.n_rollouts

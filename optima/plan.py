@@ -86,7 +86,7 @@ def begins_with_sft(recipe: Recipe) -> bool:
 def starts_from_previous(recipe: Recipe) -> bool:
     """Tell whether SFTs build on each other (paper: information exchange only)."""
     if recipe.train.start == "auto":
-        return get_task(recipe.task).setting == "information_exchange"
+        return get_task(recipe.task).builds_on_previous
     return recipe.train.start == "previous"
 
 

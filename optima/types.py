@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 Setting = Literal["information_exchange", "debate"]
 AnswerStyle = Literal["tag", "boxed"]  # <A>answer</A> or \boxed{answer}
-Metric = Literal["f1", "exact_match", "math"]
 StopReason = Literal["agreement", "alone", "max_turns", "context_overflow", "error"]
 Fault = Literal["role_leakage", "overflow"]
 

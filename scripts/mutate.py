@@ -39,7 +39,7 @@ PACKAGES = {  # the sources of a package, and the tests that are about it
     "evaluation": (("evaluation/*",), ("evaluation",)),
     "tasks": (("tasks/*",), ("tasks",)),
 }
-PROCESSES = ("optima/tasks/judging.py", "optima/tasks/equivalence.py")  # not pure, slow to test
+PROCESSES = ("optima/tasks/judging.py", "optima/tasks/worker.py")  # not pure, slow to test
 SLOW = (  # seconds each, for long inputs, many examples, processes or a large package
     "tests/tasks/test_answers.py::test_runaway_texts_cost_no_time",
     "tests/tasks/test_comparison.py::test_expressions_score_by_meaning",

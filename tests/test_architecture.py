@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "optima.trainset",
             "optima.plan",
             "optima.evaluation",
+            "optima.plugins",
         ),
     ),
     (

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_args
 
 from optima.cli.configs import add_config, add_environments
 from optima.cli.numbers import MANY, whole
@@ -19,7 +18,6 @@ from optima.recipe.layers import Layers, merge_layers
 from optima.recipe.schema import Recipe
 from optima.stages import read_recipe as read_stored
 from optima.tasks import get_task
-from optima.types import Metric
 
 
 def add_options(parser: argparse.ArgumentParser, *, has_base: bool = True) -> None:
@@ -41,8 +39,9 @@ def add_options(parser: argparse.ArgumentParser, *, has_base: bool = True) -> No
     parser.set_defaults(base=None)
     parser.add_argument("--task", help="benchmark (`optima tasks`); default: the recipe's")
     parser.add_argument(
-        "--metric", metavar="NAME", choices=get_args(Metric),
-        help="f1, exact_match or math: stop if the task is scored by another (default: its own)",
+        "--metric", metavar="NAME",
+        help="f1, exact_match, math or a plug-in's: stop if the task is scored by another "
+        "(default: its own)",
     )  # fmt: skip
     add_config(parser)
     parser.add_argument(
@@ -110,7 +109,7 @@ def read_recipe(options: argparse.Namespace, models: Sequence[Model]) -> Recipe:
     elif not any(override.startswith("data.n_test=") for override in overrides):
         overrides.append("data.n_test=null")
     recipe = inference_recipe(layers, task=options.task, overrides=overrides)
-    metric = get_task(recipe.task).metric
+    metric = get_task(recipe.task).metric.name
     if options.metric not in (None, metric):
         raise UsageError(
             f"--metric {options.metric}: does not fit {recipe.task}, which is scored by {metric}; "

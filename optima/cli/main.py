@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from optima import plugins
 from optima.cli import evaluations, reports, studies, trial
 from optima.cli.configs import HELP, NAMES, RecipeParser, add_config, add_environments, split_words
 from optima.cli.console import run_command, set_up_logging
@@ -19,7 +20,7 @@ from optima.recipe.layers import FOLDER, is_layer, packaged_recipes
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.schema import MAX_SEED, ModelSection
 from optima.recipe.text import read_file
-from optima.tasks import TASKS, get_task
+from optima.tasks import get_task, task_names
 from optima.tasks.loading import load_problems
 
 DESCRIPTION = """\
@@ -51,8 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_recipes(commands)
     tasks = commands.add_parser(
         "tasks", help="list the benchmarks", allow_abbrev=False,
-        description="List the benchmarks with their setting, their metric, and whether their rows "
-        "carry gold evidence, as cold_start needs.",
+        description="List the benchmarks with their setting, their metric, whether their rows "
+        "carry gold evidence, as cold_start needs, and the package that each comes from.",
     )  # fmt: skip
     tasks.set_defaults(run=_tasks)
     _add_prompts(commands)
@@ -273,10 +274,26 @@ def _show_recipe(options: argparse.Namespace) -> int:
 
 
 def _tasks(options: argparse.Namespace) -> int:
-    print(f"{'task':<10} {'setting':<20} {'metric':<12} {'evidence':<9} title")
-    for task in TASKS.values():
+    tasks, failed = [], []
+    for name in task_names():
+        try:
+            tasks.append(get_task(name))
+        except UsageError as error:  # of one plug-in; the others are listed first
+            failed.append(str(error))
+    rows = [("task", "setting", "metric", "evidence", "from", "title")]
+    for task in tasks:
         evidence = "yes" if task.has_evidence else "no"
-        print(f"{task.name:<10} {task.setting:<20} {task.metric:<12} {evidence:<9} {task.title}")
+        source = task.source or "built in"
+        rows.append((task.name, task.setting, task.metric.name, evidence, source, task.title))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(" ".join(cells).rstrip())
+    for group, what in ((plugins.PROMPTS, "role set"), (plugins.FORMATS, "pool of formats")):
+        for plugin in plugins.installed(group):
+            print(f"{what} {plugin}: {plugin.reference}")
+    if failed:
+        raise UsageError("\n".join(dict.fromkeys(failed)))
     return 0
 
 

@@ -20,7 +20,7 @@ from optima.recipe.schema import Recipe, ServingSection
 from optima.records import check_path
 from optima.rundir import check_same_recipe
 from optima.serving.fleet import gpu_groups
-from optima.tasks import get_task
+from optima.tasks import SPELLINGS, get_task
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,6 @@ TO_INFERENCE_FIELD = {
 }
 # What is more than another name: --device becomes fields, --num_thread the recipe's, once read.
 OF_SERVERS = ("device", "num_thread")
-N_FIRST = 1000  # test problems of information exchange that the original's inference takes
 # original option -> what to do instead
 REFUSED = {
     "model_root_path": "it belongs to inference; for training give --model_path or model.path=DIR",
@@ -99,14 +98,15 @@ def translate_inference(options: argparse.Namespace) -> None:
     if options.original_device is not None:
         options.overrides += _servers(options.original_device, options.original_n_gpus)
     task = options.original_dataset_type
-    if task is not None and _takes_first(get_task(task).name):
+    n_first = None if task is None else get_task(task).n_original_test
+    if n_first is not None:
         fields = {override.partition("=")[0] for override in options.overrides}
         if options.limit is None and fields.isdisjoint(("data.first_test", "data.n_test")):
             logger.info(
                 "--dataset_type %s: the first %d test problems, as in the original; "
-                "data.first_test=null asks all", task, N_FIRST,
+                "data.first_test=null asks all", task, n_first,
             )  # fmt: skip
-            options.overrides.append(f"data.first_test={N_FIRST}")
+            options.overrides.append(f"data.first_test={n_first}")
 
 
 def share_threads(options: argparse.Namespace, recipe: Recipe) -> Recipe:
@@ -142,10 +142,6 @@ def free_output(options: argparse.Namespace, recipe: Recipe, output: Path, name:
         logger.warning("%s holds the results of another command; writing to %s", output, aside)
         return aside
     return output
-
-
-def _takes_first(task: str) -> bool:
-    return get_task(task).setting == "information_exchange" and get_task(task).hub is not None
 
 
 def _servers(device: str, n_gpus: int) -> list[str]:
@@ -204,7 +200,7 @@ def _recipe_here(path: Path) -> Path:
     named = _ORIGINAL_RECIPE.fullmatch(path.as_posix())
     if path.exists() or named is None:
         return path
-    ours = Path("recipes") / named[1] / f"{named[2].replace('trival_qa', 'trivia_qa')}.yaml"
+    ours = Path("recipes") / named[1] / f"{SPELLINGS.get(named[2], named[2])}.yaml"
     logger.warning("%s is not here, taking %s", path, ours)
     return ours
 

@@ -273,7 +273,7 @@ class RunContext:
 
         It gets the run, the step's directory, and its inputs, which identify it.
         """
-        identity = identify(stage, args, kwargs)
+        identity = identify(stage, args, kwargs, self.task.versions)
         out = self.run.stage(step.name, *identity.inputs, older=identity.older)
         if out.done is None:
             made = stage(self, out, *args, **kwargs)

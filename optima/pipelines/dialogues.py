@@ -20,10 +20,10 @@ from optima.seeding import derive_seed
 from optima.serving.client import CompletionClient, Server
 from optima.serving.fleet import Fleet
 from optima.tasks.choices import named_choice
-from optima.tasks.comparison import same_answer
 from optima.tasks.judging import Judge
 from optima.tasks.restatement import assents, restates
-from optima.types import Metric, Problem
+from optima.tasks.task import Metric
+from optima.types import Problem
 
 
 def dialogue_about(
@@ -104,10 +104,12 @@ class TaskAgreement:
 
     async def is_same(self, answer: str, other: str) -> bool:
         """Tell whether both mean the same; False, as in votes, where that takes too long."""
-        told = same_answer(answer, other, metric=self.metric, choices=self.choices)
+        told = self.metric.same(answer, other, self.choices)
         if told is not None:
             return told
-        return await asyncio.to_thread(self.judge.are_same, self.metric, answer, other)
+        return await asyncio.to_thread(
+            self.judge.are_same, self.metric, answer, other, self.choices
+        )
 
     def is_restated(self, text: str, answer: str) -> bool:
         """Tell whether an utterance without a mark says nothing but that ``answer`` is right.

@@ -20,6 +20,8 @@ from pydantic import BaseModel
 from optima.prompts.rendering import PromptStyle
 from optima.types import Problem
 
+# Stages that run code of the task: another version of a plug-in makes them anew.
+_RUN_BY_TASK = frozenset(("split", "generate", "grow", "rank", "group"))
 # Stages whose files once had another form, which are made anew where they have it.
 _FORMS = {"select": "token ids", "script": "token ids", "pair": "token ids"}
 
@@ -42,11 +44,15 @@ class Identity:
 
 
 def identify(
-    stage: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]
+    stage: Callable[..., object],
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+    versions: tuple[str, ...] = (),
 ) -> Identity:
     """Return what identifies the call of a stage's function with these inputs.
 
-    Its first two parameters, the run and the directory, are left out.
+    Its first two parameters, the run and the directory, are left out. ``versions`` are those of
+    the packages that the task is from; they count where the task's own code is run.
     """
     signature = inspect.signature(stage)
     parameters = list(signature.parameters.values())[2:]
@@ -57,6 +63,8 @@ def identify(
         if value != signature.parameters[name].default
     )  # fmt: skip
     named = [pair for name, value in fields for pair in _named(name, value)]
+    if kind in _RUN_BY_TASK:
+        named.extend(_named("task_from", versions))
     if kind in _FORMS:
         named.append(("form", _FORMS[kind]))
     inputs = tuple(f"{name}={text}" for name, text in sorted(named))

@@ -2,7 +2,7 @@
 
 Growing trees ask for a few rewards at a time, thousands of them at once. The desk gathers the texts
 that come while the scorer is busy into its next batch, so no tree waits for more than two batches.
-Text answers are judged in place. Mathematical ones are judged one by one in other processes: an
+Answers are judged in place; those of a slow metric one by one in other processes: an
 expression that hangs delays its own tree and leaves the other processes to all others.
 """
 
@@ -18,7 +18,8 @@ from optima.pipelines.judge import judgement
 from optima.recipe.schema import RewardSection
 from optima.reward import compute_reward, search_reward
 from optima.tasks.judging import N_WORKERS, Judge, JudgeError, Judgement
-from optima.types import Conversation, Metric, Problem, RewardParts
+from optima.tasks.task import Metric
+from optima.types import Conversation, Problem, RewardParts
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -134,7 +135,7 @@ class RewardDesk:
 
     async def _score(self, judgements: list[Judgement]) -> list[float | JudgeError]:
         metric = self._yardstick.metric
-        if metric != "math":
+        if not metric.is_slow:
             return self._judge.score_many(metric, judgements)
         loop = asyncio.get_running_loop()
         return await asyncio.gather(

@@ -96,8 +96,8 @@ def check_start(recipe: Recipe, run_dir: Path) -> None:
 
 def read_formats(recipe: Recipe) -> tuple[Format, ...]:
     """Return the formats of the pool, none where the recipe has no pool."""
-    extra = recipe.sampling.format_pool_path
-    return load_formats(Path(extra) if extra else None) if recipe.sampling.format_pool else ()
+    sampling = recipe.sampling
+    return load_formats(sampling.format_pool_path) if sampling.format_pool else ()
 
 
 def check_room(context: RunContext, problems: Problems) -> None:

@@ -56,7 +56,6 @@ def _scripted_conversation(
     texts = scripted_utterances(
         problem,
         answer_style=context.task.answer_style,
-        setting=context.task.setting,
         names=names,
         is_terse=draw < section.terse_share,
         seed=seed,

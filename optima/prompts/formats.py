@@ -6,6 +6,7 @@ One text file per format; its name without the ending is the format's id.
 from dataclasses import dataclass
 from pathlib import Path
 
+from optima import plugins
 from optima.errors import UsageError
 
 POOL_DIR = Path(__file__).parent / "formats"
@@ -19,17 +20,19 @@ class Format:
     text: str
 
 
-def load_formats(extra_dir: Path | None = None) -> tuple[Format, ...]:
-    """Return the built-in pool and the formats of ``extra_dir``, in the order of their names.
+def load_formats(more: str | Path | None = None) -> tuple[Format, ...]:
+    """Return the built-in pool and the formats of ``more``, in the order of their names.
 
-    Raises UsageError when the directory has no ``*.txt`` file, a file is empty, or an id is taken.
+    ``more`` is a directory, or a plug-in (``plugins.FORMATS``) that is one. Raises UsageError when
+    it has no ``*.txt`` file, a file is empty, or an id is taken.
     """
     paths = sorted(POOL_DIR.glob("*.txt"))
-    if extra_dir is not None:
-        extra = sorted(extra_dir.glob("*.txt"))
+    if more is not None:
+        folder = _folder(str(more))
+        extra = sorted(folder.glob("*.txt"))
         if not extra:
             raise UsageError(
-                f"sampling.format_pool_path={extra_dir}: holds no *.txt file; write one file a "
+                f"sampling.format_pool_path={more}: holds no *.txt file; write one file a "
                 "format, or make some with `optima prompts diversify`"
             )
         paths += extra
@@ -42,3 +45,12 @@ def load_formats(extra_dir: Path | None = None) -> tuple[Format, ...]:
             raise UsageError(f"{path}: the name {path.stem} is taken by another format; rename it")
         formats[path.stem] = Format(path.stem, text)
     return tuple(formats.values())
+
+
+def _folder(name: str) -> Path:
+    """Return the directory that a recipe names; one that is there comes before a plug-in."""
+    try:
+        plugin = None if Path(name).is_dir() else plugins.find(plugins.FORMATS, name)
+        return Path(name) if plugin is None else plugins.load(plugin, Path)
+    except UsageError as error:
+        raise UsageError(f"sampling.format_pool_path: {error}") from error

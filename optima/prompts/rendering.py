@@ -12,9 +12,10 @@ from pathlib import Path
 
 import jinja2
 
+from optima import plugins
 from optima.errors import UsageError
 from optima.recipe.schema import ChoiceAnswer, Recipe
-from optima.tasks.task import Task
+from optima.tasks.task import ROLES, RoleSet, Task
 from optima.types import AnswerStyle, Problem, Setting
 
 TEMPLATE_DIR = Path(__file__).parent / "templates"
@@ -25,8 +26,9 @@ MARKS: dict[AnswerStyle, tuple[str, str]] = {"tag": ("<A>", "</A>"), "boxed": (r
 class PromptStyle:
     """What the prompts of a run have in common.
 
-    ``choice_answer`` says what multiple choice marks; ``directory`` holds templates that replace
-    the built-in ones of the same names.
+    ``choice_answer`` says what multiple choice marks; ``roles`` which template each agent gets, by
+    default as the setting has it; ``directory`` holds templates that replace those of the same
+    names in the role set's directory, as those do the built-in ones.
     """
 
     setting: Setting
@@ -35,6 +37,7 @@ class PromptStyle:
     worked_example: bool = False
     choice_answer: ChoiceAnswer = "text"
     directory: Path | None = None
+    roles: RoleSet | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, task: Task) -> "PromptStyle":
@@ -43,9 +46,7 @@ class PromptStyle:
         All that its agents could be told is rendered once, for a made-up problem.
         """
         section = recipe.conversation
-        directory = None if section.prompts is None else Path(section.prompts).expanduser()
-        if directory is not None:
-            _check(directory)
+        directory, roles = _named(section.prompts, task.role_set)
         style = cls(
             setting=task.setting,
             answer_style=task.answer_style,
@@ -53,11 +54,23 @@ class PromptStyle:
             worked_example=section.worked_example,
             choice_answer=section.choice_answer,
             directory=directory,
+            roles=roles,
         )
-        if directory is not None:
+        if style.folders:
+            _check(style)
             for is_choice in (False,) if task.setting == "information_exchange" else (False, True):
                 list(_told(style, is_choice))
         return style
+
+    @property
+    def role_set(self) -> RoleSet:
+        """Which template each agent gets."""
+        return self.roles or ROLES[self.setting]
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The directories of templates that are not built in, the first to be looked in first."""
+        return tuple(filter(None, (self.directory, self.role_set.directory)))
 
     def told(self, problems: Iterable[Problem]) -> tuple[str, ...]:
         """Return all that agents could be told about problems such as these, of a made-up one.
@@ -69,7 +82,7 @@ class PromptStyle:
 
     def texts(self, templates: Iterable[str]) -> tuple[str, ...]:
         """Return the sources of templates."""
-        return tuple(_path(name, self.directory).read_text("utf-8") for name in templates)
+        return tuple(_path(name, self.folders).read_text("utf-8") for name in templates)
 
 
 def system_prompt(
@@ -87,8 +100,8 @@ def system_prompt(
         **_words(problem, style, agent),
         context=problem.contexts[agent] if problem.contexts else "",
         question=problem.question,
-        format_text=format_text if style.setting == "information_exchange" or agent == 0 else None,
-        example=_example(style, bool(problem.choices)) if style.worked_example else None,
+        format_text=format_text if style.role_set.formats == "all" or agent == 0 else None,
+        example=_example(style, problem) if style.worked_example else None,
     )
 
 
@@ -118,16 +131,11 @@ def _words(problem: Problem, style: PromptStyle, agent: int) -> dict[str, str | 
 def _kind(style: PromptStyle, agent: int) -> str:
     if len(style.names) == 1:
         return "alone"
-    if style.setting == "information_exchange":
-        return "information_exchange"
-    if len(style.names) > 2:
-        return "debater"
-    return "critic" if agent else "solver"
+    return style.role_set.template(agent, len(style.names))
 
 
-def _example(style: PromptStyle, is_choice: bool) -> str:
-    is_exchange = style.setting == "information_exchange"
-    kind = "exchange" if is_exchange else "choice" if is_choice else "sum"
+def _example(style: PromptStyle, problem: Problem) -> str:
+    kind = "exchange" if problem.contexts else "choice" if problem.choices else "sum"
     names = style.names
     return _rendered(
         f"example_{kind}" if len(names) > 1 else "example_alone",
@@ -149,14 +157,14 @@ def _marker(answer_style: AnswerStyle) -> Callable[[str], str]:
 
 def _rendered(name: str, style: PromptStyle, /, **words: object) -> str:
     """Render a template; UsageError when one of a recipe's own fails."""
-    template = _template(name, style.directory)
-    if style.directory is None:
+    template = _template(name, style.folders)
+    if not style.folders:
         return str(template.render(**words))
     try:
         return str(template.render(**words))
     except Exception as error:  # a template raises whatever its author calls
         raise UsageError(
-            f"conversation.prompts: {_path(name, style.directory)}: cannot be rendered: {error}; "
+            f"conversation.prompts: {_path(name, style.folders)}: cannot be rendered: {error}; "
             f"there are {', '.join(sorted(words))}"
         ) from error
 
@@ -175,40 +183,80 @@ def _told(style: PromptStyle, is_choice: bool) -> Iterator[str]:
             yield system_prompt(probe, style, agent=agent, format_text=format_text)
 
 
-def _check(directory: Path) -> None:
-    place = f"conversation.prompts: {directory}"
-    if not directory.is_dir():
-        raise UsageError(f"{place}: is no directory; name one with templates of prompts")
-    found = {path.stem for path in directory.glob("*.txt")}
-    known = ", ".join(f"{name}.txt" for name in _names())
-    if unknown := found - set(_names()):
-        raise UsageError(f"{place}/{min(unknown)}.txt: is no template; there are {known}")
-    if not found:
-        raise UsageError(f"{place}: holds none of {known}; add the one that is to be replaced")
-    for name in sorted(found):
+def _named(prompts: str | None, roles: RoleSet) -> tuple[Path | None, RoleSet]:
+    """Return the directory and the role set that ``conversation.prompts`` means.
+
+    A directory replaces templates of the task's roles, the role set of a package the roles.
+    """
+    if prompts is None:
+        return None, roles
+    try:
+        plugin = plugins.find(plugins.PROMPTS, prompts)
+        directory = Path(prompts).expanduser()
+        if plugin is None:
+            if not directory.is_dir():
+                raise UsageError(
+                    f"{directory}: is not a directory; name one with templates of prompts"
+                )
+            return directory, roles
+        if directory.is_dir():
+            raise UsageError(
+                f"{plugin}: is a directory here too; write ./{prompts} for the directory, or "
+                f"{plugin.reference} for the role set"
+            )
+        return None, plugins.load(plugin, RoleSet)
+    except UsageError as error:
+        raise UsageError(f"conversation.prompts: {error}") from error
+
+
+def _check(style: PromptStyle) -> None:
+    """Raise UsageError for templates that are not there, not known, or do not parse."""
+    known = [f"{name}.txt" for name in _known(style.role_set)]
+    for directory in style.folders:
+        place = f"conversation.prompts: {directory}"
+        if not directory.is_dir():
+            raise UsageError(f"{place}: is not a directory; mend the role set that names it")
+        found = {path.name for path in directory.glob("*.txt")}
+        if unknown := found.difference(known):
+            raise UsageError(
+                f"{place}/{min(unknown)}: is not a template; there are {', '.join(known)}"
+            )
+        if not found:
+            raise UsageError(
+                f"{place}: holds none of {', '.join(known)}; add the one to be replaced"
+            )
+    for name in _known(style.role_set):
+        path = _path(name, style.folders)
         try:
-            _template(name, directory)
+            _template(name, style.folders)
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"conversation.prompts: {path}: does not exist, which an agent's role needs; add it"
+            ) from error
         except (jinja2.TemplateError, UnicodeDecodeError) as error:
-            raise UsageError(f"{place}/{name}.txt: does not parse: {error}") from error
+            raise UsageError(f"conversation.prompts: {path}: does not parse: {error}") from error
 
 
 @cache
-def _names() -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in TEMPLATE_DIR.glob("*.txt")))
+def _known(roles: RoleSet) -> tuple[str, ...]:
+    """Return the names of the built-in templates and of those that only these roles have."""
+    built_in = sorted(path.stem for path in TEMPLATE_DIR.glob("*.txt"))
+    return (*built_in, *sorted(set(roles.names()).difference(built_in)))
 
 
-def _path(name: str, directory: Path | None) -> Path:
-    own = directory / f"{name}.txt" if directory is not None else None
-    return own if own is not None and own.is_file() else TEMPLATE_DIR / f"{name}.txt"
+def _path(name: str, folders: tuple[Path, ...]) -> Path:
+    """Return the file of a template in the first folder that has it, or where it should be."""
+    paths = [folder / f"{name}.txt" for folder in (*folders, TEMPLATE_DIR)]
+    return next((path for path in paths if path.is_file()), paths[max(0, len(paths) - 2)])
 
 
 @cache
-def _template(name: str, directory: Path | None) -> jinja2.Template:
+def _template(name: str, folders: tuple[Path, ...]) -> jinja2.Template:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # noqa: S701  prompts are no HTML
     )
-    return environment.from_string(_path(name, directory).read_text("utf-8"))
+    return environment.from_string(_path(name, folders).read_text("utf-8"))
 
 
 def _listed(names: Sequence[str]) -> str:

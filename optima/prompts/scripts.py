@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from optima.errors import UsageError
 from optima.seeding import rng
-from optima.types import AnswerStyle, Fact, Problem, Setting
+from optima.types import AnswerStyle, Fact, Problem
 
 # {facts} are the speaker's own facts, {partner} is who spoke before.
 WORDY_FACTS = (
@@ -83,36 +83,10 @@ _NAME = re.compile(r"\w{3,}")
 # Words that stand at the start of a question or sentence and so look like names.
 _NO_NAMES = frozenset(
     (
-        *(
-            "after",
-            "all",
-            "and",
-            "are",
-            "before",
-            "between",
-            "both",
-            "did",
-            "does",
-            "during",
-            "for",
-            "from",
-        ),
-        *("had", "has", "have", "her", "his", "how", "into", "its", "not", "one", "the", "their"),
-        *(
-            "then",
-            "there",
-            "these",
-            "they",
-            "this",
-            "was",
-            "were",
-            "what",
-            "when",
-            "where",
-            "which",
-            "while",
-        ),
-        *("who", "whom", "whose", "why", "with"),
+        *("after", "all", "and", "are", "before", "between", "both", "did", "does", "during"),
+        *("for", "from", "had", "has", "have", "her", "his", "how", "into", "its", "not", "one"),
+        *("the", "their", "then", "there", "these", "they", "this", "was", "were", "what", "when"),
+        *("where", "which", "while", "who", "whom", "whose", "why", "with"),
     )
 )
 
@@ -121,7 +95,6 @@ def scripted_utterances(
     problem: Problem,
     *,
     answer_style: AnswerStyle,
-    setting: Setting,
     names: Sequence[str],
     is_terse: bool,
     seed: int,
@@ -137,7 +110,7 @@ def scripted_utterances(
     draw = rng(seed, "script", problem.problem_id)
     gold = problem.golds[0]
     mark = f"<A>{gold}</A>" if answer_style == "tag" else rf"\boxed{{{gold}}}"
-    if setting == "debate":
+    if not problem.contexts:
         texts = [_solution(problem, is_terse, draw)]
         checks = TERSE_CHECKS if is_terse else WORDY_CHECKS
         texts.append(draw.choice(checks))

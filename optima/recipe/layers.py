@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from optima.errors import RecipeError, UsageError
+from optima.plugins import is_reference
 from optima.recipe.schema import METHOD_SECTIONS, section_above
 from optima.recipe.text import MAX_DEPTH, Source, parse_yaml, printable, read_file
-from optima.tasks import TASKS, get_task
+from optima.tasks import get_task, task_names
 from optima.types import Setting
 
 logger = logging.getLogger(__name__)
@@ -232,12 +233,12 @@ def _conditions(value: Any, origin: Origin) -> list[Condition]:
     place = origin.at(WHERE)
     if not isinstance(value, Mapping):
         raise RecipeError(f"{place}: {WHERE}: must be a section, such as `for: {{dpo: ...}}`")
-    known = [*METHOD_SECTIONS, *TASKS, *get_args(Setting), *_EVIDENCE.values()]
+    known = [*METHOD_SECTIONS, *task_names(), *get_args(Setting), *_EVIDENCE.values()]
     found = []
     for key, layer in value.items():
         names = [name.strip() for name in key.split(",")]
         for name in names:
-            if name not in known:
+            if name not in known and not is_reference(name):
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
                 where = f"{origin.at(f'{WHERE}.{key}')}: {WHERE}"

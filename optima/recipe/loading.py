@@ -134,7 +134,7 @@ def _check_condition(condition: Condition) -> list[str]:
 
     Rules over several fields are left to the recipe that they hold for, with all its layers.
     """
-    layers = Layers("", {"method": "sft", "task": "arc", "model": {"path": "any"}})
+    layers = Layers("", {"method": "sft", "task": "any", "model": {"path": "any"}})
     layers.add(condition.layer, condition.origin)
     try:
         _validate(layers.tree)

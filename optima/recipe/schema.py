@@ -47,7 +47,7 @@ class Recipe(Section):
     method: Method
     """Training method."""
     task: str
-    """Benchmark, one of ``optima tasks``."""
+    """Benchmark: one of ``optima tasks``, or package.module:NAME (docs/tasks.md)."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Root of all randomness."""
     iterations: int = Field(default=6, ge=1, le=1_000)

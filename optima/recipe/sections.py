@@ -76,7 +76,8 @@ class ConversationSection(Section):
     which costs fewer tokens. Either is scored right, whatever was asked for."""
     prompts: str | None = None
     """Directory of prompt templates in place of the built-in ones of the same file names
-    (optima/prompts/templates); None takes those."""
+    (optima/prompts/templates), or the role set of a package (docs/tasks.md); None takes the
+    task's."""
     max_error_rate: float = Field(default=0.02, ge=0, le=1)
     """Share of conversations that may end in an error before the stage fails."""
 
@@ -95,7 +96,7 @@ class SamplingSection(Section):
     format_pool: bool = True
     """Draw a communication format for each conversation of iteration 0; off for gsm8k and math."""
     format_pool_path: str | None = None
-    """Directory of further format files, one text file each."""
+    """Directory of further format files, one text file each, or a package's (docs/tasks.md)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -53,8 +53,8 @@ def _row(line: bytes, place: str, number: int, codec: ChatCodec) -> PreferenceRo
     except (ValueError, KeyError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
         raise DataError(
-            f"{place}: is no preference ({reason}); write lists of messages under prompt, chosen "
-            "and rejected"
+            f"{place}: is not a preference ({reason}); write lists of messages under prompt, "
+            "chosen and rejected"
         ) from error
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         if len(side) != 1 or side[0].role != "assistant":

@@ -3,15 +3,14 @@ r"""Answers in text: finding the marked ones, and telling a placeholder from an 
 Marks are ``<A>answer</A>`` (style ``tag``) and ``\boxed{answer}`` (style ``boxed``); a mark without
 content, without its end, with a placeholder ("answer", "your answer", "...") or with what stands
 between two marks that are only spoken of ("between <A> and </A>") counts as no mark.
-Which answers are the same is in ``comparison``. Paper section 3.
+Which answers are the same is in ``metrics``. Paper section 3.
 """
 
 import html
 import re
 from collections.abc import Sequence
 
-from optima.tasks.numbers import parse_number
-from optima.tasks.texts import LATEX_TEXT, closing_braces, normalise_latex, normalise_text, undress
+from optima.tasks.texts import LATEX_TEXT, closing_braces, undress
 from optima.types import AnswerStyle
 
 MAX_PLACEHOLDER_CHARACTERS = 60
@@ -100,21 +99,6 @@ def is_placeholder(answer: str, style: AnswerStyle, choices: Sequence[str] = ())
         is_unknown = words == "x" and len(choices) < 24
         return bool(is_unknown or _OF_CHOICES.fullmatch(words) or _LETTERS.fullmatch(words))
     return style == "boxed" and bool(_MATHEMATICAL.fullmatch(words))
-
-
-def is_same_answer(a: str, b: str, style: AnswerStyle) -> bool:
-    """Tell whether two answers are the same as text or as a number; cheap and never hangs.
-
-    ``tag``: equal after ``normalise_text``. ``boxed``: equal numbers, or equal after
-    ``normalise_latex``; different spellings of one expression (1/2 and 0.5 are numbers, but
-    ``x+1`` and ``1+x`` are not) count as different.
-    """
-    if style == "tag":
-        return normalise_text(a) == normalise_text(b)
-    numbers = parse_number(a), parse_number(b)
-    if numbers[0] is not None and numbers[1] is not None:
-        return numbers[0] == numbers[1]
-    return normalise_latex(a) == normalise_latex(b)
 
 
 def _tags(text: str) -> list[str]:

@@ -1,5 +1,8 @@
 """ARC-Challenge (Clark et al., 2018): science questions with three to five choices.
 
+    {"question": "What do plants take in?", "answerKey": "B",
+     "choices": {"text": ["iron", "light", "wood"], "label": ["A", "B", "C"]}}
+
 Some rows label their choices 1 to 4; every choice is shown, and answered, by its letter. The
 choice's full text is accepted as well, unless it could be taken for another choice.
 MMLU shares the form.
@@ -11,8 +14,8 @@ from collections.abc import Mapping, Sequence
 
 from optima.seeding import digest
 from optima.tasks.choices import choice_letter
-from optima.tasks.comparison import exact_match
 from optima.tasks.dealing import Dealing
+from optima.tasks.metrics import EXACT_MATCH, exact_match
 from optima.tasks.task import (
     HubSource,
     MalformedRowError,
@@ -36,7 +39,7 @@ def parse(row: Row, dealing: Dealing) -> Problem:
     key = str(value) if _is_index(value) else gold_field(row, "answerKey")
     if key not in labels or len(set(labels)) < len(labels):
         raise MalformedRowError(
-            f"answerKey is {key!r}, which is no single one of the labels {describe(labels)}"
+            f"answerKey is {key!r}, which is not exactly one of the labels {describe(labels)}"
         )
     return choice_problem("arc", stem, choices, labels.index(key))
 
@@ -86,7 +89,7 @@ def _choices(row: Row) -> tuple[str, list[str], list[str]]:
         raise MalformedRowError(f"field 'choices' is {describe(columns)}, not an object")
     labels, texts = columns.get("label"), texts_field(columns, "text")
     if not isinstance(labels, list) or len(labels) != len(texts):
-        raise MalformedRowError("fields 'label' and 'text' of 'choices' are no equally long lists")
+        raise MalformedRowError("fields 'label' and 'text' of 'choices' are not equally long lists")
     if not all(isinstance(label, str) or _is_index(label) for label in labels):
         raise MalformedRowError(f"field 'label' is {describe(labels)}, not a list of labels")
     return stem, [str(label).strip() for label in labels], texts
@@ -101,7 +104,7 @@ TASK = Task(
     title="ARC-Challenge",
     setting="debate",
     answer_style="tag",
-    metric="exact_match",
+    metric=EXACT_MATCH,
     has_evidence=False,
     hub=HubSource("allenai/ai2_arc", ("ARC-Challenge",), "train", "test"),
     train_files=(*file_names("train"), "ARC-Challenge-Train.jsonl"),

@@ -1,5 +1,8 @@
 """Children's Book Test, common nouns (Hill et al., 2016): the word missing after 20 sentences.
 
+    {"sentences": ["Ann had a boat .", "The boat was red ."], "question": "She took the XXXXX .",
+     "options": ["boat", "cup"], "answer": "boat"}
+
 The ten candidates are part of the question, as in the benchmark's definition. The agents get
 consecutive parts of the story (the paper deals sentences at random). Evidence is where the answer
 was mentioned, which the release does not mark.
@@ -7,6 +10,7 @@ was mentioned, which the release does not mark.
 
 from optima.seeding import digest
 from optima.tasks.dealing import Dealing, deal_story
+from optima.tasks.metrics import F1
 from optima.tasks.task import (
     HubSource,
     MalformedRowError,
@@ -32,7 +36,7 @@ def parse(row: Row, dealing: Dealing) -> Problem:
     if BLANK not in query:
         raise MalformedRowError(f"the question has no {BLANK}")
     if answer not in options:
-        raise MalformedRowError(f"the answer {answer!r} is none of the options")
+        raise MalformedRowError(f"the answer {answer!r} is not one of the options")
     key = digest(query, answer, *options, *sentences)
     hands = deal_story(sentences, answer, dealing)
     return Problem(
@@ -52,11 +56,12 @@ TASK = Task(
     title="Children's Book Test (CN)",
     setting="information_exchange",
     answer_style="tag",
-    metric="f1",
+    metric=F1,
     has_evidence=True,
     hub=HubSource("cam-cst/cbt", ("CN",), "train", "test"),
     train_files=file_names("train"),
     test_files=file_names("test"),
     parse=parse,
     reads=frozenset({"data.max_context_words"}),
+    n_original_test=1000,
 )

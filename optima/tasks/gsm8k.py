@@ -1,9 +1,13 @@
-"""GSM8K (Cobbe et al., 2021): grade-school word problems whose answer is a number."""
+r"""GSM8K (Cobbe et al., 2021): grade-school word problems whose answer is a number.
+
+{"question": "Ann has 3 boxes of 6 eggs. How many eggs?", "answer": "3*6=<<3*6=18>>18\n#### 18"}
+"""
 
 import re
 
 from optima.seeding import digest
 from optima.tasks.dealing import Dealing
+from optima.tasks.metrics import EXACT_MATCH
 from optima.tasks.numbers import parse_number
 from optima.tasks.task import (
     HubSource,
@@ -43,7 +47,7 @@ TASK = Task(
     title="GSM8K",
     setting="debate",
     answer_style="boxed",
-    metric="exact_match",
+    metric=EXACT_MATCH,
     has_evidence=True,
     hub=HubSource("openai/gsm8k", ("main",), "train", "test"),
     train_files=file_names("train"),

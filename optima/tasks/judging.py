@@ -1,9 +1,9 @@
 """R_task: the score of a final answer against the gold answers, in [0, 1] (paper section 4).
 
-Text metrics are computed in place. ``math`` runs in worker processes that can be killed, with
-limits per answer, so it works from any thread and an expression that hangs costs seconds. A score
-that cannot be computed is a ``JudgeError`` that names the answer, never 0. Whether two answers are
-the same, for agreement and votes, goes by the same comparison.
+A metric is computed in place, or, if it is slow as ``math`` is, in processes that can be killed,
+with limits per answer: it works from any thread, and an expression that hangs costs seconds. What
+cannot be scored is a ``JudgeError`` that names the answer, never 0. Whether two answers are the
+same, for agreement and votes, goes by the same metric.
 """
 
 import importlib.util
@@ -22,10 +22,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
-from optima.errors import OptimaError, UsageError
-from optima.tasks.comparison import exact_match, same_answer
-from optima.tasks.texts import f1_score
-from optima.types import Metric
+from optima.errors import UsageError
+from optima.tasks.task import JudgeError as JudgeError
+from optima.tasks.task import Metric, shown
 
 logger = logging.getLogger(__name__)
 N_WORKERS = 2
@@ -34,9 +33,6 @@ WALL_FACTOR = 6.0  # wall-clock limit in units of the CPU limit, for a process t
 START_TIMEOUT_S = 120.0  # sympy's import takes 1-2 s on an idle machine
 REAP_TIMEOUT_S = 1.0  # between the end of a process's output and its exit status
 LIMIT_STATUSES = (-signal.SIGPROF, -signal.SIGALRM)  # the kernel ended it at one of the limits
-MAX_ANSWER_CHARACTERS = (
-    2000  # longer ones are no answer but a text; golds of MATH have up to 100 or so
-)
 
 _HARMLESS = "7y"  # an expression that anything sound is compared with in no time
 
@@ -47,10 +43,6 @@ class Judgement(NamedTuple):
     answer: str | None
     golds: Sequence[str]
     choices: Sequence[str] = ()
-
-
-class JudgeError(OptimaError):
-    """The score of one answer could not be computed; the message names the answer and the cause."""
 
 
 class Judge:
@@ -98,26 +90,33 @@ class Judge:
     ) -> float:
         """Return the score of ``answer`` in [0, 1], the maximum over ``golds``; None scores 0.
 
-        ``choices`` are those of the problem, in the order of their letters. For ``math`` a text of
-        more than ``MAX_ANSWER_CHARACTERS`` is no answer and scores 0 too. Raises ``JudgeError``
+        ``choices`` are those of the problem, in the order of their letters. Raises ``JudgeError``
         when it cannot be computed.
         """
         if not golds:
             raise ValueError("a problem has at least one gold answer")
         if answer is None or not answer.strip():
             return 0.0
-        if metric == "f1":
-            return max(f1_score(answer, gold) for gold in golds)
-        if metric == "exact_match":
-            return float(any(exact_match(answer, gold, choices) for gold in golds))
-        return self._math_score(answer, golds)
+        if not metric.is_slow:
+            return max(metric.points(answer, gold, choices) for gold in golds)
+        is_asked = metric.is_same is not None
+        verdicts = [metric.same(answer, gold, choices) if is_asked else None for gold in golds]
+        if any(verdicts):
+            return 1.0
+        golds = [gold for gold, verdict in zip(golds, verdicts, strict=True) if verdict is None]
+        return self._slow_score(metric, Judgement(answer, golds, choices)) if golds else 0.0
+
+    def prove(self, metric: Metric) -> None:
+        """Raise ``JudgeError`` when the score of a slow metric cannot be imported."""
+        if metric.is_slow:
+            self._workers[0].use(metric)
 
     def score_many(
         self, metric: Metric, judgements: Sequence[Judgement | tuple[str | None, Sequence[str]]]
     ) -> list[float | JudgeError]:
         """Return one score, or the error that prevented it, for each judgement.
 
-        Equal judgements are computed once; ``math`` uses all workers.
+        Equal judgements are computed once; a slow metric uses all workers.
         """
         named = [Judgement(*judgement) for judgement in judgements]
         keys = [Judgement(one.answer, tuple(one.golds), tuple(one.choices)) for one in named]
@@ -129,7 +128,7 @@ class Judge:
             except JudgeError as error:
                 return error
 
-        if metric == "math":
+        if metric.is_slow:
             with ThreadPoolExecutor(self._n_workers) as pool:
                 results = list(pool.map(score, distinct))
         else:
@@ -138,65 +137,64 @@ class Judge:
         return [result_by_key[key] for key in keys]
 
     def are_same(self, metric: Metric, a: str, b: str, choices: Sequence[str] = ()) -> bool:
-        """Tell whether two answers are the same; blocks, for ``math``, until that is known.
+        """Tell whether two answers are the same; blocks, for a slow metric, until that is known.
 
         Symmetric. What cannot be compared is the same as its equal only, with a warning: an answer
         that hangs costs two comparisons, not one with every other answer that it meets.
         """
-        is_same = same_answer(a, b, metric=metric, choices=choices)
-        if is_same is not None:
-            return is_same
-        if not all(self._can_be_compared.get(text, True) for text in (a, b)):
-            return False
         try:
-            return any(self.score(metric, *pair) == 1.0 for pair in ((a, (b,)), (b, (a,))))
+            is_same = metric.same(a, b, choices)
+            if is_same is not None:
+                return is_same
+            if not all(self._can_be_compared.get(text, True) for text in (a, b)):
+                return False
+            pairs = ((a, (b,)), (b, (a,)))
+            return any(self.score(metric, *pair, choices) == 1.0 for pair in pairs)
         except JudgeError as error:
             logger.warning("answers counted as different: %s", error)
             for text in (a, b):
                 if text not in self._can_be_compared:
-                    self._can_be_compared[text] = self._is_harmless(text)
+                    self._can_be_compared[text] = self._is_harmless(metric, text)
             return False
 
-    def _is_harmless(self, answer: str) -> bool:
+    def _is_harmless(self, metric: Metric, answer: str) -> bool:
         try:
-            self.score("math", answer, (_HARMLESS,))
+            self.score(metric, answer, (_HARMLESS,))
         except JudgeError:
             return False
         return True
 
-    def _math_score(self, answer: str, golds: Sequence[str]) -> float:
-        verdicts = [same_answer(answer, gold, metric="math") for gold in golds]
-        if any(verdicts):
-            return 1.0
-        golds = [gold for gold, verdict in zip(golds, verdicts, strict=True) if verdict is None]
-        if not golds or len(answer) > MAX_ANSWER_CHARACTERS:
-            return 0.0
+    def _slow_score(self, metric: Metric, judgement: Judgement) -> float:
         if not self._workers:
             raise RuntimeError("the judge is used outside its with block")
         worker = self._idle.get()
         try:
-            return worker.score(answer, golds)
+            return worker.score(metric, judgement)
         finally:
             self._idle.put(worker)
 
 
 class _Worker:
-    """One process of ``optima.tasks.equivalence``, used by one thread at a time."""
+    """One process of ``optima.tasks.worker``, used by one thread at a time."""
 
     def __init__(self, cpu_limit_s: float) -> None:
         self._cpu_limit_s = cpu_limit_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._reference = ""  # of the function that the process computes
 
-    def score(self, answer: str, golds: Sequence[str]) -> float:
-        """Return 1.0 or 0.0; raises ``JudgeError``, after which the next call starts afresh."""
+    def score(self, metric: Metric, judgement: Judgement) -> float:
+        """Return the best score; raises ``JudgeError``, after which the next call starts afresh."""
+        self.use(metric)
         wall_limit_s = self._cpu_limit_s * WALL_FACTOR
         job = {
-            "answer": answer,
-            "golds": list(golds),
+            "answer": judgement.answer,
+            "golds": list(judgement.golds),
+            "choices": list(judgement.choices),
             "cpu_limit_s": self._cpu_limit_s,
             "wall_limit_s": wall_limit_s,
         }
-        place = f"answer {_shown(answer)} against gold {_shown(' | '.join(golds))}"
+        golds = shown(" | ".join(judgement.golds))
+        place = f"answer {shown(str(judgement.answer))} against gold {golds}"
         result = self._ask(job, wall_limit_s, place)
         if result is None:  # the process was ended from outside: not this answer's fault
             result = self._ask(job, wall_limit_s, place)
@@ -204,7 +202,17 @@ class _Worker:
             raise JudgeError(f"{place}: the comparing process died twice; is memory short?")
         if "error" in result:
             raise JudgeError(f"{place}: cannot be compared ({result['error']})")
-        return float(result["score"])
+        score = float(result["score"])
+        if not 0 <= score <= 1:
+            raise JudgeError(f"{place}: metric {metric} gave {score}, which is not from 0 to 1")
+        return score
+
+    def use(self, metric: Metric) -> None:
+        """Have a process that computes this metric; raises ``JudgeError`` when there is none."""
+        if str(metric.score) != self._reference:
+            self.close()
+            self._reference = str(metric.score)
+        self._started()
 
     def _ask(self, job: dict[str, Any], wall_limit_s: float, place: str) -> dict[str, Any] | None:
         """Return the process's result, None when it died for no reason that lies in the job."""
@@ -253,20 +261,21 @@ class _Worker:
             return self._process
         self.stop()
         root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
+        path = os.pathsep.join([root, *filter(None, sys.path)])  # a plug-in's folder among them
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "optima.tasks.equivalence"],
+            [sys.executable, "-m", "optima.tasks.worker", self._reference],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
             env={**os.environ, "PYTHONPATH": path},
         )
         line = _read_line(_pipes(self._process)[1], START_TIMEOUT_S)
-        if not line:
+        if not line or "error" in json.loads(line):
             status = self.stop()
+            what = json.loads(line)["error"] if line else f"exit status {status}"
             raise JudgeError(
-                f"the comparing process (python -m optima.tasks.equivalence) did not start within "
-                f"{START_TIMEOUT_S:g} s (exit status {status}); run it by hand to see why"
+                f"the comparing process (python -m optima.tasks.worker {self._reference}) did not "
+                f"start within {START_TIMEOUT_S:g} s ({what}); run it by hand to see why"
             )
         return self._process
 
@@ -292,7 +301,3 @@ def _read_line(stream: IO[bytes], timeout_s: float) -> bytes:
             return b""
         line += part
     return line
-
-
-def _shown(text: str) -> str:
-    return repr(text) if len(text) <= 80 else f"{text[:77]!r}..."

@@ -1,7 +1,7 @@
 """Rows to problems: native files, the dataset hub, or code; nothing is dropped without a word.
 
 A row that is malformed, or has no gold answer, is counted and skipped, up to the share
-``data.max_malformed``; above it loading fails. Repeated rows and, for MMLU, ARC's questions are
+``data.max_malformed``; above it loading fails. Repeated rows and those that the task excludes are
 left out and counted apart. Test problems that stand in the train split too are refused, unless
 ``data.overlap`` says otherwise. Draws are seeded and do not depend on the order of rows.
 """
@@ -12,13 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from optima.errors import DataError
+from optima.errors import DataError, OptimaError
+from optima.plugins import describe_error
 from optima.seeding import derive_seed, digest
-from optima.tasks.arc_overlap import ArcQuestions, arc_questions
 from optima.tasks.data import DataSection
 from optima.tasks.dealing import NO_CONTEXT, Dealing
+from optima.tasks.judging import Judge, JudgeError
 from optima.tasks.rows import RawRow, read_hub, read_path
-from optima.tasks.task import MalformedRowError, Task, WithheldGoldError, describe
+from optima.tasks.task import Excluded, MalformedRowError, Row, Task, WithheldGoldError, describe
 from optima.types import Problem
 
 Split = Literal["train", "test"]
@@ -132,28 +133,28 @@ def load_problems(
                 "remove both"
             )
         n_problems = data.n_train if split == "train" else data.n_test
-        problems = tuple(task.generate(split, n_problems, dealing))
+        problems = _generated(task, split, n_problems, dealing)
+        _prove(task, problems)
         return LoadedProblems(problems[:n_first], n_rows=len(problems))
     rows = read_path(task, data, split) if data.path is not None else read_hub(task, data, split)
-    excluded = arc_questions(data) if task.name == "mmlu" and split == "train" else None
+    excluded = task.exclude(data) if task.exclude is not None and split == "train" else None
     loaded = parse_rows(task, rows, dealing, excluded)
     _check(task, data, split, loaded)
+    _prove(task, loaded.problems)
     return replace(loaded, problems=loaded.problems[:n_first])
 
 
 def parse_rows(
-    task: Task, rows: Iterable[RawRow], dealing: Dealing, excluded: ArcQuestions | None = None
+    task: Task, rows: Iterable[RawRow], dealing: Dealing, excluded: Excluded | None = None
 ) -> LoadedProblems:
     """Return the problems of ``rows``; the caller judges whether too many were skipped."""
-    if task.parse is None:
-        raise ValueError(f"{task.name} reads no rows")
     problem_by_id: dict[str, Problem] = {}
     row_by_id: dict[str, int] = {}
     skipped = []
     number = 0
     for number, raw in enumerate(rows, start=1):
         try:
-            problem = task.parse(raw.checked(), dealing)
+            problem = _parsed(task, raw.checked(), dealing, raw.place)
         except MalformedRowError as error:
             kind: SkipKind = "withheld" if isinstance(error, WithheldGoldError) else "malformed"
             skipped.append(SkippedRow(number, kind, f"{raw.place}: {error}"))
@@ -164,7 +165,7 @@ def parse_rows(
         except RecursionError:
             skipped.append(SkippedRow(number, "malformed", f"{raw.place}: is nested too deeply"))
             continue
-        if excluded is not None and (reason := excluded.reason(raw.checked())):
+        if excluded is not None and (reason := excluded(raw.checked())):
             skipped.append(SkippedRow(number, "excluded", reason))
         elif problem.problem_id in problem_by_id:
             first = row_by_id[problem.problem_id]
@@ -173,6 +174,78 @@ def parse_rows(
             problem_by_id[problem.problem_id] = problem
             row_by_id[problem.problem_id] = number
     return LoadedProblems(tuple(problem_by_id.values()), number, tuple(skipped))
+
+
+def _parsed(task: Task, row: Row, dealing: Dealing, place: str) -> Problem:
+    """Return the problem of a row; DataError where the code of another package fails."""
+    if task.parse is None:
+        raise ValueError(f"{task.name} reads no rows")
+    if not task.source:
+        return task.parse(row, dealing)
+    try:
+        return _checked(task, task.parse(row, dealing), dealing)
+    except (MalformedRowError, UnicodeEncodeError, RecursionError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{place}: task {task.name} ({task.source}) fails on it ({describe_error(error)}); "
+            "mend its parse, which raises MalformedRowError for a row that cannot be used"
+        ) from error
+
+
+def _generated(task: Task, split: Split, n: int | None, dealing: Dealing) -> tuple[Problem, ...]:
+    """Return the problems that a task makes; DataError where the code of another package fails."""
+    assert task.generate is not None
+    if not task.source:
+        return tuple(task.generate(split, n, dealing))
+    try:
+        problems = tuple(
+            _checked(task, problem, dealing) for problem in task.generate(split, n, dealing)
+        )
+        if not problems or len({problem.problem_id for problem in problems}) < len(problems):
+            raise ValueError("it made no problem, or two with one problem_id")
+    except OptimaError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"task {task.name} ({task.source}): its generate fails for the {split} split "
+            f"({describe_error(error)}); mend it"
+        ) from error
+    return problems
+
+
+def _checked(task: Task, problem: object, dealing: Dealing) -> Problem:
+    """Return a problem of another package under the task's name; ValueError for what it lacks."""
+    if not isinstance(problem, Problem):
+        raise TypeError(f"a {type(problem).__name__} was made, not a Problem")
+    if not problem.golds or not all(gold.strip() for gold in problem.golds):
+        raise ValueError(f"problem {problem.problem_id} has no gold answer, or an empty one")
+    if len(problem.contexts) not in (0, dealing.n_agents):
+        raise ValueError(
+            f"problem {problem.problem_id} has {len(problem.contexts)} contexts for "
+            f"{dealing.n_agents} agents"
+        )
+    return problem.model_copy(update={"task": task.name})
+
+
+def _prove(task: Task, problems: Sequence[Problem]) -> None:
+    """Score the first gold of another package's task against itself, before models are asked."""
+    if not task.source or not problems:
+        return
+    first = problems[0]
+    gold = first.golds[0]
+    try:
+        with Judge(n_workers=1) as judge:
+            judge.prove(task.metric)
+            score = judge.score(task.metric, gold, (gold,), first.choices)
+            task.metric.same(gold, first.question, first.choices)
+    except JudgeError as error:
+        raise DataError(f"task {task.name} ({task.source}): {error}; mend the metric") from error
+    if score != 1.0:
+        raise DataError(
+            f"task {task.name} ({task.source}): the gold answer {describe(gold)} scores {score:g} "
+            f"by metric {task.metric} against itself, which must be 1; mend the metric"
+        )
 
 
 def sample_problems(

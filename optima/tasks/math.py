@@ -1,8 +1,12 @@
-r"""MATH (Hendrycks et al., 2021): competition problems, the gold is the last ``\boxed{}``."""
+r"""MATH (Hendrycks et al., 2021): competition problems, the gold is the last ``\boxed{}``.
+
+{"problem": "What is $2^3$?", "solution": "It is $2*2*2=\\boxed{8}$.", "level": "Level 1"}
+"""
 
 from optima.seeding import digest
 from optima.tasks.answers import last_marked_answer
 from optima.tasks.dealing import Dealing
+from optima.tasks.metrics import MATH
 from optima.tasks.task import (
     HubSource,
     MalformedRowError,
@@ -35,7 +39,7 @@ TASK = Task(
     title="MATH",
     setting="debate",
     answer_style="boxed",
-    metric="math",
+    metric=MATH,
     has_evidence=True,
     hub=HubSource(
         "EleutherAI/hendrycks_math",

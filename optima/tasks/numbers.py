@@ -3,16 +3,21 @@ r"""Numbers in answers: the one that a text states, exact as a fraction, or none
 Two readings. ``parse_number`` takes what is a number and nothing else (by request with a unit, or
 at the end of a calculation); ``stated_number`` also a sentence about one number. A text with two
 different numbers, a variable beside a number, or a word that takes it back ("or", "not", "at
-least") states none.
+least") states none; an ordinal ("the 18th") is a place in an order and no number of things.
+
+``stated_number`` knows notations that differ by country, trade or habit: "1 080", "1'080", "1_080"
+and "1,08,000" group digits otherwise than English does; "1.234.567" and "1.080,50" are German;
+"1.8e3" and "1.8 \times 10^3" are scientific; "70k" is short. A lone "1.080" stays 1.08 and "18,5"
+stays two numbers, as nothing tells which was meant.
 """
 
 import re
 import unicodedata
+from decimal import Decimal
 from fractions import Fraction
 from typing import Literal
 
-from optima.tasks.notations import plain_digits
-from optima.tasks.texts import LATEX_TEXT, undress, without_lead_in
+from optima.tasks.texts import LATEX_TEXT, normalise_latex, undress, without_lead_in
 
 MAX_DIGITS = 1000  # a model that repeats a digit for ever states no number
 MAX_CHARACTERS = 2000  # longer ones are no answer but a text
@@ -58,6 +63,31 @@ _OPERATION = re.compile(
 _SIGN_BY_WORD = {"plus": "+", "minus": "-", "divided by": "/"}  # of, times, multiplied by: *
 _IN_BRACKETS = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]|\{([^{}]*)\}")
 _BRACKET_BEHIND = re.compile(r"([^()]*\S)\s+\(([^()]*)\)")
+_ORDINAL = re.compile(  # "18th", "18 th", "18^{th}" and "the 21st", not "18 st", which may be stone
+    r"(?:the\s+)?[-+]?[\d,]*(?:\d[\s^{-]*th|(?:(?<!1)1[\s^{-]*st|(?<!1)2[\s^{-]*nd|(?<!1)3[\s^{-]*rd))s?"
+    r"(?![A-Za-z])",
+    re.IGNORECASE,
+)
+_EMPHASISED = re.compile(  # a number inside of a sentence, behind a word: "the total is **18**"
+    r"(?:(?<=[A-Za-z]{2}\s)|(?<=[,;:=]\s)|(?<=[:=])|(?<=\s\$))"
+    r"(?:(?P<mark>\*{1,3}|_{1,2}|`|\")(?=[-+$£€.]?\s?\.?\d)(?P<plain>[^*_`\"]+)(?P=mark)|"
+    r"\\\((?P<latex>[^()]+)\\\)|\\f?boxed\{(?P<boxed>[^{}]+)\}|"
+    r"<(?P<tag>b|i|strong|em|code)>(?P<html>[^<>]+)</(?P=tag)>)(?=[\s.,;:!]|$)"
+)
+_GROUPS = (
+    re.compile(r"(?<![\d.,])\d{1,3}(?:[ \u00a0\u2009\u202f'\u2019_]\d{3})+(?!\d|\s*/)"),
+    re.compile(r"(?<![\d.,])\d{1,2}(?:,\d{2})+,\d{3}(?![\d,])"),
+    re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?![\d.,])"),
+)
+_DECIMAL_COMMA = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+),(\d+)(?![\d.,])")
+_SCIENTIFIC = re.compile(
+    r"(?<![\w.,])(\d+(?:\.\d+)?)(?:[eE]([-+]?\d{1,2})|"
+    r"\s*(?:[x*\u00d7\u00b7]|\\times|\\cdot)\s*10\s*\^\s*\{?\s*([-+]?\d{1,2})\s*\}?)(?![\w.^!])"
+)
+_SUPERSCRIPTS = dict(zip("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b",
+                         "0123456789-", strict=True))  # fmt: skip
+_POWER_OF_TEN = re.compile(rf"(?<=10)[{''.join(_SUPERSCRIPTS)}]+")
+_SHORT_UNIT = re.compile(r"(?<=\d)(?:[kK]|([ghlmsL]))(?![\w^])")
 # What takes a number back, or makes it a bound or a part of a calculation.
 _HEDGES = frozenset(
     (
@@ -100,12 +130,13 @@ def parse_number(text: str, units: Literal["refuse", "ignore"] = "refuse") -> Fr
 def stated_number(text: str) -> Fraction | None:
     """Return the only number that ``text`` states, units ignored, also in a sentence about it.
 
-    It may be in another notation (see ``notations``), in brackets, or followed by its calculation
-    in brackets.
+    It may be in another notation, emphasised, in brackets, or followed by its calculation in
+    brackets.
     """
     if len(text) > MAX_CHARACTERS:
         return None
-    text = re.sub(r"\bequals\b", "=", plain_digits(without_lead_in(text)))
+    text = _EMPHASISED.sub(_inner, without_lead_in(text))
+    text = re.sub(r"\bequals\b", "=", _plain_digits(text))
     if match := _IN_BRACKETS.fullmatch(text):
         text = match[1] or match[2] or match[3] or ""
     elif (match := _BRACKET_BEHIND.fullmatch(text)) and _is_sum(match[2].strip()):
@@ -123,6 +154,15 @@ def number_and_unit(text: str) -> tuple[Fraction, str] | None:
         return None
     is_bare = "=" in plain or parse_number(text) is not None
     return value, "" if is_bare else plain[match.end() :].strip().lower()
+
+
+def is_ordinal(text: str) -> bool:
+    """Tell whether ``text`` begins with an ordinal, such as "18th" or "the 18th of May"."""
+    return any(_ORDINAL.match(form) for form in (text.strip(), normalise_latex(text)))
+
+
+def _inner(match: re.Match[str]) -> str:
+    return next(found for found in match.group("plain", "latex", "boxed", "html") if found)
 
 
 def _plain_notation(text: str, *, is_unwrapped: bool) -> str:
@@ -143,6 +183,20 @@ def _plain_notation(text: str, *, is_unwrapped: bool) -> str:
     return re.sub(r"^(?:negative|minus)\s+(?=[\d.])", "-", text, flags=re.IGNORECASE)
 
 
+def _plain_digits(text: str) -> str:
+    """Return ``text`` with its grouped, scientific and abbreviated numbers in plain digits.
+
+    One letter of a unit right behind a number ("18h") is set apart from it.
+    """
+    text = _DECIMAL_COMMA.sub(lambda match: match[1].replace(".", "") + "." + match[2], text)
+    for groups in _GROUPS:
+        text = groups.sub(lambda match: re.sub(r"\D", "", match[0]), text)
+    superscripts = str.maketrans(_SUPERSCRIPTS)
+    text = _POWER_OF_TEN.sub(lambda match: "^" + match[0].translate(superscripts), text)
+    text = _SCIENTIFIC.sub(lambda m: f"{Decimal(f'{m[1]}e{m[2] or m[3]}'):f}", text)
+    return _SHORT_UNIT.sub(lambda match: f" {match[1] or 'thousand'}", text)
+
+
 def _value(text: str) -> Fraction | None:
     if match := _PLAIN.fullmatch(text):
         return _fraction(match[1], match[2])
@@ -157,7 +211,7 @@ def _value(text: str) -> Fraction | None:
 def _with_unit(text: str) -> Fraction | None:
     text = _POWER.sub("", text)
     match = _MIXED.match(text) or _PLAIN.match(text)
-    if match is None or not match[0].strip():
+    if match is None or not match[0].strip() or _ORDINAL.match(text):
         return None
     unit = text[match.end() :]
     if match[0][-1:].isspace():  # the pattern took the space before the unit

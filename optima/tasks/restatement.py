@@ -8,15 +8,10 @@ word, and an assent that does not name the answer.
 import re
 from collections.abc import Sequence
 
-from optima.tasks.choices import named_choice, words_of
-from optima.tasks.comparison import same_answer
-from optima.tasks.numbers import number_and_unit
+from optima.tasks.task import Metric
 from optima.tasks.texts import normalise_text, undress
-from optima.types import Metric
 
 MAX_CHARACTERS = 500  # a longer utterance says more than an answer
-
-UNITS = ("", "dollars", "dollar", "percent")  # what a number may carry where the answer does not
 
 _SOUND = (
     r"ok|okay|sure|right|exactly|indeed|great|good|correct|confirmed|agreed|we agree|"
@@ -41,8 +36,6 @@ _TRAIL = re.compile(
 )
 _PAUSE_AT_START = re.compile(r"^(?:[,.;:!]+(?=\s|$)|\s+)+")  # not the point of ".5"
 _PAUSE_AT_END = re.compile(r"[\s,.;:!]+$")
-
-
 _BARE_ASSENT = re.compile(
     r"(?:(?:right|correct|agreed|exactly|confirmed|"
     r"i (?:also |fully |completely )?agree(?: with (?:you|that|this|your answer|your solution))?|"
@@ -74,7 +67,10 @@ def restates(text: str, answer: str, *, metric: Metric, choices: Sequence[str] =
         return False
     # "yes, the answer is no" may mean either
     lead = _LEAD_TO_NO if normalise_text(answer) == "no" else _LEAD
-    return _says(_core(text, lead), answer, metric, choices)
+    core = undress(_core(text, lead))
+    if not core or core.count("=") > answer.count("="):
+        return False  # a calculation has other numbers
+    return metric.says_only(core, answer, choices)
 
 
 def _core(text: str, lead: re.Pattern[str]) -> str:
@@ -89,28 +85,3 @@ def _core(text: str, lead: re.Pattern[str]) -> str:
             core = _PAUSE_AT_END.sub("", core[: match.start()])
         if core == before:
             return core
-
-
-def _says(core: str, answer: str, metric: Metric, choices: Sequence[str]) -> bool:
-    core = undress(core)
-    if not core or core.count("=") > answer.count("="):
-        return False  # a calculation has other numbers
-    if metric == "f1":
-        return normalise_text(core) == normalise_text(answer)
-    if same_answer(core, answer, metric=metric, choices=choices) is not True:
-        return False
-    if choices:
-        return _adds_no_word(core, answer, choices)
-    numbers = number_and_unit(core), number_and_unit(answer)
-    if numbers[0] is None or numbers[1] is None:
-        return metric == "math" or normalise_text(core) == normalise_text(answer)
-    return numbers[0][1] in (*UNITS, numbers[1][1])
-
-
-def _adds_no_word(core: str, answer: str, choices: Sequence[str]) -> bool:
-    index = named_choice(answer, choices)
-    if index is None:
-        return True  # then both are the same text
-    words = set(words_of(re.sub(r"[()\[\]]", " ", core)))
-    own = set(words_of(re.sub(r"[()\[\]]", " ", choices[index])))
-    return words <= own | {chr(ord("a") + index), "option", "choice"}

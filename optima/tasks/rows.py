@@ -1,7 +1,7 @@
 """Raw rows of a split, from native files (JSON Lines, JSON, parquet) or the dataset hub.
 
-A line that is no JSON object is handed on as a row with its reason, so that it is counted like any
-other malformed row; a missing or unreadable file is one ``DataError``.
+A line that is not a JSON object is handed on as a row with its reason, so that it is counted like
+any other malformed row; a missing or unreadable file is one ``DataError``.
 """
 
 import json
@@ -28,12 +28,12 @@ class RawRow:
     error: str | None = None
 
     def checked(self) -> Row:
-        """Return the row; raises ``MalformedRowError`` when it is no object of fields."""
+        """Return the row; raises ``MalformedRowError`` when it is not an object of fields."""
         if self.error is not None:
             raise MalformedRowError(self.error)
         if not isinstance(self.value, Mapping):
             shown = "null" if self.value is None else describe(self.value)
-            raise MalformedRowError(f"{shown} is no object of fields")
+            raise MalformedRowError(f"{shown} is not an object of fields")
         return self.value
 
 
@@ -53,7 +53,7 @@ def find_files(task: Task, data: DataSection, split: Literal["train", "test"]) -
         )
     if not folder.is_dir():
         raise DataError(
-            f"data.path: {folder} is no directory; name the directory with the files of "
+            f"data.path: {folder} is not a directory; name the directory with the files of "
             f"{task.name}, or leave data.path out to read the dataset hub"
         )
     there = ", ".join(sorted(file.name for file in folder.iterdir())[:N_LISTED]) or "nothing"
@@ -145,8 +145,8 @@ def _read_lines(file: Path) -> Iterator[RawRow]:
             place = f"{file.name} line {number}"
             try:
                 yield RawRow(place, json.loads(line.decode("utf-8-sig")))
-            except ValueError as error:  # no UTF-8, no JSON
-                yield RawRow(place, None, f"no JSON ({error})")
+            except ValueError as error:  # neither UTF-8 nor JSON
+                yield RawRow(place, None, f"is not JSON ({error})")
             except RecursionError:
                 yield RawRow(place, None, "is nested too deeply")
 
@@ -159,14 +159,14 @@ def _read_json(file: Path) -> Iterator[RawRow]:
         if "Extra data" in str(error):  # JSON Lines under the name .json
             yield from _read_lines(file)
             return
-        raise DataError(f"{file}: no JSON ({error}); repair the file") from error
+        raise DataError(f"{file}: is not JSON ({error}); repair the file") from error
     except RecursionError as error:
         raise DataError(f"{file}: is nested too deeply; repair the file") from error
     if isinstance(value, Mapping):
         inner = value.get("data", value.get("Data"))
         value = inner if isinstance(inner, list) else [value]
     if not isinstance(value, list):
-        raise DataError(f"{file}: {describe(value)} is no list of rows")
+        raise DataError(f"{file}: {describe(value)} is not a list of rows")
     for index, row in enumerate(value):
         yield RawRow(f"{file.name}[{index}]", row)
 
@@ -187,4 +187,4 @@ def _read_parquet(file: Path) -> Iterator[RawRow]:
                     yield RawRow(f"{file.name}[{index}]", row)
                     index += 1
     except (ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: no readable parquet file ({error}); write it anew") from error
+        raise DataError(f"{file}: cannot be read as parquet ({error}); write it anew") from error

@@ -1,14 +1,21 @@
-"""What a benchmark is to the rest of the project, and typed access to the fields of its rows.
+"""What a task is to the rest of the project, and typed access to the fields of its rows.
 
-A row that breaks a rule raises ``MalformedRowError`` with the reason; loading counts and names it.
+A task says itself how it is asked, marked, scored and split, and what it leaves out; no other
+module asks which task it has. A row that breaks a rule raises ``MalformedRowError`` with the
+reason; loading counts and names it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args
 
+from optima.errors import OptimaError
+from optima.plugins import describe_error, is_reference
+from optima.tasks.data import DataSection
 from optima.tasks.dealing import Dealing
-from optima.types import AnswerStyle, Metric, Problem, Setting
+from optima.tasks.texts import normalise_text
+from optima.types import AnswerStyle, Problem, Setting
 
 Row = Mapping[str, Any]
 WITHHELD = frozenset(("", "<unk>"))  # what releases write where they keep an answer secret
@@ -36,6 +43,128 @@ class HubSource:
     revision: str | None = None
 
 
+class JudgeError(OptimaError):
+    """The score of one answer could not be computed; the message names the answer and the cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How an answer is scored against a gold one, and which two answers are the same by it.
+
+    All functions take two texts that are not empty, and the texts of the problem's choices.
+    ``score(answer, gold, choices)`` is in [0, 1]. ``is_same(a, b, choices)`` is symmetric and
+    agrees with it: what is the same as the gold scores 1. Without it two answers are the same when
+    each scores 1 against the other. ``adds_nothing`` tells whether an unmarked text, which is the
+    same as an answer, says no more than that; without it the words must be equal.
+
+    A score that may hang, or that needs what is slow to import, is given by its place instead,
+    ``"package.module:function"``: processes that can be killed import and call it. Where there is
+    ``is_same`` too, its True scores 1 and its False 0; only what it leaves open, None, is asked.
+    """
+
+    name: str
+    score: Callable[[str, str, Sequence[str]], float] | str
+    is_same: Callable[[str, str, Sequence[str]], bool | None] | None = None
+    adds_nothing: Callable[[str, str, Sequence[str]], bool] | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.score) and not is_reference(str(self.score)):
+            raise ValueError(
+                f"metric {self.name}: score is {self.score!r}; give a function, or the place of "
+                "one, package.module:function"
+            )
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the score is computed in processes that can be killed."""
+        return isinstance(self.score, str)
+
+    def points(self, answer: str, gold: str, choices: Sequence[str] = ()) -> float:
+        """Return the score; raises ``JudgeError`` where there is none in [0, 1]."""
+        if isinstance(self.score, str):
+            raise TypeError(f"metric {self.name}: is slow, so its scores are for the judge")
+        try:
+            value = self.score(answer, gold, choices)
+        except Exception as error:
+            raise JudgeError(
+                self._failed(answer, gold, f"raised {describe_error(error)}")
+            ) from error
+        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            raise JudgeError(
+                self._failed(answer, gold, f"gave {value!r}, which is not a number from 0 to 1")
+            )
+        return float(value)
+
+    def same(self, a: str, b: str, choices: Sequence[str] = ()) -> bool | None:
+        """Tell whether two answers are the same by the rule that scores the task.
+
+        Symmetric; every text but the empty one is the same as itself. None, of a slow metric only,
+        means that the judge has to compare them. Raises ``JudgeError``.
+        """
+        if a == b:
+            return bool(a)
+        if not a.strip() or not b.strip():
+            return False
+        if self.is_same is not None:
+            try:
+                return self.is_same(a, b, choices)
+            except Exception as error:
+                raise JudgeError(self._failed(a, b, f"raised {describe_error(error)}")) from error
+        if self.is_slow:
+            return None
+        return self.points(a, b, choices) == 1.0 == self.points(b, a, choices)
+
+    def says_only(self, text: str, answer: str, choices: Sequence[str] = ()) -> bool:
+        """Tell whether an unmarked ``text`` means ``answer`` and nothing more."""
+        if self.same(text, answer, choices) is not True:
+            return False
+        if self.adds_nothing is None:
+            return normalise_text(text) == normalise_text(answer)
+        return self.adds_nothing(text, answer, choices)
+
+    def _failed(self, a: str, b: str, what: str) -> str:
+        return f"answer {shown(a)} against {shown(b)}: metric {self.name} {what}"
+
+
+def shown(text: str) -> str:
+    """Return an answer for a message, the beginning of a long one."""
+    return repr(text) if len(text) <= 80 else f"{text[:77]!r}..."
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSet:
+    """Which prompt each agent gets, by the names of templates.
+
+    ``two`` are those of two agents in order of speaking, ``more`` that of each of three and more.
+    ``directory`` holds the templates that are not built in, and those that replace built-in ones of
+    the same name. A format of the pool changes the prompts of all agents or of the first alone.
+    """
+
+    two: tuple[str, str]
+    more: str
+    directory: Path | None = None
+    formats: Literal["all", "first"] = "all"
+
+    def template(self, agent: int, n_agents: int) -> str:
+        """Return the name of the template of an agent among two or more."""
+        return self.two[agent] if n_agents == 2 else self.more
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all templates."""
+        return (*self.two, self.more)
+
+
+# Paper section 3.1: in debate the pool changes the solver's prompt only.
+ROLES: dict[Setting, RoleSet] = {
+    "information_exchange": RoleSet(("information_exchange",) * 2, "information_exchange"),
+    "debate": RoleSet(("solver", "critic"), "debater", formats="first"),
+}
+Excluded = Callable[[Row], str | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """A benchmark: how it is talked about, scored and read.
@@ -45,6 +174,12 @@ class Task:
     gold evidence, so that conversations can be scripted from it. ``train_files`` and
     ``test_files`` are glob patterns below ``data.path``, the first that matches is taken.
     ``reads`` names the fields of a recipe that only some tasks look at and this one does.
+
+    ``exclude`` returns, once per reading of the train split, a function that gives the reason why
+    a row must not be trained on, None where it may stay; or None where nothing is left out.
+    ``roles`` are the prompts, those of the setting where left out. ``n_original_test`` is how many
+    problems of the test split the original project's programs ask, None for all. ``source`` is
+    set on loading: where a plug-in comes from, with its version; empty for what is built in.
     """
 
     name: str
@@ -59,6 +194,39 @@ class Task:
     parse: Callable[[Row, Dealing], Problem] | None = None
     generate: Callable[[str, int | None, Dealing], Iterator[Problem]] | None = None
     reads: frozenset[str] = frozenset()
+    exclude: Callable[[DataSection], Excluded | None] | None = None
+    roles: RoleSet | None = None
+    n_original_test: int | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        rules = {
+            "parse and generate: exactly one must be set": (self.parse is None)
+            != (self.generate is None),
+            f"setting: must be one of {', '.join(get_args(Setting))}": self.setting in ROLES,
+            f"answer_style: must be one of {', '.join(get_args(AnswerStyle))}": self.answer_style
+            in get_args(AnswerStyle),
+            "metric: must be an object of type Metric": isinstance(self.metric, Metric),
+            "roles: must be an object of type RoleSet": isinstance(self.roles, RoleSet | None),
+        }
+        for rule, is_kept in rules.items():
+            if not is_kept:
+                raise ValueError(f"task {self.name}: {rule}")
+
+    @property
+    def role_set(self) -> RoleSet:
+        """The prompts that its agents get."""
+        return self.roles or ROLES[self.setting]
+
+    @property
+    def builds_on_previous(self) -> bool:
+        """Whether each SFT starts from the model before it (paper Alg. 1: not in debate)."""
+        return self.setting == "information_exchange"
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """What a stage depends on beside the recipe: the plug-in that the task came with."""
+        return (self.source,) if self.source else ()
 
 
 def file_names(*stems: str) -> tuple[str, ...]:

@@ -1,5 +1,9 @@
 """TriviaQA, reading comprehension (Joshi et al., 2017): passages found for a trivia question.
 
+    {"question": "Who built the tower?", "answer": {"value": "Ann Lee", "aliases": ["A. Lee"]},
+     "search_results": {"title": ["Towers"], "description": ["Ann Lee built it."],
+                        "search_context": ["The tower is old. Ann Lee built it."]}}
+
 As in the reference, the agents are told the ``description`` snippets of the search results, some
 250 tokens in all; ``data.passages: document`` deals the whole web documents, thousands of tokens
 each. A row without search results gives its Wikipedia pages instead (the reference: nothing), of
@@ -11,6 +15,7 @@ import re
 
 from optima.seeding import digest
 from optima.tasks.dealing import Dealing, Paragraph, deal_passages, split_sentences
+from optima.tasks.metrics import F1
 from optima.tasks.task import (
     WITHHELD,
     HubSource,
@@ -79,11 +84,12 @@ TASK = Task(
     title="TriviaQA (rc)",
     setting="information_exchange",
     answer_style="tag",
-    metric="f1",
+    metric=F1,
     has_evidence=True,
     hub=HubSource("mandarjoshi/trivia_qa", ("rc",), "train", "validation"),
     train_files=file_names("train"),
     test_files=file_names("validation", "dev", "test"),
     parse=parse,
     reads=frozenset({"data.passages", "data.max_context_words"}),
+    n_original_test=1000,
 )

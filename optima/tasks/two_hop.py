@@ -1,5 +1,9 @@
 """The built-in task: a two-hop question whose facts lie with different agents.
 
+    In which city does the owner of the red lamp live?
+    Alice is told:  The red lamp belongs to Ada. The old boat belongs to Emil. ...
+    Bob is told:    Emil lives in Oslo. Ada lives in Rome. ...                    (answer: Rome)
+
 One agent is told who owns which thing, another who lives in which city; only together can they say
 in which city the owner of a thing lives. Problems are drawn from the seed, no files are read. An
 owner and a thing belong together in the train split or in the test split, never in both, whatever
@@ -13,6 +17,7 @@ from itertools import product
 from optima.errors import UsageError
 from optima.seeding import derive_seed, digest, rng
 from optima.tasks.dealing import Dealing
+from optima.tasks.metrics import F1
 from optima.tasks.task import Task
 from optima.types import Fact, Problem
 
@@ -128,7 +133,7 @@ TASK = Task(
     title="Two-hop ownership (built in)",
     setting="information_exchange",
     answer_style="tag",
-    metric="f1",
+    metric=F1,
     has_evidence=True,
     generate=generate,
     reads=frozenset({"data.max_context_words"}),

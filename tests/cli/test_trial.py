@@ -154,7 +154,7 @@ def test_same_trial_again_holds_no_conversation_anew(
         (("--n", "0"), "--n: 0: must be a whole number from 1 to 10000000"),
         (("--show", "-1"), "--show: -1: must be a whole number from 0 to"),
         (("select.tetha=1.0",), "select.tetha: unknown key (did you mean theta?)"),
-        (("conversation.prompts=none",), "conversation.prompts: none: is no directory"),
+        (("conversation.prompts=none",), "conversation.prompts: none: is not a directory"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(

@@ -13,12 +13,12 @@ from optima.evaluation.consistency import (
     vote_of_all,
     votes,
 )
+from optima.tasks import METRICS
 from optima.tasks.judging import Judge
-from optima.types import Metric
 
 
-def _is_same(metric: Metric, *choices: str) -> IsSame:
-    return partial(Judge().are_same, metric, choices=choices)
+def _is_same(metric: str, *choices: str) -> IsSame:
+    return partial(Judge().are_same, METRICS[metric], choices=choices)
 
 
 def test_answers_of_one_meaning_form_a_group() -> None:

@@ -9,20 +9,21 @@ import pytest
 from optima.conversation.dialogue import Completion, Dialogue, Request
 from optima.pipelines.dialogues import TaskAgreement
 from optima.recipe.schema import ConversationSection
+from optima.tasks import METRICS
 from optima.tasks.judging import Judge
-from optima.types import AnswerStyle, Conversation, Metric
+from optima.types import AnswerStyle, Conversation
 from tests.talks import NAMES, Reply, speakers
 
 HANGS = "9^{9^{9^{9^9}}}"
 COLOURS = ("red", "dark blue", "green")
 
 
-def dialogue(metric: Metric, judge: Judge, choices: tuple[str, ...] = (), n: int = 2) -> Dialogue:
+def dialogue(metric: str, judge: Judge, choices: tuple[str, ...] = (), n: int = 2) -> Dialogue:
     style: AnswerStyle = "boxed" if metric == "math" else "tag"
     return Dialogue(
         problem_id="p", n=0, speakers=speakers(names=NAMES[:n]), answer_style=style,
-        agreement=TaskAgreement(metric, choices, judge), limits=ConversationSection(max_turns=3),
-        seed=1,
+        agreement=TaskAgreement(METRICS[metric], choices, judge),
+        limits=ConversationSection(max_turns=3), seed=1,
     )  # fmt: skip
 
 
@@ -35,7 +36,7 @@ async def converse(held: Dialogue, texts: Sequence[str]) -> Conversation:
     return await held.converse(complete)
 
 
-def hold(metric: Metric, texts: Sequence[str], choices: tuple[str, ...] = ()) -> Conversation:
+def hold(metric: str, texts: Sequence[str], choices: tuple[str, ...] = ()) -> Conversation:
     with Judge(n_workers=1) as judge:
         return asyncio.run(converse(dialogue(metric, judge, choices), texts))
 
@@ -51,7 +52,7 @@ def hold(metric: Metric, texts: Sequence[str], choices: tuple[str, ...] = ()) ->
     ],
 )
 def test_talk_ends_when_the_second_answer_means_the_first(
-    metric: Metric, texts: tuple[str, ...], choices: tuple[str, ...]
+    metric: str, texts: tuple[str, ...], choices: tuple[str, ...]
 ) -> None:
     held = hold(metric, texts, choices)
     assert (held.stop_reason, len(held.turns)) == ("agreement", 2)
@@ -68,7 +69,7 @@ def test_talk_ends_when_the_second_answer_means_the_first(
     ],
 )
 def test_talk_goes_on_when_the_second_answer_is_another(
-    metric: Metric, texts: tuple[str, ...], choices: tuple[str, ...]
+    metric: str, texts: tuple[str, ...], choices: tuple[str, ...]
 ) -> None:
     held = hold(metric, texts, choices)
     assert (held.stop_reason, len(held.turns)) == ("max_turns", 3)
@@ -85,7 +86,7 @@ def test_talk_goes_on_when_the_second_answer_is_another(
     ],
 )
 def test_partner_who_says_nothing_but_the_answer_again_agrees(
-    metric: Metric, first: str, restated: str, choices: tuple[str, ...]
+    metric: str, first: str, restated: str, choices: tuple[str, ...]
 ) -> None:
     held = hold(metric, (first, restated), choices)
     assert (held.stop_reason, len(held.turns)) == ("agreement", 2)

@@ -8,7 +8,8 @@ import pytest
 from optima.evaluation.consistency import Sample, group_answers, vote_of_all
 from optima.evaluation.figures import Judged, figures_of, tally
 from optima.tasks.judging import Judge, JudgeError
-from optima.types import Metric
+from optima.tasks.metrics import MATH
+from optima.tasks.task import Metric
 
 HANGS = "9^{9^{9^{9^9}}}"
 
@@ -34,14 +35,14 @@ class CountingJudge(Judge):
 def test_equivalent_expressions_form_a_group() -> None:
     answers = [r"\frac12", "0.5", "x+1", None, "1+x", "", r"\frac{2}{4}", "2"]
     with Judge() as judge:
-        groups = group_answers(answers, partial(judge.are_same, "math"))
+        groups = group_answers(answers, partial(judge.are_same, MATH))
     assert groups == [0, 0, 1, None, 1, None, 0, 2]
 
 
 def test_an_answer_that_hangs_is_compared_twice_not_with_every_other() -> None:
     others = [f"x+{n}" for n in range(6)]
     with CountingJudge() as judge:
-        is_same = partial(judge.are_same, "math")
+        is_same = partial(judge.are_same, MATH)
         groups = group_answers([*others[:3], HANGS, *others[3:], HANGS], is_same)
         hung = [one for one in judge.asked if HANGS in (one[0], *one[1])]
     assert groups == [0, 1, 2, 3, 4, 5, 6, 3]
@@ -51,8 +52,8 @@ def test_an_answer_that_hangs_is_compared_twice_not_with_every_other() -> None:
 def test_a_sound_answer_is_not_blamed_for_those_it_met() -> None:
     with Judge(n_workers=1, cpu_limit_s=1.0) as judge:
         with pytest.raises(JudgeError):
-            judge.score("math", HANGS, ["1+y"])
-        is_same = partial(judge.are_same, "math")
+            judge.score(MATH, HANGS, ["1+y"])
+        is_same = partial(judge.are_same, MATH)
         assert not is_same(HANGS, "1+y")
         assert not is_same(f"{HANGS}+1", "1+y")
         assert is_same("y+1", "1+y")

@@ -10,6 +10,7 @@ from optima.errors import ProcessError
 from optima.pipelines.rewarding import RewardDesk, Yardstick
 from optima.recipe.schema import RewardSection
 from optima.tasks.judging import Judge
+from optima.tasks.metrics import EXACT_MATCH, MATH
 from optima.types import Conversation, Problem, RewardParts
 from tests.talks import turn
 
@@ -29,7 +30,7 @@ def _conversation(problem_id: str, answer: str, *texts: str) -> Conversation:
 
 
 def test_answer_that_hangs_delays_its_own_tree_only() -> None:
-    yardstick = Yardstick("math", RewardSection(lambda_loss=0.0), 10, None)
+    yardstick = Yardstick(MATH, RewardSection(lambda_loss=0.0), 10, None)
     problems = [_problem("hangs", "8"), _problem("other", r"\frac12")]
 
     async def reward_both() -> list[str]:
@@ -54,7 +55,7 @@ def test_choices_of_the_problem_reach_the_judge() -> None:
     problem = Problem(
         problem_id="p", task="arc", question="?", golds=("B",), choices=("wood", "iron")
     )
-    yardstick = Yardstick("exact_match", RewardSection(lambda_loss=0.0), 10, None)
+    yardstick = Yardstick(EXACT_MATCH, RewardSection(lambda_loss=0.0), 10, None)
     answers = {"iron": 1.0, "B. iron": 1.0, "B. wood": 0.0, "wood": 0.0, "B or A": 0.0}
     with RewardDesk([problem], yardstick) as desk:
         told = [_conversation("p", answer) for answer in answers]
@@ -95,7 +96,7 @@ def test_losses_of_many_trees_are_asked_for_together_and_of_a_tree_once() -> Non
         assert parts.loss == 2.0
         assert parts.total == pytest.approx(1.0 - 0.6 * parts.n_tokens / 10 + 1 / 2.0)
 
-    yardstick = Yardstick("exact_match", RewardSection(), 10, losses)
+    yardstick = Yardstick(EXACT_MATCH, RewardSection(), 10, losses)
     with RewardDesk([_problem("p", "8")], yardstick) as desk:
         asyncio.run(grow())
     assert sum(map(len, asked)) == 4 * 2 + 1
@@ -106,7 +107,7 @@ def test_scorer_that_is_gone_is_an_error_of_the_stage_and_no_reward() -> None:
     def losses(texts: list[str]) -> Sequence[float | None]:
         raise ProcessError("scorer 0: died again after its restart")
 
-    yardstick = Yardstick("exact_match", RewardSection(), 10, losses)
+    yardstick = Yardstick(EXACT_MATCH, RewardSection(), 10, losses)
     with RewardDesk([_problem("p", "8")], yardstick) as desk:
         reward = desk.rewards_for()
         with pytest.raises(ProcessError, match="died again"):

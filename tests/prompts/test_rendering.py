@@ -204,7 +204,7 @@ def test_cue_reminds_of_the_marks_but_for_several_agents_with_a_number(
     ("name", "text", "reason"),
     [
         (None, "", "holds none of .*solver.txt"),
-        ("solvr.txt", "x", "solvr.txt: is no template; there are .*solver.txt"),
+        ("solvr.txt", "x", "solvr.txt: is not a template; there are .*solver.txt"),
         ("solver.txt", "{% if %}", "solver.txt: does not parse"),
         (
             "information_exchange.txt",
@@ -227,7 +227,7 @@ def test_own_templates_that_cannot_be_used_are_refused(
     with pytest.raises(UsageError, match=f"conversation.prompts: .*{reason}"):
         PromptStyle.of(recipe, get_task(recipe.task))
     missing = load_recipe(QUICKSTART, [f"conversation.prompts={tmp_path}/none"])
-    with pytest.raises(UsageError, match="is no directory"):
+    with pytest.raises(UsageError, match="is not a directory"):
         PromptStyle.of(missing, get_task(recipe.task))
 
 

@@ -9,9 +9,9 @@ from optima.errors import UsageError
 from optima.prompts.scripts import scripted_utterances
 from optima.recipe.schema import DataSection
 from optima.tasks import get_task
-from optima.tasks.answers import is_same_answer, marked_answers
+from optima.tasks.answers import marked_answers
 from optima.tasks.loading import load_problems
-from optima.types import AnswerStyle, Fact, Problem, Setting
+from optima.types import AnswerStyle, Fact, Problem
 
 NAMES = ("Alice", "Bob", "Carol", "Dan")
 N_FRAME_WORDS_MAX = 45
@@ -32,7 +32,6 @@ def script(problem: Problem, is_terse: bool, n_agents: int = 2, seed: int = 0) -
     return scripted_utterances(
         problem,
         answer_style=task.answer_style,
-        setting=task.setting,
         names=NAMES[:n_agents],
         is_terse=is_terse,
         seed=seed,
@@ -59,8 +58,9 @@ def test_only_the_last_two_utterances_mark_and_they_mark_the_gold(
         marked = [marked_answers(text, style) for text in utterances]
         assert [len(found) for found in marked[:-2]] == [0] * (len(utterances) - 2)
         assert [len(found) for found in marked[-2:]] == [1, 1], utterances
-        assert is_same_answer(marked[-1][0], marked[-2][0], style)
-        assert is_same_answer(marked[-1][0], problem.golds[0], style)
+        metric = get_task(task_name).metric
+        assert metric.same(marked[-1][0], marked[-2][0])
+        assert metric.same(marked[-1][0], problem.golds[0])
 
 
 @pytest.mark.parametrize("is_terse", [True, False])
@@ -116,8 +116,9 @@ def test_two_agents_need_at_most_four_turns(task_name: str, shared_data: Path) -
 def exchange(*facts: tuple[int, str], question: str = "Where does the owner live?") -> Problem:
     evidence = tuple(Fact(agent=agent, text=text) for agent, text in facts)
     return Problem(
-        problem_id="x", task="two_hop", question=question, golds=("Oslo",), evidence=evidence
-    )
+        problem_id="x", task="two_hop", question=question, golds=("Oslo",), evidence=evidence,
+        contexts=("notes", "notes"),
+    )  # fmt: skip
 
 
 OWNS, LIVES = "Ann owns the lamp.", "Ann lives in Oslo."
@@ -145,7 +146,6 @@ def test_many_agents_who_lack_facts_do_not_repeat_each_other() -> None:
         utterances = scripted_utterances(
             exchange((8, OWNS), (7, LIVES)),
             answer_style="tag",
-            setting="information_exchange",
             names=names,
             is_terse=is_terse,
             seed=0,
@@ -154,18 +154,18 @@ def test_many_agents_who_lack_facts_do_not_repeat_each_other() -> None:
         assert len(set(utterances)) == 18
 
 
-def debate(fact: str, is_terse: bool, setting: Setting = "debate") -> tuple[str, ...]:
+def debate(fact: str, is_terse: bool, contexts: tuple[str, ...] = ()) -> tuple[str, ...]:
     problem = Problem(
         problem_id="y",
         task="math",
         question="?",
         golds=(r"\frac{1}{2}",),
+        contexts=contexts,
         evidence=(Fact(agent=0, text=fact),),
     )
     return scripted_utterances(
         problem,
         answer_style="boxed",
-        setting=setting,
         names=NAMES[:2],
         is_terse=is_terse,
         seed=0,
@@ -220,6 +220,6 @@ def test_an_agent_alone_says_all_facts_and_the_gold_at_once(
     for problem in problems_of(task_name, shared_data, n_agents=1):
         (text,) = script(problem, is_terse, n_agents=1)
         (mark,) = marked_answers(text, style)
-        assert is_same_answer(mark, problem.golds[0], style)
+        assert get_task(task_name).metric.same(mark, problem.golds[0])
         if get_task(task_name).setting == "information_exchange":
             assert all(fact.text in text for fact in problem.evidence)

@@ -150,7 +150,7 @@ PLACES: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {
         "a.yaml:6: cold_start: arc has no gold evidence to script conversations from; remove "
         "cold_start, which conversation.worked_example=true can replace"
     ),
-    (("task: gsm8",), ()): "b.yaml:1: task: 'gsm8' is no task (did you mean gsm8k?)",
+    (("task: gsm8",), ()): "b.yaml:1: task: 'gsm8' is not a task (did you mean gsm8k?)",
     (("data: {hub_revision: 2024-01-01}",), ()): (
         "b.yaml:1: data.hub_revision: 2024-01-01 is a date to YAML; put it in quotes"
     ),

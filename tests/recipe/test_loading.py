@@ -294,7 +294,7 @@ def test_malformed_override_is_refused(override: str, tmp_path: Path) -> None:
 def test_task_is_checked_and_the_original_spelling_taken(tmp_path: Path) -> None:
     assert load(tmp_path, "", "task=trival_qa").task == "trivia_qa"
     assert refusal(tmp_path, "", "task=gsm8") == (
-        "override task=gsm8: task: 'gsm8' is no task (did you mean gsm8k?)"
+        "override task=gsm8: task: 'gsm8' is not a task (did you mean gsm8k?)"
     )
 
 

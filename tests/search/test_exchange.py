@@ -73,7 +73,7 @@ def test_other_ends_of_lines_in_texts_are_no_ends_of_rows(tmp_path: Path) -> Non
 def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(json.dumps(LINE).encode() + b"\n\xff\xfe{}\n")
-    with pytest.raises(DataError, match=r"pairs\.jsonl:2: is no preference"):
+    with pytest.raises(DataError, match=r"pairs\.jsonl:2: is not a preference"):
         read_conversational(path, CODEC)
 
 
@@ -88,11 +88,11 @@ def test_further_keys_of_other_projects_are_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"chosen": "yes"}, "is no preference"),
+        ({"chosen": "yes"}, "is not a preference"),
         ({"chosen": []}, "chosen: no message"),
         ({"rejected": [{"role": "user", "content": "x"}]}, "role user"),
         ({"prompt": []}, "prompt: is empty"),
-        ({"prompt": [{"role": "pope", "content": "x"}]}, "is no preference"),
+        ({"prompt": [{"role": "pope", "content": "x"}]}, "is not a preference"),
     ],
 )
 def test_wrong_line_is_named(change: dict[str, object], message: str, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_wrong_line_is_named(change: dict[str, object], message: str, tmp_path: 
 def test_line_that_is_no_such_object_is_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(text)
-    with pytest.raises(DataError, match=r"pairs\.jsonl:1: is no preference"):
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1: is not a preference"):
         read_conversational(path, CODEC)
 
 

@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optima.recipe.schema import DataSection
-from optima.tasks import TASKS
+from optima.tasks import METRICS, TASKS
 from optima.tasks.answers import is_placeholder
-from optima.tasks.comparison import same_answer
 from optima.tasks.judging import Judge
 from optima.tasks.loading import Split, load_problems
+from optima.tasks.metrics import EXACT_MATCH, F1, MATH
 from optima.tasks.task import Task
-from optima.types import Metric
 
 METALS = ("wood", "iron", "water", "air")
 DAYS = ("Planetary days will become longer.", "Planetary days will become shorter.", "No change.")
@@ -228,6 +227,52 @@ NUMBERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (
         "18",
         (
+            *(
+                "So the total is **18**",
+                "So the total is **18**.",
+                "the total is *18*",
+                "total: `18`",
+            ),
+            *(
+                "She has __18__ eggs",
+                "she makes **$18** a day",
+                "The total is $**18**",
+                "it costs _18_",
+            ),
+            *(r"So the total is \(18\)", r"the total is \boxed{18}.", "the total is <b>18</b>"),
+            *('the total is "18"', "The total is **18 apples**", "Total = **18.0**"),
+            *("She bakes **18**", "they need (in all): **18**", "so, **18**"),
+        ),
+        (
+            *(
+                "18th",
+                "the 18th",
+                "The 18th",
+                "on the 18th",
+                "18 th",
+                "18-th",
+                "18ths",
+                "18th of May",
+            ),
+            *(r"18^{th}", r"18\text{th}", r"18^{\text{th}}", "**18th**", "the answer is 18th"),
+            *("the 18th floor", "So the total is **18th**", "9 + 9 = 18th", "18TH"),
+            *("the total is **2** **18**", "the total is 2**18**", "the total is **18**2"),
+            *(
+                "the total is **18** or **19**",
+                "not **18**",
+                "**18** times **2**",
+                "total **17** **18**",
+            ),
+            *("the total is **18 or 19**", "the total is 2 * **18**", "about **18**", "x **18** y"),
+        ),
+    ),
+    ("21", ("21", "21 nd"), ("21st", "21 st", "the 21st", r"21\text{st}", "21ST century")),
+    ("11", ("11 st", "11 apples"), ("11th", "the 11th")),
+    ("3", ("3 rounds", "3 stones"), ("3rd", "3 rd", "the 3rd of them")),
+    ("0.75", ("3/4", "3/4th", "the share is **3/4**"), ("3rd/4th", "4th")),
+    (
+        "18",
+        (
             *("18", "18.", "18.0", "18.00", "$18", "$18.00", r"\$18", "$18$", "+18", "**18**"),
             *(r"\boxed{18}", r"\mathbf{18}", r"\text{18}", r"\boxed{\mathbf{18}}", "18 dollars"),
             *("9+9=18", "9 + 9 = 18", r"2 \times 9 = 18", "2 x 9 = 18", "9 + 9 = 18 dollars"),
@@ -363,6 +408,14 @@ TEXTS: tuple[tuple[str, str, float], ...] = (  # answer, gold, F1
 )
 
 EXPRESSIONS: tuple[tuple[str, str, float], ...] = (  # answer, gold, score by the judge
+    *(
+        ("18th", "18", 0.0),
+        (r"18^{\text{th}}", "18", 0.0),
+        ("18", "18th", 0.0),
+        ("18th", "18th", 1.0),
+    ),
+    *((r"-7\text{th}", "-7", 0.0), ("the 18th", "18", 0.0), ("So the total is **18**", "18", 1.0)),
+    *((r"18^{th}", r"18^{\text{th}}", 1.0), ("21st", "21", 0.0), ("3 rods", "3", 1.0)),
     *((r"3\frac{1}{2}", r"\frac{7}{2}", 1.0), (r"3\frac{1}{2}", "31/2", 0.0)),
     *((r"137 \frac{1}{2}", "137.5", 1.0), ("18 dollars", "18", 1.0), ("18", r"18\text{ cm}", 1.0)),
     *(("9 + 9 = 18", "18", 1.0), (r"\mathbf{18}", "18", 1.0), (r"\boxed{18}", "18", 1.0)),
@@ -388,7 +441,7 @@ EXPRESSIONS: tuple[tuple[str, str, float], ...] = (  # answer, gold, score by th
 )
 
 # (metric, choices, groups of the same answers); answers of two groups are not the same
-SAME: tuple[tuple[Metric, tuple[str, ...], tuple[tuple[str, ...], ...]], ...] = (
+SAME: tuple[tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...]], ...] = (
     (
         "exact_match",
         METALS,
@@ -479,39 +532,39 @@ def test_the_table_is_a_table() -> None:
 def test_one_choice_named_and_only_one_scores(
     answer: str, gold: str, choices: tuple[str, ...], score: float, judge: Judge
 ) -> None:
-    assert judge.score("exact_match", answer, (gold,), choices) == score
+    assert judge.score(EXACT_MATCH, answer, (gold,), choices) == score
 
 
 @pytest.mark.parametrize(("answer", "gold", "score"), NUMBER_CASES)
 def test_one_number_stated_and_only_one_scores(
     answer: str, gold: str, score: float, judge: Judge
 ) -> None:
-    assert judge.score("exact_match", answer, (gold,)) == score
+    assert judge.score(EXACT_MATCH, answer, (gold,)) == score
 
 
 @pytest.mark.parametrize(("answer", "gold", "score"), TEXTS)
 def test_texts_score_by_the_official_f1(answer: str, gold: str, score: float, judge: Judge) -> None:
-    assert judge.score("f1", answer, (gold,)) == pytest.approx(score)
+    assert judge.score(F1, answer, (gold,)) == pytest.approx(score)
 
 
 @pytest.mark.parametrize(("answer", "gold", "score"), EXPRESSIONS)
 def test_expressions_score_by_meaning(answer: str, gold: str, score: float, judge: Judge) -> None:
-    assert judge.score("math", answer, (gold,)) == score
+    assert judge.score(MATH, answer, (gold,)) == score
 
 
 @pytest.mark.parametrize(("metric", "choices", "a", "b", "is_same"), PAIRS)
 def test_votes_and_talks_hold_the_same_answers_for_the_same(
-    metric: Metric, choices: tuple[str, ...], a: str, b: str, is_same: bool, judge: Judge
+    metric: str, choices: tuple[str, ...], a: str, b: str, is_same: bool, judge: Judge
 ) -> None:
-    assert judge.are_same(metric, a, b, choices) is is_same
-    assert judge.are_same(metric, b, a, choices) is is_same
+    assert judge.are_same(METRICS[metric], a, b, choices) is is_same
+    assert judge.are_same(METRICS[metric], b, a, choices) is is_same
 
 
 @pytest.mark.parametrize(("metric", "choices", "a", "b", "is_same"), PAIRS)
 def test_what_is_decided_without_the_judge_is_what_it_would_say(
-    metric: Metric, choices: tuple[str, ...], a: str, b: str, is_same: bool
+    metric: str, choices: tuple[str, ...], a: str, b: str, is_same: bool
 ) -> None:
-    cheap = same_answer(a, b, metric=metric, choices=choices)
+    cheap = METRICS[metric].same(a, b, choices)
     assert cheap is is_same or (metric == "math" and cheap is None)
 
 
@@ -556,8 +609,8 @@ def test_what_is_decided_without_the_judge_is_what_it_would_say(
 def test_texts_numbers_units_bases_and_letters_are_compared_without_the_judge(
     a: str, b: str, is_same: bool | None
 ) -> None:
-    assert same_answer(a, b, metric="math") is is_same
-    assert same_answer(b, a, metric="math") is is_same
+    assert MATH.same(a, b) is is_same
+    assert MATH.same(b, a) is is_same
 
 
 @pytest.mark.parametrize(
@@ -581,20 +634,20 @@ def test_texts_numbers_units_bases_and_letters_are_compared_without_the_judge(
 def test_choice_number_letter_or_text_is_what_exact_match_compares(
     a: str, b: str, choices: tuple[str, ...], is_same: bool
 ) -> None:
-    assert same_answer(a, b, metric="exact_match", choices=choices) is is_same
-    assert same_answer(b, a, metric="exact_match", choices=choices) is is_same
+    assert EXACT_MATCH.same(a, b, choices) is is_same
+    assert EXACT_MATCH.same(b, a, choices) is is_same
 
 
 @pytest.mark.parametrize("letter", ["**B**", "Option B", r"\boxed{B}", "(b)", "b. volcano", "B."])
 def test_a_gold_letter_is_found_where_the_choices_are_not_known(letter: str, judge: Judge) -> None:
-    assert judge.score("exact_match", letter, ("B",)) == 1.0
+    assert judge.score(EXACT_MATCH, letter, ("B",)) == 1.0
 
 
 @pytest.mark.parametrize("letter", ["B) or C)", "B or C", "A", "Because", "B. C", "not B", "BC"])
 def test_a_hedged_letter_is_none_also_where_the_choices_are_not_known(
     letter: str, judge: Judge
 ) -> None:
-    assert judge.score("exact_match", letter, ("B",)) == 0.0
+    assert judge.score(EXACT_MATCH, letter, ("B",)) == 0.0
 
 
 PIECES = st.sampled_from(
@@ -604,24 +657,23 @@ PIECES = st.sampled_from(
     ]
 )
 ANSWERS = st.lists(PIECES, min_size=1, max_size=12).map("".join) | st.text(min_size=1, max_size=20)
-METRICS: tuple[Metric, ...] = ("f1", "exact_match", "math")
 
 
 @given(ANSWERS, ANSWERS)
 def test_sameness_is_symmetric_and_reflexive(a: str, b: str) -> None:
     for metric in METRICS:
         for choices in ((), METALS, ORDERS, SPEEDS):
-            assert same_answer(a, a, metric=metric, choices=choices) is True
-            there = same_answer(a, b, metric=metric, choices=choices)
-            assert there is same_answer(b, a, metric=metric, choices=choices)
+            assert METRICS[metric].same(a, a, choices) is True
+            there = METRICS[metric].same(a, b, choices)
+            assert there is METRICS[metric].same(b, a, choices)
             assert there is not None or metric == "math"
 
 
 @given(ANSWERS, st.sampled_from("ABCD"))
 def test_what_scores_agrees_with_the_gold(answer: str, gold: str) -> None:
-    score = Judge().score("exact_match", answer, (gold,), METALS)
+    score = Judge().score(EXACT_MATCH, answer, (gold,), METALS)
     if answer.strip():
-        assert bool(score) is same_answer(answer, gold, metric="exact_match", choices=METALS)
+        assert bool(score) is EXACT_MATCH.same(answer, gold, METALS)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

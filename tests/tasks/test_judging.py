@@ -15,6 +15,7 @@ from optima.recipe.schema import DataSection
 from optima.tasks import TASKS
 from optima.tasks.judging import Judge, JudgeError
 from optima.tasks.loading import load_problems
+from optima.tasks.metrics import EXACT_MATCH, F1, MATH
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HANGS = "9^{9^{9^{9^9}}}"
@@ -44,13 +45,13 @@ def judge() -> Iterator[Judge]:
     ],
 )
 def test_math_scores_by_meaning(judge: Judge, answer: str, gold: str, score: float) -> None:
-    assert judge.score("math", answer, [gold]) == score
+    assert judge.score(MATH, answer, [gold]) == score
 
 
 @pytest.mark.parametrize("expression", [r"(1,2]", r"\begin{pmatrix}1\\2\end{pmatrix}", r"50\%",
                                         r"\text{(C)}", "05:00", r"x \le 3", "a,b,c"])  # fmt: skip
 def test_an_expression_equals_itself(judge: Judge, expression: str) -> None:
-    assert judge.score("math", expression, [expression]) == 1.0
+    assert judge.score(MATH, expression, [expression]) == 1.0
 
 
 def test_every_math_gold_equals_itself_and_not_a_wrong_answer(
@@ -62,35 +63,35 @@ def test_every_math_gold_equals_itself_and_not_a_wrong_answer(
         for split in ("train", "test")
         for problem in load_problems(TASKS["math"], data, split, n_agents=2, seed=0).problems
     ]
-    assert judge.score_many("math", [(gold[0], gold) for gold in golds]) == [1.0] * 3000
-    wrong = judge.score_many("math", [("x^{17}+91234", gold) for gold in golds[:150]])
+    assert judge.score_many(MATH, [(gold[0], gold) for gold in golds]) == [1.0] * 3000
+    wrong = judge.score_many(MATH, [("x^{17}+91234", gold) for gold in golds[:150]])
     assert wrong == [0.0] * 150
 
 
 def test_no_answer_scores_zero(judge: Judge) -> None:
-    for metric in ("f1", "exact_match", "math"):
+    for metric in (F1, EXACT_MATCH, MATH):
         assert judge.score(metric, None, ["1"]) == 0.0
         assert judge.score(metric, "  ", ["1"]) == 0.0
 
 
 def test_the_score_is_the_maximum_over_the_golds(judge: Judge) -> None:
-    assert judge.score("f1", "York", ["London", "New York", "York"]) == 1.0
-    assert judge.score("exact_match", "wet palms", ["B", "wet palms"]) == 1.0
-    assert judge.score("math", "x+1", ["7", "1+x"]) == 1.0
+    assert judge.score(F1, "York", ["London", "New York", "York"]) == 1.0
+    assert judge.score(EXACT_MATCH, "wet palms", ["B", "wet palms"]) == 1.0
+    assert judge.score(MATH, "x+1", ["7", "1+x"]) == 1.0
 
 
 def test_an_answer_that_hangs_is_an_error_that_names_it_within_seconds(judge: Judge) -> None:
     start = time.monotonic()
     with pytest.raises(JudgeError, match=r"9\^\{9\^\{9.* against gold '7y'.*2 s"):
-        judge.score("math", HANGS, ["7y"])
+        judge.score(MATH, HANGS, ["7y"])
     assert time.monotonic() - start < 20
-    assert judge.score("math", "1+x", ["x+1"]) == 1.0  # a fresh process took over
+    assert judge.score(MATH, "1+x", ["x+1"]) == 1.0  # a fresh process took over
 
 
 def test_many_answers_off_the_main_thread_with_a_hanging_one_among_them(judge: Judge) -> None:
     results: list[float | JudgeError] = []
     judgements = [("1+x", ["x+1"]), (HANGS, ["7y"]), (None, ["3"]), ("x", ["y"]), ("1+x", ["x+1"])]
-    thread = threading.Thread(target=lambda: results.extend(judge.score_many("math", judgements)))
+    thread = threading.Thread(target=lambda: results.extend(judge.score_many(MATH, judgements)))
     thread.start()
     thread.join(timeout=60)
     assert [results[k] for k in (0, 2, 3, 4)] == [1.0, 0.0, 0.0, 1.0]
@@ -99,21 +100,21 @@ def test_many_answers_off_the_main_thread_with_a_hanging_one_among_them(judge: J
 
 def test_a_comparing_process_killed_from_outside_is_replaced() -> None:
     with Judge(n_workers=1) as judge:
-        judge.score("math", "x+1", ["y"])
+        judge.score(MATH, "x+1", ["y"])
         process = judge._workers[0]._process
         assert process is not None
         os.kill(process.pid, signal.SIGKILL)
-        assert judge.score_many("math", [("1+x", ["x+1"]), ("y", ["x"])]) == [1.0, 0.0]
+        assert judge.score_many(MATH, [("1+x", ["x+1"]), ("y", ["x"])]) == [1.0, 0.0]
 
 
 def test_no_process_is_left_behind() -> None:
     with Judge(n_workers=1) as judge:
-        judge.score("math", "x+1", ["y"])
+        judge.score(MATH, "x+1", ["y"])
         process = judge._workers[0]._process
         assert process is not None
     assert process.returncode is not None
     with pytest.raises(RuntimeError, match="with block"):
-        judge.score("math", "x+1", ["y"])
+        judge.score(MATH, "x+1", ["y"])
 
 
 def test_missing_math_verify_is_an_error_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,10 +127,11 @@ def test_a_hanging_comparison_ends_when_its_owner_is_killed() -> None:
     program = (
         "import threading, time\n"
         "from optima.tasks.judging import Judge\n"
+        "from optima.tasks.metrics import MATH\n"
         "with Judge(n_workers=1, cpu_limit_s=2.0) as judge:\n"
-        "    judge.score('math', 'x+1', ['y'])\n"
+        "    judge.score(MATH, 'x+1', ['y'])\n"
         "    print(judge._workers[0]._process.pid, flush=True)\n"
-        f"    judge.score('math', '{HANGS}', ['7y'])\n"
+        f"    judge.score(MATH, '{HANGS}', ['7y'])\n"
     )
     owner = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY

@@ -83,7 +83,7 @@ def test_malformed_rows_are_named_and_skipped_up_to_the_limit(
     assert loaded.n_rows == 10
     assert [(row.row, row.kind) for row in loaded.skipped] == [(9, "malformed"), (10, "malformed")]
     assert "2 rows skipped (malformed): row 9: train.jsonl line 9: [1, 2] is no" in caplog.text
-    assert "train.jsonl line 10: no JSON" in caplog.text
+    assert "train.jsonl line 10: is not JSON" in caplog.text
     assert "8 problems of 10 rows (2 malformed, 0 duplicate, 0 excluded)" in caplog.text
     with pytest.raises(DataError, match=r"2 of 10 rows are malformed.*max_malformed=0\.1.*row 9"):
         _load(tmp_path, max_malformed=0.1)
@@ -113,7 +113,7 @@ def test_ids_depend_on_content_only(tmp_path: Path) -> None:
 
 
 def test_missing_places_say_what_is_expected_where(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.path: .*nowhere is no directory"):
+    with pytest.raises(DataError, match=r"data\.path: .*nowhere is not a directory"):
         _load(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no train file of gsm8k; one of train\.jsonl.*train_file"):
         _load(tmp_path)
@@ -130,10 +130,10 @@ def test_missing_places_say_what_is_expected_where(tmp_path: Path) -> None:
         ("train.parquet", "", "train.parquet: is empty"),
         ("train.jsonl", "\n \n", "no problem in 0 rows; check data.path"),
         ("train.json", "[" * 100_000, "nested too deeply"),
-        ("train.json", "\ufeff{", "no JSON"),
-        ("train.json", "{", "no JSON"),
-        ("train.json", "3", "no list of rows"),
-        ("train.parquet", "nonsense", "no readable parquet"),
+        ("train.json", "\ufeff{", "is not JSON"),
+        ("train.json", "{", "is not JSON"),
+        ("train.json", "3", "is not a list of rows"),
+        ("train.parquet", "nonsense", "cannot be read as parquet"),
     ],
 )
 def test_unreadable_files_are_one_clear_error(
@@ -169,10 +169,10 @@ def test_a_hundred_thousand_malformed_rows_are_one_line(
         ("[" * 100_000, "is nested too deeply"),
         ('{"question": ["q"], "answer": "#### 1"}', r"field 'question' is \['q'\], not a non-.*"),
         ('{"question": "q", "answer": 3}', "field 'answer' is 3, not a non-empty text"),
-        ("null", "null is no object of fields"),
-        ('{"question": "q" "answer": "#### 1"}', r"no JSON \(.*delimiter.*\)"),
-        ('{"question": "q", "answer": "#### 1' + "9" * 5000 + '"', r"no JSON \(.*\)"),
-        ("9" * 5000, r"no JSON \(.*\)"),
+        ("null", "null is not an object of fields"),
+        ('{"question": "q" "answer": "#### 1"}', r"is not JSON \(.*delimiter.*\)"),
+        ('{"question": "q", "answer": "#### 1' + "9" * 5000 + '"', r"is not JSON \(.*\)"),
+        ("9" * 5000, r"is not JSON \(.*\)"),
     ],
 )
 def test_a_row_that_is_no_problem_is_counted_with_its_place(

@@ -8,6 +8,7 @@ from optima.recipe.schema import DataSection
 from optima.tasks import TASKS
 from optima.tasks.judging import Judge
 from optima.tasks.loading import load_problems
+from optima.tasks.metrics import EXACT_MATCH, F1
 from optima.tasks.texts import f1_score
 from optima.types import Problem
 
@@ -48,7 +49,7 @@ def test_f1_follows_the_official_rules(
 
 def test_the_best_gold_counts() -> None:
     with Judge() as judge:
-        assert judge.score("f1", "New York City", ("Big Apple", "New York")) == pytest.approx(0.8)
+        assert judge.score(F1, "New York City", ("Big Apple", "New York")) == pytest.approx(0.8)
 
 
 def _row(shared_data: Path, task: str, begin: str) -> Problem:
@@ -77,8 +78,8 @@ def test_gsm8k_rows_solved_by_hand(
 ) -> None:
     golds = _row(shared_data, "gsm8k", begin).golds
     with Judge() as judge:
-        assert [judge.score("exact_match", answer, golds) for answer in right] == [1.0] * len(right)
-        assert [judge.score("exact_match", answer, golds) for answer in wrong] == [0.0] * len(wrong)
+        assert [judge.score(EXACT_MATCH, answer, golds) for answer in right] == [1.0] * len(right)
+        assert [judge.score(EXACT_MATCH, answer, golds) for answer in wrong] == [0.0] * len(wrong)
 
 
 @pytest.mark.parametrize(
@@ -109,4 +110,4 @@ def test_arc_rows_answered_by_hand(
     with Judge() as judge:
         for answers, score in ((right, 1.0), (wrong, 0.0)):
             for answer in answers:
-                assert judge.score("exact_match", answer, row.golds, row.choices) == score
+                assert judge.score(EXACT_MATCH, answer, row.golds, row.choices) == score

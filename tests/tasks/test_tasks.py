@@ -1,5 +1,6 @@
 """Every benchmark on its real rows."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from optima.tasks.choices import choice_letter
 from optima.tasks.dealing import NO_CONTEXT, Dealing
 from optima.tasks.judging import Judge, Judgement
 from optima.tasks.loading import LoadedProblems, Split, load_problems, told_to_one
+from optima.tasks.metrics import EXACT_MATCH, F1, MATH
 from optima.tasks.task import MalformedRowError, Task
 from optima.tasks.texts import normalise_text
 from optima.types import Problem
@@ -44,12 +46,12 @@ def _parse(name: str, row: dict[str, Any], n_agents: int = 2) -> Problem:
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_gold_scores_one_and_wrong_scores_zero(task: Task, shared_data: Path) -> None:
     problems = [p for s in SPLITS for p in _load(shared_data, task.name, s).problems]
-    problems = problems if task.metric != "math" else problems[::20]
+    problems = problems if task.metric != MATH else problems[::20]
     with Judge() as judge:
         golds = [Judgement(gold, p.golds, p.choices) for p in problems for gold in p.golds]
         assert judge.score_many(task.metric, golds) == [1.0] * len(golds)
         wrong = judge.score_many(
-            task.metric, [Judgement(WRONG[task.metric], p.golds, p.choices) for p in problems]
+            task.metric, [Judgement(WRONG[task.metric.name], p.golds, p.choices) for p in problems]
         )
     assert wrong == [0.0] * len(problems)
 
@@ -295,9 +297,9 @@ def test_gsm8k_gold_and_rationale() -> None:
     assert [fact.text for fact in problem.evidence] == ["He pays 2*3=$6.", "In all 1,200."]
     with Judge() as judge:
         for answer in ("1200", "$1,200", "1200.00", "1,200 dollars"):
-            assert judge.score("exact_match", answer, problem.golds) == 1.0
+            assert judge.score(EXACT_MATCH, answer, problem.golds) == 1.0
         for answer in ("120", "1,200,000", "12 00", "1200 or 1300"):
-            assert judge.score("exact_match", answer, problem.golds) == 0.0
+            assert judge.score(EXACT_MATCH, answer, problem.golds) == 0.0
 
 
 def test_math_gold_is_the_last_box_and_the_evidence_the_solution() -> None:
@@ -319,9 +321,9 @@ def test_arc_choices_are_shown_and_answered_by_letter() -> None:
     assert problem.choices == ("x y", "wet palms", "z")
     with Judge() as judge:
         for answer in ("B", "b", "(B)", "B.", "B. wet palms", "Wet palms."):
-            assert judge.score("exact_match", answer, problem.golds, problem.choices) == 1.0
+            assert judge.score(EXACT_MATCH, answer, problem.golds, problem.choices) == 1.0
         for answer in ("A", "2", "A. wet palms", "x y", "C", "B. x y"):
-            assert judge.score("exact_match", answer, problem.golds, problem.choices) == 0.0
+            assert judge.score(EXACT_MATCH, answer, problem.golds, problem.choices) == 0.0
     official = {
         "question": {
             "stem": "Which?",
@@ -348,7 +350,7 @@ def test_choices_score_by_letter_and_by_text(name: str, shared_data: Path) -> No
             if choice_letter(choice) is None and problem.choices.count(choice) == 1:
                 answers += [choice, f"The answer is {choice}"]
             for answer in answers:
-                got = judge.score("exact_match", answer, problem.golds, problem.choices)
+                got = judge.score(EXACT_MATCH, answer, problem.golds, problem.choices)
                 assert got == score, (answer, problem)
 
 
@@ -366,7 +368,7 @@ def test_a_choice_that_reads_like_a_letter_is_answered_by_its_own_letter_only() 
         ("hotpot_qa", {"question": ""}, "'question'"),
         ("hotpot_qa", {"answer": None}, "'answer' is missing"),
         ("hotpot_qa", {"context": 3}, "'context'"),
-        ("hotpot_qa", {"context": "["}, "no JSON"),
+        ("hotpot_qa", {"context": "["}, "is not JSON"),
         ("hotpot_qa", {"supporting_facts": {"title": ["nowhere"], "sent_id": [0]}}, "'nowhere'"),
         ("hotpot_qa", {"supporting_facts": [["x", "0"]]}, "index '0'"),
         ("hotpot_qa", {"supporting_facts": [["x", -1]]}, "index -1"),
@@ -375,7 +377,7 @@ def test_a_choice_that_reads_like_a_letter_is_answered_by_its_own_letter_only() 
         ("mwh_qa", {"supporting_facts": []}, "no supporting fact"),
         ("trivia_qa", {"answer": {"value": "x"}}, "'aliases'"),
         ("trivia_qa", {"search_results": None, "entity_pages": None}, "neither search_results nor"),
-        ("cbt", {"answer": "absent"}, "none of the options"),
+        ("cbt", {"answer": "absent"}, "is not one of the options"),
         ("cbt", {"question": "no blank"}, "XXXXX"),
         ("cbt", {"sentences": ["one ."]}, "too few"),
         ("gsm8k", {"answer": "no mark"}, "####"),
@@ -384,7 +386,7 @@ def test_a_choice_that_reads_like_a_letter_is_answered_by_its_own_letter_only() 
         ("arc", {"answerKey": "Z"}, "'Z'"),
         ("arc", {"answerKey": "AB"}, "'AB'"),
         ("arc", {"answerKey": ["A", "B"]}, "'answerKey' is"),
-        ("arc", {"choices": {"text": ["a", "b"], "label": ["A", "A"]}, "answerKey": "A"}, "single"),
+        ("arc", {"choices": {"text": ["a", "b"], "label": ["A", "A"]}, "answerKey": "A"}, "one of"),
         ("arc", {"choices": {"text": ["a", None], "label": ["A", "B"]}}, "list of texts"),
         ("arc", {"choices": {"text": ["a", "b"], "label": ["A", None]}}, "list of labels"),
         ("arc", {"choices": {"text": ["a"], "label": []}}, "equally long"),
@@ -424,12 +426,12 @@ def test_names_and_their_spellings() -> None:
 def test_golds_with_several_words_are_compared_as_squad_does(shared_data: Path) -> None:
     problem = _load(shared_data, "mwh_qa").problems[0]
     with Judge() as judge:
-        assert judge.score("f1", normalise_text(problem.golds[0]), problem.golds) == 1.0
+        assert judge.score(F1, normalise_text(problem.golds[0]), problem.golds) == 1.0
 
 
 def test_fields_that_hold_json_with_endless_numbers_make_a_malformed_row() -> None:
     facts = f'[["Lamp", {"1" * 5000}], ["Ann", 0]]'
-    with pytest.raises(MalformedRowError, match="'supporting_facts' is no JSON"):
+    with pytest.raises(MalformedRowError, match="'supporting_facts' is not JSON"):
         _parse("hotpot_qa", _hop_row(supporting_facts=facts))
 
 
@@ -442,3 +444,11 @@ def test_agent_alone_is_not_told_that_another_would_have_had_no_passage() -> Non
     dealt = _parse("trivia_qa", row)
     assert sorted(dealt.contexts) == [NO_CONTEXT, "Ann made it."]
     assert told_to_one(dealt).contexts == ("Ann made it.",)
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("two_hop", "mwh_qa")])
+def test_each_task_opens_with_a_row_that_it_reads(name: str) -> None:
+    opening = importlib.import_module(f"optima.tasks.{name}").__doc__ or ""
+    problem = _parse(name, json.loads(opening.split("\n\n")[1]))
+    assert problem.golds
+    assert problem.question

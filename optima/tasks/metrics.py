@@ -1,42 +1,41 @@
-r"""Which answers are the same: one rule for scores, for agreement in a talk and for votes.
+r"""Metrics: how an answer is scored, and which answers are the same; one rule for both.
 
-Pure and cheap, so it runs anywhere and never hangs. For ``math`` it says only what texts and
-numbers can tell and leaves the rest to ``judging``. Paper section 3 (agreement), App. A (metrics).
+Scores, agreement in a talk and votes go by one ``Metric``. What is decided here is cheap and never
+hangs; a score that could hang is computed where it can be killed (``judging``).
+Paper section 3 (agreement), App. A (metrics); docs/decisions/0003-comparing-answers.md.
 """
 
 import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from optima.tasks.choices import choice_letter, named_choice
-from optima.tasks.numbers import number_and_unit, parse_number, stated_number
-from optima.tasks.texts import f1_score, normalise_latex, plain_text, without_lead_in
-from optima.types import Metric
+from optima.tasks.choices import choice_letter, named_choice, words_of
+from optima.tasks.numbers import is_ordinal, number_and_unit, parse_number, stated_number
+from optima.tasks.task import Metric
+from optima.tasks.texts import (
+    f1_score,
+    normalise_latex,
+    normalise_text,
+    plain_text,
+    without_lead_in,
+)
 
 MIN_F1 = 0.9  # above it two texts are the same answer
 # math-verify rounds to six digits; nearer numbers, such as 0.333333 and 1/3, are left to it
 NEAR = Fraction(1, 10**5)
+UNITS = ("", "dollars", "dollar", "percent")  # what a number may carry where the answer does not
 
 _BASED = re.compile(r"([0-9A-Fa-f]+)_(?:\{(\d+)\}|(\d+))")  # 110_2, a number in base 2
 _ON_THE_HOUR = re.compile(r"0*(\d+):0+")
 _LATEX_LETTER = re.compile(r"(?:\\(?:text|mathrm|textbf|mathbf)\{)?\(?([A-Z])\)?\}?")
 
 
-def same_answer(a: str, b: str, *, metric: Metric, choices: Sequence[str] = ()) -> bool | None:
-    """Tell whether two answers are the same by the rule that scores the task.
+def _f1(answer: str, gold: str, choices: Sequence[str]) -> float:
+    return f1_score(answer, gold)
 
-    Symmetric; every text but the empty one is the same as itself. None, for ``math`` only, means
-    that the judge has to compare them.
-    """
-    if a == b:
-        return bool(a)
-    if not a.strip() or not b.strip():
-        return False
-    if metric == "f1":
-        return f1_score(a, b) > MIN_F1
-    if metric == "exact_match":
-        return _key(a, choices) == _key(b, choices)
-    return _same_mathematics(without_lead_in(a), without_lead_in(b))
+
+def _same_words(a: str, b: str, choices: Sequence[str]) -> bool:
+    return f1_score(a, b) > MIN_F1
 
 
 def exact_match(answer: str, gold: str, choices: Sequence[str] = ()) -> bool:
@@ -57,6 +56,10 @@ def exact_match(answer: str, gold: str, choices: Sequence[str] = ()) -> bool:
     return plain_text(gold) in (plain_text(answer), plain_text(without_lead_in(answer)))
 
 
+def _same_key(a: str, b: str, choices: Sequence[str]) -> bool:
+    return _key(a, choices) == _key(b, choices)
+
+
 def _key(answer: str, choices: Sequence[str]) -> tuple[str, int | Fraction | str]:
     """Return what exact match goes by: the choice, the number, the letter, or the text."""
     if choices:
@@ -69,9 +72,13 @@ def _key(answer: str, choices: Sequence[str]) -> tuple[str, int | Fraction | str
     return ("text", plain_text(without_lead_in(answer))) if letter is None else ("letter", letter)
 
 
-def _same_mathematics(a: str, b: str) -> bool | None:
+def _same_mathematics(a: str, b: str, choices: Sequence[str]) -> bool | None:
+    """Tell what texts and numbers tell; None leaves the rest to math-verify."""
+    a, b = without_lead_in(a), without_lead_in(b)
     if normalise_latex(a) == normalise_latex(b) or plain_text(a) == plain_text(b):
         return True
+    if is_ordinal(a) or is_ordinal(b):  # the 18th is not 18
+        return False
     numbers = parse_number(a), parse_number(b)
     if numbers[0] is not None and numbers[1] is not None:
         is_percentage = "%" in a + b  # 50% is 50, and 0.5 for the judge
@@ -92,3 +99,28 @@ def _same_mathematics(a: str, b: str) -> bool | None:
     if letters[0] and letters[1]:
         return True if letters[0][1] == letters[1][1] else None
     return None
+
+
+def _adds_no_unit(text: str, answer: str, choices: Sequence[str]) -> bool:
+    if choices:
+        return _adds_no_word(text, answer, choices)
+    numbers = number_and_unit(text), number_and_unit(answer)
+    return numbers[0] is None or numbers[1] is None or numbers[0][1] in (*UNITS, numbers[1][1])
+
+
+def _adds_no_word(text: str, answer: str, choices: Sequence[str]) -> bool:
+    if not choices:
+        if number_and_unit(text) is None or number_and_unit(answer) is None:
+            return normalise_text(text) == normalise_text(answer)
+        return _adds_no_unit(text, answer, ())
+    index = named_choice(answer, choices)
+    if index is None:
+        return True  # then both are the same text
+    words = set(words_of(re.sub(r"[()\[\]]", " ", text)))
+    own = set(words_of(re.sub(r"[()\[\]]", " ", choices[index])))
+    return words <= own | {chr(ord("a") + index), "option", "choice"}
+
+
+F1 = Metric("f1", _f1, _same_words)
+EXACT_MATCH = Metric("exact_match", exact_match, _same_key, _adds_no_word)
+MATH = Metric("math", "optima.tasks.equivalence:equivalence", _same_mathematics, _adds_no_unit)
