@@ -63,6 +63,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("pipelines", ("optima.pipelines", "optima.reporting.tables")),
     ("reporting", ("optima.reporting",)),
+    ("api", ("optima.api",)),
     ("cli", ("optima.cli",)),
 )
 PACKAGES = {
@@ -92,7 +93,7 @@ N_LINES_MAX = 450
 # How far the imports go that a reader follows, as measured on 2026-11-27; they may only fall.
 # Aimed at: chains of 16 modules, and 50 modules from the first command to a trained model.
 N_CHAIN_MAX = 27
-N_REACHED_MAX = 115  # from optima.cli.sft
+N_REACHED_MAX = 115  # from optima.cli.training
 
 
 def _module_name(path: Path) -> str:
@@ -195,7 +196,7 @@ def test_chains_of_imports_are_short_and_end() -> None:
 
 
 def test_few_modules_lie_between_a_command_and_a_trained_model() -> None:
-    reached = _reached(_graph(), "optima.cli.sft")
+    reached = _reached(_graph(), "optima.cli.training")
     assert len(reached) <= N_REACHED_MAX, f"{len(reached)}: {sorted(reached)}"
 
 
@@ -217,7 +218,7 @@ def test_measures_of_imports_follow_those_inside_functions_and_not_those_of_type
     with pytest.raises(CycleError):
         _longest_chains({"a": ["b"], "b": ["a"]})
     imports = _graph()
-    assert "optima.pipelines.methods" in imports["optima.cli.training"]  # inside a function
+    assert "optima.pipelines.methods" in imports["optima.api"]  # inside a function
 
 
 def test_only_the_trainers_import_torch_and_its_kin() -> None:
