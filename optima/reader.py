@@ -5,6 +5,7 @@ goes on. Records are read when they are asked for and checked as they come; what
 compared with the digests in its DONE.json the first time it is read.
 """
 
+import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,11 +140,31 @@ class Run:
         """Yield the preference pairs of those trees that passed the thresholds."""
         yield from self._records(f"{label}/pairs", PAIRS, PreferencePair)
 
-    def frame(self, label: str) -> Any:
-        """Return an evaluation as a pandas data frame, one row a conversation."""
-        import pyarrow as pa
+    def to_frame(self, label: str | None = None) -> Any:
+        """Return a pandas data frame: of an evaluation, a row a conversation; else a row a model.
 
-        return pa.Table.from_pylist([_row(judged) for judged in self.evaluation(label)]).to_pandas()
+        Raises UsageError where pandas is not installed; all else here needs none.
+        """
+        if label is None:
+            return _to_frame([self._means(label) for label in self.evaluated])
+        return _to_frame([_row(judged) for judged in self.evaluation(label)])
+
+    frame = to_frame
+
+    def _means(self, label: str) -> dict[str, Any]:
+        metrics, inside = self.metrics, f"evaluate/{label}"
+        folder = inside if f"{inside}/rank" in metrics else label
+        said, judged = metrics[f"{folder}/talk"], metrics[f"{folder}/rank"]
+        tokens = said["tokens/conversation"]
+        return {
+            "label": label,
+            "score": judged["reward/task"],
+            "reward": judged.get("reward/total"),
+            "tokens": tokens,
+            "generated": said.get("tokens/generated_conversation", tokens),
+            "turns": said["turns/conversation"],
+            "answered": said["conversations/answered"],
+        }
 
     def _done(self, name: str) -> StageDone | None:
         return read_done(self.root / name)
@@ -178,6 +199,15 @@ class Run:
 def open_run(root: str | Path) -> Run:
     """Open a run directory for reading; UsageError for what is none."""
     return Run(root)
+
+
+def _to_frame(rows: list[dict[str, Any]]) -> Any:
+    try:
+        return importlib.import_module("pandas").DataFrame(rows)  # nothing else of ours needs it
+    except ImportError as error:
+        raise UsageError(
+            "pandas: is not installed here; `pip install pandas`, or go through evaluation(label)"
+        ) from error
 
 
 def _row(judged: JudgedConversation) -> dict[str, Any]:

@@ -9,10 +9,12 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_POLL_S = 0.2
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -44,7 +46,12 @@ def obeying_signals() -> Iterator[Callable[[], int | None]]:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Do what ``asyncio.run`` does; a signal cancels ``main``, and is raised when it has ended."""
+    """Do what ``asyncio.run`` does; a signal cancels ``main``, and is raised when it has ended.
+
+    In a notebook, where this thread has a loop already, another thread runs ``main`` meanwhile.
+    """
+    if asyncio._get_running_loop() is not None:
+        return _run_beside(main)
     try:
         result = asyncio.run(_cancellable(main))
     except asyncio.CancelledError:
@@ -54,6 +61,20 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     if _Obeyed.first is not None:  # it came when all was done, or was swallowed below
         raise KeyboardInterrupt
     return result
+
+
+def _run_beside(main: Coroutine[Any, Any, T]) -> T:
+    with ThreadPoolExecutor(1, "optima") as pool:
+        running = pool.submit(asyncio.run, _cancellable(main))
+        try:
+            while not wait([running], _POLL_S).done:  # a wait without an end hears of no signal
+                pass
+        except KeyboardInterrupt:
+            while not wait([running], _POLL_S).done:
+                if _Obeyed.cancel is not None:
+                    _Obeyed.cancel()
+            raise
+        return running.result()
 
 
 async def _cancellable(main: Coroutine[Any, Any, T]) -> T:
