@@ -197,7 +197,7 @@ class Run:
 
 
 def open_run(root: str | Path) -> Run:
-    """Open a run directory for reading; UsageError for what is none."""
+    """Open a run directory for reading; UsageError for what is not one."""
     return Run(root)
 
 

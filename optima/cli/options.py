@@ -64,7 +64,7 @@ class Program:
         self, function: Command, *, name: str | None = None, epilog: str | None = None,
         below: typer.Typer | None = None, text: str | None = None, **bound: object,
     ) -> Self:  # fmt: skip
-        """Make a typed function a command; what ``bound`` gives it is no option of it."""
+        """Make a typed function a command; what ``bound`` gives it cannot be given by words."""
         register = (below or self.app).command(
             name or self.name, help=_shown(text or inspect.getdoc(function)), epilog=_shown(epilog)
         )

@@ -1,6 +1,9 @@
 """The optima command."""
 
 import functools
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +253,34 @@ def test_number_out_of_bounds_is_refused_with_the_bounds(
 @pytest.mark.parametrize("argv", [["--n-samples", "0"], ["--temperature", "2.1"]])
 def test_number_of_multi_sc_out_of_bounds_is_refused(argv: list[str]) -> None:
     assert multi_sc(argv) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "offered"),
+    [
+        ("optima", "optima tr", ["transfer", "try"]),
+        ("optima-sft", "optima-sft --d", ["--dry-run"]),
+        ("optima-infer", "optima-infer --task ", list(TASKS)),
+        ("optima-infer", "optima-infer --num", []),  # of the original project: not shown
+    ],
+)
+def test_shell_is_told_what_can_follow(name: str, words: str, offered: list[str]) -> None:
+    variable = f"_{name.replace('-', '_').upper()}_COMPLETE"
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), variable: "complete_bash"}
+    done = subprocess.run(
+        [sys.executable, "-m", "optima.cli", name], cwd=ROOT, env={**os.environ, **asked},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert sorted(done.stdout.split()) == sorted(offered)
+
+
+def test_help_imports_nothing_that_runs_a_model_or_reads_a_run() -> None:
+    code = (
+        "import sys; from optima.cli.main import main; main(['--help'])\n"
+        "heavy = ('optima.pipelines', 'optima.serving', 'optima.reporting', 'matplotlib')\n"
+        "print([n for n in sys.modules if n.startswith(heavy)], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "[]\n"
