@@ -6,9 +6,10 @@ compared with the digests in its DONE.json the first time it is read.
 """
 
 import contextlib
+import importlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,7 +20,7 @@ from optima import files
 from optima.costs import EvaluationCost, ModelCost, costs_of_stages, evaluation_cost
 from optima.errors import StageError, UsageError
 from optima.evaluation.consistency import Point, Sample, scaling_curve, vote_of_all
-from optima.evaluation.figures import Figures, Judged, figures_of, tally
+from optima.evaluation.figures import Figures, Judged, JudgedConversation, figures_of, tally
 from optima.evaluation.statistics import Estimate
 from optima.plan import BASE, COLD_START, iterations
 from optima.recipe.schema import Recipe
@@ -48,15 +49,6 @@ Kind = Literal["training", "inference", "baselines", "consistency", "transfer"]
 Baseline = Literal["cot", "sc", "mad", "autoform", "trained"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 _OTHERS = ("score", "groups")  # stages of an evaluation, besides talk and rank
-
-
-@dataclass(frozen=True, slots=True)
-class JudgedConversation:
-    """A conversation with the problem it is about and the reward that it got."""
-
-    problem: Problem
-    conversation: Conversation
-    reward: RewardParts
 
 
 class Run:
@@ -300,11 +292,14 @@ class Run:
         """Yield the preference pairs of those trees that passed the thresholds."""
         yield from self._records(f"{label}/pairs", files.PAIRS, PreferencePair)
 
-    def frame(self, label: str) -> Any:
-        """Return an evaluation as a pandas data frame, one row a conversation."""
-        import pyarrow as pa
+    def to_frame(self, label: str | None = None) -> Any:
+        """Return a pandas data frame: of an evaluation, a row a conversation; else a row a model.
 
-        return pa.Table.from_pylist([_row(judged) for judged in self.evaluation(label)]).to_pandas()
+        Raises UsageError where pandas is not installed; all else here needs none.
+        """
+        if label is None:
+            return _to_frame([figures.row() for figures in self.figures])
+        return _to_frame([judged.row() for judged in self.evaluation(label)])
 
     def _evaluation(self, label: str) -> files.Evaluation:
         found = self.evaluations
@@ -407,7 +402,7 @@ class Run:
 
 
 def open_run(root: str | Path) -> Run:
-    """Open a run directory for reading; UsageError for what is none."""
+    """Open a run directory for reading; UsageError for what is not one."""
     return Run(root)
 
 
@@ -429,19 +424,10 @@ def _point(row: dict[str, Any]) -> Point:
     return Point(k=row["k"], score=score, coverage=coverage, n_tokens=row["n_tokens"])
 
 
-def _row(judged: JudgedConversation) -> dict[str, Any]:
-    conversation, reward = judged.conversation, judged.reward
-    return {
-        "problem_id": conversation.problem_id,
-        "n": conversation.n,
-        "question": judged.problem.question,
-        "golds": list(judged.problem.golds),
-        "answer": conversation.answer,
-        "score": reward.task,
-        "reward": reward.total,
-        "tokens": conversation.n_tokens,
-        "generated": conversation.n_generated,
-        "turns": len(conversation.turns),
-        "stop_reason": conversation.stop_reason,
-        "text": "\n".join(f"{turn.name}:{turn.text}" for turn in conversation.turns),
-    }
+def _to_frame(rows: list[dict[str, Any]]) -> Any:
+    try:
+        return importlib.import_module("pandas").DataFrame(rows)  # nothing else of ours needs it
+    except ImportError as error:
+        raise UsageError(
+            "pandas: is not installed here; `pip install pandas`, or go through evaluation(label)"
+        ) from error

@@ -261,6 +261,9 @@ class AnswerGroups(Record):
     groups: tuple[int | None, ...]
 
 
+_FREE_LISTS = ("extra_args", "names")  # words of a command line; agents, who have their own rule
+
+
 class Section(BaseModel):
     """Base of every part of a recipe."""
 
@@ -273,10 +276,13 @@ class Section(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _check_texts(self) -> Self:
-        """Refuse an empty text: leaving it out is how to say nothing."""
+    def _check_values(self) -> Self:
+        """Refuse an empty text, which says nothing, and a list that names a thing twice."""
         for name in type(self).model_fields:
             value = getattr(self, name)
+            items = value if isinstance(value, tuple) and name not in _FREE_LISTS else ()
+            if twice := [item for k, item in enumerate(items) if item in items[:k]]:
+                raise ValueError(f"{name}: {twice[0]!r} is named twice; remove one")
             if isinstance(value, str) and not value.strip():
                 raise ValueError(
                     f'{name}: is the empty text "{value}"; give it a value or remove it'

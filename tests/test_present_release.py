@@ -68,7 +68,7 @@ def test_run_is_opened_from_python() -> None:
         assert found == [pytest.approx(row, abs=5e-5) for row in said]
     assert len(list(run.candidates("iter_0_sft"))) == 10
     assert len(list(run.selected("iter_0_sft"))) == 3
-    assert list(run.frame("base")["answer"]) == ["Alice", "Question", "Marie", "When", "Kim"]
+    assert list(run.to_frame("base")["answer"]) == ["Alice", "Question", "Marie", "When", "Kim"]
     assert optima.open_run("baselines").evaluated == ("cot", "sc")
 
 

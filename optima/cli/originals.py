@@ -1,140 +1,141 @@
 """The option spellings of the original project's README, so that its commands can be pasted.
 
-Options that have a counterpart are translated to it; the others are refused with what to do. Where
-the original's programs of inference mean something else by a value than we do, it is their meaning
-that counts, and the log says so: ``--device N`` is the first of several GPUs with a server each,
-``--num_thread`` counts the conversations over all servers, and of the tasks of information exchange
-the first 1,000 test problems are asked.
+The words of a command line are rewritten before they are read: a spelling that has a counterpart
+becomes it, the others are refused with what to do. Where the original's programs of inference mean
+something else by a value than we do, it is their meaning that counts, and the log says so:
+``--device N`` is the first of several GPUs with a server each, ``--num_thread`` counts the
+conversations over all servers, and of the tasks of information exchange the first 1,000 test
+problems are asked.
 """
 
-import argparse
-import contextlib
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optima.errors import UsageError
-from optima.processes.devices import detect_devices
-from optima.recipe.schema import Recipe, ServingSection
-from optima.records import check_path
-from optima.rundir import check_same_recipe
-from optima.serving.fleet import gpu_groups
-from optima.tasks import SPELLINGS, get_task
+
+if TYPE_CHECKING:
+    from optima.recipe.schema import Recipe
 
 logger = logging.getLogger(__name__)
 
-# original option -> option of this command
-TO_OPTION = {
-    "train_config_path": "config",
-    "vllm_env": "vllm_env",
-    "alignment_env": "train_env",
-    "output_path": "run_dir",
-    "output_root_path": "run_dir",
-}
-# original option -> recipe field
-TO_FIELD = {
-    "model_path": "model.path",
-    "dataset_type": "task",
-    "device": "serving.device",
-    "port": "serving.port",
-    "num_thread": "serving.concurrency",
-    "temperature": "sampling.temperature",
-}
-# The same for inference.
-TO_INFERENCE_OPTION = {
-    "model_root_path": "model_root",
-    "model_path": "model",
-    "dataset_type": "task",
-    "vllm_env": "vllm_env",
-    "output_path": "output",
-    "output_root_path": "output",
-}
-TO_INFERENCE_FIELD = {
-    "tokenizer_path": "model.tokenizer",
-    "port": "serving.port",
-    "temperature": "evaluation.temperature",
-}
-# What is more than another name: --device becomes fields, --num_thread the recipe's, once read.
-OF_SERVERS = ("device", "num_thread")
-# original option -> what to do instead
-REFUSED = {
-    "model_root_path": "it belongs to inference; for training give --model_path or model.path=DIR",
-    "tokenizer_path": "a model is trained with its own tokenizer; remove the option",
-}
 _ORIGINAL_RECIPE = re.compile(r"(?:.*/)?train/(sft|dpo|sft_dpo)_recipes/(\w+)\.yaml")
-PATHS = ("run_dir", "model_root", "output")  # options that hold a path
+_PATHS = ("--run-dir", "--model-root")  # options that hold a path
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the original spellings for training, hidden from --help."""
-    _add(parser, (*TO_OPTION, *TO_FIELD, *REFUSED))
+@dataclass(frozen=True, slots=True)
+class Spellings:
+    """Original options, without their dashes: the option or the recipe's field that each is.
 
-
-def add_inference_options(
-    parser: argparse.ArgumentParser, *, n_gpus: int, but: Iterable[str] = ()
-) -> None:
-    """Do the same for inference, ``but`` for spellings that an option of the parser has.
-
-    The original's program starts a server on each of ``n_gpus`` GPUs, from ``--device`` on.
+    For the ``refused`` ones the text says what to do instead.
     """
-    names = (*TO_INFERENCE_OPTION, *TO_INFERENCE_FIELD, *OF_SERVERS)
-    _add(parser, (name for name in names if name not in but))
-    parser.set_defaults(original_n_gpus=n_gpus)
+
+    options: Mapping[str, str]
+    fields: Mapping[str, str]
+    refused: Mapping[str, str]
 
 
-def translate(options: argparse.Namespace) -> None:
-    """Move the original spellings to their counterparts; UsageError for those without one."""
-    _translate(options, REFUSED, TO_OPTION, TO_FIELD)
-    if options.config is not None:
-        options.config = [_recipe_here(path) for path in options.config]
+TRAINING = Spellings(
+    options={
+        "train_config_path": "--config",
+        "vllm_env": "--vllm-env",
+        "alignment_env": "--train-env",
+        "output_path": "--run-dir",
+        "output_root_path": "--run-dir",
+    },
+    fields={
+        "model_path": "model.path",
+        "dataset_type": "task",
+        "device": "serving.device",
+        "port": "serving.port",
+        "num_thread": "serving.concurrency",
+        "temperature": "sampling.temperature",
+    },
+    refused={
+        "model_root_path": "it belongs to inference; for training give --model_path or "
+        "model.path=DIR",
+        "tokenizer_path": "a model is trained with its own tokenizer; remove the option",
+    },
+)
+# --num_thread, --output_path and --output_root_path are options of these programs, not shown.
+INFERENCE = Spellings(
+    options={
+        "model_root_path": "--model-root",
+        "model_path": "--model",
+        "dataset_type": "--task",
+        "vllm_env": "--vllm-env",
+    },
+    fields={
+        "tokenizer_path": "model.tokenizer",
+        "device": "serving.gpus",
+        "port": "serving.port",
+        "temperature": "evaluation.temperature",
+    },
+    refused={},
+)
+# The program of votes has --temperature itself.
+CONSISTENCY = Spellings(
+    INFERENCE.options,
+    {name: field for name, field in INFERENCE.fields.items() if name != "temperature"},
+    {},
+)
 
 
-def translate_inference(options: argparse.Namespace) -> None:
-    """Do the same for the spellings of inference."""
-    has_own_output = options.output is not None
-    _translate(options, {}, TO_INFERENCE_OPTION, TO_INFERENCE_FIELD)
-    options.is_original_output = options.output is not None and not has_own_output
-    if options.original_device is not None:
-        options.overrides += _servers(options.original_device, options.original_n_gpus)
-    task = options.original_dataset_type
-    n_first = None if task is None else get_task(task).n_original_test
-    if n_first is not None:
-        fields = {override.partition("=")[0] for override in options.overrides}
-        if options.limit is None and fields.isdisjoint(("data.first_test", "data.n_test")):
-            logger.info(
-                "--dataset_type %s: the first %d test problems, as in the original; "
-                "data.first_test=null asks all", task, n_first,
-            )  # fmt: skip
-            options.overrides.append(f"data.first_test={n_first}")
+def translate(words: list[str]) -> list[str]:
+    """Return the words of a training with the original spellings as what they are here."""
+    return _translate(words, TRAINING, _devices)[0]
 
 
-def share_threads(options: argparse.Namespace, recipe: Recipe) -> Recipe:
+def translate_infer(words: list[str]) -> list[str]:
+    """Do the same for inference, which starts a server on each of 4 GPUs."""
+    return _translate_inference(words, INFERENCE, 4)
+
+
+def translate_multi_sc(words: list[str]) -> list[str]:
+    """Do the same for votes, which take 8 GPUs."""
+    return _translate_inference(words, CONSISTENCY, 8)
+
+
+def recipe_here(path: Path) -> Path:
+    """Return our recipe of the same method and benchmark where the original project's is named."""
+    from optima.tasks import SPELLINGS
+
+    named = _ORIGINAL_RECIPE.fullmatch(path.as_posix())
+    if path.exists() or named is None:
+        return path
+    ours = Path("recipes") / named[1] / f"{SPELLINGS.get(named[2], named[2])}.yaml"
+    logger.warning("%s is not here, taking %s", path, ours)
+    return ours
+
+
+def share_threads(n_threads: int | None, recipe: "Recipe") -> "Recipe":
     """Return the recipe with ``--num_thread`` conversations in flight over all of its servers."""
-    given = options.original_num_thread
-    if given is None:
+    if n_threads is None:
         return recipe
-    with contextlib.suppress(ValueError):
-        if (n_threads := int(given)) >= 1:
-            serving = recipe.serving
-            n_servers = len(serving.endpoints) or len(gpu_groups(recipe, detect_devices(serving)))
-            each = max(1, n_threads // n_servers)
-            logger.info(
-                "--num_thread %d: conversations over all servers: %d for each of %d",
-                n_threads, each, n_servers,
-            )  # fmt: skip
-            changed = serving.model_copy(update={"concurrency": each})
-            return recipe.model_copy(update={"serving": changed})
-    raise UsageError(f"--num_thread {given}: must be a whole number of at least 1")
+    from optima.processes.devices import detect_devices
+    from optima.serving.fleet import gpu_groups
+
+    serving = recipe.serving
+    n_servers = len(serving.endpoints) or len(gpu_groups(recipe, detect_devices(serving)))
+    each = max(1, n_threads // n_servers)
+    logger.info(
+        "--num_thread %d: conversations over all servers: %d for each of %d",
+        n_threads, each, n_servers,
+    )  # fmt: skip
+    changed = serving.model_copy(update={"concurrency": each})
+    return recipe.model_copy(update={"serving": changed})
 
 
-def free_output(options: argparse.Namespace, recipe: Recipe, output: Path, name: str) -> Path:
-    """Return where results go: beside ``output`` where an earlier pasted command wrote to it.
+def free_output(output: Path, recipe: "Recipe", name: str) -> Path:
+    """Return where the results of a pasted command go: beside ``output`` if another wrote there.
 
     The original's README gives one and the same path to both of its programs.
     """
-    if not options.is_original_output:
-        return output
+    from optima.rundir import check_same_recipe
+
     try:
         check_same_recipe(output, recipe)
     except UsageError:
@@ -144,10 +145,83 @@ def free_output(options: argparse.Namespace, recipe: Recipe, output: Path, name:
     return output
 
 
+def _translate_inference(words: list[str], spellings: Spellings, n_gpus: int) -> list[str]:
+    made, given = _translate(words, spellings, lambda device: _servers(device, n_gpus))
+    from optima.tasks import get_task
+
+    task = given.get("dataset_type")
+    n_first = None if task is None else get_task(task).n_original_test
+    if n_first is None:
+        return made
+    fields = {word.partition("=")[0] for word in made}
+    if fields.isdisjoint(("--limit", "data.first_test", "data.n_test")):
+        logger.info(
+            "--dataset_type %s: the first %d test problems, as in the original; "
+            "data.first_test=null asks all", task, n_first,
+        )  # fmt: skip
+        return [*made, f"data.first_test={n_first}"]
+    return made
+
+
+def _translate(
+    words: Sequence[str], spellings: Spellings, devices: Callable[[str], list[str]]
+) -> tuple[list[str], dict[str, str]]:
+    """Return the words with what the original spellings come to, and their values by name."""
+    kept, given = _take(words, {*spellings.options, *spellings.fields, *spellings.refused})
+    for name, remedy in spellings.refused.items():
+        if name in given:
+            raise UsageError(f"--{name}: is not an option here: {remedy}")
+    taken = {word.partition("=")[0] for word in kept}
+    made = []
+    for name, option in spellings.options.items():
+        if name not in given:
+            continue
+        if option in taken:
+            raise UsageError(f"--{name}: says the same as {option}; give one")
+        taken.add(option)
+        made.append(f"{option}={_checked(name, option, given[name])}")
+    for name, field in spellings.fields.items():
+        if name in given:
+            value = given[name]
+            made += devices(value) if name == "device" else [f"{field}={value}"]
+    end = kept.index("--") if "--" in kept else len(kept)
+    return [*kept[:end], *made, *kept[end:]], given
+
+
+def _take(words: Sequence[str], names: set[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the words without the options called ``names``, and the values of these."""
+    kept: list[str] = []
+    given: dict[str, str] = {}
+    left = iter(words)
+    for word in left:
+        option, has_value, value = word.partition("=")
+        name = option.removeprefix("--")
+        if word == "--":
+            return [*kept, word, *left], given
+        if not option.startswith("--") or name not in names:
+            kept.append(word)
+            continue
+        given[name] = value if has_value else next(left, "--")
+        if not has_value and given[name].startswith("--"):
+            raise UsageError(f"{option}: expected one argument")
+    return kept, given
+
+
+def _checked(name: str, option: str, value: str) -> str:
+    if option in _PATHS:
+        from optima.records import check_path
+
+        check_path(value, f"--{name}")
+    return value
+
+
 def _servers(device: str, n_gpus: int) -> list[str]:
     """Return the overrides for ``--device``, where one bare number is the first of ``n_gpus``."""
     if not device.strip().isdecimal():
         return _devices(device)
+    from optima.processes.devices import detect_devices
+    from optima.recipe.schema import ServingSection
+
     first = int(device)
     gpus = list(range(first, first + n_gpus))
     there = detect_devices(ServingSection()).gpus
@@ -157,52 +231,6 @@ def _servers(device: str, n_gpus: int) -> list[str]:
         logger.warning("--device %s: of these GPUs this host has %s; taking them", device, found)
         gpus = found
     return ["serving.device=cuda", f"serving.gpus={gpus}".replace(" ", "")]
-
-
-def _add(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
-    for name in names:
-        parser.add_argument(f"--{name}", dest=f"original_{name}", help=argparse.SUPPRESS)
-
-
-def _translate(
-    options: argparse.Namespace,
-    refused: Mapping[str, str],
-    to_option: Mapping[str, str],
-    to_field: Mapping[str, str],
-) -> None:
-    for name, remedy in refused.items():
-        if getattr(options, f"original_{name}") is not None:
-            raise UsageError(f"--{name}: is no option here: {remedy}")
-    for name, target in to_option.items():
-        value = getattr(options, f"original_{name}")
-        if value is None:
-            continue
-        if getattr(options, target) is not None:
-            raise UsageError(f"--{name}: says the same as --{target.replace('_', '-')}; give one")
-        setattr(options, target, _value_of(name, target, value))
-    for name, field in to_field.items():
-        value = getattr(options, f"original_{name}", None)
-        if value is not None:
-            options.overrides += _devices(value) if name == "device" else [f"{field}={value}"]
-
-
-def _value_of(name: str, target: str, value: str) -> object:
-    if target == "config":
-        return [Path(value)]
-    if target not in PATHS:
-        return value
-    check_path(value, f"--{name}")
-    return Path(value)
-
-
-def _recipe_here(path: Path) -> Path:
-    """Return our recipe of the same method and benchmark where the original project's is named."""
-    named = _ORIGINAL_RECIPE.fullmatch(path.as_posix())
-    if path.exists() or named is None:
-        return path
-    ours = Path("recipes") / named[1] / f"{SPELLINGS.get(named[2], named[2])}.yaml"
-    logger.warning("%s is not here, taking %s", path, ours)
-    return ours
 
 
 def _devices(value: str) -> list[str]:

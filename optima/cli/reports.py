@@ -1,92 +1,85 @@
-"""``optima report`` and ``optima view``: what runs have come to, to read in a browser."""
+"""``optima status``, ``optima report`` and ``optima view``: what runs have come to."""
 
-import argparse
 import contextlib
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import Annotated
 
-from optima.cli.numbers import MANY, whole
-from optima.cli.paths import path_of
+from optima.cli.options import MANY, path, paths, whole
 from optima.errors import UsageError
 
-if TYPE_CHECKING:
-    Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
+STATUS = """\
+examples:
+  optima status runs/sft-quickstart-seed0
+  optima status runs/ablations"""
+REPORT = """\
+examples:
+  optima report runs/sft-quickstart-seed0
+  optima report runs/sft-arc-seed0 runs/dpo-arc-seed0 results/arc --output reports/arc"""
+VIEW = """\
+examples:
+  optima view runs/sft-quickstart-seed0
+from a GPU node, forward the port: ssh -L 8700:127.0.0.1:8700 NODE, and here --port 8700"""
+
+Runs = Annotated[list[Path], paths("directory of a run, or of several")]
 
 
-def add_report(commands: "Commands") -> None:
-    """Add ``optima report``."""
-    parser = commands.add_parser(
-        "report", help="write runs as a page to read, with tables and figures", allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Write one self-contained page of HTML about trainings, inferences, sweeps or\n"
-        "transfers: figures, tables, every conversation and dialogue tree. It opens from disk and\n"
-        "loads nothing. The tables are also written as Markdown and CSV, the figures as PNG and\n"
-        "SVG. Runs are only read, and may be going on.",
-        epilog="examples:\n"
-        "  optima report runs/sft-quickstart-seed0\n"
-        "  optima report runs/sft-arc-seed0 runs/dpo-arc-seed0 results/arc --output reports/arc",
-    )  # fmt: skip
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        type=path_of("RUN"),
-        help="directory of a run, or of several",
-    )
-    parser.add_argument(
-        "--output",
-        metavar="DIR",
-        type=path_of("--output"),
-        help="where to write it (default: report in the first RUN)",
-    )
-    parser.add_argument(
-        "--max-conversations", metavar="N", type=whole(1, MANY), default=100_000,
-        help="conversations in the page; of larger runs a seeded sample of the problems "
-        "(default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max-trees", metavar="N", type=whole(1, MANY), default=200,
-        help="trees of each search in the page (default: %(default)s)",
-    )  # fmt: skip
-    parser.set_defaults(run=_report)
+def status(
+    run: Annotated[Path, paths("directory of a run, an evaluation, or several")],
+) -> int:
+    """Say where a run stands.
+
+    Say which stage a run or an evaluation is in, how far, and when it will be done: an estimate
+    from the stages of the same kind that are done. Of a folder of several (a sweep, ablations, a
+    transfer) each is said, and when the last will be done. Exit status 1 if it stopped before its
+    end, or a run of it is damaged.
+    """
+    from optima.pipelines.status import folder_text, read_folder, read_status, status_text
+
+    members = read_folder(run)
+    if members is not None:
+        print(folder_text(run, members))
+        states = {member.state for member in members}
+        has_stopped = "running" not in states and not states <= {"done"}
+        return 1 if has_stopped or "damaged" in states else 0
+    found = read_status(run)
+    print(status_text(run, found))
+    return 1 if found.state == "stopped" else 0
 
 
-def add_view(commands: "Commands") -> None:
-    """Add ``optima view``."""
-    parser = commands.add_parser(
-        "view", help="serve the report of runs live, on this machine only", allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Serve the page of `optima report` at 127.0.0.1 while runs are going on, with\n"
-        "the progress of the current stage. The address holds a random key. Ends with Ctrl-C; the\n"
-        "runs go on.",
-        epilog="examples:\n  optima view runs/sft-quickstart-seed0\n"
-        "from a GPU node, forward the port: ssh -L 8700:127.0.0.1:8700 NODE, and here --port 8700",
-    )  # fmt: skip
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        type=path_of("RUN"),
-        help="directory of a run, or of several",
-    )
-    parser.add_argument(
-        "--port",
-        metavar="N",
-        type=whole(0, 65535),
-        default=0,
-        help="port to listen at (default: a free one)",
-    )
-    parser.set_defaults(run=_view)
+def report(
+    runs: Runs,
+    *,
+    output: Annotated[
+        Path | None, path(help="where to write it (default: report in the first RUN)")
+    ] = None,
+    max_conversations: Annotated[
+        int,
+        whole(1, MANY, "conversations in the page; of larger runs a seeded sample of the problems"),
+    ] = 100_000,
+    max_trees: Annotated[int, whole(1, MANY, "trees of each search in the page")] = 200,
+) -> int:
+    """Write runs as a page to read, with tables and figures.
 
-
-def _report(options: argparse.Namespace) -> int:
+    Write one self-contained page of HTML about trainings, inferences, sweeps or transfers:
+    figures, tables, every conversation and dialogue tree. It opens from disk and loads nothing. The
+    tables are also written as Markdown and CSV, the figures as PNG and SVG. Runs are only read, and
+    may be going on.
+    """
     from optima.reporting.report import Limits, write_report
 
-    output = options.output or options.runs[0] / "report"
-    print(write_report(options.runs, output, Limits(options.max_conversations, options.max_trees)))
+    limits = Limits(max_conversations, max_trees)
+    print(write_report(runs, output or runs[0] / "report", limits))
     return 0
 
 
-def _view(options: argparse.Namespace) -> int:
+def view(
+    runs: Runs, *, port: Annotated[int, whole(0, 65535, "port to listen at (0: a free one)")] = 0
+) -> int:
+    """Serve the report of runs live, on this machine only.
+
+    Serve the page of `optima report` at 127.0.0.1 while runs are going on, with the progress of the
+    current stage. The address holds a random key. Ends with Ctrl-C; the runs go on.
+    """
     from optima.processes import interruption
     from optima.reporting.live import serve
 
@@ -95,7 +88,7 @@ def _view(options: argparse.Namespace) -> int:
 
     try:
         with contextlib.suppress(KeyboardInterrupt):
-            interruption.run(serve(options.runs, options.port, announce))
+            interruption.run(serve(runs, port, announce))
     except OSError as error:
-        raise UsageError(f"--port {options.port}: {error.strerror}; take another one") from error
+        raise UsageError(f"--port {port}: {error.strerror}; take another one") from error
     return 0

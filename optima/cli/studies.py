@@ -1,108 +1,325 @@
-"""``optima sweep`` and ``optima ablate``: several runs of one recipe, and how they compare."""
+"""``optima baselines``, ``transfer``, ``compare``, ``sweep``, ``ablate``: models side by side."""
 
-import argparse
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from optima.cli.configs import add_config, add_environments
-from optima.cli.paths import path_of
-from optima.processes.environment import require_environment
+import typer
+
+from optima.cli.inference import (
+    Limit,
+    MetricName,
+    ModelRoot,
+    OneModel,
+    Output,
+    TaskName,
+    check_metric,
+    check_output,
+)
+from optima.cli.options import (
+    Config,
+    MaybeConfig,
+    Overrides,
+    TrainEnv,
+    VllmEnv,
+    exclude,
+    path,
+    temperature,
+    whole,
+)
+from optima.errors import UsageError
 
 if TYPE_CHECKING:
-    Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
+    from optima.reader import Baseline
+
+BASELINES = """\
+examples:
+  optima baselines --model models/smollm2-135m-instruct --task two_hop \\
+    --limit 50 --output results/baselines conversation.worked_example=true
+  optima baselines --run runs/sft-arc-seed0 --methods cot,sc,mad,autoform,trained \\
+    --output results/arc-baselines"""
+TRANSFER = """\
+examples:
+  optima transfer --models runs/sft-hotpot_qa-seed0/iter_5/train/model \\
+    --tasks hotpot_qa,mwh_qa,trivia_qa --output results/transfer \\
+    --data hotpot_qa=/data/hotpot_qa --data mwh_qa=/data/mwh_qa"""
+COMPARE = """\
+examples:
+  optima compare runs/sft-arc-seed0 runs/dpo-arc-seed0
+  optima compare runs/sft-arc-seed0:base runs/sft-arc-seed0:iter_0 runs/sft-arc-seed0"""
+SWEEP = """\
+examples:
+  optima sweep --config recipes/dpo/quickstart.yaml --run-dir runs/strategies \\
+    --over pairs.strategy=value,random,influence
+  optima sweep --config recipes/sft/quickstart.yaml --run-dir runs/weights \\
+    --over reward.lambda_token=0.3,0.6,0.9
+
+The paper's ablations are `optima ablate`."""
+ABLATE = """\
+examples:
+  optima ablate --config recipes/sft/quickstart.yaml --run-dir runs/ablations
+  optima ablate --config recipes/dpo/arc.yaml --run-dir runs/ablations seed=1"""
 
 
-def add_sweep(commands: "Commands") -> None:
-    """Add ``optima sweep``."""
-    parser = commands.add_parser(
-        "sweep", help="run a recipe at several values of one field and compare",
-        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Run a recipe of any method once per value of a field, one after the other,\n"
-        "and print one table. Runs that differ only in a field of pairs or dpo grow their first\n"
-        "trees once.\n"
-        "An interrupted sweep goes on when the same command is given again.",
-        epilog="examples:\n"
-        "  optima sweep --config recipes/dpo/quickstart.yaml --run-dir runs/strategies \\\n"
-        "    --over pairs.strategy=value,random,influence\n"
-        "  optima sweep --config recipes/sft/quickstart.yaml --run-dir runs/weights \\\n"
-        "    --over reward.lambda_token=0.3,0.6,0.9\n"
-        "The paper's ablations are `optima ablate`.",
-    )  # fmt: skip
-    add_config(parser, is_required=True)
-    parser.add_argument(
-        "--over",
-        metavar="FIELD=V,V,...",
-        required=True,
-        help="the field and its values, with commas",
+def baselines(
+    overrides: Overrides = None,
+    *,
+    methods: Annotated[
+        str, typer.Option(metavar="NAMES", help="some of cot,sc,mad,autoform,trained, with commas")
+    ] = "cot,sc,mad,autoform",
+    run: Annotated[
+        Path | None,
+        path(
+            metavar="RUN",
+            help="a training run to compare with: its base model, recipe, data and budget",
+        ),
+    ] = None,
+    n_votes: Annotated[int, whole(1, 10_000, "samples of a vote")] = 8,
+    vote_temperature: Annotated[float, temperature("temperature of these samples")] = 0.5,
+    control_dir: Annotated[
+        Path | None, path(help="where the single agent is trained (default: RUN-single)")
+    ] = None,
+    train_env: TrainEnv = None,
+    model_root: ModelRoot = None,
+    model: OneModel = None,
+    task: TaskName = None,
+    metric: MetricName = None,
+    config: MaybeConfig = None,
+    output: Output = None,
+    limit: Limit = None,
+    vllm_env: VllmEnv = None,
+) -> int:
+    """Evaluate one model on a task's test problems by other methods, in one table.
+
+    cot is one agent, step by step; sc a vote among its samples, whose tokens are those of all
+    samples of a vote; mad the agents in natural language; autoform the agents in concise formats
+    from the pool. trained is the control for what talking adds: one agent, told everything, after
+    SFT on its own correct answers, with the base model, problems and budget of --run
+    (conversations a problem, iterations, training); it is trained beside that run, in a directory
+    of its own.
+    """
+    exclude(model_root=model_root, model=model)
+    from optima import api
+    from optima.files import RECIPE
+    from optima.pipelines.baselines import (
+        UNTRAINED,
+        Votes,
+        read_run,
+        run_baselines,
+        train_control,
     )
-    parser.add_argument(
-        "--run-dir",
-        metavar="DIR",
-        type=path_of("--run-dir"),
-        required=True,
-        help="folder in which each value has its run",
+    from optima.processes.environment import require_environment
+    from optima.reporting.results import write_inference
+
+    named = _methods(methods, run)
+    if "sc" in named and n_votes > 1 and vote_temperature == 0:
+        raise UsageError("--vote-temperature 0: makes all samples of a vote equal; raise it")
+    ballot = Votes(n_votes, vote_temperature)
+    place = check_output(output)
+    if run is not None:
+        own = read_run(run)
+        config = config or [run / RECIPE]
+        if model is None and model_root is None:
+            model = own.model.path
+    models = api.read_models(model, model_root)
+    if len(models) > 1:
+        raise UsageError(f"--model-root: holds {len(models)} models; name one by --model instead")
+    recipe = api.evaluation_recipe(
+        models, config or (), overrides or (), task=task, limit=limit, root=model_root
     )
-    _add_common(parser)
-    parser.set_defaults(run=_sweep)
+    check_metric(metric, recipe)
+    serving = api.find_vllm(vllm_env, recipe)
+    model_by_method = {method: models[0] for method in named if method in UNTRAINED}
+    text = ""
+    if "trained" in named and run is not None:
+        training = require_environment(train_env, "train")
+        if model_by_method:  # written before a long training, which may fail
+            with api.output_named():
+                rows = run_baselines(
+                    recipe, model_by_method, place, ballot=ballot, vllm_env=serving
+                )
+            write_inference(recipe, rows, place)
+        control = control_dir or run.resolve().with_name(f"{run.resolve().name}-single")
+        model_by_method["trained"] = train_control(
+            run, control, "trained", vllm_env=serving, train_env=training
+        )
+        text = f"\nTrained single agent: {control}"
+    with api.output_named():
+        rows = run_baselines(recipe, model_by_method, place, ballot=ballot, vllm_env=serving)
+    print(write_inference(recipe, rows, place) + text)
+    return 0
 
 
-def add_ablate(commands: "Commands") -> None:
-    """Add ``optima ablate``."""
-    parser = commands.add_parser(
-        "ablate", help="run a recipe without each part of its reward and compare",
-        allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Run a recipe of any method with its whole reward (full), with\n"
-        "reward.lambda_token=0 (no_token) and with reward.lambda_loss=0 (no_loss), one after the\n"
-        "other, and compare the last models problem by problem: differences to full with 95 %\n"
-        "intervals (paired bootstrap). What does not depend on the reward is done once.\n"
-        "Interrupted ablations go on when the same command is given again.",
-        epilog="examples:\n"
-        "  optima ablate --config recipes/sft/quickstart.yaml --run-dir runs/ablations\n"
-        "  optima ablate --config recipes/dpo/arc.yaml --run-dir runs/ablations seed=1",
-    )  # fmt: skip
-    add_config(parser, is_required=True)
-    parser.add_argument(
-        "--run-dir",
-        metavar="DIR",
-        type=path_of("--run-dir"),
-        required=True,
-        help="folder of the three runs and their comparison",
-    )
-    _add_common(parser)
-    parser.set_defaults(run=_ablate)
+def transfer(
+    overrides: Overrides = None,
+    *,
+    models: Annotated[
+        str,
+        typer.Option(
+            metavar="MODELS", help="directories, hub ids, or runs for their last models, by commas"
+        ),
+    ],
+    tasks: Annotated[
+        str, typer.Option(metavar="TASKS", help="benchmarks (`optima tasks`), with commas")
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK=DIR",
+            help="directory with a task's own files, instead of the dataset hub; may be repeated",
+        ),
+    ] = None,
+    config: MaybeConfig = None,
+    output: Output = None,
+    limit: Limit = None,
+    vllm_env: VllmEnv = None,
+) -> int:
+    """Evaluate models on tasks they were not trained on.
+
+    Evaluate every model on every task, also those it was not trained on, and print the matrix of
+    scores.
+    """
+    from optima import api
+    from optima.pipelines.infer import run_transfer
+    from optima.reporting.results import write_transfer
+    from optima.tasks import get_task
+
+    place = check_output(output)
+    names = [get_task(name.strip()).name for name in tasks.split(",")]
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"--tasks {doubled[0]}: is named twice; remove one")
+    path_by_task = dict(_assignment(text) for text in data or ())
+    if foreign := [name for name in path_by_task if name not in names]:
+        raise UsageError(
+            f"--data {foreign[0]}: is not among --tasks {', '.join(names)}; add it there"
+        )
+    named = api.name_models(models.split(","))
+    recipes = {}
+    for name in names:
+        given = [f"data.path={path_by_task[name]}"] if name in path_by_task else []
+        recipes[name] = api.evaluation_recipe(
+            named, config or (), [*given, *(overrides or ())], task=name, limit=limit
+        )
+    environment = api.find_vllm(vllm_env, next(iter(recipes.values())))
+    with api.output_named():
+        rows = run_transfer(recipes, named, place, vllm_env=environment)
+    print(write_transfer(recipes, rows, place))
+    return 0
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    add_environments(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="other fields to change")
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN[:MODEL]", show_default=False,
+            help="directory of a run or an inference, and one of its models, such as base or "
+            "iter_0 (default: its last)",
+        ),
+    ],
+    *,
+    csv: Annotated[
+        Path | None, path(metavar="FILE", help="write the table there too")
+    ] = None,
+) -> int:  # fmt: skip
+    """Compare runs problem by problem.
+
+    Put models of several runs or inferences side by side. Differences are to the first, over the
+    problems both were asked, with 95 % intervals (paired bootstrap): one that leaves 0 out is
+    marked *.
+    """
+    from optima.pipelines import comparison
+    from optima.records import write_text
+    from optima.reporting.results import comparison_table, comparison_text
+
+    rows = comparison.compare(runs)
+    if csv is not None:
+        write_text(csv, comparison_table(rows).csv())
+    print(comparison_text(rows))
+    return 0
 
 
-def _sweep(options: argparse.Namespace) -> int:
+def sweep(
+    overrides: Overrides = None,
+    *,
+    config: Config,
+    over: Annotated[
+        str,
+        typer.Option(metavar="FIELD=V,V,...", help="the field and its values, with commas"),
+    ],
+    run_dir: Annotated[Path, path(help="folder in which each value has its run")],
+    vllm_env: VllmEnv = None,
+    train_env: TrainEnv = None,
+) -> int:
+    """Run a recipe at several values of one field and compare.
+
+    Run a recipe of any method once per value of a field, one after the other, and print one table.
+    Runs that differ only in a field of pairs or dpo grow their first trees once. An interrupted
+    sweep goes on when the same command is given again.
+    """
     from optima.pipelines.studies import folder_of, read_variants, run_sweep
+    from optima.processes.environment import require_environment
     from optima.reporting.results import sweep_text
 
-    variants = read_variants(options.config, options.over, options.overrides)
+    variants = read_variants(config, over, overrides or ())
     run_sweep(
         variants,
-        options.over,
-        options.run_dir,
-        vllm_env=require_environment(options.vllm_env, "vllm"),
-        train_env=require_environment(options.train_env, "train"),
+        over,
+        run_dir,
+        vllm_env=require_environment(vllm_env, "vllm"),
+        train_env=require_environment(train_env, "train"),
     )
-    roots = {value: options.run_dir / folder_of(value) for value in variants}
-    print(sweep_text(options.over.partition("=")[0], roots))
+    roots = {value: run_dir / folder_of(value) for value in variants}
+    print(sweep_text(over.partition("=")[0], roots))
     return 0
 
 
-def _ablate(options: argparse.Namespace) -> int:
+def ablate(
+    overrides: Overrides = None,
+    *,
+    config: Config,
+    run_dir: Annotated[Path, path(help="folder of the three runs and their comparison")],
+    vllm_env: VllmEnv = None,
+    train_env: TrainEnv = None,
+) -> int:
+    """Run a recipe without each part of its reward and compare.
+
+    Run a recipe of any method with its whole reward (full), with reward.lambda_token=0 (no_token)
+    and with reward.lambda_loss=0 (no_loss), one after the other, and compare the last models
+    problem by problem: differences to full with 95 % intervals (paired bootstrap). What does not
+    depend on the reward is done once. Interrupted ablations go on when the same command is given
+    again.
+    """
     from optima.pipelines.studies import read_ablations, run_ablations
+    from optima.processes.environment import require_environment
     from optima.reporting.results import comparison_text
 
-    recipes = read_ablations(options.config, options.overrides)
     rows = run_ablations(
-        recipes,
-        options.run_dir,
-        vllm_env=require_environment(options.vllm_env, "vllm"),
-        train_env=require_environment(options.train_env, "train"),
+        read_ablations(config, overrides or ()),
+        run_dir,
+        vllm_env=require_environment(vllm_env, "vllm"),
+        train_env=require_environment(train_env, "train"),
     )
-    print(comparison_text(rows, options.run_dir))
+    print(comparison_text(rows, run_dir))
     return 0
+
+
+def _methods(text: str, run: Path | None) -> "list[Baseline]":
+    """Return the methods asked for, in the order of tables; UsageError for what cannot be."""
+    from optima.reader import BASELINES
+
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in BASELINES]:
+        raise UsageError(f"--methods {unknown[0]}: must be some of {', '.join(BASELINES)}")
+    if "trained" in names and run is None:
+        raise UsageError(
+            "--methods trained: needs --run, whose data and budget the single agent is trained with"
+        )
+    return [method for method in BASELINES if method in names]
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    from optima.tasks import get_task
+
+    task, separator, directory = text.partition("=")
+    if not separator or not directory:
+        raise UsageError(f"--data {text}: must be TASK=DIR, such as --data gsm8k=/data/gsm8k")
+    return get_task(task).name, directory

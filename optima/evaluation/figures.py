@@ -6,9 +6,11 @@ The one record of figures: of a training's models, of inferences, baselines, vot
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from optima.evaluation.consistency import Point
 from optima.evaluation.statistics import Estimate, estimate_means, percentile
+from optima.types import Conversation, Problem, RewardParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,33 @@ class Tally:
     failed: float
     score_by_problem: dict[str, float]
     tokens_by_problem: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedConversation:
+    """A conversation with the problem it is about and the reward that it got."""
+
+    problem: Problem
+    conversation: Conversation
+    reward: RewardParts
+
+    def row(self) -> dict[str, Any]:
+        """Return it as a line of a table."""
+        conversation, reward = self.conversation, self.reward
+        return {
+            "problem_id": conversation.problem_id,
+            "n": conversation.n,
+            "question": self.problem.question,
+            "golds": list(self.problem.golds),
+            "answer": conversation.answer,
+            "score": reward.task,
+            "reward": reward.total,
+            "tokens": conversation.n_tokens,
+            "generated": conversation.n_generated,
+            "turns": len(conversation.turns),
+            "stop_reason": conversation.stop_reason,
+            "text": "\n".join(f"{turn.name}:{turn.text}" for turn in conversation.turns),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +118,23 @@ class Figures:
     def n_samples(self) -> int:
         """Conversations per problem."""
         return round(self.n_conversations / self.n_problems)
+
+    def row(self) -> dict[str, Any]:
+        """Return the means and their 95 % intervals as a line of a table."""
+        score, tokens = self.score, self.tokens
+        return {
+            "label": self.label,
+            "score": score.mean,
+            "score_low": score.low,
+            "score_high": score.high,
+            "tokens": tokens.mean,
+            "tokens_low": tokens.low,
+            "tokens_high": tokens.high,
+            "generated": self.generated,
+            "turns": self.turns,
+            "answered": self.answered,
+            "reward": self.reward,
+        }
 
 
 def tally(judged: Iterable[Judged], vote_by_problem: Mapping[str, float] | None = None) -> Tally:

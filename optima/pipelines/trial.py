@@ -8,6 +8,7 @@ one start of the servers and some minutes.
 from dataclasses import dataclass
 from pathlib import Path
 
+from optima.evaluation.figures import JudgedConversation
 from optima.evaluation.health import Remedies, TalkHealth, examine
 from optima.files import write_trial
 from optima.pipelines import judge
@@ -19,7 +20,7 @@ from optima.pipelines.sft import candidate_sampling
 from optima.pipelines.talk import generate
 from optima.plan import BASE, Iteration
 from optima.processes.environment import Environment
-from optima.reader import JudgedConversation, Run
+from optima.reader import Run
 from optima.recipe.schema import Recipe
 from optima.selection import best_of_each, select_top
 from optima.shares import share_of

@@ -8,11 +8,14 @@ stopped and the exit status stays that of the first. Every wait of stopping has 
 import asyncio
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_POLL_S = 0.2
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -44,7 +47,12 @@ def obeying_signals() -> Iterator[Callable[[], int | None]]:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Do what ``asyncio.run`` does; a signal cancels ``main``, and is raised when it has ended."""
+    """Do what ``asyncio.run`` does; a signal cancels ``main``, and is raised when it has ended.
+
+    In a notebook, where this thread has a loop already, another thread runs ``main`` meanwhile.
+    """
+    if asyncio._get_running_loop() is not None:
+        return _run_beside(main)
     try:
         result = asyncio.run(_cancellable(main))
     except asyncio.CancelledError:
@@ -54,6 +62,32 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     if _Obeyed.first is not None:  # it came when all was done, or was swallowed below
         raise KeyboardInterrupt
     return result
+
+
+def _run_beside(main: Coroutine[Any, Any, T]) -> T:
+    is_waited_for, begin = False, threading.Event()
+
+    def work() -> T:
+        begin.wait()
+        if not is_waited_for:  # the interrupt came while this thread was started
+            main.close()
+            raise asyncio.CancelledError
+        return asyncio.run(_cancellable(main))
+
+    with ThreadPoolExecutor(1, "optima") as pool:
+        try:
+            running = pool.submit(work)
+            is_waited_for = True
+            begin.set()
+            while not wait([running], _POLL_S).done:  # a wait without an end hears of no signal
+                pass
+        except KeyboardInterrupt:
+            begin.set()
+            while is_waited_for and not wait([running], _POLL_S).done:
+                if _Obeyed.cancel is not None:
+                    _Obeyed.cancel()
+            raise
+        return running.result()
 
 
 async def _cancellable(main: Coroutine[Any, Any, T]) -> T:

@@ -4,6 +4,7 @@ A check over several fields begins its message with the key of one of them, rela
 that is checked: ``key: what is wrong; remedy``.
 """
 
+import unicodedata
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -48,9 +49,14 @@ class AgentsSection(Section):
     def _check(self) -> Self:
         if not self.names:
             raise ValueError("names: [] is empty, so nobody speaks; name one agent or more")
+        shown = ", ".join(self.names)
         if len(set(self.names)) != len(self.names):
-            shown = ", ".join(self.names)
             raise ValueError(f"names: [{shown}] must differ from each other; rename one")
+        if len({unicodedata.normalize("NFKC", n).casefold() for n in self.names}) < len(self.names):
+            raise ValueError(
+                f"names: [{shown}] must differ in more than case, or who speaks cannot be told; "
+                "rename one"
+            )
         for name in self.names:
             if not name.isidentifier():
                 raise ValueError(

@@ -86,6 +86,10 @@ class ServingSection(Section):
     def _check(self) -> Self:
         for endpoint in self.endpoints:
             _check_endpoint(endpoint)
+        addresses = [_address(endpoint) for endpoint in self.endpoints]
+        for index, endpoint in enumerate(self.endpoints):
+            if addresses[index] in addresses[:index]:
+                raise ValueError(f"endpoints: {endpoint!r} is named twice; remove one")
         _check_extra_args(self.extra_args)
         group = self.tensor_parallel
         if self.gpus is not None and len(self.gpus) % group:
@@ -94,6 +98,15 @@ class ServingSection(Section):
                 "list more or fewer"
             )
         return self
+
+
+def _address(endpoint: str) -> str:
+    """Return what tells an endpoint from others: host and port, and what stands before ``/v1``."""
+    text = endpoint.rstrip("/").removesuffix("/v1").rstrip("/")
+    scheme, _, rest = text.partition("://")
+    host, slash, path = rest.partition("/")
+    default = {"http": ":80", "https": ":443"}[scheme]
+    return f"{scheme}://{host.lower().removesuffix(default)}{slash}{path}"
 
 
 def _check_endpoint(endpoint: str) -> None:

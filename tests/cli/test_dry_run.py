@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from optima.cli import doctor, dpo, sft_dpo
-from optima.cli.sft import main
+from optima.cli import doctor, training
+from optima.cli.training import sft as main
 from optima.errors import RecipeError, UsageError
 from optima.pipelines.context import Places, split_devices
 from optima.pipelines.footprint import footprint, n_parameters
@@ -96,13 +96,13 @@ def test_plan_of_influence_counts_its_trials_and_needs_problems_without_a_tree(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     some = ("pairs.strategy=influence", "pairs.influence={n_groups: 3, n_problems: 8}")
-    assert dpo.main(arguments(tmp_path, *some, "search.n_problems=5", method="dpo")) == 0
+    assert training.dpo(arguments(tmp_path, *some, "search.n_problems=5", method="dpo")) == 0
     out = capsys.readouterr().out  # 8 problems before and after each of 3 trainings
     assert "iter_0/influence/before: talk 8 conversations by cold_start" in out
     for g in range(3):
         made = f"iter_0/influence/group_{g}"
         assert f"{made}: rows, train from cold_start, talk 8 conversations by {made}" in out
-    assert dpo.main(arguments(tmp_path, *some, "search.n_problems=9999", method="dpo")) == 2
+    assert training.dpo(arguments(tmp_path, *some, "search.n_problems=9999", method="dpo")) == 2
     assert "none is left to measure influence on" in capsys.readouterr().err
 
 
@@ -110,7 +110,7 @@ def test_servers_leave_room_for_a_scorer_that_only_trees_need(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = ("reward.lambda_loss=0", "search.lambda_loss=1.0")
-    assert dpo.main(arguments(tmp_path, *weights, method="dpo")) == 0
+    assert training.dpo(arguments(tmp_path, *weights, method="dpo")) == 0
     out = capsys.readouterr().out
     assert "scorer on CPU, beside the servers" in out
     assert "4 x 3, scored while they grow)" in out
@@ -123,7 +123,7 @@ def test_plan_of_idpo_begins_with_sft_and_counts_every_rollout(
         *("search.n_problems=5", "search.n_rounds=8", "search.n_probe=7"),
         *("iterations=3", "initialise=true"),
     )
-    assert dpo.main(arguments(tmp_path, *overrides, method="dpo")) == 0
+    assert training.dpo(arguments(tmp_path, *overrides, method="dpo")) == 0
     out = capsys.readouterr().out
     assert "initial: generate" in out
     assert "select, train from cold_start" in out
@@ -132,14 +132,14 @@ def test_plan_of_idpo_begins_with_sft_and_counts_every_rollout(
     assert f"{search}, pairs, train from iter_0\n" in out
     assert "beside the servers" in out
     assert "optima.training.dpo --job" in out
-    assert dpo.main(arguments(tmp_path, "initialise=false", method="dpo")) == 0
+    assert training.dpo(arguments(tmp_path, "initialise=false", method="dpo")) == 0
     assert "initial" not in capsys.readouterr().out.replace("initialise", "")
 
 
 def test_plan_of_isft_dpo_takes_turns_from_the_model_of_the_last(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sft_dpo.main(arguments(tmp_path, "iterations=2", method="sft_dpo")) == 0
+    assert training.sft_dpo(arguments(tmp_path, "iterations=2", method="sft_dpo")) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     trainings = [line.split(", ")[-2:] for line in lines if "train from" in line]
     assert trainings == [
@@ -158,7 +158,7 @@ def test_dry_run_reads_the_preferences_to_import(
 ) -> None:
     path = tmp_path / "preferences.jsonl"
     path.write_text("{}\n")
-    assert dpo.main(arguments(tmp_path, f"pairs.path={path}", method="dpo")) == 2
+    assert training.dpo(arguments(tmp_path, f"pairs.path={path}", method="dpo")) == 2
     assert "preferences.jsonl:1: is no preference" in capsys.readouterr().err
 
 
@@ -187,7 +187,7 @@ def plan_of_hub_model(
         "HF_HUB_OFFLINE": "0",
     }
     return subprocess.run(
-        [sys.executable, "-m", "optima.cli.sft", *argv],
+        [sys.executable, "-m", "optima.cli", "sft", *argv],
         env=environ, cwd=RECIPES.parent, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 

@@ -1,16 +1,20 @@
 """optima-sft up to the point where a run starts."""
 
-import argparse
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from optima.cli import infer, multi_sc, originals
-from optima.cli.sft import COMMAND, main
-from optima.cli.training import build_parser, default_run_dir
+from optima.api import default_run_dir
+from optima.cli import originals
+from optima.cli.inference import infer, multi_sc
+from optima.cli.options import Program
+from optima.cli.training import dpo, sft_dpo
+from optima.cli.training import sft as main
 from optima.errors import UsageError
 from optima.recipe.loading import load_recipe
 
@@ -18,10 +22,15 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "recipes" / "sft" / "quickstart.yaml"
 
 
+def given(program: Program, *argv: str) -> dict[str, Any]:
+    """Return what the words of a command line give to the function that they call."""
+    call = program.parse(argv)
+    assert isinstance(call, functools.partial)
+    return call.keywords
+
+
 def overrides_of(*argv: str) -> list[str]:
-    options = build_parser(COMMAND).parse_intermixed_args(argv)
-    originals.translate(options)
-    overrides: list[str] = options.overrides
+    overrides: list[str] = given(main, *argv)["overrides"]
     return overrides
 
 
@@ -51,11 +60,10 @@ def test_run_dir_is_named_after_every_layer() -> None:
     ],
 )
 def test_layers_end_where_overrides_begin(words: str) -> None:
-    for parser in (build_parser(COMMAND), infer.build_parser(), multi_sc.build_parser()):
-        argv = words.replace("--dry-run", "--vllm-env v").split()
-        options = parser.parse_intermixed_args(argv)
-        assert options.config == [Path("a.yaml"), Path("b.yaml")]
-        assert options.overrides == ["seed=1", "iterations=2"]
+    for program in (main, infer, multi_sc):
+        options = given(program, *words.replace("--dry-run", "--vllm-env v").split())
+        assert options["config"] == [Path("a.yaml"), Path("b.yaml")]
+        assert options["overrides"] == ["seed=1", "iterations=2"]
 
 
 def test_layers_are_read_from_the_command_line_of_the_process(
@@ -95,18 +103,40 @@ def test_original_spellings_become_fields_and_options() -> None:
         "model.path=m", "task=trival_qa", "serving.device=cuda", "serving.gpus=[1]",
         "serving.port=8000", "serving.concurrency=8", "sampling.temperature=0.5",
     ]  # fmt: skip
-    options = build_parser(COMMAND).parse_intermixed_args(
-        ["--train_config_path", "r.yaml", "--vllm_env", "v", "--alignment_env", "t",
-         "--output_root_path", "out"]
+    options = given(
+        main, "--train_config_path", "r.yaml", "--vllm_env", "v", "--alignment_env", "t",
+        "--output_root_path", "out",
     )  # fmt: skip
-    originals.translate(options)
-    assert (options.config, options.vllm_env) == ([Path("r.yaml")], "v")
-    assert (options.train_env, options.run_dir) == ("t", Path("out"))
+    assert (options["config"], options["vllm_env"]) == ([Path("r.yaml")], "v")
+    assert (options["train_env"], options["run_dir"]) == ("t", Path("out"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (("--vllm_env", "v", "--vllm-env", "w"), "--vllm_env: says the same as --vllm-env"),
+        (("--vllm_env=v", "--vllm-env=w"), "--vllm_env: says the same as --vllm-env"),
+        (("--output_path", "o", "--output_root_path", "o"), "says the same as --run-dir"),
+        (("--model_path",), "--model_path: expected one argument"),
+        (("--model_path", "--quiet"), "--model_path: expected one argument"),
+    ],
+)
+def test_original_spelling_that_cannot_be_read_is_refused(
+    argv: tuple[str, ...], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert text in line
+
+
+def test_words_behind_two_dashes_are_no_spellings() -> None:
+    options = given(main, "--port=8000", "--", "--port")
+    assert options["overrides"] == ["serving.port=8000", "--port"]
 
 
 @pytest.mark.parametrize("name", ["model_root_path", "tokenizer_path"])
 def test_original_option_without_counterpart_is_refused_with_a_remedy(name: str) -> None:
-    with pytest.raises(UsageError, match=f"--{name}: is no option here: .+"):
+    with pytest.raises(UsageError, match=f"--{name}: is not an option here: .+"):
         overrides_of(f"--{name}", "1")
 
 
@@ -127,25 +157,21 @@ ORIGINAL_COMMANDS = {
 
 def test_commands_of_the_original_readme_are_understood() -> None:
     options = translated("infer")
-    assert options.model_root == Path("checkpoints/arc_sft")
-    assert options.output == Path("inference_results")
-    assert (options.task, options.vllm_env) == ("arc", "optima-vllm")
+    assert options["model_root"] == Path("checkpoints/arc_sft")
+    assert options["output_path"] == Path("inference_results")
+    assert (options["task"], options["vllm_env"]) == ("arc", "optima-vllm")
     fields = {"serving.device=cuda", "serving.port=8000", "model.tokenizer=TOKENIZER"}
-    assert set(options.overrides) == {*fields, "serving.gpus=[0,1,2,3]"}
+    assert set(options["overrides"]) == {*fields, "serving.gpus=[0,1,2,3]"}
     options = translated("multi_sc")
-    assert options.model == "./checkpoints/arc_sft/iteration_0"
-    assert (options.task, options.temperature) == ("trival_qa", 0.5)
+    assert options["model"] == "./checkpoints/arc_sft/iteration_0"
+    assert (options["task"], options["temperature"]) == ("trival_qa", 0.5)
     gpus = "serving.gpus=[0,1,2,3,4,5,6,7]"
-    assert set(options.overrides) == {*fields, gpus, "data.first_test=1000"}
+    assert set(options["overrides"]) == {*fields, gpus, "data.first_test=1000"}
 
 
-def translated(program: str, *more: str) -> argparse.Namespace:
-    parser = {"infer": infer, "multi_sc": multi_sc}[program].build_parser()
-    options: argparse.Namespace = parser.parse_intermixed_args(
-        [*ORIGINAL_COMMANDS[program].split(), *more]
-    )
-    originals.translate_inference(options)
-    return options
+def translated(program: str, *more: str) -> dict[str, Any]:
+    words = [*ORIGINAL_COMMANDS[program].split(), *more]
+    return given({"infer": infer, "multi_sc": multi_sc}[program], *words)
 
 
 def nvidia_smi(folder: Path, n_gpus: int) -> None:
@@ -177,7 +203,7 @@ def test_device_is_the_first_of_the_originals_gpus_that_are_there(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for program, gpus in (("infer", infer_gpus), ("multi_sc", sc_gpus)):
         options = translated(program, "--device", device)
-        assert f"serving.gpus={gpus}" in options.overrides
+        assert f"serving.gpus={gpus}" in options["overrides"]
     if n_gpus == 1:
         assert "of these GPUs this host has [0]; taking them" in caplog.text
 
@@ -193,38 +219,38 @@ def test_num_thread_counts_the_conversations_over_all_servers(
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     options = translated("infer", "--device", device, "--num_thread", str(n_threads))
-    recipe = load_recipe(QUICKSTART, [o for o in options.overrides if o.startswith("serving.")])
-    assert originals.share_threads(options, recipe).serving.concurrency == each
+    recipe = load_recipe(QUICKSTART, [o for o in options["overrides"] if o.startswith("serving.")])
+    assert originals.share_threads(options["num_thread"], recipe).serving.concurrency == each
 
 
-@pytest.mark.parametrize("given", ["0", "-1", "x", "1.5"])
-def test_num_thread_is_a_number_of_conversations(given: str) -> None:
-    options = translated("infer", f"--num_thread={given}", "--device", "cpu")
-    with pytest.raises(UsageError, match=r"--num_thread .*: must be a whole number"):
-        originals.share_threads(options, load_recipe(QUICKSTART))
+@pytest.mark.parametrize("text", ["0", "-1", "x", "1.5"])
+def test_num_thread_is_a_number_of_conversations(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--num_thread.*: must be a whole number"):
+        translated("infer", f"--num_thread={text}", "--device", "cpu")
 
 
 @pytest.mark.parametrize("task", ["hotpot_qa", "mwh_qa", "trival_qa", "cbt"])
 def test_the_originals_first_problems_are_taken_unless_said_otherwise(task: str) -> None:
     first = "data.first_test=1000"
-    assert first in translated("infer", "--dataset_type", task).overrides
+    assert first in translated("infer", "--dataset_type", task)["overrides"]
     for said in (("--limit", "5"), ("data.first_test=null",), ("data.n_test=7",)):
-        assert first not in translated("infer", "--dataset_type", task, *said).overrides
+        assert first not in translated("infer", "--dataset_type", task, *said)["overrides"]
     for other in ("math", "gsm8k", "arc", "mmlu", "two_hop"):
-        assert first not in translated("infer", "--dataset_type", other).overrides
+        assert first not in translated("infer", "--dataset_type", other)["overrides"]
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "sft_dpo"])
 def test_path_of_an_original_recipe_is_that_of_ours(
-    method: str, monkeypatch: pytest.MonkeyPatch
+    method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    options = build_parser(COMMAND).parse_intermixed_args(
-        ["--train_config_path", f"train/{method}_recipes/trival_qa.yaml"]
-    )
-    originals.translate(options)
-    assert options.config == [Path(f"recipes/{method}/trivia_qa.yaml")]
-    assert options.config[0].is_file()
+    path = Path(f"train/{method}_recipes/trival_qa.yaml")
+    assert originals.recipe_here(path) == Path(f"recipes/{method}/trivia_qa.yaml")
+    assert originals.recipe_here(path).is_file()
+    argv = ["--train_config_path", str(path), "seed=x"]
+    program = {"sft": main, "dpo": dpo, "sft_dpo": sft_dpo}[method]
+    assert program(argv) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("optima: override seed=x: seed: ")
 
 
 def test_unknown_device_is_refused() -> None:
@@ -248,7 +274,7 @@ def test_missing_recipe_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_module_can_be_run_and_explains_itself() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "optima.cli.sft", "--help"],
+        [sys.executable, "-m", "optima.cli", "sft", "--help"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "examples:" in done.stdout

@@ -67,7 +67,7 @@ def sft_run(tmp_path_factory: pytest.TempPathFactory) -> SftRun:
     root = tmp_path_factory.mktemp("sft") / "run"
     for role in ("vllm", "train"):
         resolve_environment(None, role)
-    argv = [sys.executable, "-m", "optima.cli.sft", "--config", str(RECIPE), *OVERRIDES]
+    argv = [sys.executable, "-m", "optima.cli", "sft", "--config", str(RECIPE), *OVERRIDES]
     argv += ["--run-dir", str(root)]
     mark = uuid.uuid4().hex
     environ = {**os.environ, MARK: mark}

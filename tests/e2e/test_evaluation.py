@@ -25,7 +25,7 @@ def run(name: str, *argv: str, endpoint: Endpoint | None = None) -> str:
     overrides = [*SMALL, endpoint.override] if endpoint else [*SMALL]
     environ = endpoint.environ if endpoint else None
     done = subprocess.run(
-        [sys.executable, "-m", f"optima.cli.{name}", *argv, *overrides],
+        [sys.executable, "-m", "optima.cli", name, *argv, *overrides],
         cwd=ROOT, env=environ, capture_output=True, text=True, timeout=1200,
         check=False,
     )  # fmt: skip

@@ -57,7 +57,7 @@ def test_run_grows_trees_and_trains_a_real_model_on_their_pairs(
 ) -> None:
     case, root = CASES[method], tmp_path / "run"
     recipe = ROOT / "recipes" / method / "quickstart.yaml"
-    argv = [sys.executable, "-m", f"optima.cli.{method}", "--config", str(recipe)]
+    argv = [sys.executable, "-m", "optima.cli", method, "--config", str(recipe)]
     argv += [*OVERRIDES, *case.overrides, f"model.path={endpoint.model}", endpoint.override]
     argv += [f"model.loss_path={ROOT}/models/smollm2-135m-instruct", "--run-dir", str(root)]
     done = subprocess.run(

@@ -79,7 +79,7 @@ def start(
 ) -> subprocess.Popen[str]:
     """Start a run in ``directory / run``; ``mark`` finds its processes."""
     recipe = write_recipe(directory, method)
-    argv = [sys.executable, "-m", f"optima.cli.{method}", "--config", str(recipe), *overrides]
+    argv = [sys.executable, "-m", "optima.cli", method, "--config", str(recipe), *overrides]
     argv += ["--vllm-env", str(environment.prefix), "--train-env", str(environment.prefix)]
     argv += ["--run-dir", str(directory / run)]
     return subprocess.Popen(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from optima.cli import dpo, main
+from optima.cli import main, training
 from optima.errors import StageError
 from optima.pipelines.status import read_status
 from optima.processes.environment import Environment
@@ -67,7 +67,7 @@ def test_resume_and_report_say_which_file_is_damaged_and_what_helps(
 ) -> None:  # fmt: skip
     root, argv = damaged
     damage(root / file)
-    assert dpo.main([*argv, "--quiet"]) == 1
+    assert training.dpo([*argv, "--quiet"]) == 1
     assert line_of(capsys).startswith(f"optima: {root / file}: has")
     assert main.main(["report", str(root), "--output", str(tmp_path / "report")]) == 1
     assert line_of(capsys).startswith(f"optima: {root / file}: has")
@@ -114,14 +114,14 @@ def test_model_that_was_cut_is_not_served_and_its_training_is_done_again_when_mo
     root, argv = damaged
     before = results(root)
     change_one_byte(root / "initial/train/model/model.safetensors")
-    assert dpo.main([*argv, "--quiet"]) == 0  # nothing is served or trained from it
+    assert training.dpo([*argv, "--quiet"]) == 0  # nothing is served or trained from it
     capsys.readouterr()
     (root / "iter_0/search").rename(tmp_path / "search")
-    assert dpo.main([*argv, "--quiet"]) == 1
+    assert training.dpo([*argv, "--quiet"]) == 1
     assert "initial/train/model/model.safetensors: has changed since it was" in line_of(capsys)
     assert read_status(root).state == "stopped"
     (root / "initial/train").rename(tmp_path / "train")
-    assert dpo.main([*argv, "--quiet"]) == 0
+    assert training.dpo([*argv, "--quiet"]) == 0
     assert results(root) == before
 
 
@@ -133,12 +133,12 @@ def test_run_ends_in_one_line_where_a_server_has_not_the_trained_weights(
     base = root.parent / "model"  # what an old or wrong server may hold
     other = fake_environment(root.parent / "other", server=("--weights", str(base)))
     argv[argv.index("--vllm-env") + 1] = str(other.prefix)
-    assert dpo.main([*argv, "--quiet"]) == 1
+    assert training.dpo([*argv, "--quiet"]) == 1
     said = line_of(capsys)
     assert said.startswith(f"optima: {root}/initial/train/model: server 0 serves another model: ")
     assert f"move {root}/initial/train away and run again" in said
     argv[argv.index("--vllm-env") + 1] = argv[argv.index("--train-env") + 1]
-    assert dpo.main([*argv, "--quiet"]) == 0  # the remedy: servers of the right weights
+    assert training.dpo([*argv, "--quiet"]) == 0  # the remedy: servers of the right weights
 
 
 def test_log_probabilities_that_changed_are_noticed_before_the_model_is_served(
@@ -161,7 +161,7 @@ def test_run_that_was_moved_goes_on_from_its_own_models(
     root.rename(moved)
     shutil.rmtree(moved / "iter_0")
     argv[argv.index("--run-dir") + 1] = str(moved)
-    assert dpo.main([*argv, "--quiet"]) == 0, capsys.readouterr().err
+    assert training.dpo([*argv, "--quiet"]) == 0, capsys.readouterr().err
     assert {key for key, value in results(moved).items() if before.get(key) != value} == set()
 
 
@@ -175,6 +175,6 @@ def test_half_a_result_of_a_training_that_was_not_finished_is_no_result(
     train = root / "initial/train"
     (train / "DONE.json").unlink()
     damage(train / "result.json")
-    assert dpo.main([*argv, "--quiet"]) == 0, capsys.readouterr().err
+    assert training.dpo([*argv, "--quiet"]) == 0, capsys.readouterr().err
     assert results(root) == before
     assert not list(root.rglob("*.superseded-*"))

@@ -266,8 +266,8 @@ def test_a_run_whose_path_has_a_colon_is_compared(finished: Path, tmp_path: Path
 def test_runs_of_two_tasks_are_not_compared(finished: Path, tmp_path: Path) -> None:
     environment = fake_environment(tmp_path)
     (tmp_path / "test.jsonl").write_text('{"question": "1 + 1?", "answer": "Two.\\n#### 2"}\n')
-    argv = [sys.executable, "-m", "optima.cli.infer", "--model", str(finished), "--task", "gsm8k",
-            "--output", str(tmp_path / "out"), f"data.path={tmp_path}", "--vllm-env",
+    argv = [sys.executable, "-m", "optima.cli", "infer", "--model", str(finished), "--task",
+            "gsm8k", "--output", str(tmp_path / "out"), f"data.path={tmp_path}", "--vllm-env",
             str(environment.prefix)]  # fmt: skip
     subprocess.run(argv, cwd=ROOT, check=True, timeout=TIMEOUT_S, capture_output=True)
     status, _, err = optima("compare", str(finished), str(tmp_path / "out"))
@@ -365,7 +365,7 @@ def test_status_of_a_running_evaluation_says_how_far_and_until_when(
     argv = ("multi_sc", "--model-root", str(finished), "--n-samples", "6", "--limit", "20",
             "--output", str(output), "--vllm-env", str(environment.prefix))  # fmt: skip
     running = subprocess.Popen(
-        [sys.executable, "-m", f"optima.cli.{argv[0]}", *argv[1:]],
+        [sys.executable, "-m", "optima.cli", *argv],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:

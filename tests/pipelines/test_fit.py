@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from optima.cli.sft import main
+from optima.cli.training import sft as main
 from optima.errors import EnvironmentNotFoundError, RecipeError, UsageError
 from optima.pipelines.fit import bytes_per_gpu, check_batches, check_fit
 from optima.processes.devices import Devices

@@ -32,7 +32,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _command(name: str, environment: Environment, *argv: str) -> tuple[int, str, str]:
     done = subprocess.run(
-        [sys.executable, "-m", f"optima.cli.{name}", *argv, "--vllm-env", str(environment.prefix)],
+        [sys.executable, "-m", "optima.cli", name, *argv, "--vllm-env", str(environment.prefix)],
         cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
@@ -40,7 +40,7 @@ def _command(name: str, environment: Environment, *argv: str) -> tuple[int, str,
 
 def _bare(name: str, *argv: str) -> tuple[int, str, str]:
     done = subprocess.run(
-        [sys.executable, "-m", f"optima.cli.{name}", *argv],
+        [sys.executable, "-m", "optima.cli", name, *argv],
         cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr

@@ -155,6 +155,35 @@ CONTRADICTIONS = {
     "agents: {names: [Bob, Bob]}": (
         "agents.names: [Bob, Bob] must differ from each other; rename one"
     ),
+    "agents: {names: [alice, Alice]}": (
+        "agents.names: [alice, Alice] must differ in more than case, or who speaks cannot be told; "
+        "rename one"
+    ),
+    "agents: {names: [Straße, Bob, STRASSE]}": (
+        "agents.names: [Straße, Bob, STRASSE] must differ in more than case, or who speaks cannot "
+        "be told; rename one"
+    ),
+    "agents: {names: [Bob, Ｂob]}": (
+        "agents.names: [Bob, Ｂob] must differ in more than case, or who speaks cannot be told; "
+        "rename one"
+    ),
+    "serving: {endpoints: ['http://a:1', 'http://b:1', 'http://a:1']}": (
+        "serving.endpoints: 'http://a:1' is named twice; remove one"
+    ),
+    "serving: {endpoints: ['http://a:1', 'http://A:1/v1/']}": (
+        "serving.endpoints: 'http://A:1/v1/' is named twice; remove one"
+    ),
+    "serving: {endpoints: ['https://a', 'https://a:443']}": (
+        "serving.endpoints: 'https://a:443' is named twice; remove one"
+    ),
+    "serving: {gpus: [0, 1, 0]}": "serving.gpus: 0 is named twice; remove one",
+    "train: {report_to: [wandb, wandb]}": "train.report_to: 'wandb' is named twice; remove one",
+    "data: {hub_id: a/b, hub_configs: [x, x]}": (
+        "data.hub_configs: 'x' is named twice; remove one"
+    ),
+    "train: {lora: {target_modules: [q_proj, q_proj]}}": (
+        "train.lora.target_modules: 'q_proj' is named twice; remove one"
+    ),
     "data: {train_file: x.json}": (
         "data.train_file: is looked for below path, which is not set; set path"
     ),

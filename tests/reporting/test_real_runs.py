@@ -21,15 +21,15 @@ def histories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     trained, model = directory / "run", directory / "model"
     given = ("--limit", "3", "--vllm-env", str(environment.prefix))
     commands = {
-        "infer": ("optima.cli.infer", "--model-root", str(trained)),
-        "sc": ("optima.cli.multi_sc", "--model", str(model), "--n-samples", "3", "--config",
+        "infer": ("infer", "--model-root", str(trained)),
+        "sc": ("multi_sc", "--model", str(model), "--n-samples", "3", "--config",
                str(trained / "recipe.yaml")),
-        "baselines": ("optima.cli.main", "baselines", "--model", str(model), "--methods", "cot,sc",
+        "baselines": ("optima", "baselines", "--model", str(model), "--methods", "cot,sc",
                       "--n-votes", "2", "--config", str(trained / "recipe.yaml")),
     }  # fmt: skip
-    for name, (module, *argv) in commands.items():
+    for name, argv in commands.items():
         done = subprocess.run(
-            [sys.executable, "-m", module, *argv, *given, "--output", str(directory / name)],
+            [sys.executable, "-m", "optima.cli", *argv, *given, "--output", str(directory / name)],
             cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

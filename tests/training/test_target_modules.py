@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from optima.cli.sft import main
+from optima.cli.training import sft as main
 from optima.errors import RecipeError
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import LoraSection, ModelSection, Recipe, TrainSection

@@ -1,0 +1,221 @@
+"""``optima-infer`` and ``optima-multi-sc``: models on a task's test problems (paper section 4)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from optima.cli import originals
+from optima.cli.options import (
+    MANY,
+    MaybeConfig,
+    Overrides,
+    Program,
+    VllmEnv,
+    exclude,
+    path,
+    temperature,
+    whole,
+)
+from optima.errors import UsageError
+
+if TYPE_CHECKING:
+    from optima.recipe.schema import Recipe
+
+INFER_EXAMPLES = """\
+examples:
+  optima-infer --model-root runs/sft-quickstart-seed0 --output results/quickstart
+  optima-infer --model-root runs/sft-arc-seed0 --task mmlu --output results/arc-to-mmlu \\
+    --base meta-llama/Meta-Llama-3-8B-Instruct
+  optima-infer --model models/smollm2-135m-instruct --task gsm8k --limit 100 \\
+    --output results/base data.path=/data/gsm8k conversation.worked_example=true
+
+What the agents are asked comes from --config, else from the run that trained the models, else from
+the defaults; key=value changes a field of it. All test problems are asked unless --limit,
+data.n_test or data.first_test says otherwise. Score: F1 or accuracy in per cent with its 95 %
+interval (bootstrap over problems); tokens: of what the agents said per conversation, as the paper
+counts them (names in, ends of turn out); generated: as the servers count them. Failed
+conversations count in full.
+
+The spellings of the original project are accepted too, and mean what they do there: --device N is
+the GPUs N to N+3, --num_thread counts the conversations over all servers, and --dataset_type takes
+the first 1,000 test problems of hotpot_qa, mwh_qa, trival_qa and cbt (data.first_test)."""
+SC_EXAMPLES = """\
+examples:
+  optima-multi-sc --model runs/sft-gsm8k-seed0/iter_5/train/model --task gsm8k --n-samples 50 \\
+    --output results/sc
+  optima-multi-sc --model-root runs/sft-quickstart-seed0 --n-samples 8 --output results/scaling
+
+vote: answers that mean the same form a group; the score of the largest one. Where the metric is F1,
+answers with a pairwise F1 above 0.9 mean the same; in MATH, equivalent expressions. coverage: the
+best score of the k. Both are means over 20 seeded orders of the samples, with 95 % intervals.
+What the agents are asked comes from --config, else from the run that trained the models, else from
+the defaults.
+
+The spellings of the original project are accepted too, and mean what they do there: --device N is
+the GPUs N to N+7; the rest as in optima-infer."""
+
+ModelRoot = Annotated[
+    Path | None, path(help="every model in and below this directory, such as a run's")
+]
+OneModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="one model: a directory, a hub id, or a run's directory for its last model",
+    ),
+]
+Base = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="a model to evaluate before the others")
+]
+
+
+def _task_names() -> list[str]:
+    from optima.tasks import task_names
+
+    return list(task_names())
+
+
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TASK", help="benchmark (`optima tasks`); default: the recipe's",
+        autocompletion=_task_names,
+    ),
+]  # fmt: skip
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="f1, exact_match, math or a plug-in's: stop if the task is scored by another "
+        "(default: its own)",
+    ),
+]
+Output = Annotated[Path | None, path(help="where results are written; must be given")]
+Limit = Annotated[int | None, whole(1, MANY, "ask a seeded sample of N problems only")]
+# Spellings of the original project whose meaning shows only when the recipe is read.
+NumThread = Annotated[
+    int | None, typer.Option("--num_thread", parser=whole(1, MANY, "").parser, hidden=True)
+]
+OutputPath = Annotated[
+    Path | None, path("--output_path", "--output_root_path", help="", hidden=True)
+]
+
+
+def run_infer(
+    overrides: Overrides = None,
+    *,
+    model_root: ModelRoot = None,
+    model: OneModel = None,
+    base: Base = None,
+    task: TaskName = None,
+    metric: MetricName = None,
+    config: MaybeConfig = None,
+    output: Output = None,
+    limit: Limit = None,
+    vllm_env: VllmEnv = None,
+    num_thread: NumThread = None,
+    output_path: OutputPath = None,
+) -> int:
+    """Evaluate models on a task's test problems.
+
+    Serve models one after the other and let each hold one conversation per test problem at
+    temperature 0 (evaluation.n_samples and evaluation.temperature change that). Writes
+    conversations, scores and a table (text, Markdown, CSV, JSON) to a directory; the same command
+    goes on where it was interrupted.
+    """
+    exclude(model_root=model_root, model=model)
+    place = check_output(output, output_path)
+    from optima import api
+    from optima.pipelines.infer import run_inference
+    from optima.reporting.results import write_inference
+
+    models = api.read_models(model, model_root, base)
+    recipe = api.evaluation_recipe(
+        models, config or (), overrides or (), task=task, limit=limit, root=model_root
+    )
+    check_metric(metric, recipe)
+    recipe = originals.share_threads(num_thread, recipe)
+    place = originals.free_output(place, recipe, "infer") if output_path else place
+    environment = api.find_vllm(vllm_env, recipe)
+    with api.output_named():
+        rows = run_inference(recipe, models, place, vllm_env=environment)
+    print(write_inference(recipe, rows, place))
+    return 0
+
+
+def run_multi_sc(
+    overrides: Overrides = None,
+    *,
+    model_root: ModelRoot = None,
+    model: OneModel = None,
+    base: Base = None,
+    task: TaskName = None,
+    metric: MetricName = None,
+    config: MaybeConfig = None,
+    output: Output = None,
+    limit: Limit = None,
+    vllm_env: VllmEnv = None,
+    n_samples: Annotated[int, whole(1, 10_000, "samples per problem")] = 50,
+    temperature: Annotated[float, temperature("temperature of sampling")] = 0.5,
+    num_thread: NumThread = None,
+    output_path: OutputPath = None,
+) -> int:
+    """Vote among several conversations about each test problem.
+
+    Sample several conversations per test problem once, and compute for every k up to that number
+    the score of a vote among k of them, their coverage, and the tokens they cost. Writes
+    conversations, scores and a table (text, Markdown, CSV, JSON) to a directory; the same command
+    goes on where it was interrupted.
+    """
+    exclude(model_root=model_root, model=model)
+    place = check_output(output, output_path)
+    if n_samples > 1 and temperature == 0:
+        raise UsageError("--temperature 0: makes all samples equal; raise it")
+    from optima import api
+    from optima.pipelines.infer import run_inference
+    from optima.reporting.results import write_consistency
+
+    sampling = [f"evaluation.n_samples={n_samples}", f"evaluation.temperature={temperature}"]
+    models = api.read_models(model, model_root, base)
+    recipe = api.evaluation_recipe(
+        models, config or (), [*sampling, *(overrides or ())], task=task, limit=limit,
+        root=model_root,
+    )  # fmt: skip
+    check_metric(metric, recipe)
+    recipe = originals.share_threads(num_thread, recipe)
+    place = originals.free_output(place, recipe, "multi_sc") if output_path else place
+    environment = api.find_vllm(vllm_env, recipe)
+    with api.output_named():
+        rows = run_inference(recipe, models, place, vllm_env=environment, is_grouped=True)
+    print(write_consistency(recipe, rows, place))
+    return 0
+
+
+def check_output(output: Path | None, original: Path | None = None) -> Path:
+    """Return where results are written; UsageError when it is not said, or said twice."""
+    if output is not None and original is not None:
+        raise UsageError("--output_path: says the same as --output; give one")
+    if found := output or original:
+        return found
+    raise UsageError("--output: is missing; name a directory for the results")
+
+
+def check_metric(metric: str | None, recipe: "Recipe") -> None:
+    """Raise UsageError when the recipe's task is not scored by ``metric``."""
+    from optima.tasks import get_task
+
+    own = get_task(recipe.task).metric.name
+    if metric not in (None, own):
+        raise UsageError(
+            f"--metric {metric}: does not fit {recipe.task}, which is scored by {own}; "
+            "leave it out, or name another --task (`optima tasks`)"
+        )
+
+
+infer = Program("optima-infer", translate=originals.translate_infer).add(
+    run_infer, epilog=INFER_EXAMPLES
+)
+multi_sc = Program("optima-multi-sc", translate=originals.translate_multi_sc).add(
+    run_multi_sc, epilog=SC_EXAMPLES
+)

@@ -1,0 +1,281 @@
+"""How a command is made: a typed function, whose signature and docstring are its options and help.
+
+typer reads them (docs/decisions/0006-commands.md). Here stands what it does not know of: files
+after one ``--config``, ``--version`` everywhere, one line for wrong words, bounds that are said.
+``--config A.yaml B.yaml seed=1`` and ``--config A.yaml --config B.yaml seed=1`` are the same: a
+word ``key=value`` is an override and never a file (one of such a name is written ``./key=value``).
+"""
+
+import functools
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import typer
+import typer.main
+
+import optima
+from optima.cli.console import run_command, set_up_logging
+from optima.errors import UsageError
+
+MANY = 10_000_000  # problems or conversations, as in recipes
+MAX_TEMPERATURE = 2.0
+CONFIG_NAMES = ("--config", "--recipe")
+CONFIG_HELP = "recipe file (YAML), and layers that go over it, from left to right"
+_WIDTH = 100
+_COMPLETION = re.compile(r"_OPTIMA\w*_COMPLETE")  # set by the shell that asks what could follow
+# What typer says of wrong words -> the same as place, rule
+_TEXTS = (
+    (r"Invalid value for '?([^']+)'?: (.*)", r"\1: \2"),
+    (r"Option '(.+)' requires an argument\.", r"\1: expected one argument"),
+    (r"Option '(.+)' does not take a value\.", r"\1: takes no value"),
+    (r"Missing \w+ '(.+)'\.", r"\1: is missing"),
+    (r"Missing command\.", "COMMAND: is missing"),
+    (r"No such option: (\S+)\s?(.*)", r"\1: no such option \2"),
+    (r"No such command '(.*?)'\.(?: Did you mean '(.+)'\?)?.*", r"\1: no such command \2"),
+    (r"Got unexpected extra argument\S* \((.+)\)", r"\1: is not expected here"),
+)
+
+Command = Callable[..., int]
+
+
+class Program:
+    """A console script: its words become a call of a typed function, which is then made.
+
+    ``translate`` rewrites the words first. Called with the words, or with none to take those of the
+    process, it returns the exit status.
+    """
+
+    def __init__(
+        self, name: str, summary: str = "", *, epilog: str | None = None,
+        translate: Callable[[list[str]], list[str]] = list,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self._translate = translate
+        self.app = make_app(name)
+        if summary:  # a program of several commands
+            self.app.callback(help=_shown(summary), epilog=_shown(epilog))(_deferred(_nothing, {}))
+
+    def add(
+        self, function: Command, *, name: str | None = None, epilog: str | None = None,
+        below: typer.Typer | None = None, text: str | None = None, **bound: object,
+    ) -> Self:  # fmt: skip
+        """Make a typed function a command; what ``bound`` gives it cannot be given by words."""
+        register = (below or self.app).command(
+            name or self.name, help=_shown(text or inspect.getdoc(function)), epilog=_shown(epilog)
+        )
+        register(_deferred(function, bound))
+        return self
+
+    def group(self, name: str, function: Command | None = None, text: str = "") -> typer.Typer:
+        """Return what subcommands are added to; without one of them ``function`` is called."""
+        below = make_app()
+        below.callback(
+            invoke_without_command=function is not None,
+            help=_shown(text or inspect.getdoc(function)),
+        )(_deferred(function or _nothing, {}))
+        self.app.add_typer(below, name=name)
+        return below
+
+    def parse(self, words: Sequence[str] | None = None) -> Callable[[], int]:
+        """Return the call that the words stand for; UsageError where they stand for none."""
+        words = sys.argv[1:] if words is None else words
+        command = typer.main.get_command(self.app)
+        settings: dict[str, Any] = {"prog_name": self.name}
+        if any(_COMPLETION.fullmatch(name) for name in os.environ):
+            command.main(**settings)
+        try:
+            given = list(_one_by_one(self._translate(list(words))))
+            call = command.main(given, standalone_mode=False, **settings)
+        except typer.TyperException as error:
+            named = [self.name]
+            for word in words:  # the subcommand that is meant
+                command = getattr(command, "commands", {}).get(word, command)
+                named += [word] if command.name == word else []
+            raise UsageError(
+                f"{_explain(error.format_message())}; `{' '.join(named)} --help` says what can be "
+                "given"
+            ) from error
+        # --help and --version have done what they do
+        return call if callable(call) else lambda: 0
+
+    def __call__(self, words: Sequence[str] | None = None) -> int:
+        """Run the command; return its exit status."""
+        set_up_logging()
+        return run_command(lambda: self.parse(words)())
+
+
+def make_app(name: str | None = None) -> typer.Typer:
+    """Return what commands are added to."""
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": _WIDTH}
+    return typer.Typer(
+        name=name, context_settings=settings, rich_markup_mode=None, add_completion=name is not None
+    )
+
+
+def whole(low: int, high: int, help: str, metavar: str = "N") -> Any:  # noqa: A002  typer's word
+    """Return an option that takes a whole number from ``low`` to ``high``."""
+
+    def read(text: str) -> int:
+        is_number = text.isascii() and text.removeprefix("-").isdigit() and len(text) < 40
+        if not is_number or not low <= int(text) <= high:
+            raise typer.BadParameter(f"{text[:40]}: must be a whole number from {low} to {high}")
+        return int(text)
+
+    return typer.Option(metavar=metavar, parser=_lenient(read), help=help)
+
+
+def temperature(help: str) -> Any:  # noqa: A002
+    """Return an option that takes a sampling temperature."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= MAX_TEMPERATURE:  # nan is neither
+            raise typer.BadParameter(f"{text[:40]}: must be a number from 0 to {MAX_TEMPERATURE:g}")
+        return value
+
+    return typer.Option(metavar="T", parser=_lenient(read), help=help)
+
+
+def path(*names: str, help: str, metavar: str = "DIR", hidden: bool = False) -> Any:  # noqa: A002
+    """Return an option that takes a path; what can be the name of nothing is refused."""
+    return typer.Option(*names, metavar=metavar, parser=_path, help=help, hidden=hidden)
+
+
+def paths(help: str, metavar: str = "RUN") -> Any:  # noqa: A002
+    """Return positional paths."""
+    return typer.Argument(metavar=metavar, parser=_path, help=help, show_default=False)
+
+
+Config = Annotated[list[Path], typer.Option("--config", metavar="RECIPE ...", help=CONFIG_HELP)]
+MaybeConfig = Annotated[
+    list[Path] | None, typer.Option("--config", metavar="RECIPE ...", help=CONFIG_HELP)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="key=value", show_default=False,
+        help="fields of the recipe to change, such as train.learning_rate=1.0e-5",
+    ),
+]  # fmt: skip
+VllmEnv = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ENV",
+        help="environment with vLLM: prefix path, python, or conda name (default: OPTIMA_VLLM_ENV, "
+        "else .envs/vllm, else conda's optima-vllm)",
+    ),
+]
+TrainEnv = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ENV",
+        help="environment with TRL: prefix path, python, or conda name (default: OPTIMA_TRAIN_ENV, "
+        "else .envs/train, else conda's optima-train)",
+    ),
+]
+
+
+def exclude(**given: object) -> None:
+    """Raise UsageError when two of these options are given."""
+    named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if len(named) > 1:
+        raise UsageError(f"{named[1]}: cannot stand beside {named[0]}; give one of them")
+
+
+def _path(text: str | Path) -> Path:
+    from optima.records import check_path
+
+    try:
+        check_path(text, "")
+    except UsageError as error:
+        raise typer.BadParameter(str(error).strip()) from error
+    return Path(text)
+
+
+def _lenient(read: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """Return a parser that leaves a default as it is."""
+    return lambda value: read(value) if isinstance(value, str) else value
+
+
+def _nothing() -> int:
+    return 0
+
+
+def _deferred(function: Command, bound: dict[str, object]) -> Callable[..., Callable[[], int]]:
+    """Return the function with its signature and ``--version``, which returns the call to make."""
+
+    @functools.wraps(function)
+    def call(**given: Any) -> Callable[[], int]:
+        del given["version"]
+        return functools.partial(function, **bound, **given)
+
+    signature = inspect.signature(function)
+    kept = [p for p in signature.parameters.values() if p.name not in bound]
+    version = inspect.Parameter(
+        "version", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_VERSION
+    )
+    call.__signature__ = signature.replace(parameters=[*kept, version])  # type: ignore[attr-defined]
+    return call
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"optima {optima.__version__}")
+        raise typer.Exit
+
+
+_VERSION = Annotated[
+    bool,
+    typer.Option(
+        "--version", is_eager=True, callback=_print_version, help="print the version and stop"
+    ),
+]
+
+
+def _shown(text: str | None) -> str:
+    """Return a help text whose examples and other lists keep their lines."""
+    blocks = (text or "").split("\n\n")
+    return "\n\n".join(f"\b\n{b}" if re.match(r"examples|exit status", b) else b for b in blocks)
+
+
+def _explain(message: str) -> str:
+    """Return what is wrong with the words of a command line, its place first."""
+    line = " ".join(message.split())
+    for pattern, text in _TEXTS:
+        if re.fullmatch(pattern, line):
+            return re.sub(pattern, text, line).strip()
+    return line
+
+
+def _one_by_one(words: Sequence[str]) -> Iterator[str]:
+    """Yield the words with each file of ``--config`` behind an option of its own."""
+    option = ""
+    for index, word in enumerate(words):
+        if word == "--":
+            yield from words[index:]
+            return
+        name, has_value, _ = word.partition("=")
+        if name in CONFIG_NAMES and has_value:
+            option = name
+            yield word
+        elif word in CONFIG_NAMES and len(words) > index + 1 and not _is_end(words[index + 1]):
+            option = word
+        elif option and not _is_end(word):
+            yield f"{option}={word}"
+        else:
+            option = ""
+            yield word
+
+
+def _is_end(word: str) -> bool:
+    from optima.recipe.layers import is_override  # slow, and --help asks for none of it
+
+    return word.startswith("-") or is_override(word)
