@@ -159,7 +159,7 @@ def test_dry_run_reads_the_preferences_to_import(
     path = tmp_path / "preferences.jsonl"
     path.write_text("{}\n")
     assert training.dpo(arguments(tmp_path, f"pairs.path={path}", method="dpo")) == 2
-    assert "preferences.jsonl:1: is no preference" in capsys.readouterr().err
+    assert "preferences.jsonl:1: is not a preference" in capsys.readouterr().err
 
 
 MODEL = "org/model"

@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 def _optima(folder: Path, command: str, *argv: str) -> None:
     environment = str(folder / "fake_env")
-    called = [sys.executable, "-m", f"optima.cli.{command}", "--config", "recipe.yaml", *argv]
+    called = [sys.executable, "-m", "optima.cli", command, "--config", "recipe.yaml", *argv]
     called += ["--vllm-env", environment]
     done = subprocess.run(
         called, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
