@@ -9,7 +9,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from optima.errors import OptimaError, UsageError
 from optima.files import RECIPE
@@ -23,9 +23,6 @@ from optima.recipe.loading import load_recipe as load_layers
 from optima.recipe.schema import Recipe
 from optima.stages import read_recipe as read_stored
 from optima.tasks.task import Task
-
-if TYPE_CHECKING:
-    from optima.evaluation.figures import Figures
 
 Place: TypeAlias = str | Path
 Words: TypeAlias = Place | Sequence[Place]
@@ -62,15 +59,15 @@ def run(
 
 def train(
     recipe: Recipe, run_dir: Path, *, vllm_env: Place | None, train_env: Place | None
-) -> "tuple[Figures, ...]":
-    """Run a recipe's method in ``run_dir``; return the figures of its models."""
+) -> None:
+    """Run a recipe's method in ``run_dir``, or go on with it."""
     from optima.pipelines.methods import run_method
     from optima.training.launch import check_trackers
 
     serving = require_environment(_spec(vllm_env), "vllm")
     training = require_environment(_spec(train_env), "train")
     check_trackers(recipe.train.report_to, training)
-    return run_method(recipe, run_dir, vllm_env=serving, train_env=training)
+    run_method(recipe, run_dir, vllm_env=serving, train_env=training)
 
 
 def dry_run(
@@ -170,7 +167,8 @@ def evaluation_recipe(
 ) -> Recipe:  # fmt: skip
     """Return what ``recipe``, the models' run, or the defaults say, with ``overrides``.
 
-    All test problems are asked unless something says otherwise.
+    All test problems are asked unless ``limit``, an override of ``data.n_test`` or
+    ``data.first_test`` says otherwise: a recipe's own ``data.n_test`` does not count.
     """
     layers = _layers(recipe or _stored_recipe(root, models), overrides, task)
     changes = [f"model.path={models[-1].ref.path}", *overrides]

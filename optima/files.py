@@ -125,7 +125,6 @@ def write_trial(root: Path, recipe: Recipe) -> None:
 
 def write_members(root: Path, names: Sequence[str]) -> None:
     """Note that the folder ``root`` has these runs."""
-    """Note that the folder ``root`` has these runs."""
     make_folder(root, "--run-dir")
     _write(root, Outline(runs=tuple(names)))
 

@@ -47,8 +47,9 @@ def installed(group: str) -> tuple[Plugin, ...]:
     """Return the plug-ins of a group by name; nothing is imported."""
     found = set()
     for point in metadata.entry_points(group=group):
-        source = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
-        found.add(Plugin(point.name, f"{point.module}:{point.attr}", source))
+        reference = point.value.partition("[")[0].replace(" ", "")
+        source = f"{point.dist.name} {point.dist.version}" if point.dist else reference
+        found.add(Plugin(point.name, reference, source))
     return tuple(sorted(found, key=lambda plugin: (plugin.name, plugin.source)))
 
 
@@ -68,6 +69,10 @@ def find(group: str, name: str, built_in: Collection[str] = ()) -> Plugin | None
 
 def load(plugin: Plugin, kind: type[T]) -> T:
     """Import the object of a plug-in, which must be a ``kind``."""
+    if not is_reference(plugin.reference):
+        raise UsageError(
+            f"{plugin}: {plugin.reference!r} is not package.module:NAME; mend its entry point"
+        )
     module_name, _, path = plugin.reference.partition(":")
     try:
         module = import_module(module_name)

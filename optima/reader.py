@@ -48,6 +48,7 @@ from optima.types import (
 Kind = Literal["training", "inference", "baselines", "consistency", "transfer"]
 Baseline = Literal["cot", "sc", "mad", "autoform", "trained"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+VOTES: Baseline = "sc"  # whose figures are those of its votes
 _OTHERS = ("score", "groups")  # stages of an evaluation, besides talk and rank
 
 
@@ -122,7 +123,7 @@ class Run:
         talks = (name.split("/") for name in self.begun if name.endswith("/talk"))
         return any(parts[0] != "evaluate" and not _is_trial(parts) for parts in talks)
 
-    @cached_property
+    @property
     def kind(self) -> Kind:
         """What it is; a transfer is one of several inferences called as their tasks."""
         if not self.is_evaluation:
@@ -240,12 +241,11 @@ class Run:
         """Return the figures of some of the models; one without a conversation is left out.
 
         Those whose answers were grouped are measured by the vote among all samples of a problem
-        where ``by_vote`` says so; None takes the votes of baselines alone.
+        where ``by_vote`` says so; None takes that of the baseline ``sc`` alone.
         """
-        section, evaluations = self.recipe.evaluation, self.evaluations
         tallies, found = {}, {}
-        for one in map(evaluations.__getitem__, labels):
-            is_vote = one.is_grouped and (section.n_samples == 1 if by_vote is None else by_vote)
+        for one in map(self._evaluation, labels):
+            is_vote = one.is_grouped and (one.label == VOTES if by_vote is None else by_vote)
             judged = list(self._lightly(one.folder))
             votes = None
             if is_vote:
@@ -268,8 +268,9 @@ class Run:
                 metrics=dict(one.talked.metrics),
                 points=points,
             )
-            for figures in figures_of(tallies, seed=self.recipe.seed)
-            for label, (one, points) in [(figures.label, found[figures.label])]
+            for figures, (label, (one, points)) in zip(
+                figures_of(tallies, seed=self.recipe.seed), found.items(), strict=True
+            )
         )
 
     def candidates(self, label: str) -> Iterator[JudgedConversation]:
@@ -382,7 +383,7 @@ class Run:
 
     def _points(self, one: files.Evaluation, judged: Sequence[Judged]) -> tuple[Point, ...]:
         """Return the curve of self-consistency: as it was written, or else computed as it is."""
-        if self.recipe.evaluation.n_samples == 1 and one.label in BASELINES:
+        if one.label == VOTES:
             return ()
         if "points" in (written := self._result(one.label)):
             return tuple(map(_point, written["points"]))

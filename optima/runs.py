@@ -48,7 +48,7 @@ def transfers(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _is_called_as_its_task(run: Run) -> bool:
-    return run.is_evaluation and run.root.name == run.recipe.task
+    return run.kind in ("inference", "transfer") and run.root.name == run.recipe.task
 
 
 def _expand(place: Path) -> list[tuple[Path, Path | None]]:

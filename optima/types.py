@@ -1,4 +1,4 @@
-"""The nouns of the method: what is written to disk and passed between modules.
+"""The nouns of the method: what is written to disk and passed between modules; a recipe's base.
 
 Imports nothing of ours. Everything here is frozen; a record on disk is one JSON line.
 """
@@ -81,11 +81,6 @@ class Conversation(Record):
     answer: str | None
     faults: tuple[Fault, ...] = ()
     error: str | None = None
-
-    @property
-    def conversation_id(self) -> str:
-        """Unique within a stage."""
-        return f"{self.problem_id}/{self.n}"
 
     @property
     def n_tokens(self) -> int:

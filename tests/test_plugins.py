@@ -1,17 +1,20 @@
 """Tasks, metrics, role sets and formats of other packages, as they are installed."""
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from optima import plugins
 from optima.errors import DataError, RecipeError, UsageError
+from optima.pipelines.dialogues import TaskAgreement
 from optima.prompts.formats import load_formats
 from optima.prompts.rendering import PromptStyle, system_prompt
 from optima.recipe.loading import load_recipe
@@ -19,7 +22,7 @@ from optima.recipe.schema import DataSection
 from optima.tasks import TASKS, get_task
 from optima.tasks.judging import Judge, JudgeError
 from optima.tasks.loading import load_problems
-from optima.tasks.task import Metric
+from optima.tasks.task import Metric, RoleSet
 from tests.cli.test_dry_run import write_model
 from tests.fakes import fake_environment
 from tests.pipelines.runs import run
@@ -197,6 +200,53 @@ def test_rows_that_a_package_fails_on_are_named_and_malformed_ones_counted(
     rows.write_text('{"q": "a"}\n{"question": "b"}\n')
     with pytest.raises(DataError, match=r"rows.jsonl line 2: task own \(reader 1.2\) fails .*'q'"):
         load_problems(get_task("own"), data, "train", n_agents=2, seed=0)
+
+
+def test_an_entry_point_that_is_no_place_harms_nobody_but_who_names_it(announce: Announce) -> None:
+    announce("odd", CODE, odd="odd mod x", colon="odd:", bare="odd.mod")
+    assert get_task("arc") is TASKS["arc"]
+    assert "'odd' of odd 1.2: 'oddmodx' is not package.module:NAME" in refusal("odd")
+    assert "'odd:' is not package.module:NAME; mend its entry point" in refusal("colon")
+    assert "'odd.mod' is not package.module:NAME" in refusal("bare")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ((("a",), "b"), "give a tuple of two"),
+        (("ab", "c"), "give a tuple of two"),
+        ((("a", "b"), "c", "/tmp"), "give a pathlib.Path"),
+        ((("a", "b"), "c", None, "last"), "give 'all' or 'first'"),
+    ],
+)
+def test_a_role_set_says_which_rule_it_breaks(fields: tuple[Any, ...], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        RoleSet(*fields)
+
+
+def test_what_a_metric_cannot_say_of_two_answers_ends_no_talk() -> None:
+    def fails(a: str, b: str, choices: Sequence[str]) -> bool:
+        raise ZeroDivisionError
+
+    def exits(a: str, b: str, choices: Sequence[str]) -> float:
+        raise SystemExit(0)
+
+    by_word = Metric("own", lambda *_: 1.0, is_same=lambda *_: True, adds_nothing=fails)
+    with pytest.raises(JudgeError, match="raised ZeroDivisionError"):
+        by_word.says_only("3.0", "3")
+    with Judge() as judge:
+        assert not TaskAgreement(by_word, (), judge).is_restated("3.0", "3")
+        agreement = TaskAgreement(Metric("own", exits), (), judge)
+        assert asyncio.run(agreement.is_same("3.0", "3")) is False
+    with pytest.raises(JudgeError, match="raised SystemExit"):
+        Metric("own", exits).points("3.0", "3")
+
+
+@pytest.mark.parametrize("score", ["float('nan')", "-3", "2.0"])
+def test_a_slow_score_out_of_range_is_an_error_and_never_0(announce: Announce, score: str) -> None:
+    announce("slow", f"def score(answer, gold, choices):\n    return {score}\n")
+    with Judge(n_workers=1) as judge, pytest.raises(JudgeError, match="not a number from 0 to 1"):
+        judge.score(Metric("slow", "slow:score"), "3", ("4",))
 
 
 def test_a_slow_metric_of_a_package_is_scored_where_it_can_be_killed(announce: Announce) -> None:

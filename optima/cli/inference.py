@@ -22,6 +22,13 @@ from optima.errors import UsageError
 if TYPE_CHECKING:
     from optima.recipe.schema import Recipe
 
+INFER = """\
+Evaluate models on a task's test problems.
+
+Serve models one after the other and let each hold one conversation per test problem at temperature
+0 (evaluation.n_samples and evaluation.temperature change that). Writes conversations, scores and a
+table (text, Markdown, CSV, JSON) to a directory; the same command goes on where it was
+interrupted."""
 INFER_EXAMPLES = """\
 examples:
   optima-infer --model-root runs/sft-quickstart-seed0 --output results/quickstart
@@ -32,7 +39,8 @@ examples:
 
 What the agents are asked comes from --config, else from the run that trained the models, else from
 the defaults; key=value changes a field of it. All test problems are asked unless --limit,
-data.n_test or data.first_test says otherwise. Score: F1 or accuracy in per cent with its 95 %
+data.n_test=N among the words, or data.first_test says otherwise (a recipe's own data.n_test does
+not count). Score: F1 or accuracy in per cent with its 95 %
 interval (bootstrap over problems); tokens: of what the agents said per conversation, as the paper
 counts them (names in, ends of turn out); generated: as the servers count them. Failed
 conversations count in full.
@@ -40,6 +48,13 @@ conversations count in full.
 The spellings of the original project are accepted too, and mean what they do there: --device N is
 the GPUs N to N+3, --num_thread counts the conversations over all servers, and --dataset_type takes
 the first 1,000 test problems of hotpot_qa, mwh_qa, trival_qa and cbt (data.first_test)."""
+SC = """\
+Vote among several conversations about each test problem.
+
+Sample several conversations per test problem once, and compute for every k up to that number the
+score of a vote among k of them, their coverage, and the tokens they cost. Writes conversations,
+scores and a table (text, Markdown, CSV, JSON) to a directory; the same command goes on where it
+was interrupted."""
 SC_EXAMPLES = """\
 examples:
   optima-multi-sc --model runs/sft-gsm8k-seed0/iter_5/train/model --task gsm8k --n-samples 50 \\
@@ -102,49 +117,8 @@ OutputPath = Annotated[
 ]
 
 
-def run_infer(
-    overrides: Overrides = None,
-    *,
-    model_root: ModelRoot = None,
-    model: OneModel = None,
-    base: Base = None,
-    task: TaskName = None,
-    metric: MetricName = None,
-    config: MaybeConfig = None,
-    output: Output = None,
-    limit: Limit = None,
-    vllm_env: VllmEnv = None,
-    num_thread: NumThread = None,
-    output_path: OutputPath = None,
-) -> int:
-    """Evaluate models on a task's test problems.
-
-    Serve models one after the other and let each hold one conversation per test problem at
-    temperature 0 (evaluation.n_samples and evaluation.temperature change that). Writes
-    conversations, scores and a table (text, Markdown, CSV, JSON) to a directory; the same command
-    goes on where it was interrupted.
-    """
-    exclude(model_root=model_root, model=model)
-    place = check_output(output, output_path)
-    from optima import api
-    from optima.pipelines.infer import run_inference
-    from optima.reporting.results import write_inference
-
-    models = api.read_models(model, model_root, base)
-    recipe = api.evaluation_recipe(
-        models, config or (), overrides or (), task=task, limit=limit, root=model_root
-    )
-    check_metric(metric, recipe)
-    recipe = originals.share_threads(num_thread, recipe)
-    place = originals.free_output(place, recipe, "infer") if output_path else place
-    environment = api.find_vllm(vllm_env, recipe)
-    with api.output_named():
-        rows = run_inference(recipe, models, place, vllm_env=environment)
-    print(write_inference(recipe, rows, place))
-    return 0
-
-
-def run_multi_sc(
+def evaluate(
+    is_vote: bool,
     overrides: Overrides = None,
     *,
     model_root: ModelRoot = None,
@@ -161,34 +135,32 @@ def run_multi_sc(
     num_thread: NumThread = None,
     output_path: OutputPath = None,
 ) -> int:
-    """Vote among several conversations about each test problem.
-
-    Sample several conversations per test problem once, and compute for every k up to that number
-    the score of a vote among k of them, their coverage, and the tokens they cost. Writes
-    conversations, scores and a table (text, Markdown, CSV, JSON) to a directory; the same command
-    goes on where it was interrupted.
-    """
+    """Ask models the test problems: once as the recipe says, or for votes among samples."""
     exclude(model_root=model_root, model=model)
     place = check_output(output, output_path)
-    if n_samples > 1 and temperature == 0:
-        raise UsageError("--temperature 0: makes all samples equal; raise it")
+    words = list(overrides or ())
+    if is_vote:
+        if n_samples > 1 and temperature == 0:
+            raise UsageError("--temperature 0: makes all samples equal; raise it")
+        words = [
+            f"evaluation.n_samples={n_samples}", f"evaluation.temperature={temperature}", *words
+        ]  # fmt: skip
     from optima import api
     from optima.pipelines.infer import run_inference
-    from optima.reporting.results import write_consistency
+    from optima.reporting.results import write_consistency, write_inference
 
-    sampling = [f"evaluation.n_samples={n_samples}", f"evaluation.temperature={temperature}"]
     models = api.read_models(model, model_root, base)
     recipe = api.evaluation_recipe(
-        models, config or (), [*sampling, *(overrides or ())], task=task, limit=limit,
-        root=model_root,
-    )  # fmt: skip
+        models, config or (), words, task=task, limit=limit, root=model_root
+    )
     check_metric(metric, recipe)
     recipe = originals.share_threads(num_thread, recipe)
-    place = originals.free_output(place, recipe, "multi_sc") if output_path else place
+    if output_path:
+        place = originals.free_output(place, recipe, "multi_sc" if is_vote else "infer")
     environment = api.find_vllm(vllm_env, recipe)
     with api.output_named():
-        rows = run_inference(recipe, models, place, vllm_env=environment, is_grouped=True)
-    print(write_consistency(recipe, rows, place))
+        rows = run_inference(recipe, models, place, vllm_env=environment, is_grouped=is_vote)
+    print((write_consistency if is_vote else write_inference)(recipe, rows, place))
     return 0
 
 
@@ -214,8 +186,8 @@ def check_metric(metric: str | None, recipe: "Recipe") -> None:
 
 
 infer = Program("optima-infer", translate=originals.translate_infer).add(
-    run_infer, epilog=INFER_EXAMPLES
+    evaluate, text=INFER, epilog=INFER_EXAMPLES, is_vote=False, n_samples=1, temperature=0.0
 )
 multi_sc = Program("optima-multi-sc", translate=originals.translate_multi_sc).add(
-    run_multi_sc, epilog=SC_EXAMPLES
+    evaluate, text=SC, epilog=SC_EXAMPLES, is_vote=True
 )

@@ -31,12 +31,16 @@ _COMPLETION = re.compile(r"_OPTIMA\w*_COMPLETE")  # set by the shell that asks w
 # What typer says of wrong words -> the same as place, rule
 _TEXTS = (
     (r"Invalid value for '?([^']+)'?: (.*)", r"\1: \2"),
+    (r"Invalid value: (.*)", r"\1"),
     (r"Option '(.+)' requires an argument\.", r"\1: expected one argument"),
     (r"Option '(.+)' does not take a value\.", r"\1: takes no value"),
     (r"Missing \w+ '(.+)'\.", r"\1: is missing"),
     (r"Missing command\.", "COMMAND: is missing"),
-    (r"No such option: (\S+)\s?(.*)", r"\1: no such option \2"),
-    (r"No such command '(.*?)'\.(?: Did you mean '(.+)'\?)?.*", r"\1: no such command \2"),
+    (r"No such option: (\S+) \(Possible options: (.+)\)", r"\1: no such option (did you mean \2?)"),
+    (r"No such option: (\S+) Did you mean (.+)\?", r"\1: no such option (did you mean \2?)"),
+    (r"No such option: (\S+)", r"\1: no such option"),
+    (r"No such command '(.*?)'\. Did you mean '(.+)'\?", r"\1: no such command (did you mean \2?)"),
+    (r"No such command '(.*?)'\..*", r"\1: no such command"),
     (r"Got unexpected extra argument\S* \((.+)\)", r"\1: is not expected here"),
 )
 
@@ -94,8 +98,8 @@ class Program:
         except typer.TyperException as error:
             named = [self.name]
             for word in words:  # the subcommand that is meant
-                command = getattr(command, "commands", {}).get(word, command)
-                named += [word] if command.name == word else []
+                if below := getattr(command, "commands", {}).get(word):
+                    command, named = below, [*named, word]
             raise UsageError(
                 f"{_explain(error.format_message())}; `{' '.join(named)} --help` says what can be "
                 "given"
@@ -266,7 +270,9 @@ def _one_by_one(words: Sequence[str]) -> Iterator[str]:
         if name in CONFIG_NAMES and has_value:
             option = name
             yield word
-        elif word in CONFIG_NAMES and len(words) > index + 1 and not _is_end(words[index + 1]):
+        elif word in CONFIG_NAMES:
+            if len(words) <= index + 1 or _is_end(words[index + 1]):
+                raise typer.BadParameter(f"{word}: expected one argument")
             option = word
         elif option and not _is_end(word):
             yield f"{option}={word}"

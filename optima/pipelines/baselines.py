@@ -18,12 +18,12 @@ from pathlib import Path
 
 from optima.errors import UsageError
 from optima.evaluation.figures import Figures
-from optima.files import write_stages
+from optima.files import RECIPE, write_stages
 from optima.pipelines.checkpoints import find_models
 from optima.pipelines.context import Model, RunContext
 from optima.pipelines.infer import hold, measured
 from optima.pipelines.methods import run_method
-from optima.pipelines.problems import read_test_problems
+from optima.pipelines.problems import TRAIN, read_test_problems
 from optima.pipelines.run import open_run
 from optima.processes.environment import Environment
 from optima.prompts.formats import load_formats
@@ -95,15 +95,12 @@ def train_control(
 
 def read_run(run: Path) -> Recipe:
     """Return the recipe of a training run; UsageError where there is none."""
-    try:
-        found = Run(run)
-        found.problems("train")
-    except UsageError as error:
+    if not (run / RECIPE).is_file() or not (run / "problems" / TRAIN).is_file():
         raise UsageError(
-            f"--run {run}: is not a training run ({error}); name one of optima-sft, optima-dpo or "
-            "optima-sft-dpo"
-        ) from error
-    recipe = found.recipe
+            f"--run {run}: is not a training run (it has no {RECIPE} or no problems/{TRAIN}); "
+            "name one of optima-sft, optima-dpo or optima-sft-dpo"
+        )
+    recipe = Run(run).recipe
     if len(recipe.agents.names) == 1:
         raise UsageError(f"--run {run}: has one agent itself, so there is nothing to control for")
     return recipe

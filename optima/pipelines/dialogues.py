@@ -8,6 +8,7 @@ processes, so that an expression that hangs holds up nobody but its talk.
 import asyncio
 import contextlib
 import gc
+import logging
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
@@ -22,8 +23,10 @@ from optima.serving.fleet import Fleet
 from optima.tasks.choices import named_choice
 from optima.tasks.judging import Judge
 from optima.tasks.restatement import assents, restates
-from optima.tasks.task import Metric
+from optima.tasks.task import JudgeError, Metric
 from optima.types import Problem
+
+logger = logging.getLogger(__name__)
 
 
 def dialogue_about(
@@ -104,7 +107,10 @@ class TaskAgreement:
 
     async def is_same(self, answer: str, other: str) -> bool:
         """Tell whether both mean the same; False, as in votes, where that takes too long."""
-        told = self.metric.same(answer, other, self.choices)
+        try:
+            told = self.metric.same(answer, other, self.choices)
+        except JudgeError:  # which the judge says, and counts as different
+            told = None
         if told is not None:
             return told
         return await asyncio.to_thread(
@@ -119,4 +125,8 @@ class TaskAgreement:
         is_choice = bool(self.choices) and named_choice(text, self.choices) is not None
         if assents(text) and not is_choice:
             return True
-        return restates(text, answer, metric=self.metric, choices=self.choices)
+        try:
+            return restates(text, answer, metric=self.metric, choices=self.choices)
+        except JudgeError as error:
+            logger.warning("counted as not restated: %s", error)
+            return False

@@ -15,7 +15,7 @@ from optima.pipelines.fit import check_fit
 from optima.pipelines.footprint import context_window, footprint
 from optima.pipelines.methods import check_trainable
 from optima.pipelines.run import check_start, loss_codec, model_codec, read_formats
-from optima.plan import Counts, Step, plan
+from optima.plan import Counts, Step, Training, iterations, plan
 from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices, free_port
 from optima.processes.environment import Environment, require_environment
 from optima.prompts.rendering import PromptStyle
@@ -145,9 +145,11 @@ def _processes(
         beside = "beside the servers" if recipe.search else "while no server runs"
         yield f"  scorer on {_where(places.scorer.gpus)}, {beside}: {shlex.join(scorer)}"
     trained_on = training_devices(recipe.train, devices)
-    for kind in {"sft": ("sft",), "dpo": ("dpo",), "sft_dpo": ("sft", "dpo")}[recipe.method]:
-        suffix = f"_{kind}" if recipe.method == "sft_dpo" else ""
-        place = run_dir.resolve() / f"iter_0{suffix}/train"
+    first: dict[Training, str] = {}
+    for iteration in iterations(recipe):
+        first.setdefault(iteration.training, iteration.label)
+    for kind, label in first.items():
+        place = run_dir.resolve() / label / "train"
         argv = training_argv(train_env, place, kind=kind, port=free_port())
         yield f"  training on {_where(trained_on.gpus)}: {shlex.join(argv)}"
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from optima.errors import UsageError
 from optima.evaluation.consistency import group_answers
 from optima.evaluation.figures import Figures
-from optima.files import CONVERSATIONS, GROUPS, write_members, write_stages
+from optima.files import CONVERSATIONS, GROUPS, RESULTS, write_members, write_stages
 from optima.pipelines.context import Made, Model, RunContext
 from optima.pipelines.evaluate import ask, mark
 from optima.pipelines.problems import read_test_problems
@@ -117,6 +117,7 @@ def group(context: RunContext, out: Stage, problems: Sequence[Problem], talked: 
 
 def measured(output: Path, models: Sequence[Model]) -> tuple[Figures, ...]:
     """Return the figures of models that were evaluated in ``output``, with their places."""
+    (output / RESULTS).unlink(missing_ok=True)  # an earlier attempt's: its stages may be others now
     figures = Run(output).measure([model.label for model in models])
     return tuple(
         replace(one, model=model.ref.adapter or model.ref.path)

@@ -32,7 +32,8 @@ def rebuild_pairs(
     Raises UsageError when the directory holds no such run or iteration, or ``out`` has no folder.
     """
     run = Run(run_dir)
-    recipe = load_recipe(run_dir / RECIPE, overrides) if run.recipe else run.recipe
+    _ = run.recipe  # says what is wrong with the stored one by itself
+    recipe = load_recipe(run_dir / RECIPE, overrides)
     if recipe.search is None or recipe.pairs is None:
         raise UsageError(
             f"--run {run_dir}: is a run of method {recipe.method}, which has no trees; name one of "

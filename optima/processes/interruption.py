@@ -84,8 +84,9 @@ def _run_beside(main: Coroutine[Any, Any, T]) -> T:
         except KeyboardInterrupt:
             begin.set()
             while is_waited_for and not wait([running], _POLL_S).done:
-                if _Obeyed.cancel is not None:
-                    _Obeyed.cancel()
+                if (cancel := _Obeyed.cancel) is not None:  # once: what is closing is not disturbed
+                    _Obeyed.cancel = None
+                    cancel()
             raise
         return running.result()
 

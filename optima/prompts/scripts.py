@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from optima.errors import UsageError
 from optima.seeding import rng
+from optima.tasks.texts import closing_braces
 from optima.types import AnswerStyle, Fact, Problem
 
 # {facts} are the speaker's own facts, {partner} is who spoke before.
@@ -232,14 +233,8 @@ def _is_whole(text: str) -> bool:
 def _unboxed(text: str) -> str:
     """Return a solution with the contents of its boxes in place, so that only one mark is made."""
     while (match := _BOX.search(text)) is not None:
-        depth, end = 1, match.end()
-        for brace in _BRACE.finditer(text, match.end()):
-            depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-            end = brace.end()
-            if not depth:
-                break
-        inner = text[match.end() : end - 1] if not depth else text[match.end() :]
-        text = text[: match.start()] + inner + (text[end:] if not depth else "")
+        end = closing_braces(text).get(match.end() - 1, len(text))
+        text = text[: match.start()] + text[match.end() : end] + text[end + 1 :]
     return text
 
 

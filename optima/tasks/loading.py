@@ -8,9 +8,10 @@ left out and counted apart. Test problems that stand in the train split too are 
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 from optima.errors import DataError, OptimaError
 from optima.plugins import describe_error
@@ -22,6 +23,7 @@ from optima.tasks.rows import RawRow, read_hub, read_path
 from optima.tasks.task import Excluded, MalformedRowError, Row, Task, WithheldGoldError, describe
 from optima.types import Problem
 
+T = TypeVar("T")
 Split = Literal["train", "test"]
 SkipKind = Literal["malformed", "withheld", "duplicate", "excluded"]
 N_NAMED = 5  # rows named in a message
@@ -102,7 +104,7 @@ def describe_overlap(shared: Sequence[Problem], n_tested: int, place: str) -> st
 
 def content_key(problem: Problem) -> str:
     """Return a digest of question, choices and gold answers without case and white space."""
-    texts = (problem.question, *sorted(problem.golds))
+    texts = (problem.question, *problem.choices, *sorted(problem.golds))
     return digest(*(" ".join(text.casefold().split()) for text in texts))
 
 
@@ -137,7 +139,7 @@ def load_problems(
         _prove(task, problems)
         return LoadedProblems(problems[:n_first], n_rows=len(problems))
     rows = read_path(task, data, split) if data.path is not None else read_hub(task, data, split)
-    excluded = task.exclude(data) if task.exclude is not None and split == "train" else None
+    excluded = _excluded(task, data) if split == "train" else None
     loaded = parse_rows(task, rows, dealing, excluded)
     _check(task, data, split, loaded)
     _prove(task, loaded.problems)
@@ -186,11 +188,31 @@ def _parsed(task: Task, row: Row, dealing: Dealing, place: str) -> Problem:
         return _checked(task, task.parse(row, dealing), dealing)
     except (MalformedRowError, UnicodeEncodeError, RecursionError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(
             f"{place}: task {task.name} ({task.source}) fails on it ({describe_error(error)}); "
             "mend its parse, which raises MalformedRowError for a row that cannot be used"
         ) from error
+
+
+def _excluded(task: Task, data: DataSection) -> Excluded | None:
+    """Return what leaves rows out; DataError where the code of another package fails."""
+
+    def guarded(call: Callable[..., T], *args: object) -> T:
+        try:
+            return call(*args)
+        except OptimaError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise DataError(
+                f"task {task.name} ({task.source}): its exclude fails ({describe_error(error)}); "
+                "mend it"
+            ) from error
+
+    if task.exclude is None or not task.source:
+        return None if task.exclude is None else task.exclude(data)
+    found = guarded(task.exclude, data)
+    return None if found is None else partial(guarded, found)
 
 
 def _generated(task: Task, split: Split, n: int | None, dealing: Dealing) -> tuple[Problem, ...]:
@@ -206,7 +228,7 @@ def _generated(task: Task, split: Split, n: int | None, dealing: Dealing) -> tup
             raise ValueError("it made no problem, or two with one problem_id")
     except OptimaError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(
             f"task {task.name} ({task.source}): its generate fails for the {split} split "
             f"({describe_error(error)}); mend it"
@@ -239,6 +261,7 @@ def _prove(task: Task, problems: Sequence[Problem]) -> None:
             judge.prove(task.metric)
             score = judge.score(task.metric, gold, (gold,), first.choices)
             task.metric.same(gold, first.question, first.choices)
+            task.metric.says_only(gold, gold, first.choices)
     except JudgeError as error:
         raise DataError(f"task {task.name} ({task.source}): {error}; mend the metric") from error
     if score != 1.0:

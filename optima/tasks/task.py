@@ -18,6 +18,7 @@ from optima.tasks.texts import normalise_text
 from optima.types import AnswerStyle, Problem, Setting
 
 Row = Mapping[str, Any]
+N_PAIR = 2  # agents, of which each has a role of its own
 WITHHELD = frozenset(("", "<unk>"))  # what releases write where they keep an answer secret
 
 
@@ -88,7 +89,7 @@ class Metric:
             raise TypeError(f"metric {self.name}: is slow, so its scores are for the judge")
         try:
             value = self.score(answer, gold, choices)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise JudgeError(
                 self._failed(answer, gold, f"raised {describe_error(error)}")
             ) from error
@@ -110,20 +111,28 @@ class Metric:
             return False
         if self.is_same is not None:
             try:
-                return self.is_same(a, b, choices)
-            except Exception as error:
+                told = self.is_same(a, b, choices)
+                return None if told is None else bool(told)
+            except (Exception, SystemExit) as error:
                 raise JudgeError(self._failed(a, b, f"raised {describe_error(error)}")) from error
         if self.is_slow:
             return None
         return self.points(a, b, choices) == 1.0 == self.points(b, a, choices)
 
     def says_only(self, text: str, answer: str, choices: Sequence[str] = ()) -> bool:
-        """Tell whether an unmarked ``text`` means ``answer`` and nothing more."""
+        """Tell whether an unmarked ``text`` means ``answer`` and nothing more.
+
+        Raises ``JudgeError``.
+        """
         if self.same(text, answer, choices) is not True:
             return False
         if self.adds_nothing is None:
             return normalise_text(text) == normalise_text(answer)
-        return self.adds_nothing(text, answer, choices)
+        try:
+            return bool(self.adds_nothing(text, answer, choices))
+        except (Exception, SystemExit) as error:
+            what = f"raised {describe_error(error)}"
+            raise JudgeError(self._failed(text, answer, what)) from error
 
     def _failed(self, a: str, b: str, what: str) -> str:
         return f"answer {shown(a)} against {shown(b)}: metric {self.name} {what}"
@@ -148,9 +157,17 @@ class RoleSet:
     directory: Path | None = None
     formats: Literal["all", "first"] = "all"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.two, tuple) or len(self.two) != N_PAIR:
+            raise ValueError(f"roles: two is {self.two!r}; give a tuple of two templates' names")
+        if not isinstance(self.directory, Path | None):
+            raise ValueError(f"roles: directory is {self.directory!r}; give a pathlib.Path")
+        if self.formats not in ("all", "first"):
+            raise ValueError(f"roles: formats is {self.formats!r}; give 'all' or 'first'")
+
     def template(self, agent: int, n_agents: int) -> str:
         """Return the name of the template of an agent among two or more."""
-        return self.two[agent] if n_agents == 2 else self.more
+        return self.two[agent] if n_agents == N_PAIR else self.more
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all templates."""

@@ -40,7 +40,7 @@ def main(reference: str) -> None:
     try:
         found: object = importlib.import_module(module)
         score = cast(Callable[..., float], reduce(getattr, path.split("."), found))
-    except Exception as error:  # noqa: BLE001  a module raises whatever its author calls
+    except (Exception, SystemExit) as error:  # noqa: BLE001  a module raises what its author calls
         write({"error": describe_error(error)})
         return
     write({"ready": True})
@@ -50,7 +50,7 @@ def main(reference: str) -> None:
         signal.setitimer(signal.ITIMER_REAL, job["wall_limit_s"])
         try:
             result: dict[str, object] = {"score": _best(score, job)}
-        except Exception as error:  # noqa: BLE001  whatever sympy raises is this answer's error
+        except (Exception, SystemExit) as error:  # noqa: BLE001  this answer's error
             result = {"error": describe_error(error)}
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -61,7 +61,10 @@ def _best(score: Callable[..., float], job: dict[str, Any]) -> float:
     """Return the best score over the golds; those after a gold that scores 1 are not looked at."""
     best = 0.0
     for gold in job["golds"]:
-        best = max(best, float(score(job["answer"], gold, job["choices"])))
+        points = float(score(job["answer"], gold, job["choices"]))
+        if not 0 <= points <= 1:  # nan is neither
+            raise ValueError(f"gave {points!r}, which is not a number from 0 to 1")
+        best = max(best, points)
         if best == 1.0:
             break
     return best

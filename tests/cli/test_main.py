@@ -224,6 +224,23 @@ def test_words_that_make_no_command_end_with_2_and_one_line(
     assert "--help` says what can be given" in err
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["comparee"], "comparee: no such command (did you mean compare?); `optima --help`"),
+        (["doctor", "--confg", "x"], "--confg: no such option (did you mean --config?)"),
+        (["doctor", "--config", "seed=1"], "--config: expected one argument"),
+        (["prompts", "show", "--config", "--agent", "A"], "--config: expected one argument"),
+        (["pairs", "pairs", "--nope"], "`optima pairs --help` says"),
+    ],
+)
+def test_wrong_words_are_answered_by_what_is_meant(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    assert said in capsys.readouterr().err
+
+
 # A command with a number that it cannot be -> the bounds that it names.
 NUMBERS = {
     ("try", "--config", "r.yaml", "--n", "0"): "--n: 0: must be a whole number from 1 to 10000000",

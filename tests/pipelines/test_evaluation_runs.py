@@ -75,6 +75,30 @@ def test_baselines_are_one_table_of_the_same_problems(finished: Path, tmp_path: 
     assert f"{vote['tokens']['mean']:.1f}" in sc
 
 
+def test_vote_is_one_whatever_a_recipe_samples_and_results_are_written_anew_from_the_stages(
+    finished: Path, tmp_path: Path
+) -> None:
+    environment = fake_environment(tmp_path)
+    output = tmp_path / "out"
+    argv = (
+        "baselines", "--model", str(finished.parent / "model"), "--methods", "sc", "--config",
+        str(finished / "recipe.yaml"), "--limit", "3", "--n-votes", "3", "--output", str(output),
+        "--vllm-env", str(environment.prefix), "evaluation.n_samples=2",
+    )  # fmt: skip
+    status, table, err = optima(*argv)
+    assert status == 0, err
+    results = (output / "results.json").read_text()
+    summary = json.loads(results)["models"][0]["summary"]
+    held = [json.loads(line) for line in (output / "sc/talk/conversations.jsonl").open()]
+    tokens = [sum(turn["n_spoken"] for turn in record["turns"]) for record in held]
+    assert summary["n_conversations"] == len(held) == 9
+    assert sum(summary["tokens_by_problem"].values()) == sum(tokens)
+    (output / "results.json").write_text("{")
+    status, again, err = optima(*argv)
+    assert status == 0, err
+    assert (again, (output / "results.json").read_text()) == (table, results)
+
+
 def test_trained_single_agent_learns_from_its_own_correct_answers_with_the_runs_budget(
     finished: Path, tmp_path: Path
 ) -> None:

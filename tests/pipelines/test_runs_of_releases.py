@@ -1,4 +1,4 @@
-"""A run that the release of 2026-11-26 made over the stand-ins goes on, and is not made again.
+"""A run that the release of 2026-11-27 made over the stand-ins goes on, and is not made again.
 
 The archive holds a run of iSFT-DPO with a cold start and selection by influence (every kind of
 stage), and the votes of its last model; their rows are made up. It was made by the code of that
@@ -23,7 +23,7 @@ from optima.types import ModelRef
 from tests.fakes import commands, fake_environment
 from tests.pipelines.runs import ROOT, TIMEOUT_S, results
 
-ARCHIVE = ROOT / "tests/data/runs/release_2026_11_26.tar.gz"
+ARCHIVE = ROOT / "tests/data/runs/release_2026_11_27.tar.gz"
 KINDS = {
     *("problems", "script", "train", "talk", "score", "rank", "generate", "select", "probe"),
     *("search", "pairs", "rows", "selected"),
