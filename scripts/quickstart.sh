@@ -15,8 +15,8 @@ Usage: scripts/quickstart.sh [arguments of optima-sft]
 Makes both environments (scripts/setup_envs.sh), fetches SmolLM2-135M-Instruct into $model,
 and runs optima-sft --config $recipe: two agents, one small model, a task generated
 from the seed. It ends with a table of the base model against every iteration. What exists is reused,
-and an interrupted run goes on where it stopped. At most 20 minutes on 2 CPU cores once the
-environments exist; making them takes some minutes more.
+and an interrupted run goes on where it stopped. Some 12 minutes on 2 CPU cores that compute in
+bfloat16 once the environments exist, longer on others; making them takes some minutes more.
 
 Arguments are handed on, for instance:
   scripts/quickstart.sh seed=1            other problems, other samples, a run directory of their own
