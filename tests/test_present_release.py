@@ -77,7 +77,7 @@ def test_what_a_kind_of_run_does_not_write_is_one_line(capsys: pytest.CaptureFix
         optima.open_run("inference").problems("train")
     assert main(["baselines", "--run", "inference", "--output", "out"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("optima: --run inference: is not a training run (inference: has no")
+    assert line.startswith("optima: --run inference: is not a training run (it has no recipe.yaml")
     assert main(["pairs", "--run", "inference"]) == 2
 
 
