@@ -19,9 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from optima.conversation.agent import Speaker
-from optima.conversation.dialogue import Dialogue, Request
+from optima.conversation.dialogue import Completion, Dialogue, Request
 from optima.conversation.loading import load_codec
-from optima.conversation.rollouts import RoutedCompletion, hold_conversations
+from optima.conversation.rollouts import hold_conversations
 from optima.pipelines.dialogues import TaskAgreement
 from optima.processes.managed import ManagedProcess
 from optima.prompts.rendering import PromptStyle, system_prompt
@@ -80,7 +80,7 @@ async def hold(server: Server, stream: Iterator[Dialogue], concurrency: int) -> 
 
     async with CompletionClient([server], "policy", ServingSection()) as client:
 
-        async def generate(request: Request, preferred: object) -> RoutedCompletion:
+        async def generate(request: Request, preferred: object) -> Completion:
             return await client.complete(
                 request,
                 temperature=0.7,

@@ -21,8 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.rollouts import ask_only, dialogues, fake_server_argv, first_request
-from optima.conversation.dialogue import Dialogue, Request
-from optima.conversation.rollouts import RoutedCompletion
+from optima.conversation.dialogue import Completion, Dialogue, Request
 from optima.pipelines.dialogues import rare_collections
 from optima.pipelines.rewarding import RewardDesk, Yardstick
 from optima.processes.managed import ManagedProcess
@@ -76,7 +75,7 @@ async def grow(server: Server, model: Path, n: int, concurrency: int, n_words: i
             [server], "policy", ServingSection(), concurrency * section.n_rollouts
         ) as client:
 
-            async def generate(request: Request, _: object) -> RoutedCompletion:
+            async def generate(request: Request, _: object) -> Completion:
                 completion = await client.complete(request, temperature=0.7, top_p=1.0)
                 if not n_words:
                     return completion

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+WEIGHTS = ("*.safetensors", "*.bin")  # files of them; of two formats the first counts
 _LARGEST_HEADER = 100_000_000  # the format's own limit, in bytes
 
 
@@ -72,6 +73,11 @@ def find_damage(
     return None
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of weights in a directory."""
+    return sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
+
+
 def find_cut_weights(folder: Path) -> Damage | None:
     """Return the first weights in a directory that are shorter or longer than they say.
 
@@ -85,7 +91,7 @@ def find_cut_weights(folder: Path) -> Damage | None:
         for shard in sorted(shards):
             if not (folder / shard).is_file():
                 return Damage(folder / shard, "is gone")
-    for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
+    for path in weight_files(folder):
         size = path.stat().st_size
         if size == 0:
             return Damage(path, "is empty")

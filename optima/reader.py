@@ -320,7 +320,7 @@ class Run:
             return str(self._result(label).get("model", ""))
         made = self.models.get(label)
         if made is not None:
-            return made.adapter or made.path
+            return made.place
         base = Path(self.recipe.model.path)
         return str(base.resolve()) if base.is_dir() else str(base)
 

@@ -24,13 +24,13 @@ PATH_BYTES = 3840  # Linux takes 4,095; what stands below needs some
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file so that a crash leaves either the old content or the new."""
-    with disk_errors(path), atomic_writer(path) as file:
+    with atomic_writer(path) as file:
         file.write(text)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file of bytes like ``write_text``."""
-    with disk_errors(path), _renamed(path) as temporary, temporary.open("wb") as file:
+    with _renamed(path) as temporary, temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -39,7 +39,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_records(path: Path, records: Iterable[Record]) -> int:
     """Write one JSON line per record, atomically; return how many."""
     n = 0
-    with disk_errors(path), atomic_writer(path) as file:
+    with atomic_writer(path) as file:
         for record in records:
             file.write(record.model_dump_json() + "\n")
             n += 1
@@ -115,7 +115,10 @@ def repair_tail(path: Path) -> int:
 
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[IO[str]]:
-    """Open a temporary file beside ``path``; sync it and rename it on success."""
+    """Open a temporary file beside ``path``; sync it and rename it on success.
+
+    Raises StageError when the disk refuses it.
+    """
     with _renamed(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         yield file
         file.flush()
@@ -126,12 +129,13 @@ def atomic_writer(path: Path) -> Iterator[IO[str]]:
 def _renamed(path: Path) -> Iterator[Path]:
     """Give a temporary name beside ``path``, and rename what is there to ``path`` on success."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(OSError):  # a disk that went read-only says so below us already
-            temporary.unlink(missing_ok=True)
+    with disk_errors(path):
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):  # a disk that went read-only says so below us
+                temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from optima.conversation.agent import Speaker
+from optima.conversation.dialogue import Completion
 from optima.conversation.tokens import Ids
 from optima.types import Turn
 from tests.tokenizers import codec, encoder
@@ -13,15 +14,12 @@ NAMES = ("Alice", "Bob", "Carol")
 
 
 @dataclass(frozen=True)
-class Reply:
+class Reply(Completion):
     """A completion."""
 
-    text: str
     finish_reason: Literal["stop", "length", "label"] = "stop"
     n_prompt_tokens: int = 7
     n_tokens: int = 3
-    token_ids: tuple[int, ...] | None = None
-    server: object = None
 
 
 class SameText:

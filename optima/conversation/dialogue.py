@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from optima.conversation.agent import Speaker
 from optima.conversation.tokens import Encoder
@@ -23,28 +23,21 @@ from optima.types import AnswerStyle, Conversation, Fault, StopReason, Turn
 MIN_TURN_TOKENS = 32  # below this a turn is not worth asking for: the context is full
 
 
-class Completion(Protocol):
-    """What a server returns for one turn; ``optima.serving.client`` has the real one."""
+@dataclass(frozen=True)
+class Completion:
+    """What a server generated for one turn, and which one did.
 
-    @property
-    def text(self) -> str:
-        """The generated text, without the prompt."""
+    Tokens are those of its usage, the end of turn included. ``finish_reason`` is ``length`` when
+    the token limit cut the turn, ``label`` when a stop text ended it. ``token_ids`` are the sampled
+    ones, special ones and those of a stop text included; None where they are not given.
+    """
 
-    @property
-    def n_prompt_tokens(self) -> int:
-        """Tokens of the prompt, from the server's usage."""
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens generated, the end of turn included, from the server's usage."""
-
-    @property
-    def token_ids(self) -> tuple[int, ...] | None:
-        """The sampled ids, special ones and those of a stop string included; None if not given."""
-
-    @property
-    def finish_reason(self) -> Literal["stop", "length", "label"]:
-        """``length`` when the token limit cut the turn, ``label`` when a stop string did."""
+    text: str
+    finish_reason: Literal["stop", "length", "label"]
+    n_prompt_tokens: int
+    n_tokens: int
+    token_ids: tuple[int, ...] | None = None
+    server: Any = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
 from optima.conversation.agent import Speaker
-from optima.conversation.dialogue import Dialogue, Request
-from optima.conversation.rollouts import Generate, RoutedCompletion
+from optima.conversation.dialogue import Completion, Dialogue, Request
+from optima.conversation.rollouts import Generate
 from optima.pipelines.context import RunContext, Sampling
 from optima.rundir import Stage
 from optima.seeding import derive_seed
@@ -69,7 +69,7 @@ async def completing(
         context.codec.encoder.n_ids,
     ) as client:
 
-        async def generate(request: Request, preferred: object) -> RoutedCompletion:
+        async def generate(request: Request, preferred: object) -> Completion:
             completion = await client.complete(
                 request,
                 temperature=sampling.temperature,

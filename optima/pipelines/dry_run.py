@@ -20,11 +20,12 @@ from optima.processes.devices import Devices, check_sockets, core_warning, detec
 from optima.processes.environment import Environment, require_environment
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
+from optima.recipe.serving import base_url
 from optima.reward import needs_losses, scores_trees
 from optima.rundir import check_same_recipe
 from optima.search.exchange import read_conversational
 from optima.serving.client import Server
-from optima.serving.fleet import base_url, endpoint_key, gpu_groups, server_argv
+from optima.serving.fleet import endpoint_key, gpu_groups, server_argv
 from optima.serving.probe import served_as, served_models
 from optima.serving.reply import RetryableError
 from optima.serving.scorer import scorer_argv

@@ -11,7 +11,7 @@ from optima.prompts.rendering import PromptStyle
 from optima.reader import Run
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
-from optima.records import atomic_writer, disk_errors
+from optima.records import atomic_writer
 from optima.reporting.tables import Table
 from optima.search.exchange import export_lines
 from optima.search.pairs import Harvest, harvest_pairs, preference_row
@@ -55,7 +55,7 @@ def rebuild_pairs(
         kept += harvest.chosen
         rows.append(_figures(label, harvest))
     if out is not None:
-        with disk_errors(out), atomic_writer(out) as file:
+        with atomic_writer(out) as file:
             file.writelines(export_lines(_training_rows(recipe, problems, kept)))
     return Table(HEAD, tuple(rows)).text()
 

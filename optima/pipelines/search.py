@@ -24,7 +24,6 @@ from optima.recipe.schema import SearchSection
 from optima.records import (
     RecordAppender,
     atomic_writer,
-    disk_errors,
     parse_record,
     read_records,
     repair_tail,
@@ -239,7 +238,7 @@ def keep_sound_rounds(path: Path, count_lost: Callable[[int], None]) -> StoredRo
     repair_tail(path)
     path.touch()
     stored = StoredRounds(path)
-    with disk_errors(path), atomic_writer(path) as new:
+    with atomic_writer(path) as new:
         for rounds in stored.values():
             is_sound = True
             for number, finished in enumerate(rounds):

@@ -22,7 +22,7 @@ from optima.files import CONVERSATIONS
 from optima.pipelines.context import Made, RunContext, Sampling, Team
 from optima.pipelines.dialogues import completing, dialogue_about
 from optima.processes import interruption
-from optima.records import RecordAppender, atomic_writer, disk_errors, repair_tail
+from optima.records import RecordAppender, atomic_writer, repair_tail
 from optima.rundir import Stage
 from optima.seeding import rng
 from optima.shares import share_of
@@ -139,7 +139,7 @@ def _keep_good_records(stage: Stage) -> set[Key]:
     held: set[Key] = set()
     if not path.exists():
         return held
-    with disk_errors(path), path.open(encoding="utf-8") as old, atomic_writer(path) as new:
+    with atomic_writer(path) as new, path.open(encoding="utf-8") as old:
         for line in old:
             try:
                 record = json.loads(line)
@@ -182,7 +182,7 @@ def _finalise(path: Path, problems: Sequence[Problem]) -> _Counted:
             for fault in conversation.faults:
                 counts[f"fault/{fault}"] += 1
         places.sort()
-        with disk_errors(path), atomic_writer(path) as ordered:
+        with atomic_writer(path) as ordered:
             for _, _, place in places:
                 file.seek(place)
                 ordered.write(file.readline().decode())

@@ -100,10 +100,14 @@ class ServingSection(Section):
         return self
 
 
+def base_url(endpoint: str) -> str:
+    """Return an endpoint's URL without the version that clients often append."""
+    return endpoint.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
 def _address(endpoint: str) -> str:
     """Return what tells an endpoint from others: host and port, and what stands before ``/v1``."""
-    text = endpoint.rstrip("/").removesuffix("/v1").rstrip("/")
-    scheme, _, rest = text.partition("://")
+    scheme, _, rest = base_url(endpoint).partition("://")
     host, slash, path = rest.partition("/")
     default = {"http": ":80", "https": ":443"}[scheme]
     return f"{scheme}://{host.lower().removesuffix(default)}{slash}{path}"

@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from optima.conversation.dialogue import Dialogue, Request
-from optima.conversation.rollouts import Generate, RoutedCompletion
+from optima.conversation.dialogue import Completion, Dialogue, Request
+from optima.conversation.rollouts import Generate
 from optima.recipe.schema import SearchSection
 from optima.search.expand import Reward, TreeGrower
 from optima.types import TreeRound
@@ -54,7 +54,7 @@ class Forest:
     async def _grow_one(self, dialogue: Dialogue, rounds: Sequence[TreeRound]) -> None:
         server: object = None
 
-        async def complete(request: Request) -> RoutedCompletion:
+        async def complete(request: Request) -> Completion:
             nonlocal server
             completion = await self.generate(request, server)
             server = completion.server

@@ -13,12 +13,12 @@ import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Self
 
 import aiohttp
 import orjson
 
-from optima.conversation.dialogue import Request
+from optima.conversation.dialogue import Completion, Request
 from optima.errors import ServerError
 from optima.recipe.schema import ServingSection
 from optima.seeding import rng
@@ -54,22 +54,6 @@ class Server:
     trouble: str | None = None
     n_timeouts: int = 0
     paused_until: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """The text a server generated, its token counts (end of turn included) and who made it.
-
-    ``finish_reason`` is ``label`` when one of the stop texts ended it; ``token_ids`` is None from a
-    server that does not give them.
-    """
-
-    text: str
-    n_prompt_tokens: int
-    n_tokens: int
-    finish_reason: Literal["stop", "length", "label"]
-    token_ids: tuple[int, ...] | None
-    server: Server
 
 
 @dataclass(eq=False)

@@ -21,6 +21,7 @@ from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import Recipe
+from optima.recipe.serving import base_url
 from optima.recipe.training import MAX_SERVED_RANK
 from optima.serving.client import HOST, MODEL_NAME, Server
 from optima.serving.probe import served_as, with_retries
@@ -65,7 +66,7 @@ class Fleet:
             self._workers = self._own_workers()
         logger.info(
             "starting %d server(s) of %s, logs in %s",
-            len(self._workers), self.model.adapter or self.model.path, self.log_dir,
+            len(self._workers), self.model.place, self.log_dir,
         )  # fmt: skip
         try:
             self._start_all()
@@ -178,11 +179,6 @@ def endpoint_key() -> str:
             "OPTIMA_API_KEY: holds characters that no HTTP header takes; set it to the key alone"
         )
     return key
-
-
-def base_url(endpoint: str) -> str:
-    """Return an endpoint's URL without the version that clients often append."""
-    return endpoint.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def gpu_groups(recipe: Recipe, devices: Devices) -> tuple[tuple[int, ...], ...]:

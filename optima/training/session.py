@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 
 from optima.errors import OptimaError, StageError
 from optima.recipe.training import TrainSection
-from optima.records import read_records
+from optima.records import read_records, write_text
 from optima.shares import share_of
 from optima.training.jobs import (
     CHECKPOINTS_DIR,
@@ -158,7 +158,7 @@ class Progress(TrainerCallback):
             "loss": logs["loss"],
             "tokens_per_s": self._n_tokens * share / seconds,
         }
-        write_atomically(self._path, json.dumps(row))
+        write_text(self._path, json.dumps(row))
         logger.info("step %d of %d: loss %s", state.global_step, state.max_steps, logs["loss"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -175,7 +175,7 @@ class Progress(TrainerCallback):
         if state.is_world_process_zero:
             path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             seconds = self._seconds_before + time.monotonic() - self._start
-            write_atomically(path / _COMPLETE, str(seconds))
+            write_text(path / _COMPLETE, str(seconds))
 
 
 def n_warmup_steps(train: TrainSection, n_rows: int, plan: BatchPlan, world: int) -> int:
@@ -228,13 +228,6 @@ def trainer_arguments(
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
         options["bf16"] = train.dtype == "bfloat16"
     return options
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def last_checkpoint(directory: Path) -> str | None:
@@ -339,7 +332,7 @@ def run_job(run: Callable[[TrainJob], TrainResult], argv: Sequence[str] | None =
         return 1
     if PartialState().is_main_process:
         shutil.rmtree(Path(job.output_dir) / CHECKPOINTS_DIR, ignore_errors=True)
-        write_atomically(job.result_path, result.model_dump_json(indent=1) + "\n")
+        write_text(job.result_path, result.model_dump_json(indent=1) + "\n")
     PartialState().wait_for_everyone()
     return 0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from optima.conversation.dialogue import Dialogue, Request
+from optima.conversation.dialogue import Completion, Dialogue, Request
 from optima.conversation.loading import load_codec
 from optima.conversation.tokens import ChatCodec
 from optima.pipelines.context import speakers_of
@@ -18,7 +18,7 @@ from optima.processes.environment import resolve_environment
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
-from optima.serving.client import Completion, CompletionClient
+from optima.serving.client import CompletionClient
 from optima.serving.fleet import Fleet
 from optima.tasks import get_task
 from optima.tasks.answers import is_placeholder, marked_answers

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 
 from optima.conversation.agent import Speaker
-from optima.conversation.dialogue import Dialogue, Request
+from optima.conversation.dialogue import Completion, Dialogue, Request
 from optima.conversation.loading import load_codec
 from optima.conversation.tokens import ChatCodec
 from optima.processes.devices import Devices
 from optima.processes.environment import resolve_environment
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import ConversationSection
-from optima.serving.client import Completion, CompletionClient
+from optima.serving.client import CompletionClient
 from optima.serving.fleet import Fleet
 from optima.trainset import conversation_rows
 from optima.types import Conversation, ModelRef

@@ -8,12 +8,12 @@ import orjson
 import pytest
 from aiohttp import web
 
-from optima.conversation.dialogue import Request
+from optima.conversation.dialogue import Completion, Request
 from optima.errors import ContextOverflowError, ServerError
 from optima.processes.devices import free_port
 from optima.recipe.schema import ServingSection
 from optima.serving import client as client_module
-from optima.serving.client import Completion, CompletionClient, Server
+from optima.serving.client import CompletionClient, Server
 from optima.serving.fake import Behaviour, FakeServer
 from tests.tokenizers import codec, encoder, tiny_tokenizer
 
@@ -73,7 +73,7 @@ async def test_request_carries_the_exact_prompt_and_the_sampling() -> None:
         async with CompletionClient([server], "m", SERVING) as client:
             completion = await ask(client, (1, 20, 5))
             await ask(client, temperature=0.0)
-    assert completion == Completion(" hi", 7, 2, "length", (8, 9), server)
+    assert completion == Completion(" hi", "length", 7, 2, (8, 9), server)
     assert seen[0] == {
         "model": "m",
         "prompt": [1, 20, 5],

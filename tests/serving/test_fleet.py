@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from optima.conversation.dialogue import Request
+from optima.conversation.dialogue import Completion, Request
 from optima.errors import ProcessError, ServerError
 from optima.processes.devices import Devices, free_port
 from optima.recipe.schema import ModelSection, Recipe, ServingSection
 from optima.serving import worker
-from optima.serving.client import Completion, CompletionClient, Server
+from optima.serving.client import CompletionClient, Server
 from optima.serving.fleet import Fleet, uses_endpoints
 from optima.types import ModelRef
 from tests.fakes import fake_environment
