@@ -125,8 +125,7 @@ def share_threads(n_threads: int | None, recipe: "Recipe") -> "Recipe":
         "--num_thread %d: conversations over all servers: %d for each of %d",
         n_threads, each, n_servers,
     )  # fmt: skip
-    changed = serving.model_copy(update={"concurrency": each})
-    return recipe.model_copy(update={"serving": changed})
+    return recipe.changed(serving={"concurrency": each})
 
 
 def free_output(output: Path, recipe: "Recipe", name: str) -> Path:

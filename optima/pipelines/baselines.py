@@ -77,10 +77,9 @@ def _alone(context: RunContext, ballot: Votes | None = None) -> RunContext:
     """Return the context of the same run with one agent, and with several samples if asked for."""
     recipe = context.recipe.model_copy(update={"agents": ALONE})
     if ballot is not None:
-        section = recipe.evaluation.model_copy(
-            update={"n_samples": ballot.n, "temperature": ballot.temperature}
+        recipe = recipe.changed(
+            evaluation={"n_samples": ballot.n, "temperature": ballot.temperature}
         )
-        recipe = recipe.model_copy(update={"evaluation": section})
     style = replace(context.style, names=ALONE.names)
     return replace(context, recipe=recipe, style=style)
 
@@ -119,23 +118,16 @@ def control_recipe(recipe: Recipe) -> Recipe:
         n_samples = n_rollouts + (n_samples if recipe.method == "sft_dpo" else 0)
     if search is not None and recipe.method == "dpo":
         n_problems = search.n_problems or n_problems
-    temperature = recipe.sampling.temperature
-    return recipe.model_copy(
-        update={
-            "method": "sft",
-            "agents": ALONE,
-            "data": recipe.data.model_copy(update={"n_train": n_problems}),
-            "sampling": recipe.sampling.model_copy(
-                update={
-                    "n_samples": n_samples,
-                    "first_temperature": temperature,
-                    "format_pool": False,
-                    "format_pool_path": None,
-                }
-            ),
-            "reward": recipe.reward.model_copy(update={"lambda_token": 0.0, "lambda_loss": 0.0}),
-            "select": CORRECT,
-            "evaluation": recipe.evaluation.model_copy(update={"base": False}),
-            **dict.fromkeys(("initialise", "search", "pairs", "dpo")),
-        }
+    alone = recipe.changed(
+        data={"n_train": n_problems},
+        sampling={
+            "n_samples": n_samples,
+            "first_temperature": recipe.sampling.temperature,
+            "format_pool": False,
+            "format_pool_path": None,
+        },
+        reward={"lambda_token": 0.0, "lambda_loss": 0.0},
+        evaluation={"base": False},
     )
+    others = dict.fromkeys(("initialise", "search", "pairs", "dpo"))
+    return alone.model_copy(update={"method": "sft", "agents": ALONE, "select": CORRECT, **others})

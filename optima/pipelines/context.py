@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from optima.conversation.agent import Speaker
 from optima.conversation.tokens import ChatCodec
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 MAX_PORT = 65535
 P = ParamSpec("P")
+T = TypeVar("T", Fleet, LossScorer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +147,7 @@ class Device:
         self._places = split_devices(recipe, devices)
         self._run = run
         self._environments = environments
-        self._fleet: Fleet | None = None
-        self._scorer: LossScorer | None = None
+        self._running: dict[type[Any], Any] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -158,55 +158,34 @@ class Device:
     def vacate(self) -> None:
         """Stop what runs on the device and wait until it is gone."""
         with contextlib.ExitStack() as stack:
-            stack.callback(self._stop_scorer)
-            self._stop_fleet()
+            for kind in list(self._running):
+                stack.callback(self._stop, kind)
 
     def fleet(self, model: ModelRef) -> Fleet:
         """Return ready servers of ``model``, the running ones if they serve it already."""
-        if self._fleet is not None and self._fleet.model == model:
-            return self._fleet
-        check_model(model)
-        self._stop_fleet()
-        if self._recipe.search is None:
-            self._stop_scorer()
-        fleet = Fleet(
-            model,
-            recipe=self._recipe,
-            devices=self._places.servers,
-            env=self._environments.vllm,
-            log_dir=self._run.log_dir,
-        )
-        fleet.__enter__()
-        self._fleet = fleet
-        return fleet
+        return self._tenant(Fleet, model, self._places.servers, self._environments.vllm)
 
     def scorer(self, model: ModelRef) -> LossScorer:
         """Return the scorer of ``model``'s losses, the running one if it is."""
-        if self._scorer is not None and self._scorer.model == model:
-            return self._scorer
+        return self._tenant(LossScorer, model, self._places.scorer, self._environments.train)
+
+    def _tenant(self, kind: type[T], model: ModelRef, devices: Devices, env: Environment) -> T:
+        running = self._running.get(kind)
+        if running is not None and running.model == model:
+            return cast(T, running)
         check_model(model)
-        self._stop_scorer()
+        self._stop(kind)
         if self._recipe.search is None:
-            self._stop_fleet()
-        scorer = LossScorer(
-            model,
-            recipe=self._recipe,
-            devices=self._places.scorer,
-            env=self._environments.train,
-            log_dir=self._run.log_dir,
+            self.vacate()
+        tenant = kind(
+            model, recipe=self._recipe, devices=devices, env=env, log_dir=self._run.log_dir
         )
-        scorer.__enter__()
-        self._scorer = scorer
-        return scorer
+        tenant.__enter__()
+        self._running[kind] = tenant
+        return tenant
 
-    def _stop_fleet(self) -> None:
-        running, self._fleet = self._fleet, None
-        if running is not None:
-            running.stop()
-
-    def _stop_scorer(self) -> None:
-        running, self._scorer = self._scorer, None
-        if running is not None:
+    def _stop(self, kind: type[Any]) -> None:
+        if running := self._running.pop(kind, None):
             running.stop()
 
 
@@ -216,8 +195,7 @@ def serving_recipe(recipe: Recipe) -> Recipe:
     if search is None or search.scorer_gpus or not needs_losses(recipe):
         return recipe
     share = min(search.gpu_memory_utilization, recipe.serving.gpu_memory_utilization)
-    serving = recipe.serving.model_copy(update={"gpu_memory_utilization": share})
-    return recipe.model_copy(update={"serving": serving})
+    return recipe.changed(serving={"gpu_memory_utilization": share})
 
 
 def split_devices(recipe: Recipe, devices: Devices) -> Places:

@@ -9,17 +9,19 @@ import asyncio
 import contextlib
 import gc
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from optima.conversation.agent import Speaker
 from optima.conversation.dialogue import Completion, Dialogue, Request
 from optima.conversation.rollouts import Generate
+from optima.errors import StageError
 from optima.pipelines.context import RunContext, Sampling
 from optima.rundir import Stage
 from optima.seeding import derive_seed
 from optima.serving.client import CompletionClient, Server
 from optima.serving.fleet import Fleet
+from optima.shares import share_of
 from optima.tasks.choices import named_choice
 from optima.tasks.judging import Judge
 from optima.tasks.restatement import assents, restates
@@ -81,6 +83,23 @@ async def completing(
 
         with rare_collections():
             yield generate
+
+
+def check_errors(
+    context: RunContext, out: Stage, metrics: Mapping[str, float], errors: Iterable[str | None]
+) -> None:
+    """Raise StageError when more conversations failed than ``conversation.max_error_rate`` allows.
+
+    ``metrics`` count them, ``errors`` has an entry for each conversation.
+    """
+    n, n_failed = int(metrics["conversations"]), int(metrics["conversations/errors"])
+    if n_failed > share_of(context.recipe.conversation.max_error_rate, n):
+        first = next(filter(None, errors), "nothing")
+        raise StageError(
+            f"stage {out.name}: {n_failed} of {n} conversations ended in an error, more than "
+            f"conversation.max_error_rate allows; the first says: {first}; see "
+            f"{context.run.log_dir}, then run again to try exactly those"
+        )
 
 
 @contextlib.contextmanager

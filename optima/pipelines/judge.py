@@ -5,7 +5,6 @@ mathematical answers, the judge's processes. For its loss a turn is rendered as 
 message, without its label: its template header is not counted, its end of turn is.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TypeVar
@@ -76,7 +75,7 @@ def rank(
     """
     divisors = group_maximum(talked) if normalisers is None else normalisers
     problem_by_id = {problem.problem_id: problem for problem in problems}
-    totals: dict[str, float] = defaultdict(float)
+    means = RewardMeans()
 
     def rewards() -> Iterator[RewardParts]:
         conversations = read_records(talked.path / CONVERSATIONS, Conversation)
@@ -93,16 +92,45 @@ def rank(
                         turn_losses=next(turn_losses).losses if turn_losses else None,
                         section=context.recipe.reward,
                     )
-                    _add(totals, parts)
+                    means.add(parts)
                     yield parts
 
     n = write_records(out.path / REWARDS, rewards())
-    metrics = _means(totals, n)
+    metrics = means.metrics()
     line = (
         f"mean reward {metrics['reward/total']:.3f}, task score {metrics['reward/task']:.3f}, "
-        f"{totals['eligible']:.0f} of {n} eligible"
+        f"{metrics['reward/eligible'] * n:.0f} of {n} eligible"
     )
     return Made((REWARDS,), metrics, line)
+
+
+class RewardMeans:
+    """Means of the parts of rewards: of the total, what the loss adds and the loss itself over
+    those that have one."""
+
+    def __init__(self) -> None:
+        names = ("total", "task", "token", "loss_term", "loss", "eligible")
+        self._values: dict[str, list[float]] = {name: [] for name in names}
+
+    def add(self, parts: RewardParts) -> None:
+        """Count one reward more."""
+        found = {
+            "total": parts.total,
+            "task": parts.task,
+            "token": parts.token,
+            "loss_term": None if parts.total is None else parts.loss_term,
+            "loss": parts.loss,
+            "eligible": float(parts.is_eligible),
+        }
+        for name, value in found.items():
+            if value is not None:
+                self._values[name].append(value)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the means by the names of metrics, 0 of nothing."""
+        n_errors = len(self._values["task"]) - len(self._values["total"])
+        means = {f"reward/{k}": sum(v) / max(1, len(v)) for k, v in self._values.items()}
+        return {**means, "reward/errors": float(n_errors)}
 
 
 def judgement(conversation: Conversation, problem: Problem) -> Judgement:
@@ -117,31 +145,3 @@ def group_maximum(talked: Stage) -> dict[str, int]:
         key = conversation.problem_id
         largest[key] = max(largest.get(key, 0), conversation.n_tokens)
     return largest
-
-
-def _add(totals: dict[str, float], parts: RewardParts) -> None:
-    totals["task"] += parts.task
-    totals["token"] += parts.token
-    totals["eligible"] += parts.is_eligible
-    totals["errors"] += parts.error is not None
-    if parts.total is not None:
-        totals["n_total"] += 1
-        totals["total"] += parts.total
-        totals["loss_term"] += parts.loss_term
-    if parts.loss is not None:
-        totals["n_loss"] += 1
-        totals["loss"] += parts.loss
-
-
-def _means(totals: Mapping[str, float], n: int) -> dict[str, float]:
-    n = max(1, n)
-    rewarded = max(1.0, totals.get("n_total", 0))
-    return {
-        "reward/total": totals.get("total", 0) / rewarded,
-        "reward/task": totals.get("task", 0) / n,
-        "reward/token": totals.get("token", 0) / n,
-        "reward/loss_term": totals.get("loss_term", 0) / rewarded,
-        "reward/loss": totals.get("loss", 0) / max(1.0, totals.get("n_loss", 0)),
-        "reward/eligible": totals.get("eligible", 0) / n,
-        "reward/errors": totals.get("errors", 0),
-    }

@@ -66,7 +66,7 @@ def _job(
         rows_path=str((rows.path / ROWS).resolve()),
         eval_rows_path=str((rows.path / EVAL_ROWS).resolve()) if has_eval_rows else None,
         output_dir=str(out.path.resolve()),
-        train=dpo_train_section(context.recipe.train, section)
+        train=training_section(context.recipe.train, section)
         if isinstance(section, DpoSection)
         else section,
         dpo=section if isinstance(section, DpoSection) else None,
@@ -76,21 +76,10 @@ def _job(
     )
 
 
-def dpo_train_section(section: TrainSection, dpo: DpoSection) -> TrainSection:
-    """Return how preference training trains: the recipe's section, with what ``dpo`` names."""
-    names = ("learning_rate", "epochs", "batch_size", "micro_batch_size", "max_length")
-    return section.model_copy(update={name: getattr(dpo, name) for name in names})
-
-
-def cold_start_section(section: TrainSection, cold: ColdStartSection) -> TrainSection:
-    """Return the training section of the cold start: the recipe's, with the cold start's own."""
-    return section.model_copy(
-        update={
-            "learning_rate": cold.learning_rate,
-            "epochs": cold.epochs,
-            "batch_size": cold.batch_size,
-        }
-    )
+def training_section(common: TrainSection, own: DpoSection | ColdStartSection) -> TrainSection:
+    """Return how a training goes that has a section of its own: as the recipe says but for that."""
+    shared = [name for name in type(own).model_fields if name in TrainSection.model_fields]
+    return common.model_copy(update={name: getattr(own, name) for name in shared})
 
 
 def _train_metrics(result: TrainResult) -> dict[str, float]:

@@ -10,8 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from optima.pipelines.context import LossModel, RunContext
 from optima.pipelines.judge import judgement
@@ -88,14 +87,9 @@ class RewardDesk:
         self._judge.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: Any) -> None:
         self._judging.shutdown(wait=False, cancel_futures=True)
-        self._judge.__exit__(kind, error, trace)
+        self._judge.__exit__(*exc)
 
     def rewards_for(self) -> Callable[[Sequence[Conversation]], Awaitable[list[RewardParts]]]:
         """Return a function that rewards conversations of one tree.

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from optima.errors import StageError
 from optima.evaluation.statistics import percentile
 from optima.files import CONVERSATIONS, ROUNDS, TREES
 from optima.pipelines.context import LossModel, Made, RunContext, Sampling, Team
-from optima.pipelines.dialogues import completing, dialogue_about
+from optima.pipelines.dialogues import check_errors, completing, dialogue_about
+from optima.pipelines.judge import RewardMeans
 from optima.pipelines.rewarding import RewardDesk, search_yardstick
 from optima.processes import interruption
 from optima.recipe.schema import SearchSection
@@ -31,7 +31,6 @@ from optima.records import (
 )
 from optima.rundir import Stage
 from optima.search.forest import Forest
-from optima.shares import share_of
 from optima.tasks.judging import Judge
 from optima.types import Conversation, DialogueTree, Problem, TreeRound
 
@@ -71,14 +70,7 @@ def grow(
         interruption.run(_grow_all(context, out, team, problems, desk, stored))
     metrics = _gather(out.path, problems)
     metrics["tokens/normaliser"] = float(normaliser)
-    n_failed, n_rollouts = metrics["conversations/errors"], int(metrics["conversations"])
-    if n_failed > share_of(context.recipe.conversation.max_error_rate, n_rollouts):
-        raise StageError(
-            f"stage {out.name}: {n_failed:.0f} of {n_rollouts} rollouts failed, more than "
-            "conversation.max_error_rate allows; the first says: "
-            f"{_first_error(out.path / ROUNDS)}; see {context.run.log_dir}, then run again to grow "
-            "exactly those again"
-        )
+    check_errors(context, out, metrics, _errors(out.path / ROUNDS))
     line = (
         f"mean reward {metrics['reward/total']:.3f}, {metrics['tokens/conversation']:.1f} tokens "
         f"a conversation, {metrics['nodes/tree']:.1f} nodes a tree"
@@ -136,13 +128,13 @@ def _gather(directory: Path, problems: Sequence[Problem]) -> dict[str, float]:
     """Write one record per tree, in the order of the problems, and return their statistics."""
     stored = StoredRounds(directory / ROUNDS)
     totals: Counter[str] = Counter()
-    sums: dict[str, float] = defaultdict(float)
+    means = RewardMeans()
 
     def trees() -> Iterator[DialogueTree]:
         for problem in problems:
             rounds = stored[problem.problem_id]
             for finished in rounds:
-                _count(finished, totals, sums)
+                _count(finished, totals, means)
             yield DialogueTree(problem_id=problem.problem_id, rounds=rounds)
 
     n_trees = write_records(directory / TREES, trees())
@@ -155,17 +147,13 @@ def _gather(directory: Path, problems: Sequence[Problem]) -> dict[str, float]:
         "nodes/tree": totals["nodes"] / max(1, n_trees),
         "nodes/merged": float(totals["merged"]),
         "tokens/generated": float(totals["tokens"]),
-        "tokens/conversation": sums["tokens"] / n,
-        "reward/total": sums["total"] / max(1, totals["rewarded"]),
-        "reward/task": sums["task"] / n,
-        "reward/token": sums["token"] / n,
-        "reward/loss_term": sums["loss_term"] / max(1, totals["rewarded"]),
-        "reward/errors": float(totals["rollouts"] - totals["rewarded"]),
+        "tokens/conversation": totals["said"] / n,
+        **means.metrics(),
         **shares,
     }
 
 
-def _count(finished: TreeRound, totals: Counter[str], sums: dict[str, float]) -> None:
+def _count(finished: TreeRound, totals: Counter[str], means: RewardMeans) -> None:
     totals["nodes"] += len(finished.nodes)
     totals["merged"] += finished.n_merged
     totals["tokens"] += finished.n_tokens
@@ -173,21 +161,13 @@ def _count(finished: TreeRound, totals: Counter[str], sums: dict[str, float]) ->
         totals["rollouts"] += 1
         totals["errors"] += rollout.stop_reason == "error"
         totals[f"stop/{rollout.stop_reason}"] += 1
-        sums["tokens"] += rollout.reward.n_tokens
-        sums["task"] += rollout.reward.task
-        sums["token"] += rollout.reward.token
-        if rollout.reward.total is not None:
-            totals["rewarded"] += 1
-            sums["total"] += rollout.reward.total
-            sums["loss_term"] += rollout.reward.loss_term
+        totals["said"] += rollout.reward.n_tokens
+        means.add(rollout.reward)
 
 
-def _first_error(path: Path) -> str:
+def _errors(path: Path) -> Iterator[str | None]:
     for finished in read_records(path, TreeRound):
-        for rollout in finished.rollouts:
-            if rollout.reward.error is not None:
-                return rollout.reward.error
-    return "nothing"
+        yield from (rollout.reward.error for rollout in finished.rollouts)
 
 
 class StoredRounds(Mapping[str, tuple[TreeRound, ...]]):

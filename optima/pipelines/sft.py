@@ -9,7 +9,7 @@ for t = 0, 1, ...:  candidates = N conversations a problem by M_t
 from optima.pipelines.context import Model, RunContext, Sampling
 from optima.pipelines.evaluate import Evaluations
 from optima.pipelines.judge import rank, score_where_needed
-from optima.pipelines.learn import cold_start_section, train_model
+from optima.pipelines.learn import train_model, training_section
 from optima.pipelines.problems import Problems
 from optima.pipelines.run import read_formats
 from optima.pipelines.script import script
@@ -46,7 +46,7 @@ def cold_start(run: RunContext, problems: Problems) -> Model:
     assert section is not None
     team = run.team(run.base, problems.train)
     rows = run.do(Step("cold_start/script", BASE), script, team, problems.train, section)
-    training = cold_start_section(run.recipe.train, section)
+    training = training_section(run.recipe.train, section)
     return train_model(run, Step("cold_start/train", COLD_START), run.base, rows, training)
 
 

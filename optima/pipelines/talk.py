@@ -16,16 +16,14 @@ from tqdm import tqdm
 
 from optima.conversation.dialogue import Dialogue
 from optima.conversation.rollouts import hold_conversations
-from optima.errors import StageError
 from optima.evaluation.health import HealthCount, TalkHealth
 from optima.files import CONVERSATIONS
 from optima.pipelines.context import Made, RunContext, Sampling, Team
-from optima.pipelines.dialogues import completing, dialogue_about
+from optima.pipelines.dialogues import check_errors, completing, dialogue_about
 from optima.processes import interruption
 from optima.records import RecordAppender, atomic_writer, repair_tail
 from optima.rundir import Stage
 from optima.seeding import rng
-from optima.shares import share_of
 from optima.tasks.judging import Judge
 from optima.types import Conversation, Problem
 
@@ -58,13 +56,7 @@ def generate(
     if len(held) < n_total:
         interruption.run(_hold(context, out, team, problems, sampling, held))
     counted = _finalise(path, problems)
-    n_errors = counted.metrics["conversations/errors"]
-    if n_errors > share_of(context.recipe.conversation.max_error_rate, n_total):
-        raise StageError(
-            f"stage {out.name}: {n_errors:.0f} of {n_total} conversations ended in an error, more "
-            f"than conversation.max_error_rate allows; the first says: {_first_error(path)}; see "
-            f"{context.run.log_dir}, then run again to try exactly those"
-        )
+    check_errors(context, out, counted.metrics, _errors(path))
     if counted.health.has_collapsed:
         logger.warning("%s: one answer everywhere: %s", out.name, counted.health.collapse())
     tokens = counted.metrics["tokens/conversation"]
@@ -204,7 +196,6 @@ def _finalise(path: Path, problems: Sequence[Problem]) -> _Counted:
     return _Counted(statistics, found)
 
 
-def _first_error(path: Path) -> str:
+def _errors(path: Path) -> Iterator[str | None]:
     with path.open(encoding="utf-8") as file:
-        errors = (json.loads(line)["error"] for line in file)
-        return next((error for error in errors if error), "nothing")
+        yield from (json.loads(line)["error"] for line in file)

@@ -68,8 +68,7 @@ def try_recipe(
     train_env: Environment,
 ) -> Trial:
     """Hold the conversations of iteration 0 about ``n`` problems and judge them; resumable."""
-    data = recipe.data.model_copy(update={"n_train": n, "n_test": 1})
-    recipe = recipe.model_copy(update={"data": data})
+    recipe = recipe.changed(data={"n_train": n, "n_test": 1})
     with open_run(recipe, directory, vllm_env=vllm_env, train_env=train_env) as context:
         write_trial(directory, recipe)
         problems = read_problems(context).for_iteration(0)

@@ -5,7 +5,7 @@ holds only what differs. Paths of artifacts are not fields: they derive from the
 upper bound is beyond what anyone wants and within what a machine can take.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -100,6 +100,13 @@ class Recipe(Section):
                 f"model.max_model_len={window}; lower it"
             )
         return self
+
+    def changed(self, **sections: Mapping[str, object]) -> Self:
+        """Return the recipe with other fields in some of its sections; they are not validated."""
+        others = {
+            name: getattr(self, name).model_copy(update=fields) for name, fields in sections.items()
+        }
+        return self.model_copy(update=others)
 
     def _check_unread(self) -> None:
         """Refuse what an iDPO run has no use for."""
