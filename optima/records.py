@@ -206,6 +206,14 @@ def make_folder(path: Path, option: str) -> None:
             ) from error
 
 
+def move_aside(path: Path) -> Path:
+    """Rename a file or directory to ``NAME.superseded-N``, the first that is free; return it."""
+    n = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.superseded-{n}")):
+        n += 1
+    return path.rename(aside)
+
+
 def clear_temporaries(folder: Path) -> None:
     """Remove what writers that were killed left in a directory: ``.NAME.PID.tmp`` of no process."""
     for path in folder.glob(".*.tmp"):

@@ -29,7 +29,14 @@ from optima.errors import RunBusyError, StageError, UsageError
 from optima.outputs import file_digest, find_files
 from optima.recipe.loading import dump_recipe
 from optima.recipe.schema import Recipe
-from optima.records import check_path, clear_temporaries, disk_errors, make_folder, write_text
+from optima.records import (
+    check_path,
+    clear_temporaries,
+    disk_errors,
+    make_folder,
+    move_aside,
+    write_text,
+)
 from optima.seeding import digest
 from optima.stages import (
     StageDone,
@@ -232,7 +239,7 @@ class RunDir:
             if made_from not in {key, *(digest(name, *texts) for texts in older)}:
                 done = None
                 if os.path.lexists(path):
-                    _move_aside(path)
+                    _supersede(path)
             path.mkdir(parents=True, exist_ok=True)
             if made_from != key or not marker.exists():  # from now on by the present way
                 write_text(marker, f"{key} {name}\n")
@@ -320,7 +327,7 @@ def read_spent(stage_path: Path) -> Spent:
         return Spent()
 
 
-def _move_aside(path: Path) -> None:
+def _supersede(path: Path) -> None:
     """Rename a stage made from other inputs, or what else has its name; remove one without work."""
     is_empty = path.is_dir() and not any(
         p.name not in ("INPUTS", SPENT_FILE) and not p.name.startswith(".") for p in path.iterdir()
@@ -328,11 +335,8 @@ def _move_aside(path: Path) -> None:
     if is_empty:
         shutil.rmtree(path)
         return
-    n = 1
-    while os.path.lexists(aside := path.with_name(f"{path.name}.superseded-{n}")):
-        n += 1
-    path.rename(aside)
-    logger.warning("%s: is no stage of these inputs; moved to %s", path, aside.name)
+    aside = move_aside(path)
+    logger.warning("%s: is not a stage of these inputs; moved to %s", path, aside.name)
 
 
 def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:

@@ -22,6 +22,8 @@ from optima.types import Problem
 
 # Stages that run code of the task: another version of a plug-in makes them anew.
 _RUN_BY_TASK = frozenset(("split", "generate", "grow", "rank", "group"))
+# Inputs that decide whether a stage stops, not what it makes; they counted once.
+_ONLY_STOPS = ("section.min_share",)
 # Stages whose files once had another form, which are made anew where they have it.
 _FORMS = {"select": "token ids", "script": "token ids", "pair": "token ids"}
 
@@ -67,12 +69,15 @@ def identify(
         named.extend(_named("task_from", versions))
     if kind in _FORMS:
         named.append(("form", _FORMS[kind]))
-    inputs = tuple(f"{name}={text}" for name, text in sorted(named))
-    older = _OLDER[kind](**given)
-    prompts = _older_prompts(given["team"].style) if _PROMPTS in older else ("",)
-    return Identity(
-        inputs, tuple(tuple(p if text == _PROMPTS else text for text in older) for p in prompts)
+    named.sort()
+    counted, all_named = (
+        tuple(f"{name}={text}" for name, text in named if name not in left_out)
+        for left_out in (_ONLY_STOPS, ())
     )
+    texts = _OLDER[kind](**given)
+    prompts = _older_prompts(given["team"].style) if _PROMPTS in texts else ("",)
+    older = [tuple(p if text == _PROMPTS else text for text in texts) for p in prompts]
+    return Identity(counted, (*older, *([all_named] if all_named != counted else [])))
 
 
 def _named(name: str, value: object) -> Iterator[tuple[str, str]]:

@@ -25,13 +25,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from optima.training import session
-from optima.training.jobs import (
-    CHECKPOINTS_DIR,
-    BatchPlan,
-    TrainJob,
-    TrainResult,
-    plan_batches,
-)
+from optima.training.jobs import CHECKPOINTS_DIR, BatchPlan, TrainJob, TrainResult, plan_batches
 from optima.training.policy import (
     load_start,
     load_tokenizer,
@@ -51,22 +45,10 @@ class Pairs(session.Rows[PreferenceRow]):
     noun, limit, threshold = "pair", "dpo.max_length", "pairs.theta_diff"
 
     @staticmethod
-    def n_longest(row: PreferenceRow) -> int:
-        """Return the tokens of the prompt with the longer utterance."""
-        return len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids))
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of both rows of all pairs."""
-        return sum(
-            2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
-            for pair in self.rows
-        )
-
-    @property
-    def n_loss_tokens(self) -> int:
-        """Tokens of the utterances alone."""
-        return sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in self.rows)
+    def size_of(row: PreferenceRow) -> session.Size:
+        """Return its tokens: those of two rows, of which the utterances alone carry loss."""
+        prompt, sides = len(row.prompt_ids), (len(row.chosen_ids), len(row.rejected_ids))
+        return session.Size(prompt + max(sides), 2 * prompt + sum(sides), sum(sides))
 
     def dataset(self) -> Dataset:
         """Return the columns that the trainer takes as they are."""

@@ -53,6 +53,11 @@ class TrainJob(Record):
         return "sft" if self.dpo is None else "dpo"
 
     @property
+    def makes_adapter(self) -> bool:
+        """Whether an adapter is made that is served over its base, not a whole model."""
+        return self.train.lora is not None and self.train.lora.serve == "adapter"
+
+    @property
     def result_path(self) -> Path:
         """The file that says that the training is finished."""
         return Path(self.output_dir) / RESULT_FILE

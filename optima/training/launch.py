@@ -3,7 +3,7 @@
 Before a run it says what would stop its trainings: trackers, logins, layers to adapt.
 
 A finished training with the same inputs is not repeated; what an earlier one with other inputs
-left in the directory is removed first, never mistaken for this one's.
+left in the directory is moved aside first, never mistaken for this one's.
 """
 
 import configparser
@@ -13,13 +13,13 @@ import json
 import logging
 import netrc
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
@@ -32,7 +32,7 @@ from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import ModelSection, Recipe
 from optima.recipe.training import TrainSection
-from optima.records import disk_errors
+from optima.records import disk_errors, move_aside
 from optima.training.jobs import (
     CHECKPOINTS_DIR,
     ERROR_MARK,
@@ -40,6 +40,7 @@ from optima.training.jobs import (
     LOGPROBS_FILE,
     MODEL_DIR,
     PROGRESS_FILE,
+    RESULT_FILE,
     TrainJob,
     TrainProgress,
     TrainResult,
@@ -48,6 +49,7 @@ from optima.training.jobs import (
 )
 
 logger = logging.getLogger(__name__)
+R = TypeVar("R", TrainResult, TrainProgress)
 # Makes the trackers' callbacks as the trainer will, which is where missing packages are noticed.
 _TRACKERS_SCRIPT = """
 import sys
@@ -57,7 +59,6 @@ except (ImportError, RuntimeError, ValueError) as error: sys.exit(" ".join(str(e
 """
 _TRACKERS_TIMEOUT_S = 300.0
 ACCELERATE_FILE = "accelerate.json"
-_MAX_HEADER_BYTES = 100_000_000  # as the format itself allows
 _DIGEST_FILE = "inputs.sha256"
 _POLL_S = 0.5
 _N_LINES_OF_LAUNCHER = 400  # a traceback of each process
@@ -132,51 +133,31 @@ def check_target_modules(recipe: Recipe) -> None:
 
 def _layers(model: ModelSection) -> list[str]:
     """Return the modules of a model that hold a matrix; empty where no file or hub lists them."""
-    shapes = _local_shapes(model)
-    if not shapes and not Path(model.path).is_dir():
-        shapes = _hub_shapes(model)
-    names = (name for name, shape in shapes.items() if len(shape) > 1)
+    names = (name for name, shape in _shapes(model).items() if len(shape) > 1)
     layers = [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
     # Weights that are tied to the embeddings' are written once.
     return [*layers, "lm_head"] if layers and "lm_head" not in layers else layers
 
 
-def _local_shapes(model: ModelSection) -> dict[str, Sequence[int]]:
-    from huggingface_hub import snapshot_download
+def _shapes(model: ModelSection) -> dict[str, Sequence[int]]:
+    """Return the shape of each tensor that the model's files list, here or on the hub."""
+    from huggingface_hub import HfApi, parse_local_safetensors_file_metadata, snapshot_download
 
-    shapes: dict[str, Sequence[int]] = {}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        folder = Path(model.path)
-        if not folder.is_dir():
-            found = snapshot_download(model.path, revision=model.revision, local_files_only=True)
+    folder, revision, files = Path(model.path), model.revision, []
+    is_here = folder.is_dir()
+    with contextlib.suppress(Exception):  # a damaged file is left to the training
+        if not is_here:
+            found = snapshot_download(model.path, revision=revision, local_files_only=True)
             folder = Path(found)
-        for path in sorted(folder.glob("*.safetensors")):
-            shapes |= _safetensors_shapes(path)
-        return shapes
-    return {}
-
-
-def _hub_shapes(model: ModelSection) -> dict[str, Sequence[int]]:
-    from huggingface_hub import HfApi
-
-    with contextlib.suppress(Exception):  # what its HTTP library raises is left to the training
-        found = HfApi().get_safetensors_metadata(
-            model.path, revision=model.revision, timeout=HUB_TIMEOUT_S
-        )
-        return {
-            name: tensor.shape
-            for file in found.files_metadata.values()
-            for name, tensor in file.tensors.items()
-        }
-    return {}
-
-
-def _safetensors_shapes(path: Path) -> dict[str, Sequence[int]]:
-    """Return the shape of each tensor in a file: a length of 8 bytes, then a header in JSON."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(min(size, _MAX_HEADER_BYTES)))
-    return {name: at["shape"] for name, at in header.items() if name != "__metadata__"}
+        paths = sorted(folder.glob("*.safetensors"))
+        files = [parse_local_safetensors_file_metadata(path) for path in paths]
+    if not files and not is_here:
+        with contextlib.suppress(Exception):  # and so is what its HTTP library raises
+            listed = HfApi().get_safetensors_metadata(
+                model.path, revision=revision, timeout=HUB_TIMEOUT_S
+            )
+            files = list(listed.files_metadata.values())
+    return {name: tensor.shape for file in files for name, tensor in file.tensors.items()}
 
 
 def run_training(
@@ -194,11 +175,15 @@ def run_training(
     output = Path(job.output_dir)
     digest, digest_path = _input_digest(job), output / _DIGEST_FILE
     if digest_path.is_file() and digest_path.read_text("utf-8").strip() == digest:
-        result = _read_result(job)
+        result = _read(job.result_path, TrainResult)
         if result is not None and (output / MODEL_DIR).is_dir():
             return result
-    else:
-        _remove_leftovers(job)
+    else:  # first the result: without it nothing else counts
+        for name in (RESULT_FILE, LOGPROBS_FILE, MODEL_DIR, CHECKPOINTS_DIR):
+            if (output / name).exists():
+                aside = move_aside(output / name)
+                logger.warning("%s: of a training with other inputs; moved to %s",
+                               output / name, aside.name)  # fmt: skip
     devices = training_devices(job.train, devices)
     config = accelerate_config(job.train, n_devices(devices), kind=job.kind)
     config["use_cpu"] = devices.kind == "cpu"
@@ -223,7 +208,7 @@ def run_training(
             _follow(process, output / PROGRESS_FILE, job.train.timeout_s)
         except ProcessError as error:
             raise _explained(process) or error from error
-    result = _read_result(job)
+    result = _read(job.result_path, TrainResult)
     if result is None:
         raise ProcessError(f"training: ended without a result; {process.log_excerpt()}")
     return result
@@ -240,10 +225,10 @@ def training_variables(devices: Devices) -> dict[str, str]:
     return variables
 
 
-def _read_result(job: TrainJob) -> TrainResult | None:
-    """Return the result of a finished training; None where there is none, or only a part of it."""
-    with contextlib.suppress(FileNotFoundError, ValidationError):
-        return TrainResult.model_validate_json(job.result_path.read_bytes())
+def _read(path: Path, kind: type[R]) -> R | None:
+    """Return what a training wrote; None where there is nothing, or only a part of it."""
+    with contextlib.suppress(OSError, ValidationError):
+        return kind.model_validate_json(path.read_bytes())
     return None
 
 
@@ -261,16 +246,6 @@ def training_devices(train: TrainSection, devices: Devices) -> Devices:
     return devices
 
 
-def _remove_leftovers(job: TrainJob) -> None:
-    """Remove what a training with other inputs left; other files of the directory stay."""
-    output = Path(job.output_dir)
-    job.result_path.unlink(missing_ok=True)  # first: without it nothing else counts
-    (output / LOGPROBS_FILE).unlink(missing_ok=True)
-    for name in (MODEL_DIR, CHECKPOINTS_DIR):
-        if (output / name).is_dir():
-            shutil.rmtree(output / name)
-
-
 def _follow(process: ManagedProcess, progress_path: Path, timeout_s: float) -> None:
     """Wait for the process while showing its progress."""
     deadline = time.monotonic() + timeout_s
@@ -280,7 +255,7 @@ def _follow(process: ManagedProcess, progress_path: Path, timeout_s: float) -> N
             if left_s <= 0:
                 break
             time.sleep(min(_POLL_S, left_s))
-            progress = _read_progress(progress_path)
+            progress = _read(progress_path, TrainProgress)
             if progress is not None and progress.step != bar.n:
                 bar.total = progress.n_steps
                 bar.set_postfix(
@@ -301,24 +276,13 @@ def _explained(process: ManagedProcess) -> StageError | None:
     return StageError(f"{said.removeprefix(ERROR_MARK)}; its log: {process.log_path}")
 
 
-def _read_progress(path: Path) -> TrainProgress | None:
-    with contextlib.suppress(OSError, ValueError):
-        return TrainProgress.model_validate_json(path.read_bytes())
-    return None
-
-
 def _input_digest(job: TrainJob) -> str:
     """Identify what the training computes from: rows by content, not by place."""
     fields = job.model_dump_json(exclude={"output_dir", "rows_path", "eval_rows_path"})
     digest = hashlib.sha256(fields.encode())
-    for path in _row_files(job):
+    for path in filter(None, (job.rows_path, job.eval_rows_path)):
         digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
     return digest.hexdigest()
-
-
-def _row_files(job: TrainJob) -> Sequence[str]:
-    paths = (job.rows_path, job.eval_rows_path)
-    return [path for path in paths if path is not None]
 
 
 WANDB_HOST = "https://api.wandb.ai"

@@ -17,6 +17,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from optima.errors import StageError
 from optima.recipe.training import TrainSection
+from optima.records import write_text
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR, Logprobs, TrainJob
 from optima.types import ModelRef
 
@@ -117,7 +118,6 @@ def save(
     temporary = output.with_name(TEMPORARY_MODEL_DIR)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    is_adapter = job.train.lora is not None and job.train.lora.serve == "adapter"
     start = local_companions(job.model.path, job.revision)
     if PartialState().is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -135,18 +135,23 @@ def save(
             # The adapter is saved by itself and, if wanted, merged into fresh, whole weights.
             # Without a name the library would also write the copy that DPO refers to.
             model.save_pretrained(temporary, state_dict=weights, selected_adapters=["default"])
-            if not is_adapter:
-                merge_saved(job, temporary, dtype)
-            else:
+            if job.makes_adapter:
                 copy_companions(start, temporary)
+            else:
+                merge_saved(job, temporary, dtype)
         del weights  # the memory is wanted for the models that are compared
         write_logprobs(job, row, temporary, dtype)
         shutil.rmtree(output, ignore_errors=True)
         temporary.rename(output)
     PartialState().wait_for_everyone()
-    if is_adapter:
-        return ModelRef(path=job.model.path, adapter=str(output))
-    return ModelRef(path=str(output))
+    return made_in(output, job)
+
+
+def made_in(directory: Path, job: TrainJob) -> ModelRef:
+    """Return what a job wrote into a directory: a whole model, or an adapter over its base."""
+    if job.makes_adapter:
+        return ModelRef(path=job.model.path, adapter=str(directory))
+    return ModelRef(path=str(directory))
 
 
 def merge_saved(job: TrainJob, directory: Path, dtype: torch.dtype) -> None:
@@ -168,14 +173,10 @@ def write_logprobs(job: TrainJob, row: Sequence[int], directory: Path, dtype: to
     """
     path = Path(job.output_dir) / LOGPROBS_FILE
     path.unlink(missing_ok=True)
-    is_adapter = job.train.lora is not None and job.train.lora.serve == "adapter"
-    written = ModelRef(path=str(directory))
-    if is_adapter:
-        written = ModelRef(path=job.model.path, adapter=str(directory))
     unset_hf_deepspeed_config()  # as before a merge
     ids = [*row[:1], *row[1:][-(_N_PROBED - 1) :]]  # the words of a row stand at its end
-    revision = job.revision if is_adapter else None
-    saved = job.model_copy(update={"model": written, "revision": revision})
+    revision = job.revision if job.makes_adapter else None
+    saved = job.model_copy(update={"model": made_in(directory, job), "revision": revision})
     try:
         trained, start = (token_logprobs(load_start(j, dtype), ids) for j in (saved, job))
     except Exception as error:  # noqa: BLE001  what was trained is not lost for want of a check
@@ -189,7 +190,7 @@ def write_logprobs(job: TrainJob, row: Sequence[int], directory: Path, dtype: to
         trained=tuple(round(value, 4) for value in trained.tolist()),
         start=tuple(round(value, 4) for value in start.tolist()),
     )
-    path.write_text(found.model_dump_json() + "\n", encoding="utf-8")
+    write_text(path, found.model_dump_json() + "\n")
 
 
 def token_logprobs(model: Any, ids: Sequence[int]) -> torch.Tensor:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import torch
 import trl.trainer.utils
@@ -45,9 +45,17 @@ _WATCHED = ("loss", "grad_norm", "eval_loss")
 LEAST_LOSS = 1.0  # nats: a loss near zero may grow many times before anything is lost
 
 
+class Size(NamedTuple):
+    """Tokens of a row: of what a model sees at once at most, in all, and those that carry loss."""
+
+    n_longest: int
+    n_tokens: int
+    n_loss_tokens: int
+
+
 @dataclass(frozen=True)
 class Rows(Generic[R]):
-    """The rows of a training that fit, and how many did not; a method counts their tokens."""
+    """The rows of a training that fit, and how many did not; ``size_of`` is the method's."""
 
     kind: ClassVar[type[Record]]
     noun: ClassVar[str] = "row"
@@ -77,23 +85,23 @@ class Rows(Generic[R]):
     def read(cls, path: str | None, max_length: int) -> Self:
         """Read a file of rows and drop those that are too long."""
         rows: list[Any] = [] if path is None else list(read_records(Path(path), cls.kind))
-        kept = tuple(row for row in rows if cls.n_longest(row) <= max_length)
+        kept = tuple(row for row in rows if cls.size_of(row).n_longest <= max_length)
         return cls(kept, len(rows) - len(kept))
 
     @staticmethod
-    def n_longest(row: R) -> int:
-        """Return the tokens of a row, of a pair those with the longer utterance."""
+    def size_of(row: Any) -> Size:
+        """Return the size of a row."""
         raise NotImplementedError
 
     @property
     def n_tokens(self) -> int:
         """Tokens of all rows."""
-        raise NotImplementedError
+        return sum(self.size_of(row).n_tokens for row in self.rows)
 
     @property
     def n_loss_tokens(self) -> int:
-        """Tokens that carry loss."""
-        raise NotImplementedError
+        """Tokens of all rows that carry loss."""
+        return sum(self.size_of(row).n_loss_tokens for row in self.rows)
 
 
 class Watch(TrainerCallback):
@@ -112,9 +120,7 @@ class Watch(TrainerCallback):
             value = float(figures.get(name, 0.0))
             if math.isfinite(value):
                 continue
-            if step == 0 or (
-                step == 1 and name == "loss"
-            ):  # computed from the weights as they came
+            if step == 0 or (step == 1 and name == "loss"):  # of the weights as they came
                 raise StageError(
                     f"training: {name} of step {step} is {value}, before anything was trained: "
                     "check the weights of the model it starts from, or train in "

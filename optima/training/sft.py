@@ -31,19 +31,10 @@ class Rows(session.Rows[TrainingRow]):
     kind = TrainingRow
 
     @staticmethod
-    def n_longest(row: TrainingRow) -> int:
-        """Return the tokens of a row."""
-        return len(row.input_ids)
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of all rows."""
-        return sum(len(row.input_ids) for row in self.rows)
-
-    @property
-    def n_loss_tokens(self) -> int:
-        """Trained tokens of all rows; a first token has nothing before it and is never trained."""
-        return sum(stop - max(1, start) for row in self.rows for start, stop in row.trained)
+    def size_of(row: TrainingRow) -> session.Size:
+        """Return its tokens; the first has nothing before it and is never trained."""
+        n = len(row.input_ids)
+        return session.Size(n, n, sum(stop - max(1, start) for start, stop in row.trained))
 
     def dataset(self) -> Dataset:
         """Return the columns that the trainer takes as they are."""

@@ -188,6 +188,14 @@ def test_stage_is_identified_by_what_it_is_given_under_these_names(
     assert list(identify(function, given, {}).inputs) == inputs
 
 
+def test_share_below_which_a_run_stops_makes_no_pairs_anew() -> None:
+    plain = identify(pair, (PROBLEMS, stage("s"), PairSection(), ()), {})
+    lowered = identify(pair, (PROBLEMS, stage("s"), PairSection(min_share=0.01), ()), {})
+    assert lowered.inputs == plain.inputs
+    counted = [*plain.inputs[:3], "section.min_share=0.01", *plain.inputs[3:]]
+    assert lowered.older[1:] == (tuple(counted),)  # as runs that exist were identified by
+
+
 def made(context: RunContext, out: Stage, rate: float, settings: object, added: int = 3) -> Made:
     return Made((), {}, "")
 

@@ -88,3 +88,24 @@ def test_training_computes_no_attention_by_cudnn(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "before=True" in done.stdout
     assert "error: cudnn=False\n" in done.stdout
+
+
+def test_what_a_training_with_other_inputs_left_is_moved_aside_not_deleted(tmp_path: Path) -> None:
+    environment, output = fake_environment(tmp_path), tmp_path / "out"
+
+    def train(rate: float) -> None:
+        job = _job(tmp_path, "cpu", learning_rate=rate)
+        run_training(job, env=environment, devices=Devices("cpu"), log_path=tmp_path / "train.log")
+
+    def left(name: str) -> dict[str, bytes]:
+        files = (path for path in (output / name).rglob("*") if path.is_file())
+        return {path.name: path.read_bytes() for path in files}
+
+    train(1e-5)
+    first, result = left("model"), (output / "result.json").read_bytes()
+    train(2e-5)
+    assert left("model") != first
+    assert left("model.superseded-1") == first
+    assert (output / "result.json.superseded-1").read_bytes() == result
+    train(2e-5)  # the same again is not repeated
+    assert not (output / "model.superseded-2").exists()
