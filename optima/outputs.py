@@ -87,7 +87,7 @@ def find_cut_weights(folder: Path) -> Damage | None:
         try:
             shards = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
         except (ValueError, TypeError, KeyError, AttributeError):
-            return Damage(index, "is no index of weights")
+            return Damage(index, "is not an index of weights")
         for shard in sorted(shards):
             if not (folder / shard).is_file():
                 return Damage(folder / shard, "is gone")

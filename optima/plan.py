@@ -78,35 +78,25 @@ class Counts:
     n_test: int
 
 
-def begins_with_sft(recipe: Recipe) -> bool:
-    """Tell whether the first iteration is the SFT that initialises iDPO."""
-    return recipe.method == "dpo" and recipe.initialise is not False
-
-
-def starts_from_previous(recipe: Recipe) -> bool:
-    """Tell whether SFTs build on each other (paper: information exchange only)."""
-    if recipe.train.start == "auto":
-        return get_task(recipe.task).builds_on_previous
-    return recipe.train.start == "previous"
-
-
 def iterations(recipe: Recipe) -> tuple[Iteration, ...]:
     """Return the iterations of a run in order."""
-    return tuple(_iterations(recipe))
-
-
-def _iterations(recipe: Recipe) -> Iterator[Iteration]:
+    start = recipe.train.start
+    is_previous = start == "previous"
+    if start == "auto":  # paper: in information exchange only
+        is_previous = get_task(recipe.task).builds_on_previous
     first = last = COLD_START if recipe.cold_start else BASE
-    is_initialised = begins_with_sft(recipe)
+    found = []
+    is_initialised = recipe.method == "dpo" and recipe.initialise is not False
     if is_initialised:
-        yield Iteration(INITIAL, last, last, "sft", 0)
+        found.append(Iteration(INITIAL, last, last, "sft", 0))
         last = INITIAL
     for t in range(recipe.iterations - is_initialised):
         for training in _TRAININGS[recipe.method]:
             label = f"iter_{t}_{training}" if recipe.method == "sft_dpo" else f"iter_{t}"
-            builds_on = training == "dpo" or starts_from_previous(recipe)
-            yield Iteration(label, last, last if builds_on else first, training, t)
+            begin = last if training == "dpo" or is_previous else first
+            found.append(Iteration(label, last, begin, training, t))
             last = label
+    return tuple(found)
 
 
 _TRAININGS: dict[str, tuple[Training, ...]] = {

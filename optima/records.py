@@ -47,7 +47,7 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
 
 
 def read_records(path: Path, kind: type[R]) -> Iterator[R]:
-    """Yield the records of a JSON Lines file one by one; StageError names a line that is none.
+    """Yield the records of a JSON Lines file one by one; StageError names a line that is not one.
 
     A line ends at a line feed and nowhere else: texts may hold other characters that Python takes
     for ends of lines, such as U+2028 and U+0085.
@@ -64,7 +64,7 @@ def parse_record(line: bytes, kind: type[R], place: str) -> R:
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise StageError(
-            f"{place}: no {kind.__name__} record ({reason}); put the file back "
+            f"{place}: not a {kind.__name__} record ({reason}); put the file back "
             "or move its directory away, then run again"
         ) from error
 
@@ -229,7 +229,7 @@ def clear_temporaries(folder: Path) -> None:
 def check_path(path: str | Path, option: str) -> None:
     """Raise UsageError for what can name no directory or file of ours, whatever is there.
 
-    That is nothing, a line break or another control character, bytes that are no UTF-8, a name of
+    That is nothing, a line break or another control character, bytes that are not UTF-8, a name of
     over 255 bytes, or a path of over 4,095.
     """
     text = os.fspath(path)
@@ -243,7 +243,7 @@ def check_path(path: str | Path, option: str) -> None:
     try:
         names = [name.encode() for name in text.split("/")]
     except UnicodeEncodeError as error:
-        raise UsageError(f"{place}: is no UTF-8 text; give another name") from error
+        raise UsageError(f"{place}: is not UTF-8 text; give another name") from error
     if max(map(len, names)) > NAME_BYTES:
         raise UsageError(f"{place}: a name in it has over {NAME_BYTES} bytes; give a shorter one")
     if len(os.fsencode(os.path.abspath(text))) > PATH_BYTES:  # noqa: PTH100  no link is followed

@@ -87,7 +87,7 @@ def read_attempts(root: Path) -> list[dict[str, Any]]:
         attempts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["attempts"]
         for attempt in attempts:
             if not isinstance(attempt["devices"]["gpus"], list):
-                raise TypeError("devices.gpus is no list")
+                raise TypeError("devices.gpus is not a list")
             time.strptime(attempt.get("started", "1970-01-01T00:00:00Z"), STARTED_FORMAT)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StageError(
@@ -194,7 +194,7 @@ def _is_model(name: str) -> bool:
 
 
 def _may_be_stage(path: Path, name: str) -> bool:
-    """Tell whether a directory is no stage moved aside, and is called as it says itself.
+    """Tell whether a directory is not a stage moved aside, and is called as it says itself.
 
     One begun by a release that wrote no name into INPUTS is a copy where DONE.json names another
     stage, and that is there.

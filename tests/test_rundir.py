@@ -270,7 +270,7 @@ def test_file_without_any_newline_is_emptied_by_repair(tmp_path: Path) -> None:
 def test_line_that_is_no_record_is_named(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text('{"agent":0,"text":"a"}\n{"agent":"0"}\n')
-    with pytest.raises(StageError, match=r"records\.jsonl:2: no Fact record"):
+    with pytest.raises(StageError, match=r"records\.jsonl:2: not a Fact record"):
         list(read_records(path, Fact))
 
 

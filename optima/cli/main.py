@@ -327,12 +327,12 @@ def _print_files(name_by_path: Mapping[Path, Path]) -> None:
 
 def _roles(model: "ModelSection") -> "Roles | None":
     """Return the roles that utterances have; None where a model that is not here decides."""
-    from optima.conversation.loading import load_template
+    from optima.conversation.loading import ModelFiles, load_template
 
     source = model.tokenizer or model.path
     if model.roles != "auto":
         return model.roles
-    return load_template(source).roles if Path(source).is_dir() else None
+    return load_template(ModelFiles(source)).roles if Path(source).is_dir() else None
 
 
 def _program() -> Program:

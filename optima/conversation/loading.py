@@ -6,6 +6,7 @@ The hub is asked for single files, a few seconds at most; what is here already i
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,89 +29,107 @@ def load_codec(
 ) -> ChatCodec:
     """Read template and tokenizer of a model and prove that conversations can be trained on.
 
-    Raises ModelError with the reason when they cannot.
+    ``field`` is where the model is named, for messages. Raises ModelError with the reason when they
+    cannot.
     """
-    template = load_template(model, revision=revision, roles=roles, field=field)
+    files = ModelFiles(model, revision, field)
+    template = load_template(files, roles)
     named = template.special_tokens.get("eos_token")
     ends = () if named is None else (named,)  # which tokenizer.json may not call special
-    return ChatCodec.of(template, load_encoder(model, ends, revision=revision, field=field))
+    return ChatCodec.of(template, load_encoder(files, ends))
 
 
-def load_template(
-    model: str,
-    *,
-    revision: str | None = None,
-    roles: Roles | Literal["auto"] = "auto",
-    field: str = "model.path",
-) -> ChatTemplate:
-    """Read the template of a model directory or hub id; ModelError when there is none.
-
-    ``field`` is where the model is named, for the message.
-    """
-    place = f"{field}={model}"
-    config = model_json(model, "tokenizer_config.json", revision, place=place)
-    found: object = model_text(model, "chat_template.jinja", revision, place=place)
-    found = found or config.get("chat_template")
+def load_template(files: "ModelFiles", roles: Roles | Literal["auto"] = "auto") -> ChatTemplate:
+    """Read the template of a model; ModelError when there is none."""
+    config = files.tree("tokenizer_config.json")
+    found: object = files.text("chat_template.jinja") or config.get("chat_template")
     if not found:  # where models that see images used to keep it
-        legacy = model_json(model, "chat_template.json", revision, place=place)
-        found = legacy.get("chat_template")
+        found = files.tree("chat_template.json").get("chat_template")
     if not found:
         raise ModelError(
-            f"{place}: no chat_template.jinja and no chat_template in "
+            f"{files.place}: no chat_template.jinja and no chat_template in "
             "tokenizer_config.json; use an instruction-tuned model"
         )
-    source = _default_of(found, place)
+    source = _default_of(found, files.place)
     tokens: dict[str, str] = {}
-    tokens_map = model_json(model, "special_tokens_map.json", revision, place=place)
-    for table in (tokens_map, config):
+    for table in (files.tree("special_tokens_map.json"), config):
         for key, value in table.items():
             text = value.get("content") if isinstance(value, dict) else value
             if key.endswith("_token") and isinstance(text, str):
                 tokens[key] = text
-    return ChatTemplate(source, tokens, roles=roles, origin=model)
+    return ChatTemplate(source, tokens, roles=roles, origin=files.model)
 
 
-def load_encoder(
-    model: str,
-    stop_tokens: Sequence[str] = (),
-    *,
-    revision: str | None = None,
-    field: str = "model.path",
-) -> Encoder:
-    """Read ``tokenizer.json`` of a model directory or hub id; ModelError without one."""
-    place = f"{field}={model}"
-    path = model_file(model, "tokenizer.json", revision, place=place)
+def load_encoder(files: "ModelFiles", stop_tokens: Sequence[str] = ()) -> Encoder:
+    """Read ``tokenizer.json`` of a model; ModelError without one."""
+    path = files.path("tokenizer.json")
     if path is None:
         raise ModelError(
-            f"{place}: has no tokenizer.json, which conversations are tokenised with; load "
+            f"{files.place}: has no tokenizer.json, which conversations are tokenised with; load "
             "its tokenizer with transformers and save it there (save_pretrained writes one)"
         )
-    return Encoder(_read(path, place), stop_tokens, _n_rows(model, revision, place))
-
-
-def model_json(model: str, name: str, revision: str | None, *, place: str) -> dict[str, Any]:
-    """Return a JSON file of a model, {} when it has none; ModelError when it is no mapping."""
-    text = model_text(model, name, revision, place=place)
     try:
-        tree = json.loads(text) if text is not None else {}
-    except ValueError as error:
-        raise ModelError(_unreadable(place, name, error)) from error
-    if not isinstance(tree, dict):
-        raise ModelError(_unreadable(place, name, "it is no mapping"))
-    return tree
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise ModelError(f"{files.place}: tokenizer.json is not a tokenizer ({error})") from error
+    config = files.tree("config.json")
+    below = config.get("text_config")
+    n_rows = config.get("vocab_size", below.get("vocab_size") if isinstance(below, dict) else None)
+    return Encoder(tokenizer, stop_tokens, n_rows if isinstance(n_rows, int) else 0)
 
 
-def model_text(model: str, name: str, revision: str | None, *, place: str) -> str | None:
-    """Return a file of a model as text, None when it has none; ModelError when it is unreadable."""
-    path = model_file(model, name, revision, place=place)
-    try:
-        return path.read_text(encoding="utf-8") if path else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(_unreadable(place, name, error)) from error
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """The files in a model's directory, or at its place on the hub; ``field`` names the model.
 
+    Raises ModelError when there is no such model, or it or a file cannot be read.
+    """
 
-def _unreadable(place: str, name: str, reason: object) -> str:
-    return f"{place}: {name} cannot be read ({reason}); fetch the model again"
+    model: str
+    revision: str | None = None
+    field: str = "model.path"
+
+    @property
+    def place(self) -> str:
+        """What messages begin with."""
+        return f"{self.field}={self.model}"
+
+    def tree(self, name: str) -> dict[str, Any]:
+        """Return a JSON file, {} when there is none."""
+        text = self.text(name)
+        try:
+            tree = json.loads(text) if text is not None else {}
+        except ValueError as error:
+            raise self._unreadable(name, error) from error
+        if not isinstance(tree, dict):
+            raise self._unreadable(name, "it is not a mapping")
+        return tree
+
+    def text(self, name: str) -> str | None:
+        """Return a file as text, None when there is none."""
+        path = self.path(name)
+        try:
+            return path.read_text(encoding="utf-8") if path else None
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._unreadable(name, error) from error
+
+    def path(self, name: str) -> Path | None:
+        """Return where a file is on this host, None when there is none."""
+        directory = Path(self.model)
+        if directory.is_dir():
+            path = directory / name
+            return path if path.is_file() else None
+        check_fetched(self.model, self.place)
+        is_path = directory.is_absolute() or self.model.startswith((".", "~"))
+        if is_path or self.model.count("/") != 1:
+            raise ModelError(
+                f"{self.place}: no such directory and not a hub id; give the directory of a model "
+                "in Hugging Face format, or an id such as meta-llama/Meta-Llama-3-8B-Instruct"
+            )
+        return _hub_file(self, name)
+
+    def _unreadable(self, name: str, reason: object) -> ModelError:
+        return ModelError(f"{self.place}: {name} cannot be read ({reason}); fetch the model again")
 
 
 def _default_of(found: object, place: str) -> str:
@@ -131,25 +150,7 @@ def _default_of(found: object, place: str) -> str:
     return found
 
 
-def model_file(model: str, name: str, revision: str | None, *, place: str) -> Path | None:
-    """Return a file of a model directory or hub id, None when it has none of this name.
-
-    Raises ModelError, beginning with ``place``, when there is no such model or it is not reached.
-    """
-    directory = Path(model)
-    if directory.is_dir():
-        path = directory / name
-        return path if path.is_file() else None
-    check_fetched(model, place)
-    if directory.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise ModelError(
-            f"{place}: no such directory and no hub id; give the directory of a model "
-            "in Hugging Face format, or an id such as meta-llama/Meta-Llama-3-8B-Instruct"
-        )
-    return _hub_file(model, name, revision, place)
-
-
-def _hub_file(model: str, name: str, revision: str | None, place: str) -> Path | None:
+def _hub_file(files: ModelFiles, name: str) -> Path | None:
     """Fetch one file of a hub model, or find it in the local cache; None when it has none."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
@@ -161,39 +162,26 @@ def _hub_file(model: str, name: str, revision: str | None, place: str) -> Path |
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each of its retries
     try:
-        return Path(hf_hub_download(model, name, revision=revision, etag_timeout=HUB_TIMEOUT_S))
+        return Path(
+            hf_hub_download(files.model, name, revision=files.revision, etag_timeout=HUB_TIMEOUT_S)
+        )
     except GatedRepoError as error:
         raise ModelError(
-            f"{place}: access to it must be asked for on the hub; then set HF_TOKEN"
+            f"{files.place}: access to it must be asked for on the hub; then set HF_TOKEN"
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
-            f"{place}: the hub knows no such model; check the id, or set HF_TOKEN"
+            f"{files.place}: the hub knows no such model; check the id, or set HF_TOKEN"
         ) from error
     except LocalEntryNotFoundError as error:
         raise ModelError(
-            f"{place}: not in the local cache, and the hub cannot be reached; give the "
+            f"{files.place}: not in the local cache, and the hub cannot be reached; give the "
             "directory of a model, or fetch it where there is a network"
         ) from error
     except EntryNotFoundError:
         return None
     except OSError as error:
         raise ModelError(
-            f"{place}: not readable from the hub ({type(error).__name__}); check the "
+            f"{files.place}: not readable from the hub ({type(error).__name__}); check the "
             "id and the network"
         ) from error
-
-
-def _read(path: Path, place: str) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise ModelError(f"{place}: tokenizer.json is no tokenizer ({error})") from error
-
-
-def _n_rows(model: str, revision: str | None, place: str) -> int:
-    """Return the embeddings that the model's configuration speaks of; 0 where it does not."""
-    config = model_json(model, "config.json", revision, place=place)
-    below = config.get("text_config")
-    n_rows = config.get("vocab_size", below.get("vocab_size") if isinstance(below, dict) else None)
-    return n_rows if isinstance(n_rows, int) else 0

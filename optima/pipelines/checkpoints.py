@@ -31,7 +31,9 @@ def find_models(root: Path) -> tuple[Model, ...]:
     its weights.
     """
     if not root.is_dir():
-        raise UsageError(f"--model-root {root}: is no directory; give a run or a folder of models")
+        raise UsageError(
+            f"--model-root {root}: is not a directory; give a run or a folder of models"
+        )
     found = [
         path.parent
         for name in _CONFIGURATIONS
@@ -89,7 +91,7 @@ def read_model(path: Path, label: str) -> Model:
         base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError) as error:
         raise ModelError(
-            f"{adapter}: names no base model, so it is no LoRA adapter; put it back from a copy, "
+            f"{adapter}: names no base model, so it is not a LoRA adapter; put it back from a copy, "
             "or remove it where the weights are merged"
         ) from error
     return Model(label, ModelRef(path=str(base), adapter=str(path.resolve())), made)

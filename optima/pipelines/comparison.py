@@ -35,7 +35,7 @@ class Compared:
 def compare(specs: Sequence[str], *, seed: int = 0) -> tuple[Compared, ...]:
     """Compare models named ``RUN`` (its last) or ``RUN:MODEL`` with the first of them.
 
-    Raises UsageError for what is no run, names no model of it, or has no problem in common, and
+    Raises UsageError for what is not a run, names no model of it, or has no problem in common, and
     StageError for damaged ones, a line each.
     """
     models = read_each(_read, specs)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optima.conversation.loading import HUB_TIMEOUT_S, model_json
+from optima.conversation.loading import HUB_TIMEOUT_S, ModelFiles
 from optima.errors import ModelError, UsageError
 from optima.outputs import WEIGHTS
 from optima.plan import Counts, plan
@@ -74,10 +74,10 @@ def existing_parent(path: Path) -> Path:
 
 def read_config(model: ModelSection) -> dict[str, Any]:
     """Return the model's config.json; ModelError when it has none that can be read."""
-    place = f"model.path={model.path}"
-    config = model_json(model.path, "config.json", model.revision, place=place)
+    files = ModelFiles(model.path, model.revision)
+    config = files.tree("config.json")
     if not config:
-        raise ModelError(f"{place}: has no config.json; fetch the model again")
+        raise ModelError(f"{files.place}: has no config.json; fetch the model again")
     return config
 
 
@@ -184,7 +184,7 @@ def check_run_dir(run_dir: Path) -> None:
     """Raise UsageError when the directory cannot be made or written to."""
     place = existing_parent(run_dir)
     if not place.is_dir():
-        raise UsageError(f"--run-dir {run_dir}: {place} is a file, no directory; give another")
+        raise UsageError(f"--run-dir {run_dir}: {place} is a file, not a directory; give another")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UsageError(f"--run-dir {run_dir}: {place} cannot be written to; give another")
 

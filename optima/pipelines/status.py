@@ -69,7 +69,7 @@ class Member:
 
 
 def read_folder(root: Path) -> tuple[Member, ...] | None:
-    """Return where the runs of a folder of several stand, None where ``root`` is no such folder.
+    """Return where the runs of a folder of several stand, None where ``root`` is not such a folder.
 
     A sweep, ablations and a transfer say which runs they will have; of any other folder those that
     are there count.

@@ -139,7 +139,7 @@ def _keep_good_records(stage: Stage) -> set[Key]:
                 is_good = record["error"] is None and key not in held
                 n_tokens = sum(turn["n_tokens"] for turn in record["turns"])
             except (ValueError, KeyError, TypeError):
-                logger.warning("%s: dropped a line that is no conversation", path)
+                logger.warning("%s: dropped a line that is not a conversation", path)
                 continue
             if is_good:
                 held.add(key)

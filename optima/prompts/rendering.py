@@ -254,7 +254,7 @@ def _path(name: str, folders: tuple[Path, ...]) -> Path:
 def _template(name: str, folders: tuple[Path, ...]) -> jinja2.Template:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701  prompts are no HTML
+        autoescape=False,  # noqa: S701  prompts are not HTML
     )
     return environment.from_string(_path(name, folders).read_text("utf-8"))
 

@@ -33,7 +33,7 @@ LAST_BACKOFF_S = 30.0
 _WAIT_POLL_S = 0.25  # between two looks for a server that came back
 _CONNECT_S = 30.0
 _KEEPALIVE_S = 3.0  # below the 5 s after which vLLM closes an idle connection
-_SPARE_FILES = 256  # descriptors kept for everything that is no connection
+_SPARE_FILES = 256  # descriptors kept for everything that is not a connection
 
 
 @dataclass(eq=False)

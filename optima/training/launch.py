@@ -111,7 +111,7 @@ def check_trackers(names: Sequence[str], env: Environment) -> None:
 
 
 def check_target_modules(recipe: Recipe) -> None:
-    """Raise RecipeError when a name in ``train.lora.target_modules`` is no layer of the model.
+    """Raise RecipeError when a name in ``train.lora.target_modules`` is not a layer of the model.
 
     A name is meant as adapters take it: a module's whole name, or the last parts of it. A model
     whose weights are not listed (other than safetensors, or not reached) is left to the training.

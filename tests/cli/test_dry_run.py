@@ -250,7 +250,7 @@ def test_dry_run_refuses_a_run_directory_that_is_a_file(
 ) -> None:
     (tmp_path / "run").touch()
     assert main(arguments(tmp_path)) == 2
-    assert "is a file, no directory; give another" in capsys.readouterr().err
+    assert "is a file, not a directory; give another" in capsys.readouterr().err
 
 
 def test_environment_without_the_packages_of_its_role_is_refused(
@@ -277,7 +277,7 @@ def test_tracker_that_the_training_environment_lacks_is_refused() -> None:
     ("name", "text", "reason"),
     [
         ("tokenizer.json", None, "has no tokenizer.json, which conversations are tokenised with"),
-        ("tokenizer.json", "{}", "tokenizer.json is no tokenizer"),
+        ("tokenizer.json", "{}", "tokenizer.json is not a tokenizer"),
         ("chat_template.jinja", None, "no chat_template.jinja and no chat_template in"),
         ("chat_template.jinja", CHATML.replace("<|im_end|>", ""),
          "no special token ends an assistant message"),

@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 
 from optima.conversation.agent import Speaker
-from optima.conversation.loading import load_codec, load_template
+from optima.conversation.loading import ModelFiles, load_codec, load_template
 from optima.conversation.template import ChatTemplate
 from optima.errors import ModelError
 from optima.types import Message
@@ -131,10 +131,10 @@ def test_template_is_loaded_from_either_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     message = Message(role="user", content="hi")
     expected = "<|im_start|>user\nhi<|im_end|>\n"
-    loaded = load_template(str(tmp_path))
+    loaded = load_template(ModelFiles(str(tmp_path)))
     assert loaded.render([message]) == expected
     (tmp_path / "chat_template.jinja").write_text(LLAMA3)
-    assert "<|eot_id|>" in load_template(str(tmp_path)).render([message])
+    assert "<|eot_id|>" in load_template(ModelFiles(str(tmp_path))).render([message])
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_template_is_loaded_from_either_file(tmp_path: Path) -> None:
 def test_model_without_a_usable_template_is_one_clear_error(tmp_path, prepare, reason) -> None:  # type: ignore[no-untyped-def]
     prepare(tmp_path)
     with pytest.raises(ModelError, match=reason):
-        load_template(str(tmp_path))
+        load_template(ModelFiles(str(tmp_path)))
 
 
 SAID = [Message(role="user", content="hi"), Message(role="assistant", content="ho")]
@@ -213,18 +213,18 @@ def _save(path: Path, name: str, content: object) -> None:
 )
 def test_of_several_templates_the_default_one_is_taken(tmp_path: Path, named: object) -> None:
     _save(tmp_path, "tokenizer_config.json", {"chat_template": named})
-    loaded = load_template(str(tmp_path))
+    loaded = load_template(ModelFiles(str(tmp_path)))
     assert loaded.render(SAID[:1]) == "<|im_start|>user\nhi<|im_end|>\n"
 
 
 def test_template_beside_a_configuration_without_one_is_taken(tmp_path: Path) -> None:
     _save(tmp_path, "tokenizer_config.json", {"eos_token": "<|im_end|>"})
     with pytest.raises(ModelError, match=r"no chat_template\.jinja and no chat_template in"):
-        load_template(str(tmp_path))
+        load_template(ModelFiles(str(tmp_path)))
     _save(tmp_path, "chat_template.json", {"chat_template": "{# of a processor #}" + CHATML})
-    assert "hi<|im_end|>" in load_template(str(tmp_path)).render(SAID)
+    assert "hi<|im_end|>" in load_template(ModelFiles(str(tmp_path))).render(SAID)
     (tmp_path / "chat_template.jinja").write_text(CHATML.replace("<|im_end|>", "é"), "utf-8")
-    assert "hié" in load_template(str(tmp_path)).render(SAID)
+    assert "hié" in load_template(ModelFiles(str(tmp_path))).render(SAID)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_templates_of_which_none_can_be_taken_are_named(
 ) -> None:
     _save(tmp_path, "tokenizer_config.json", {"chat_template": named})
     with pytest.raises(ModelError, match=rf"model\.path=.*: .*{reason}"):
-        load_template(str(tmp_path))
+        load_template(ModelFiles(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -252,11 +252,11 @@ def test_templates_of_which_none_can_be_taken_are_named(
         ("chat_template.jinja", CHATML.encode() + b"{# \xe9 #}", "can't decode byte 0xe9"),
         ("tokenizer_config.json", b'{"eos_token": "\xff"}', "can't decode byte 0xff"),
         ("tokenizer_config.json", b'{"eos_token": ', "Expecting value"),
-        ("tokenizer_config.json", b"[]", "it is no mapping"),
+        ("tokenizer_config.json", b"[]", "it is not a mapping"),
         ("special_tokens_map.json", b'"\xff"', "can't decode byte 0xff"),
         ("special_tokens_map.json", b"not json", "Expecting value"),
         ("chat_template.json", b"{", "Expecting property name"),
-        ("config.json", b"[]", "it is no mapping"),
+        ("config.json", b"[]", "it is not a mapping"),
     ],
 )
 def test_file_of_a_model_that_cannot_be_read_is_named(
@@ -273,7 +273,7 @@ def test_file_of_a_model_that_cannot_be_read_is_named(
 def test_tokenizer_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(CHATML)
     (tmp_path / "tokenizer.json").write_bytes(b'{"version": "\xff"}')
-    with pytest.raises(ModelError, match=r"tokenizer\.json.*is no tokenizer"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json.*is not a tokenizer"):
         load_codec(str(tmp_path))
 
 
@@ -290,7 +290,7 @@ def test_turn_ends_with_the_templates_own_token_whatever_the_model_stops_at(
 
 def test_missing_model_directory_is_named() -> None:
     with pytest.raises(ModelError, match=r"model\.path=\./nowhere"):
-        load_template("./nowhere")
+        load_template(ModelFiles("./nowhere"))
 
 
 def test_template_cannot_reach_the_interpreter(tmp_path: Path) -> None:

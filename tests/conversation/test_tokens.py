@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 
 from optima.conversation.agent import Speaker, prove_talk
 from optima.conversation.dialogue import sampled_ids
-from optima.conversation.loading import load_codec, load_encoder
+from optima.conversation.loading import ModelFiles, load_codec, load_encoder
 from optima.conversation.template import ChatTemplate
 from optima.conversation.tokens import ChatCodec, Encoder
 from optima.errors import ModelError
@@ -77,13 +77,13 @@ def _line(mark: str, index: int) -> str:
 
 def test_ids_of_a_model_are_those_of_its_tokenizer_and_of_its_embeddings(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    n_ids = load_encoder(str(tmp_path)).n_ids
+    n_ids = load_encoder(ModelFiles(str(tmp_path))).n_ids
     tokenizer = tiny_tokenizer()
     assert tokenizer.id_to_token(n_ids - 1) is not None
     assert tokenizer.id_to_token(n_ids) is None
     for config in ({"vocab_size": n_ids + 7}, {"text_config": {"vocab_size": n_ids + 7}}):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        assert load_encoder(str(tmp_path)).n_ids == n_ids + 7
+        assert load_encoder(ModelFiles(str(tmp_path))).n_ids == n_ids + 7
 
 
 @pytest.mark.parametrize("agent", [0, 1])
@@ -265,7 +265,7 @@ def test_codec_is_read_from_the_files_of_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.tokenizer=.*has no tokenizer\.json"):
         load_codec(str(tmp_path), field="model.tokenizer")
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"model\.path=.*tokenizer\.json is no tokenizer"):
+    with pytest.raises(ModelError, match=r"model\.path=.*tokenizer\.json is not a tokenizer"):
         load_codec(str(tmp_path))
     write_tokenizer(tmp_path)
     loaded = Speaker(0, "Alice", "You are Alice.", load_codec(str(tmp_path)))

@@ -175,7 +175,7 @@ def _wrong_recipe(directory: Path) -> Path:
     ("case", "message"),
     [
         ("nothing", "--model-root or --model: is missing"),
-        ("missing", "is no directory"),
+        ("missing", "is not a directory"),
         ("empty", "holds no model"),
         ("half", "has a configuration and no weights"),
         ("no_hub_id", "is neither a directory nor a hub id"),

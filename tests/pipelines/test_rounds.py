@@ -56,5 +56,5 @@ def test_what_follows_a_failed_or_missing_round_leaves_the_file(tmp_path: Path) 
 
 def test_line_that_is_no_round_is_named(tmp_path: Path) -> None:
     path = _write(tmp_path / "r", _round("a", 0), tail="{}\n")
-    with pytest.raises(StageError, match="r:2: no TreeRound record"):
+    with pytest.raises(StageError, match="r:2: not a TreeRound record"):
         StoredRounds(path)

@@ -114,7 +114,7 @@ def test_broken_record_is_named_by_file_and_line(tmp_path: Path) -> None:
     root = made.training(tmp_path / "run")
     path = root / "evaluate/base/talk/conversations.jsonl"
     path.write_text(path.read_text().replace("{", "(", 1))
-    with pytest.raises(StageError, match=r"conversations\.jsonl:1: no JSON record"):
+    with pytest.raises(StageError, match=r"conversations\.jsonl:1: not a JSON record"):
         open_runs([root])
 
 

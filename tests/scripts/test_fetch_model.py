@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from optima.conversation.loading import load_template
+from optima.conversation.loading import ModelFiles, load_template
 from optima.errors import ModelError
 from optima.models import MODELS, KnownModel
 from optima.training.fetch_model import CHATML, Request, download_gguf, fetch, set_tokens
@@ -77,15 +77,15 @@ def test_recipe_of_a_model_not_fetched_yet_says_the_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where nothing was fetched
     with pytest.raises(ModelError) as caught:
-        load_template(f"models/{QWEN}")
+        load_template(ModelFiles(f"models/{QWEN}"))
     assert str(caught.value) == (
         f"model.path=models/{QWEN}: there is no such directory yet; fetch it by "
         f"optima-fetch-model {QWEN}"
     )
     with pytest.raises(ModelError, match=f"optima-fetch-model {QWEN} /data/models/{QWEN}$"):
-        load_template(f"/data/models/{QWEN}")
-    with pytest.raises(ModelError, match="no such directory and no hub id"):
-        load_template("/data/models/another")
+        load_template(ModelFiles(f"/data/models/{QWEN}"))
+    with pytest.raises(ModelError, match="no such directory and not a hub id"):
+        load_template(ModelFiles("/data/models/another"))
 
 
 def test_packages_are_joined_in_order_and_each_is_told(

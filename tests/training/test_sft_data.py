@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from optima.conversation.agent import Speaker
-from optima.conversation.loading import load_codec, load_template
+from optima.conversation.loading import ModelFiles, load_codec, load_template
 from optima.recipe.schema import TrainSection
 from optima.training.jobs import TrainJob
 from optima.types import ModelRef
@@ -78,6 +78,6 @@ def test_template_and_tokenizer_are_used_as_their_library_does(smollm2: Path) ->
     messages, _ = alice.view([turn(0, " The lamp\n\nis where?"), turn(1, " In <A>Riga</A>.")])
     plain = [message.model_dump() for message in messages]
     text = theirs.apply_chat_template(plain, tokenize=False, add_generation_prompt=False)
-    assert load_template(str(smollm2)).render(messages) == text
+    assert load_template(ModelFiles(str(smollm2))).render(messages) == text
     assert list(codec.encoder.encode(text)) == theirs(text, add_special_tokens=False)["input_ids"]
     assert codec.end_token == theirs.eos_token_id
