@@ -91,8 +91,8 @@ def read_model(path: Path, label: str) -> Model:
         base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError) as error:
         raise ModelError(
-            f"{adapter}: names no base model, so it is not a LoRA adapter; put it back from a copy, "
-            "or remove it where the weights are merged"
+            f"{adapter}: names no base model, so it is not a LoRA adapter; put it back from a "
+            "copy, or remove it where the weights are merged"
         ) from error
     return Model(label, ModelRef(path=str(base), adapter=str(path.resolve())), made)
 

@@ -32,11 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def dialogue_about(
-    context: RunContext,
-    out: Stage,
-    problem: Problem,
-    speakers: tuple[Speaker, ...],
-    judge: Judge,
+    context: RunContext, out: Stage, problem: Problem, speakers: tuple[Speaker, ...], judge: Judge
 ) -> Dialogue:
     """Return the first conversation of a stage about a problem, before it is held."""
     return Dialogue(
@@ -53,11 +49,7 @@ def dialogue_about(
 
 @contextlib.asynccontextmanager
 async def completing(
-    context: RunContext,
-    out: Stage,
-    fleet: Fleet,
-    sampling: Sampling,
-    n_at_once: int | None = None,
+    context: RunContext, out: Stage, fleet: Fleet, sampling: Sampling, n_at_once: int | None = None
 ) -> AsyncIterator[Generate]:
     """Give a function that has servers make one turn, which counts until a record holds it.
 

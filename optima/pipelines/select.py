@@ -55,10 +55,7 @@ def select(
 
 
 def _rows(
-    context: RunContext,
-    problems: Sequence[Problem],
-    talked: Stage,
-    selected: Sequence[RewardParts],
+    context: RunContext, problems: Sequence[Problem], talked: Stage, selected: Sequence[RewardParts]
 ) -> Iterator[TrainingRow]:
     """Yield the rows of the selected conversations."""
     keys = {(parts.problem_id, parts.n) for parts in selected}

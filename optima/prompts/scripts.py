@@ -93,12 +93,7 @@ _NO_NAMES = frozenset(
 
 
 def scripted_utterances(
-    problem: Problem,
-    *,
-    answer_style: AnswerStyle,
-    names: Sequence[str],
-    is_terse: bool,
-    seed: int,
+    problem: Problem, *, answer_style: AnswerStyle, names: Sequence[str], is_terse: bool, seed: int
 ) -> tuple[str, ...]:
     """Return utterances in order of speaking, agent ``k % len(names)`` the k-th.
 

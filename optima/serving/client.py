@@ -93,12 +93,7 @@ class CompletionClient:
             await self._session.close()
 
     async def complete(
-        self,
-        request: Request,
-        *,
-        temperature: float,
-        top_p: float,
-        prefer: Server | None = None,
+        self, request: Request, *, temperature: float, top_p: float, prefer: Server | None = None
     ) -> Completion:
         """Continue the prompt's ids as they are, up to a stop text or the end of turn.
 
@@ -151,19 +146,11 @@ class CompletionClient:
         """Return the preferred or least loaded server that takes calls, ``failed`` only if it is
         the last alive."""
         now = time.monotonic()
-        if prefer is not None and prefer is not failed and _is_open(prefer, now):
+        takers = [s for s in self.servers if s.is_alive and s.paused_until <= now]
+        others = [server for server in takers if server is not failed]
+        if prefer in others:
             return prefer
-        best: Server | None = None
-        for server in self.servers:
-            if (
-                server is not failed
-                and _is_open(server, now)
-                and (best is None or server.n_in_flight < best.n_in_flight)
-            ):
-                best = server
-        if best is not None or failed is None or not _is_open(failed, now):
-            return best
-        return failed
+        return min(others or takers, key=lambda server: server.n_in_flight, default=None)
 
     async def _wait_for_server(self, prefer: Server | None, failed: Server | None) -> Server:
         """Wait for a pause to end, or for a restart."""
@@ -232,10 +219,6 @@ def _completion(reply: Reply, request: Request, server: Server) -> Completion:
         token_ids=choice.token_ids,
         server=server,
     )
-
-
-def _is_open(server: Server, now: float) -> bool:
-    return server.is_alive and server.paused_until <= now
 
 
 def backoff_s(attempt: int, seed: int) -> float:

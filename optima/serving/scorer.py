@@ -59,13 +59,7 @@ class LossScorer:
     """
 
     def __init__(
-        self,
-        model: ModelRef,
-        *,
-        recipe: Recipe,
-        devices: Devices,
-        env: Environment,
-        log_dir: Path,
+        self, model: ModelRef, *, recipe: Recipe, devices: Devices, env: Environment, log_dir: Path
     ) -> None:
         self.model = model
         self._recipe = recipe

@@ -56,10 +56,7 @@ def load_tokenizer(job: TrainJob) -> Any:
 def load_start(job: TrainJob, dtype: torch.dtype, *, with_adapter: bool = True) -> Any:
     """Load the start model, its adapter, if any, merged into its weights or left out."""
     model = AutoModelForCausalLM.from_pretrained(
-        job.model.path,
-        revision=job.revision,
-        dtype=dtype,
-        trust_remote_code=job.trust_remote_code,
+        job.model.path, revision=job.revision, dtype=dtype, trust_remote_code=job.trust_remote_code
     )
     if job.model.adapter is None or not with_adapter:
         return model
