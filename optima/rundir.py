@@ -42,15 +42,12 @@ from optima.stages import (
     StageDone,
     check_outputs,
     finished_stages,
-    read_attempts,
     read_done,
     read_marker,
     read_recipe,
     stage_folders,
 )
 from optima.types import Record
-
-__all__ = ["RunDir", "Spent", "Stage", "StageDone", "finished_stages", "read_attempts", "read_done"]
 
 logger = logging.getLogger(__name__)
 
@@ -107,11 +104,6 @@ class Stage:
         with contextlib.suppress(OSError):
             temporary.write_text(self.spent().model_dump_json() + "\n", encoding="utf-8")
             temporary.replace(self.path / SPENT_FILE)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of all its attempts; 0 before it is finished."""
-        return self.done.seconds if self.done else 0.0
 
     @property
     def metrics(self) -> dict[str, float]:

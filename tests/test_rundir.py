@@ -22,7 +22,8 @@ from optima.records import (
     write_records,
     write_text,
 )
-from optima.rundir import RunDir, read_attempts
+from optima.rundir import RunDir
+from optima.stages import read_attempts
 from optima.types import Fact
 
 

@@ -264,10 +264,6 @@ class RunContext:
         """Return the agents who speak about ``problems``, all played by ``model``."""
         return Team(model, self.style.told(problems), self.style, self.codec)
 
-    def speakers(self, problem: Problem) -> tuple[Speaker, ...]:
-        """Return the speakers of a problem."""
-        return speakers_of(self.style, self.codec, problem)
-
     def log_path(self, name: str) -> Path:
         """Log file of a process of this attempt; ``name`` may be a stage's, with slashes."""
         return self.run.log_dir / f"{name.replace('/', '_')}.log"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from optima.errors import StageError
 from optima.files import EVAL_ROWS, PAIRS, ROWS, TREES
-from optima.pipelines.context import Made, RunContext
+from optima.pipelines.context import Made, RunContext, speakers_of
 from optima.pipelines.select import write_rows
 from optima.recipe.schema import PairSection
 from optima.records import read_records, write_records
@@ -41,7 +41,10 @@ def pair(
     if not imported and (reason := _too_few(harvest, n_paired, len(problems), section)):
         raise StageError(f"stage {out.name}: {reason}")
     problem_by_id = {problem.problem_id: problem for problem in problems}
-    rows = (preference_row(p, context.speakers(problem_by_id[p.problem_id])) for p in chosen)
+    rows = (
+        preference_row(p, speakers_of(context.style, context.codec, problem_by_id[p.problem_id]))
+        for p in chosen
+    )
     write_records(out.path / PAIRS, chosen)
     counts = write_rows(context, out.path, chain(rows, imported))
     n = max(1, len(chosen))

@@ -31,9 +31,9 @@ from optima.prompts.formats import Format, load_formats
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
 from optima.records import disk_errors, write_text
-from optima.rundir import RunDir, read_attempts
+from optima.rundir import RunDir
 from optima.seeding import digest
-from optima.stages import STARTED_FORMAT
+from optima.stages import STARTED_FORMAT, read_attempts
 from optima.tasks import get_task
 from optima.training.launch import check_target_modules
 from optima.types import ModelRef

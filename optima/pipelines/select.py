@@ -6,7 +6,7 @@ from pathlib import Path
 from optima.errors import StageError
 from optima.evaluation.health import Remedies, examine
 from optima.files import CONVERSATIONS, EVAL_ROWS, REWARDS, ROWS, SELECTED
-from optima.pipelines.context import Made, RunContext
+from optima.pipelines.context import Made, RunContext, speakers_of
 from optima.recipe.schema import SelectSection
 from optima.records import read_records, write_records
 from optima.rundir import Stage
@@ -62,7 +62,7 @@ def _rows(
     problem_by_id = {problem.problem_id: problem for problem in problems}
     for said in read_records(talked.path / CONVERSATIONS, Conversation):
         if (said.problem_id, said.n) in keys:
-            speakers = context.speakers(problem_by_id[said.problem_id])
+            speakers = speakers_of(context.style, context.codec, problem_by_id[said.problem_id])
             yield from conversation_rows(said.problem_id, said.n, said.turns, speakers)
 
 

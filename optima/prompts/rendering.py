@@ -5,7 +5,7 @@ iteration, the time, or the order of a dict. Templates get ``open_mark`` and ``c
 mark with a placeholder in it: small models copy what stands there (docs/decisions/0005-prompts.md).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -137,6 +137,7 @@ def _kind(style: PromptStyle, agent: int) -> str:
 def _example(style: PromptStyle, problem: Problem) -> str:
     kind = "exchange" if problem.contexts else "choice" if problem.choices else "sum"
     names = style.names
+    open_mark, close_mark = MARKS[style.answer_style]
     return _rendered(
         f"example_{kind}" if len(names) > 1 else "example_alone",
         style,
@@ -144,15 +145,9 @@ def _example(style: PromptStyle, problem: Problem) -> str:
         first=names[0],
         second=names[1 % len(names)],
         third=names[2 % len(names)],
-        mark=_marker(style.answer_style),
+        mark=lambda answer: f"{open_mark}{answer}{close_mark}",
         choice_kind=style.choice_answer,
     ).strip()
-
-
-def _marker(answer_style: AnswerStyle) -> Callable[[str], str]:
-    """Return the function that marks an answer."""
-    open_mark, close_mark = MARKS[answer_style]
-    return lambda answer: f"{open_mark}{answer}{close_mark}"
 
 
 def _rendered(name: str, style: PromptStyle, /, **words: object) -> str:

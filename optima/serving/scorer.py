@@ -153,10 +153,12 @@ def scorer_argv(
 
 def split_requests(items: Sequence[Item], max_chars: int, max_items: int) -> list[list[Item]]:
     """Return the distinct items with text, longest first, in lists of bounded size."""
-    distinct = sorted({item for item in items if item[1]}, key=_order)
+    distinct = sorted(
+        {item for item in items if item[1]}, key=lambda item: (-len(item[0]) - len(item[1]), *item)
+    )
     parts: list[list[Item]] = []
     n_chars = 0
-    for item in distinct:
+    for item in sorted(distinct, key=lambda item: (-len(item[0]) - len(item[1]), *item)):
         size = len(item[0]) + len(item[1])
         if not parts or n_chars + size > max_chars or len(parts[-1]) == max_items:
             parts.append([])
@@ -164,10 +166,6 @@ def split_requests(items: Sequence[Item], max_chars: int, max_items: int) -> lis
         parts[-1].append(item)
         n_chars += size
     return parts
-
-
-def _order(item: Item) -> tuple[int, str, str]:
-    return (-len(item[0]) - len(item[1]), *item)
 
 
 @dataclass

@@ -29,6 +29,7 @@ from optima.training.jobs import CHECKPOINTS_DIR, BatchPlan, TrainJob, TrainResu
 from optima.training.policy import (
     load_start,
     load_tokenizer,
+    pad_of,
     prepare_model,
     read_format,
     training_dtype,
@@ -126,7 +127,6 @@ def run(job: TrainJob) -> TrainResult:
     plan = plan_batches(train.batch_size, train.micro_batch_size, world, "dpo.batch_size")
     # Made before the model is loaded: under ZeRO-3 it tells the loader to split the weights.
     arguments = trainer_config(job, plan, len(pairs.rows), bool(eval_pairs.rows))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     # An adapter is its own reference when it is switched off; otherwise the library would load
     # a second model by the name in the config, which for a merged adapter is another model. Under
     # FSDP the policy is on no GPU yet when reference log-probabilities are computed ahead.
@@ -144,7 +144,7 @@ def run(job: TrainJob) -> TrainResult:
         if eval_pairs.rows
         else None,
         processing_class=tokenizer,
-        data_collator=DataCollatorForPreference(pad_token_id=pad),
+        data_collator=DataCollatorForPreference(pad_token_id=pad_of(tokenizer)),
     )
     trainer.nll_weight = job.dpo.nll_weight
     if is_ahead:

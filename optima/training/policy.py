@@ -53,6 +53,12 @@ def load_tokenizer(job: TrainJob) -> Any:
     )
 
 
+def pad_of(tokenizer: Any) -> int:
+    """Return the id that fills rows: the stop token where the tokenizer has none for it."""
+    pad = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad is None else pad)
+
+
 def load_start(job: TrainJob, dtype: torch.dtype, *, with_adapter: bool = True) -> Any:
     """Load the start model, its adapter, if any, merged into its weights or left out."""
     model = AutoModelForCausalLM.from_pretrained(

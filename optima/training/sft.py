@@ -17,7 +17,13 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from optima.training import session
 from optima.training.jobs import BatchPlan, TrainJob, TrainResult, plan_batches
-from optima.training.policy import load_tokenizer, prepare_model, read_format, training_dtype
+from optima.training.policy import (
+    load_tokenizer,
+    pad_of,
+    prepare_model,
+    read_format,
+    training_dtype,
+)
 from optima.training.session import run_job, train_and_save, trainer_arguments
 from optima.types import TrainingRow
 
@@ -90,7 +96,6 @@ def run(job: TrainJob) -> TrainResult:
     data, plan = prepare_data(job, rows)
     # Made before the model is loaded: under ZeRO-3 it tells the loader to split the weights.
     arguments = trainer_config(job, plan, len(data), bool(eval_rows.rows))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     trainer = SFTTrainer(
         model=prepare_model(job, training_dtype(job.train)),
         args=arguments,
@@ -99,7 +104,7 @@ def run(job: TrainJob) -> TrainResult:
         processing_class=tokenizer,
         # It pads by length, not by comparing ids, so a pad that equals the stop token is safe.
         data_collator=DataCollatorForLanguageModeling(
-            pad_token_id=pad, padding_free=job.train.batching == "packing"
+            pad_token_id=pad_of(tokenizer), padding_free=job.train.batching == "packing"
         ),
     )
     return train_and_save(trainer, job, rows, eval_rows, kept, rows.rows[0].input_ids)
