@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Self, TypeVar
+from typing import Self, TextIO, TypeVar
 
 from pydantic import ValidationError
 
@@ -30,10 +30,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file of bytes like ``write_text``."""
-    with _renamed(path) as temporary, temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    with atomic_writer(path) as file:
+        file.buffer.write(content)
 
 
 def write_records(path: Path, records: Iterable[Record]) -> int:
@@ -114,24 +112,18 @@ def repair_tail(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def atomic_writer(path: Path) -> Iterator[IO[str]]:
+def atomic_writer(path: Path) -> Iterator[TextIO]:
     """Open a temporary file beside ``path``; sync it and rename it on success.
 
     Raises StageError when the disk refuses it.
     """
-    with _renamed(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``, and rename what is there to ``path`` on success."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
         try:
-            yield temporary
+            with temporary.open("w", encoding="utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             with contextlib.suppress(OSError):  # a disk that went read-only says so below us
