@@ -19,11 +19,11 @@ from typing import Any, Literal
 
 import orjson
 import psutil
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from optima.errors import StageError
 from optima.recipe.schema import Recipe
-from optima.records import make_folder, write_text
+from optima.records import make_folder, read_record, write_text
 from optima.stages import StageDone, read_done, stage_folders
 from optima.types import Record
 
@@ -134,15 +134,8 @@ def read_outline(root: Path) -> Outline | None:
 
     Raises StageError when it cannot be read.
     """
-    try:
-        return Outline.model_validate_json((root / PLAN).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (IsADirectoryError, ValidationError) as error:
-        raise StageError(
-            f"{root / PLAN}: cannot be read; it was damaged from outside: remove it, or give the "
-            "command that wrote it again"
-        ) from error
+    remedy = "it was damaged from outside: remove it, or give the command that wrote it again"
+    return read_record(root / PLAN, Outline, remedy)
 
 
 def _write(root: Path, outline: Outline) -> None:

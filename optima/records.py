@@ -67,6 +67,20 @@ def parse_record(line: bytes, kind: type[R], place: str) -> R:
         ) from error
 
 
+def read_record(path: Path, kind: type[R], remedy: str) -> R | None:
+    """Return the one record that a file holds, None where there is no file.
+
+    Raises StageError, which ends with ``remedy``, when it cannot be read.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (IsADirectoryError, ValidationError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+        raise StageError(f"{path}: cannot be read ({reason}); {remedy}") from error
+
+
 class RecordAppender:
     """Appends records to a file that survives crashes: a torn last line is cut on opening."""
 

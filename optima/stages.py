@@ -17,6 +17,7 @@ from optima.errors import RecipeError, StageError, UsageError
 from optima.outputs import Damage, find_cut_weights, find_damage
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
+from optima.records import read_record
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR
 from optima.types import ModelRef, Record
 
@@ -102,17 +103,8 @@ def read_done(stage_path: Path) -> StageDone | None:
 
     Raises StageError for one that cannot be read.
     """
-    path = stage_path / "DONE.json"
-    try:
-        return StageDone.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (IsADirectoryError, ValidationError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-        raise StageError(
-            f"{path}: cannot be read ({reason}); it was damaged from outside: move it away, then "
-            "run again to finish the stage anew"
-        ) from error
+    remedy = "it was damaged from outside: move it away, then run again to finish the stage anew"
+    return read_record(stage_path / "DONE.json", StageDone, remedy)
 
 
 def finished_stages(root: Path) -> list[StageDone]:

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from optima.errors import ContextOverflowError, ServerError, StageError
 from optima.recipe.schema import ServingSection
+from optima.records import read_record
 from optima.serving.client import Server, authorization, backoff_s
 from optima.serving.reply import Reply, RetryableError, message_of, read_reply, refusal
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR, Logprobs
@@ -286,15 +287,10 @@ def read_logprobs(folder: Path) -> Logprobs | None:
     Raises StageError when they cannot be read.
     """
     path = folder.parent / LOGPROBS_FILE
-    if folder.name != MODEL_DIR or not path.is_file():
+    if folder.name != MODEL_DIR:
         return None
-    try:
-        return Logprobs.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise StageError(
-            f"{path}: cannot be read ({error.errors()[0]['msg']}); put it back from a copy, or "
-            f"move {folder.parent} away and run again to make it anew"
-        ) from error
+    remedy = f"put it back from a copy, or move {folder.parent} away and run again to make it anew"
+    return read_record(path, Logprobs, remedy)
 
 
 def difference(found: Sequence[float], expected: Logprobs) -> str | None:

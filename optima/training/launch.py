@@ -180,10 +180,10 @@ def run_training(
             return result
     else:  # first the result: without it nothing else counts
         for name in (RESULT_FILE, LOGPROBS_FILE, MODEL_DIR, CHECKPOINTS_DIR):
-            if (output / name).exists():
-                aside = move_aside(output / name)
-                logger.warning("%s: of a training with other inputs; moved to %s",
-                               output / name, aside.name)  # fmt: skip
+            if (path := output / name).exists():
+                with disk_errors(path):
+                    aside = move_aside(path)
+                logger.warning("%s: of a training with other inputs; moved to %s", path, aside.name)
     devices = training_devices(job.train, devices)
     config = accelerate_config(job.train, n_devices(devices), kind=job.kind)
     config["use_cpu"] = devices.kind == "cpu"
