@@ -12,11 +12,10 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from optima.conversation.agent import Speaker
 from optima.conversation.dialogue import Completion, Dialogue, Request
 from optima.conversation.rollouts import Generate
 from optima.errors import StageError
-from optima.pipelines.context import RunContext, Sampling
+from optima.pipelines.context import RunContext, Sampling, Team
 from optima.rundir import Stage
 from optima.seeding import derive_seed
 from optima.serving.client import CompletionClient, Server
@@ -32,13 +31,13 @@ logger = logging.getLogger(__name__)
 
 
 def dialogue_about(
-    context: RunContext, out: Stage, problem: Problem, speakers: tuple[Speaker, ...], judge: Judge
+    context: RunContext, out: Stage, problem: Problem, team: Team, judge: Judge
 ) -> Dialogue:
     """Return the first conversation of a stage about a problem, before it is held."""
     return Dialogue(
         problem_id=problem.problem_id,
         n=0,
-        speakers=speakers,
+        speakers=team.speakers(problem),
         answer_style=context.task.answer_style,
         agreement=TaskAgreement(context.task.metric, problem.choices, judge),
         limits=context.recipe.conversation,

@@ -117,10 +117,7 @@ async def _grow_all(
         n_calls = n_at_once * section.n_rollouts
         async with completing(context, out, fleet, drawn, n_calls) as complete:
             forest = Forest(section, complete, desk.rewards_for, keep, n_at_once)
-            dialogues = (
-                dialogue_about(context, out, problem, team.speakers(problem), judge)
-                for problem in missing
-            )
+            dialogues = (dialogue_about(context, out, p, team, judge) for p in missing)
             await forest.grow(dialogues, stored)
 
 

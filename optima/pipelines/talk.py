@@ -114,7 +114,7 @@ def _dialogues(
     for problem, numbers in missing:
         if not numbers:
             continue
-        plain = dialogue_about(context, out, problem, team.speakers(problem), judge)
+        plain = dialogue_about(context, out, problem, team, judge)
         for n in numbers:
             if not formats:
                 yield replace(plain, n=n)

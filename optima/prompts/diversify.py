@@ -26,6 +26,7 @@ MAX_SIMILARITY = 80.0  # rapidfuzz token_sort_ratio, 0 to 100, from which two fo
 REQUESTS_PER_FORMAT = 3
 TEMPERATURE = 1.0
 MAX_TOKENS = 2000
+TIMEOUT_S = 60.0
 
 _THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.):])\s+")
@@ -33,16 +34,8 @@ _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.):])\s+")
 logger = logging.getLogger(__name__)
 
 
-def diversify(  # noqa: PLR0913  one place of use, and every value is the user's
-    out_dir: Path,
-    *,
-    n: int,
-    model: str,
-    base_url: str,
-    api_key: str,
-    seed: int = 0,
-    timeout_s: float = 60.0,
-    max_similarity: float = MAX_SIMILARITY,
+def diversify(
+    out_dir: Path, *, n: int, model: str, base_url: str, api_key: str, seed: int = 0
 ) -> tuple[Format, ...]:
     """Write ``n`` new formats into ``out_dir``, one file each, and return them.
 
@@ -56,13 +49,13 @@ def diversify(  # noqa: PLR0913  one place of use, and every value is the user's
     known = list(load_formats(out_dir if any(out_dir.glob("*.txt")) else None))
     made: list[Format] = []
     n_requests = REQUESTS_PER_FORMAT * n
-    with openai.OpenAI(base_url=base_url, api_key=api_key, timeout=timeout_s) as client:
+    with openai.OpenAI(base_url=base_url, api_key=api_key, timeout=TIMEOUT_S) as client:
         for attempt in range(n_requests):
             draw = rng(seed, "diversify", attempt)
             shown = draw.sample(known, min(N_SHOWN, len(known)))
             reply = _ask(client, model, shown, derive_seed(seed, "diversify", attempt))
             for text in _proposals(reply):
-                if _is_near_duplicate(text, known, max_similarity):
+                if _is_near_duplicate(text, known):
                     logger.debug("left out as known: %s", text)
                     continue
                 new = Format(f"made-{digest(text, length=8)}", text)
@@ -126,7 +119,7 @@ def _proposals(reply: str) -> Iterator[str]:
             yield text
 
 
-def _is_near_duplicate(text: str, known: Sequence[Format], max_similarity: float) -> bool:
+def _is_near_duplicate(text: str, known: Sequence[Format]) -> bool:
     return any(
-        fuzz.token_sort_ratio(text.lower(), other.text.lower()) >= max_similarity for other in known
+        fuzz.token_sort_ratio(text.lower(), other.text.lower()) >= MAX_SIMILARITY for other in known
     )

@@ -121,7 +121,7 @@ def save(
     temporary = output.with_name(TEMPORARY_MODEL_DIR)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    start = local_companions(job.model.path, job.revision)
+    start = local_companions(job)
     if PartialState().is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
         if job.train.lora is None:
@@ -164,7 +164,7 @@ def merge_saved(job: TrainJob, directory: Path, dtype: torch.dtype) -> None:
     merged = PeftModel.from_pretrained(base, str(directory)).merge_and_unload()
     check_weights(merged.state_dict())
     shutil.rmtree(directory)
-    save_model_dir(merged, None, local_companions(job.model.path, job.revision), directory)
+    save_model_dir(merged, None, local_companions(job), directory)
 
 
 def write_logprobs(job: TrainJob, row: Sequence[int], directory: Path, dtype: torch.dtype) -> None:
@@ -212,12 +212,13 @@ def check_weights(weights: Mapping[str, torch.Tensor]) -> None:
             raise DivergenceError(f"training: weight {name} is not finite at the end")
 
 
-def local_companions(model: str, revision: str | None = None) -> Path:
-    """Return a directory that holds the model's companions; a hub id's are downloaded."""
+def local_companions(job: TrainJob) -> Path:
+    """Return a directory with the start model's companions; a hub id's are downloaded."""
+    model = job.model.path
     if Path(model).is_dir():
         return Path(model)
     patterns = ["config.json", *COMPANIONS]
-    return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    return Path(snapshot_download(model, revision=job.revision, allow_patterns=patterns))
 
 
 def token_ids(config: Any) -> dict[str, Any]:

@@ -90,9 +90,7 @@ def serve() -> Iterator[Serve]:
 
 
 def ask(out_dir: Path, server: ChatServer, n: int, key: str = KEY) -> tuple[Format, ...]:
-    return diversify(
-        out_dir, n=n, model="m", base_url=server.url, api_key=key, seed=3, timeout_s=10
-    )
+    return diversify(out_dir, n=n, model="m", base_url=server.url, api_key=key, seed=3)
 
 
 def test_new_formats_are_written_one_file_each_and_can_be_loaded(
