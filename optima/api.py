@@ -214,7 +214,7 @@ def _stored_recipe(root: Path | None, models: Sequence[Model]) -> list[Path]:
 
     Raises UsageError when that cannot be read.
     """
-    runs = {run_of(model.ref.adapter or model.ref.path) for model in models} - {None}
+    runs = {run_of(model.ref.place) for model in models} - {None}
     if root is not None and (root / RECIPE).is_file():
         runs = {root}
     for found in runs if len(runs) == 1 else ():

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+WEIGHTS = ("*.safetensors", "*.bin")  # where a model has both, the first is what is loaded
 _LARGEST_HEADER = 100_000_000  # the format's own limit, in bytes
 
 
@@ -72,6 +73,11 @@ def find_damage(
     return None
 
 
+def find_weights(folder: Path) -> list[Path]:
+    """Return the files of weights in a directory, in the order of their names."""
+    return sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
+
+
 def find_cut_weights(folder: Path) -> Damage | None:
     """Return the first weights in a directory that are shorter or longer than they say.
 
@@ -85,7 +91,7 @@ def find_cut_weights(folder: Path) -> Damage | None:
         for shard in sorted(shards):
             if not (folder / shard).is_file():
                 return Damage(folder / shard, "is gone")
-    for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
+    for path in find_weights(folder):
         size = path.stat().st_size
         if size == 0:
             return Damage(path, "is empty")

@@ -235,6 +235,11 @@ class ModelRef(Record):
     path: str
     adapter: str | None = None
 
+    @property
+    def place(self) -> str:
+        """Where a training wrote it, or where it comes from: the adapter, where there is one."""
+        return self.adapter or self.path
+
 
 class TurnLosses(Record):
     """Mean negative log-likelihood of each turn under the base model, in nats per token.

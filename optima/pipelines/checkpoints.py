@@ -7,13 +7,13 @@ from pathlib import Path
 
 from optima.errors import ModelError, StageError, UsageError
 from optima.files import INPUTS, RECIPE
+from optima.outputs import WEIGHTS, find_weights
 from optima.pipelines.context import Model
 from optima.records import check_path
 from optima.seeding import digest
 from optima.stages import check_model, is_stage, read_done
 from optima.types import ModelRef
 
-_WEIGHTS = ("*.safetensors", "*.bin")
 _CONFIGURATIONS = ("config.json", "adapter_config.json")
 _NUMBER = re.compile(r"(\d+)")
 _TRIAL = re.compile(r"/influence/group_\d+/train/model/")
@@ -70,10 +70,10 @@ def name_model(spec: str, label: str) -> Model:
 
 def read_model(path: Path, label: str) -> Model:
     """Return the model in a directory; ModelError when its weights or its base are missing."""
-    weights = sorted(file for pattern in _WEIGHTS for file in path.glob(pattern))
+    weights = find_weights(path)
     if not weights:
         raise ModelError(
-            f"{path}: has a configuration and no weights ({' or '.join(_WEIGHTS)}); it was not "
+            f"{path}: has a configuration and no weights ({' or '.join(WEIGHTS)}); it was not "
             "written to its end: remove it, or resume the run that was writing it"
         )
     try:

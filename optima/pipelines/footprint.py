@@ -15,6 +15,7 @@ from typing import Any
 
 from optima.conversation.loading import HUB_TIMEOUT_S, model_json
 from optima.errors import ModelError, UsageError
+from optima.outputs import WEIGHTS
 from optima.plan import Counts, plan
 from optima.recipe.schema import ModelSection, Recipe
 
@@ -22,7 +23,6 @@ _BYTES_PER_TOKEN = 6  # JSON Lines of generated English text, a generous figure
 _OPTIMIZER_FACTOR = 6  # float32 weights and two Adam moments over bf16 weights
 _BYTES_PER_PARAMETER = 2  # the bfloat16 that models are published and kept in
 ESTIMATED = "estimated from config.json"  # as 16-bit weights
-_WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def _of_shape(config: Mapping[str, Any]) -> Weights | None:
 
 def _of_files(size_by_name: Mapping[str, int]) -> int:
     """Return the bytes of the weight files; where there are two formats, of the one that counts."""
-    for pattern in _WEIGHT_PATTERNS:
+    for pattern in WEIGHTS:
         sizes = [n for name, n in size_by_name.items() if Path(name).match(pattern)]
         if sizes:
             return sum(sizes)

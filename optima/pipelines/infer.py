@@ -120,8 +120,7 @@ def measured(output: Path, models: Sequence[Model]) -> tuple[Figures, ...]:
     (output / RESULTS).unlink(missing_ok=True)  # an earlier attempt's: its stages may be others now
     figures = Run(output).measure([model.label for model in models])
     return tuple(
-        replace(one, model=model.ref.adapter or model.ref.path)
-        for one, model in zip(figures, models, strict=True)
+        replace(one, model=model.ref.place) for one, model in zip(figures, models, strict=True)
     )
 
 

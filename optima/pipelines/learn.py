@@ -27,7 +27,7 @@ def train_model(
     trained = context.do(step, train, start, rows, section)
     result = TrainResult.model_validate_json((trained.path / RESULT_FILE).read_bytes())
     ref = result.model
-    if not Path(ref.adapter or ref.path).exists():
+    if not Path(ref.place).exists():
         made = str((trained.path / MODEL_DIR).resolve())
         ref = ModelRef(path=start.ref.path, adapter=made) if ref.adapter else ModelRef(path=made)
     return Model(step.model, ref, trained.digest)

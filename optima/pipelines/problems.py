@@ -79,7 +79,7 @@ def _check_unseen(
     """Raise DataError when a model was trained on some of the problems."""
     if context.task.generate is not None:
         return  # its splits are made apart, whatever the seed
-    runs = {run_of(model.ref.adapter or model.ref.path) for model in models}
+    runs = {run_of(model.ref.place) for model in models}
     for train in sorted(run / "problems/train.jsonl" for run in runs if run is not None):
         if train.is_file() and (seen := overlap(read_records(train, Problem), problems)):
             what = describe_overlap(seen, len(problems), str(train))

@@ -65,7 +65,7 @@ class Fleet:
             self._workers = self._own_workers()
         logger.info(
             "starting %d server(s) of %s, logs in %s",
-            len(self._workers), self.model.adapter or self.model.path, self.log_dir,
+            len(self._workers), self.model.place, self.log_dir,
         )  # fmt: skip
         try:
             self._start_all()

@@ -258,7 +258,7 @@ def check_served(server: Server, model_name: str, model: ModelRef, timeout_s: fl
     is not compared, nor is one whose server does not give any, which is logged. Raises
     RetryableError when the server does not answer.
     """
-    path = Path(model.adapter or model.path)
+    path = Path(model.place)
     expected = read_logprobs(path)
     if expected is None:
         return
