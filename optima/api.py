@@ -64,10 +64,9 @@ def train(
     from optima.pipelines.methods import run_method
     from optima.training.launch import check_trackers
 
-    serving = require_environment(_spec(vllm_env), "vllm")
-    training = require_environment(_spec(train_env), "train")
-    check_trackers(recipe.train.report_to, training)
-    run_method(recipe, run_dir, vllm_env=serving, train_env=training)
+    environments = find_both(vllm_env, train_env)
+    check_trackers(recipe.train.report_to, environments["train_env"])
+    run_method(recipe, run_dir, **environments)
 
 
 def dry_run(
@@ -180,6 +179,14 @@ def evaluation_recipe(
     elif not any(change.startswith("data.n_test=") for change in changes):
         changes.append("data.n_test=null")
     return inference_recipe(layers, task=task, overrides=changes)
+
+
+def find_both(vllm_env: Place | None, train_env: Place | None) -> dict[str, Environment]:
+    """Return the environments of servers and trainings, by the words that functions take."""
+    return {
+        "vllm_env": require_environment(_spec(vllm_env), "vllm"),
+        "train_env": require_environment(_spec(train_env), "train"),
+    }
 
 
 def find_vllm(spec: str | None, recipe: Recipe) -> Environment:

@@ -117,16 +117,6 @@ class Run:
         return read_attempts(self.root)
 
     @property
-    def outline(self) -> files.Outline | None:
-        """The stages or runs to come that the run noted, None where its recipe says them."""
-        return files.read_outline(self.root)
-
-    @property
-    def talks(self) -> tuple[files.Talk, ...]:
-        """The stages in which agents conversed, finished or not, in the order they began."""
-        return files.find_talks(self.root)
-
-    @property
     def searches(self) -> tuple[files.Search, ...]:
         """The stages in which trees grew, finished or not, in the order they began."""
         return files.find_searches(self.root)
@@ -319,14 +309,15 @@ class Run:
             raise UsageError(f"{self.root}: has evaluated no {label}; it has {known}")
         return found[label]
 
-    def _result(self, label: str) -> _Result | None:
-        return next((row for row in self._results.models if row.label == label), None)
+    def _result(self, label: str) -> _Result:
+        """Return what was written of a model; nothing where its evaluation is not finished."""
+        written = (row for row in self._results.models if row.label == label)
+        return next(written, _Result(label=label))
 
     def _place(self, label: str) -> str:
         """Return where a model is; empty where an evaluation is not finished."""
         if self.is_evaluation:
-            written = self._result(label)
-            return written.model if written else ""
+            return self._result(label).model
         made = self.models.get(label)
         if made is not None:
             return made.place
@@ -392,9 +383,9 @@ class Run:
         """Return the curve of self-consistency: as it was written, or else computed as it is."""
         if not samples or label == VOTES:
             return ()
-        written = self._result(label)
-        if written is not None and written.points is not None:
-            return written.points
+        written = self._result(label).points
+        if written is not None:
+            return written
         return tuple(scaling_curve(samples, seed=self.recipe.seed))
 
     @contextlib.contextmanager

@@ -179,7 +179,11 @@ def _translate(
         if option in taken:
             raise UsageError(f"--{name}: says the same as {option}; give one")
         taken.add(option)
-        made.append(f"{option}={_checked(name, option, given[name])}")
+        if option in _PATHS:
+            from optima.records import check_path
+
+            check_path(given[name], f"--{name}")
+        made.append(f"{option}={given[name]}")
     for name, field in spellings.fields.items():
         if name in given:
             value = given[name]
@@ -205,14 +209,6 @@ def _take(words: Sequence[str], names: set[str]) -> tuple[list[str], dict[str, s
         if not has_value and given[name].startswith("--"):
             raise UsageError(f"{option}: expected one argument")
     return kept, given
-
-
-def _checked(name: str, option: str, value: str) -> str:
-    if option in _PATHS:
-        from optima.records import check_path
-
-        check_path(value, f"--{name}")
-    return value
 
 
 def _servers(device: str, n_gpus: int) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from optima.files import PROBLEMS, SPLITS, Talk, n_spoken, parsed, raw_lines
+from optima.files import PROBLEMS, SPLITS, Talk, find_talks, n_spoken, parsed, raw_lines
 from optima.reader import Run
 from optima.seeding import rng
 from optima.types import StopReason
@@ -79,7 +79,9 @@ class Archive:
 
     def __init__(self, runs: Sequence[Run], *, n_most: int | None = None) -> None:
         self.runs = tuple(runs)
-        self.sources = tuple(Source(i, talk) for i, run in enumerate(runs) for talk in run.talks)
+        self.sources = tuple(
+            Source(i, talk) for i, run in enumerate(runs) for talk in find_talks(run.root)
+        )
         self._inodes = [one.talk.conversations.stat().st_ino for one in self.sources]
         self.problems = Problems(runs)
         self.n_left_out = 0

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from optima.errors import OptimaError
+from optima.errors import OptimaError, UsageError
 from optima.files import CONVERSATIONS, DONE, ROUNDS
 from optima.pipelines.status import read_status, status_text
 from optima.reporting.archive import StaleError
@@ -119,14 +119,16 @@ class LiveReport:
 async def serve(runs: Sequence[Path], port: int, announce: Callable[[str], None]) -> None:
     """Serve the report of ``runs`` until cancelled; ``announce`` is given the address.
 
-    ``port`` 0 takes a free one. Raises OSError when the port is taken.
+    ``port`` 0 takes a free one. Raises UsageError when the port cannot be listened at.
     """
     key = secrets.token_urlsafe(16)
     runner = web.AppRunner(_application(LiveReport(runs), key), access_log=None)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, HOST, port)
-        await site.start()
+        try:
+            await web.TCPSite(runner, HOST, port).start()
+        except OSError as error:
+            raise UsageError(f"--port {port}: {error.strerror}; take another one") from error
         host, bound = runner.addresses[0][:2]
         announce(f"http://{host}:{bound}/{key}/")
         await asyncio.Event().wait()

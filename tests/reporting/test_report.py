@@ -111,6 +111,17 @@ def test_taken_port_is_one_line_and_status_2(tmp_path: Path) -> None:
     assert len(err.splitlines()) == 1
 
 
+def test_output_that_cannot_be_written_is_not_blamed_on_the_port(tmp_path: Path) -> None:
+    root = training(tmp_path / "run")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*VIEW, str(root)], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True,
+            timeout=90, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("optima: standard output: the disk is full")
+
+
 def test_view_answers_only_who_knows_the_address_and_only_by_its_name(tmp_path: Path) -> None:
     root = training(tmp_path / "run")
     with _view(str(root)) as url:
