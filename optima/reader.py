@@ -220,7 +220,7 @@ class Run:
             found = error.errors()[0]
             reason = " ".join((*map(str, found["loc"]), found["msg"]))
             raise StageError(
-                f"{path}: no JSON of an evaluation ({reason}); it was damaged: give the command "
+                f"{path}: is not the JSON of an evaluation ({reason}); it was damaged: give the command "
                 "that wrote it again"
             ) from error
 

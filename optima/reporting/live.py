@@ -65,15 +65,19 @@ class LiveReport:
         text = await asyncio.to_thread(lambda: "".join(page_parts(content)))
         return web.Response(text=text, content_type="text/html")
 
-    async def chunk(self, request: web.Request) -> web.StreamResponse:
-        """Answer with a chunk of conversations of the version that the page was made from."""
-        archive = self._content(request).archive
-        return await self._answer(request, archive.n_chunks, archive.chunk)
-
-    async def tree(self, request: web.Request) -> web.StreamResponse:
-        """Answer with a tree of the version that the page was made from."""
-        trees = self._content(request).trees
-        return await self._answer(request, len(trees), trees.tree)
+    async def blob(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a chunk or a tree of the version that the page was made from."""
+        number, version = int(request.match_info["number"]), request.query.get("v", "")
+        try:
+            if version not in self._made:
+                raise StaleError(version)
+            n, read = self._made[version].blobs[request.match_info["kind"]]
+            if number >= n:
+                raise web.HTTPNotFound
+            body = await asyncio.to_thread(read, number)
+        except (StaleError, FileNotFoundError) as error:
+            raise web.HTTPGone(text="the runs have gone on; reload the page") from error
+        return web.Response(body=body, content_type="application/json")
 
     async def status(self, request: web.Request) -> web.StreamResponse:
         """Answer with where the runs stand; ``share`` is that of the first stage under way."""
@@ -93,24 +97,6 @@ class LiveReport:
                 "version": self.version(),
             }
         )
-
-    def _content(self, request: web.Request) -> Content:
-        try:
-            return self._made[request.query["v"]]
-        except KeyError as error:
-            raise web.HTTPGone(text="the runs have gone on; reload the page") from error
-
-    async def _answer(
-        self, request: web.Request, n: int, read: Callable[[int], bytes]
-    ) -> web.StreamResponse:
-        number = int(request.match_info["number"])
-        if number >= n:
-            raise web.HTTPNotFound
-        try:
-            body = await asyncio.to_thread(read, number)
-        except (StaleError, FileNotFoundError) as error:
-            raise web.HTTPGone(text="the runs have gone on; reload the page") from error
-        return web.Response(body=body, content_type="application/json")
 
     def _make(self, version: str) -> Content:
         return replace(contents(self._runs), live=True, version=version)
@@ -142,8 +128,7 @@ def _application(report: LiveReport, key: str) -> web.Application:
         [
             web.get(f"/{key}/", report.page),
             web.get(f"/{key}/status", report.status),
-            web.get(f"/{key}/chunk/{{number:\\d+}}", report.chunk),
-            web.get(f"/{key}/tree/{{number:\\d+}}", report.tree),
+            web.get(f"/{key}/{{kind:chunk|tree}}/{{number:\\d+}}", report.blob),
         ]
     )
     return application

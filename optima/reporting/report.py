@@ -14,7 +14,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -118,6 +118,14 @@ class Content:
     live: bool = False
     version: str = ""
 
+    @property
+    def blobs(self) -> dict[str, tuple[int, Callable[[int], bytes]]]:
+        """What is read when it is looked into, by its kind: how many there are, and how."""
+        return {
+            "chunk": (self.archive.n_chunks, self.archive.chunk),
+            "tree": (len(self.trees), self.trees.tree),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -139,8 +147,8 @@ def contents(places: Sequence[Path], limits: Limits | None = None) -> Content:
 def write_report(places: Sequence[Path], output: Path, limits: Limits) -> Path:
     """Write the report of runs, or folders of runs, into ``output``; return the page's path.
 
-    Runs are read as they are, finished or not. Raises UsageError for what is no run, StageError for
-    what is damaged, or was made anew while it was read.
+    Runs are read as they are, finished or not. Raises UsageError for what is not a run, StageError
+    for what is damaged, or was made anew while it was read.
     """
     try:
         return _write_report(places, output, limits)
@@ -328,16 +336,13 @@ def _payload(content: Content) -> dict[str, Any]:
 
 def _blobs(content: Content) -> Iterator[tuple[str, str]]:
     """Yield the identifier and the content of all that is unpacked when it is looked into."""
-    archive, trees = content.archive, content.trees
-    total = archive.n_chunks + len(trees)
-    with tqdm(desc="report", total=total, disable=not sys.stderr.isatty()) as bar:
-        for name, n, read in (
-            ("chunk", archive.n_chunks, archive.chunk),
-            ("tree", len(trees), trees.tree),
-        ):
-            for number in range(n):
-                yield f"{name}-{number}", packed(read(number))
-                bar.update()
+    blobs = [
+        (f"{kind}-{number}", read, number)
+        for kind, (n, read) in content.blobs.items()
+        for number in range(n)
+    ]
+    for name, read, number in tqdm(blobs, desc="report", disable=not sys.stderr.isatty()):
+        yield name, packed(read(number))
 
 
 def _card(run: Run) -> Iterator[tuple[str, str]]:
