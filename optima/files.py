@@ -216,8 +216,8 @@ def parsed(line: bytes, place: object) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         reason = str(error)
     raise StageError(
-        f"{place}: is not a JSON record ({reason}); put the file back from a copy, or move its directory "
-        "away and run again"
+        f"{place}: is not a JSON record ({reason}); put the file back from a copy, or move its "
+        "directory away and run again"
     )
 
 

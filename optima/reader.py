@@ -220,8 +220,8 @@ class Run:
             found = error.errors()[0]
             reason = " ".join((*map(str, found["loc"]), found["msg"]))
             raise StageError(
-                f"{path}: is not the JSON of an evaluation ({reason}); it was damaged: give the command "
-                "that wrote it again"
+                f"{path}: is not the JSON of an evaluation ({reason}); it was damaged: give the "
+                "command that wrote it again"
             ) from error
 
     def problems(self, split: Literal["train", "test"] = "test") -> dict[str, Problem]:
