@@ -11,7 +11,7 @@ problems are asked.
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ class Spellings:
 
     options: Mapping[str, str]
     fields: Mapping[str, str]
-    refused: Mapping[str, str]
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 TRAINING = Spellings(
@@ -74,13 +74,10 @@ INFERENCE = Spellings(
         "port": "serving.port",
         "temperature": "evaluation.temperature",
     },
-    refused={},
 )
 # The program of votes has --temperature itself.
 CONSISTENCY = Spellings(
-    INFERENCE.options,
-    {name: field for name, field in INFERENCE.fields.items() if name != "temperature"},
-    {},
+    INFERENCE.options, {key: INFERENCE.fields[key] for key in ("tokenizer_path", "device", "port")}
 )
 
 
@@ -184,10 +181,10 @@ def _translate(
 
             check_path(given[name], f"--{name}")
         made.append(f"{option}={given[name]}")
-    for name, field in spellings.fields.items():
+    for name, key in spellings.fields.items():
         if name in given:
             value = given[name]
-            made += devices(value) if name == "device" else [f"{field}={value}"]
+            made += devices(value) if name == "device" else [f"{key}={value}"]
     end = kept.index("--") if "--" in kept else len(kept)
     return [*kept[:end], *made, *kept[end:]], given
 

@@ -129,23 +129,24 @@ def baselines(
     check_metric(metric, recipe)
     serving = api.find_vllm(vllm_env, recipe)
     model_by_method = {method: models[0] for method in named if method in UNTRAINED}
+
+    def evaluated() -> str:
+        """Ask what is not asked yet, and write all of it; return the table."""
+        with api.output_named():
+            rows = run_baselines(recipe, model_by_method, place, ballot=ballot, vllm_env=serving)
+        return write_inference(recipe, rows, place)
+
     text = ""
     if "trained" in named and run is not None:
         training = require_environment(train_env, "train")
-        if model_by_method:  # written before a long training, which may fail
-            with api.output_named():
-                rows = run_baselines(
-                    recipe, model_by_method, place, ballot=ballot, vllm_env=serving
-                )
-            write_inference(recipe, rows, place)
+        if model_by_method:
+            evaluated()  # before a long training, which may fail
         control = control_dir or run.resolve().with_name(f"{run.resolve().name}-single")
         model_by_method["trained"] = train_control(
             run, control, "trained", vllm_env=serving, train_env=training
         )
         text = f"\nTrained single agent: {control}"
-    with api.output_named():
-        rows = run_baselines(recipe, model_by_method, place, ballot=ballot, vllm_env=serving)
-    print(write_inference(recipe, rows, place) + text)
+    print(evaluated() + text)
     return 0
 
 

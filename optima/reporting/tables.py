@@ -8,11 +8,13 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from optima.costs import SPENT_ON, EvaluationCost, ModelCost, repaid_after
 from optima.evaluation.figures import Figures
 from optima.evaluation.statistics import Estimate
 from optima.pipelines.comparison import Compared
+from optima.types import Fault, StopReason
 
 Placed = tuple[tuple[str, ...], Figures]
 
@@ -22,10 +24,8 @@ _REWARDS = {
 }  # fmt: skip
 # Why conversations ended, and what else went wrong in them, by their metrics.
 _ENDS = {
-    **{f"stop/{end}": end.replace("_", " ")
-       for end in ("agreement", "alone", "max_turns", "context_overflow", "error")},
-    "fault/role_leakage": "fault: role leakage",
-    "fault/overflow": "fault: overflow",
+    **{f"stop/{end}": end.replace("_", " ") for end in get_args(StopReason)},
+    **{f"fault/{fault}": f"fault: {fault.replace('_', ' ')}" for fault in get_args(Fault)},
     "health/leaked": "a label began",
     "health/repeated": "repeated",
     "health/empty": "empty",
