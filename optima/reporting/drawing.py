@@ -137,11 +137,10 @@ def _for_page(text: str, words: Words) -> str:
     """Return a drawing as an ``<svg>`` element that can stand in a page among others."""
     ElementTree.register_namespace("", _SVG)
     root = ElementTree.fromstring(text)  # noqa: S314  what the lines above have drawn
-    for metadata in root.findall(f"{{{_SVG}}}metadata"):
-        root.remove(metadata)
-    for definitions in root.findall(f"{{{_SVG}}}defs"):
-        for style in definitions.findall(f"{{{_SVG}}}style"):
-            definitions.remove(style)  # its one rule would hold for the whole page
+    dropped = (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style")  # a style holds for the whole page
+    for parent in list(root.iter()):
+        for child in [child for child in parent if child.tag in dropped]:
+            parent.remove(child)
     root.set("style", "stroke-linejoin: round; stroke-linecap: butt")
     used = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", text))
     for element in root.iter():
