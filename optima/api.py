@@ -51,8 +51,7 @@ def run(
     path, a python, a conda name, or by default ``.envs``. Raises UsageError before anything is
     written, StageError and others when a stage cannot finish; the same call then goes on.
     """
-    made = as_recipe(recipe)
-    place = Path(run_dir) if run_dir is not None else _default_run_dir(recipe, made)
+    made, place = _resolved(recipe, run_dir)
     train(made, place, vllm_env=vllm_env, train_env=train_env)
     return open_run(place)
 
@@ -64,10 +63,9 @@ def train(
     from optima.pipelines.methods import run_method
     from optima.training.launch import check_trackers
 
-    serving = require_environment(_spec(vllm_env), "vllm")
-    training = require_environment(_spec(train_env), "train")
-    check_trackers(recipe.train.report_to, training)
-    run_method(recipe, run_dir, vllm_env=serving, train_env=training)
+    environments = find_both(vllm_env, train_env)
+    check_trackers(recipe.train.report_to, environments["train_env"])
+    run_method(recipe, run_dir, **environments)
 
 
 def dry_run(
@@ -81,8 +79,7 @@ def dry_run(
     """
     from optima.pipelines.dry_run import dry_run as check
 
-    made = as_recipe(recipe)
-    place = Path(run_dir) if run_dir is not None else _default_run_dir(recipe, made)
+    made, place = _resolved(recipe, run_dir)
     return check(made, place, _spec(vllm_env), _spec(train_env))
 
 
@@ -114,11 +111,6 @@ def evaluate(
         rows = run_inference(made, models, place, vllm_env=environment)
     write_inference(made, rows, place)
     return open_run(place)
-
-
-def as_recipe(recipe: Recipe | Words) -> Recipe:
-    """Return the recipe, read if it is given by words."""
-    return recipe if isinstance(recipe, Recipe) else load_recipe(*_words(recipe))
 
 
 def split_words(words: Sequence[Place]) -> tuple[list[Path], list[str]]:
@@ -182,6 +174,14 @@ def evaluation_recipe(
     return inference_recipe(layers, task=task, overrides=changes)
 
 
+def find_both(vllm_env: Place | None, train_env: Place | None) -> dict[str, Environment]:
+    """Return the environments of servers and trainings, by the words that functions take."""
+    return {
+        "vllm_env": require_environment(_spec(vllm_env), "vllm"),
+        "train_env": require_environment(_spec(train_env), "train"),
+    }
+
+
 def find_vllm(spec: str | None, recipe: Recipe) -> Environment:
     """Return the environment of the servers; it need not hold vLLM where endpoints serve."""
     find = resolve_environment if recipe.serving.endpoints else require_environment
@@ -232,10 +232,14 @@ def _spec(environment: Place | None) -> str | None:
     return None if environment is None else str(environment)
 
 
-def _default_run_dir(given: Recipe | Words, recipe: Recipe) -> Path:
+def _resolved(given: Recipe | Words, run_dir: Place | None) -> tuple[Recipe, Path]:
+    """Return the recipe, read if it is given by words, and the directory of its run."""
     if isinstance(given, Recipe):
-        return Path("runs") / f"{recipe.method}-{recipe.task}-seed{recipe.seed}"
-    return default_run_dir(split_words(_words(given))[0], recipe)
+        recipe, default = given, Path("runs") / f"{given.method}-{given.task}-seed{given.seed}"
+    else:
+        recipe = load_recipe(*_words(given))
+        default = default_run_dir(split_words(_words(given))[0], recipe)
+    return recipe, default if run_dir is None else Path(run_dir)
 
 
 def _name_of(config: Path) -> str:

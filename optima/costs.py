@@ -19,6 +19,7 @@ KINDS = {
     "score": "score", "train": "train",
 }  # fmt: skip
 OTHER = "other"  # selecting, ranking, scripting, judging
+SPENT_ON = (*dict.fromkeys(KINDS.values()), OTHER)
 _NOT_MAKING = ("evaluate", "problems")
 
 
@@ -28,8 +29,7 @@ class ModelCost:
 
     Tokens are those the agents generated, merged utterances of trees and interrupted conversations
     included, and those training went over, in all its epochs. Device-seconds are wall time times
-    the GPUs of the attempt, or times 1 on a CPU, by what they were spent on: ``generate``,
-    ``score``, ``train``, ``other``.
+    the GPUs of the attempt, or times 1 on a CPU, by what they were spent on (``SPENT_ON``).
     """
 
     label: str
@@ -51,7 +51,7 @@ class ModelCost:
             n_generated=self.n_generated - before.n_generated,
             n_trained=self.n_trained - before.n_trained,
             device_seconds={
-                kind: seconds - before.device_seconds.get(kind, 0.0)
+                kind: seconds - before.device_seconds[kind]
                 for kind, seconds in self.device_seconds.items()
             },
         )
@@ -71,7 +71,7 @@ def costs_of_stages(
     """Return the costs of the models that a run's stages trained, in order of training."""
     costs = []
     generated = trained = 0.0
-    seconds = dict.fromkeys((*dict.fromkeys(KINDS.values()), OTHER), 0.0)
+    seconds = dict.fromkeys(SPENT_ON, 0.0)
     for done in stages:
         label, _, part = done.stage.partition("/")
         if label in _NOT_MAKING:

@@ -196,7 +196,7 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def parsed(line: bytes, place: object) -> dict[str, Any]:
-    """Return a line of a record file, only parsed; StageError names its place when it is none.
+    """Return a line of a record file, only parsed; StageError names its place when it is not one.
 
     A run holds some 100,000 conversations; checking every field of every turn takes most of the
     time of reading them. What a stage writes is checked when it is written.
@@ -209,7 +209,7 @@ def parsed(line: bytes, place: object) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         reason = str(error)
     raise StageError(
-        f"{place}: not a JSON record ({reason}); put the file back from a copy, or move its "
+        f"{place}: is not a JSON record ({reason}); put the file back from a copy, or move its "
         "directory away and run again"
     )
 

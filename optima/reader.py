@@ -14,14 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import orjson
+from pydantic import BaseModel, ValidationError
 
 from optima import files
 from optima.costs import EvaluationCost, ModelCost, costs_of_stages, evaluation_cost
 from optima.errors import StageError, UsageError
 from optima.evaluation.consistency import Point, Sample, scaling_curve, vote_of_all
 from optima.evaluation.figures import Figures, Judged, JudgedConversation, figures_of, tally
-from optima.evaluation.statistics import Estimate
 from optima.plan import BASE, COLD_START, iterations
 from optima.recipe.schema import Recipe
 from optima.records import R, check_path, read_records
@@ -50,6 +49,21 @@ Baseline = Literal["cot", "sc", "mad", "autoform", "trained"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 VOTES: Baseline = "sc"  # whose figures are those of its votes
 _OTHERS = ("score", "groups")  # stages of an evaluation, besides talk and rank
+
+
+class _Result(BaseModel):
+    """What is read of a model in results.json: where it is, and the curve of its votes."""
+
+    label: str
+    model: str = ""
+    points: tuple[Point, ...] | None = None
+
+
+class _Results(BaseModel):
+    """What is read of results.json, which may hold more."""
+
+    models: tuple[_Result, ...] = ()
+    costs: tuple[ModelCost, ...] = ()
 
 
 class Run:
@@ -103,16 +117,6 @@ class Run:
         return read_attempts(self.root)
 
     @property
-    def outline(self) -> files.Outline | None:
-        """The stages or runs to come that the run noted, None where its recipe says them."""
-        return files.read_outline(self.root)
-
-    @property
-    def talks(self) -> tuple[files.Talk, ...]:
-        """The stages in which agents conversed, finished or not, in the order they began."""
-        return files.find_talks(self.root)
-
-    @property
     def searches(self) -> tuple[files.Search, ...]:
         """The stages in which trees grew, finished or not, in the order they began."""
         return files.find_searches(self.root)
@@ -142,10 +146,11 @@ class Run:
             label, _, kind = stage.stage.rpartition("/")
             folder = self.root / stage.stage / MODEL_DIR
             if kind == "train" and "/" not in label and folder.is_dir():
-                base, path = self.recipe.model.path, str(folder.resolve())
+                path = str(folder.resolve())
                 is_adapter = (folder / "adapter_config.json").is_file()
-                made[label] = ModelRef(
-                    **{"path": base, "adapter": path} if is_adapter else {"path": path}
+                base = self.recipe.model.path
+                made[label] = (
+                    ModelRef(path=base, adapter=path) if is_adapter else ModelRef(path=path)
                 )
         return made
 
@@ -196,7 +201,7 @@ class Run:
     def costs(self) -> tuple[ModelCost, ...]:
         """What the models trained here cost to make, or what an inference noted of its models'."""
         if self.is_evaluation:
-            return tuple(ModelCost(**row) for row in self.results.get("costs", ()))
+            return self._results.costs
         return costs_of_stages(self.stages, self.attempts)
 
     def cost_of(self, label: str) -> ModelCost | None:
@@ -204,23 +209,20 @@ class Run:
         return next((cost for cost in self.costs if cost.label == label), None)
 
     @cached_property
-    def results(self) -> dict[str, Any]:
+    def _results(self) -> _Results:
         """results.json as an evaluation wrote it; empty before."""
         path = self.root / files.RESULTS
         if not path.exists():
-            return {}
+            return _Results()
         try:
-            results: dict[str, Any] = orjson.loads(path.read_bytes())
-            for row in results.get("models", ()):  # the fields that are used here
-                _ = row["label"], *map(_point, row.get("points", ()))
-            _ = [ModelCost(**row) for row in results.get("costs", ())]
-        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}"
+            return _Results.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            found = error.errors()[0]
+            reason = " ".join((*map(str, found["loc"]), found["msg"]))
             raise StageError(
-                f"{path}: no JSON of an evaluation ({reason}); it was damaged: give the command "
-                "that wrote it again"
+                f"{path}: is not the JSON of an evaluation ({reason}); it was damaged: give the "
+                "command that wrote it again"
             ) from error
-        return results
 
     def problems(self, split: Literal["train", "test"] = "test") -> dict[str, Problem]:
         """Return the problems of a split by their ids; ``test`` are the held-out ones."""
@@ -243,17 +245,15 @@ class Run:
         Those whose answers were grouped are measured by the vote among all samples of a problem
         where ``by_vote`` says so; None takes that of the baseline ``sc`` alone.
         """
-        tallies, found = {}, {}
+        tallies, found = {}, []
         for one in map(self._evaluation, labels):
-            is_vote = one.is_grouped and (one.label == VOTES if by_vote is None else by_vote)
-            judged = list(self._lightly(one.folder))
-            votes = None
-            if is_vote:
-                votes = vote_of_all(self._samples(one.folder, judged), seed=self.recipe.seed)
-            if judged:
-                tallies[one.label] = tally(judged, votes)
-                points = self._points(one, judged) if one.is_grouped else ()
-                found[one.label] = (one, points)
+            if not (judged := list(self._lightly(one.folder))):
+                continue
+            samples = self._samples(one.folder, judged) if one.is_grouped else {}
+            is_vote = samples and (one.label == VOTES if by_vote is None else by_vote)
+            votes = vote_of_all(samples, seed=self.recipe.seed) if is_vote else None
+            tallies[one.label] = tally(judged, votes)
+            found.append((one, self._points(one.label, samples)))
         made_in: dict[str, float] = defaultdict(float)
         for done in self.stages:
             made_in[done.stage.split("/")[0]] += done.seconds
@@ -261,15 +261,15 @@ class Run:
         return tuple(
             replace(
                 figures,
-                model=self._place(label),
+                model=self._place(one.label),
                 reward=one.ranked.metrics.get("reward/total") if is_training else None,
                 seconds=one.talked.seconds,
-                made_in_s=made_in[label] if is_training else 0.0,
+                made_in_s=made_in[one.label] if is_training else 0.0,
                 metrics=dict(one.talked.metrics),
                 points=points,
             )
-            for figures, (label, (one, points)) in zip(
-                figures_of(tallies, seed=self.recipe.seed), found.items(), strict=True
+            for figures, (one, points) in zip(
+                figures_of(tallies, seed=self.recipe.seed), found, strict=True
             )
         )
 
@@ -309,15 +309,15 @@ class Run:
             raise UsageError(f"{self.root}: has evaluated no {label}; it has {known}")
         return found[label]
 
-    def _result(self, label: str) -> dict[str, Any]:
-        rows = (row for row in self.results.get("models", ()) if row.get("label") == label)
-        found: dict[str, Any] = next(rows, {})
-        return found
+    def _result(self, label: str) -> _Result:
+        """Return what was written of a model; nothing where its evaluation is not finished."""
+        written = (row for row in self._results.models if row.label == label)
+        return next(written, _Result(label=label))
 
     def _place(self, label: str) -> str:
         """Return where a model is; empty where an evaluation is not finished."""
         if self.is_evaluation:
-            return str(self._result(label).get("model", ""))
+            return self._result(label).model
         made = self.models.get(label)
         if made is not None:
             return made.place
@@ -356,10 +356,8 @@ class Run:
         lines = zip(files.raw_lines(said), files.raw_lines(ranked), strict=True)
         with self._one_for_each(f"{folder}/rank/{files.REWARDS}"):
             for n, ((_, line), (_, beside)) in enumerate(lines, start=1):
-                talk, parts = (
-                    files.parsed(line, f"{said}:{n}"),
-                    files.parsed(beside, f"{ranked}:{n}"),
-                )
+                talk = files.parsed(line, f"{said}:{n}")
+                parts = files.parsed(beside, f"{ranked}:{n}")
                 yield Judged(
                     problem_id=talk["problem_id"],
                     score=parts["task"],
@@ -381,13 +379,14 @@ class Run:
                 samples[one.problem_id].append(Sample(number, one.score, one.n_tokens))
         return dict(samples)
 
-    def _points(self, one: files.Evaluation, judged: Sequence[Judged]) -> tuple[Point, ...]:
+    def _points(self, label: str, samples: Mapping[str, Sequence[Sample]]) -> tuple[Point, ...]:
         """Return the curve of self-consistency: as it was written, or else computed as it is."""
-        if one.label == VOTES:
+        if not samples or label == VOTES:
             return ()
-        if "points" in (written := self._result(one.label)):
-            return tuple(map(_point, written["points"]))
-        return tuple(scaling_curve(self._samples(one.folder, judged), seed=self.recipe.seed))
+        written = self._result(label).points
+        if written is not None:
+            return written
+        return tuple(scaling_curve(samples, seed=self.recipe.seed))
 
     @contextlib.contextmanager
     def _one_for_each(self, name: str) -> Iterator[None]:
@@ -418,11 +417,6 @@ def run_of(model: str) -> Path | None:
 def _is_trial(parts: Sequence[str]) -> bool:
     """Tell whether a stage is ``<iteration>/influence/<trial>/<part>``: no evaluation."""
     return len(parts) == 4 and parts[1] == "influence"
-
-
-def _point(row: dict[str, Any]) -> Point:
-    score, coverage = Estimate(**row["score"]), Estimate(**row["coverage"])
-    return Point(k=row["k"], score=score, coverage=coverage, n_tokens=row["n_tokens"])
 
 
 def _to_frame(rows: list[dict[str, Any]]) -> Any:

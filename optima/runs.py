@@ -38,13 +38,17 @@ def find_runs(places: Sequence[Path]) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(root for pairs in read_each(_expand, places) for root, _ in pairs))
 
 
-def transfers(runs: Sequence[Run]) -> list[list[Run]]:
-    """Return the inferences of each transfer, a task each, without those that have no model yet."""
-    groups: dict[object, list[Run]] = {}
+def transfers(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return the inferences of each transfer, a task each, without those that have no model yet.
+
+    The key tells what is made of them apart: nothing for one alone, else ``-1``, ``-2`` and so on.
+    """
+    groups: dict[Path | None, list[Run]] = {}
     for run in runs:
         if run.kind == "transfer" and run.figures:
             groups.setdefault(run.folder, []).append(run)
-    return list(groups.values())
+    is_alone = len(groups) == 1
+    return {"" if is_alone else f"-{i}": group for i, group in enumerate(groups.values(), start=1)}
 
 
 def _is_called_as_its_task(run: Run) -> bool:

@@ -32,7 +32,7 @@ def test_run_tells_its_models_in_the_order_in_which_they_were_made(runs: dict[st
     assert list(run.models) == ["cold_start", "iter_0_sft", "iter_0_dpo"]
     assert run.evaluated == ("base", "cold_start", "iter_0_sft", "iter_0_dpo")
     for label, model in run.models.items():
-        assert Path(model.adapter or model.path) == (runs["sft_dpo"] / label / "train/model")
+        assert Path(model.place) == (runs["sft_dpo"] / label / "train/model")
     assert run.metrics["problems"]["problems/test"] == 3
     assert run.stages[0].stage == "problems"
 

@@ -202,7 +202,9 @@ def test_plan_that_cannot_be_read_is_one_line(text: str, tmp_path: Path) -> None
 def test_results_of_a_wrong_kind_are_one_line(text: str, tmp_path: Path) -> None:
     root = made.baselines(tmp_path / "out")
     (root / "results.json").write_text(text)
-    with pytest.raises(StageError, match=r"results\.json: no JSON of an evaluation") as said:
+    with pytest.raises(
+        StageError, match=r"results\.json: is not the JSON of an evaluation"
+    ) as said:
         open_runs([root])
     assert "\n" not in str(said.value)
 

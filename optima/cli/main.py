@@ -274,23 +274,17 @@ def try_model(
     same answer everywhere, how the reward is made up, how many problems would be selected, and
     which fields to change if that is bad. Trains nothing.
     """
+    from optima import api
     from optima.cli.doctor import figures, text
     from optima.pipelines.trial import try_recipe
-    from optima.processes.environment import require_environment
     from optima.recipe.loading import dump_recipe, load_recipe
     from optima.records import write_text
     from optima.seeding import digest
 
     recipe = load_recipe(config, overrides or ())
     directory = output or Path("runs", "try", digest(dump_recipe(recipe), str(n)))
-    trial = try_recipe(
-        recipe,
-        directory,
-        n=n,
-        n_shown=show,
-        vllm_env=require_environment(vllm_env, "vllm"),
-        train_env=require_environment(train_env, "train"),
-    )
+    environments = api.find_both(vllm_env, train_env)
+    trial = try_recipe(recipe, directory, n=n, n_shown=show, **environments)
     results = json.dumps(figures(trial))
     write_text(directory / "results.json", f"{results}\n")
     print(results if as_json else text(trial, directory))

@@ -158,6 +158,14 @@ def paths(help: str, metavar: str = "RUN") -> Any:  # noqa: A002
     return typer.Argument(metavar=metavar, parser=_path, help=help, show_default=False)
 
 
+def _environment(library: str, role: str) -> Any:
+    return typer.Option(
+        metavar="ENV",
+        help=f"environment with {library}: prefix path, python, or conda name (default: "
+        f"OPTIMA_{role.upper()}_ENV, else .envs/{role}, else conda's optima-{role})",
+    )
+
+
 Config = Annotated[list[Path], typer.Option("--config", metavar="RECIPE ...", help=CONFIG_HELP)]
 MaybeConfig = Annotated[
     list[Path] | None, typer.Option("--config", metavar="RECIPE ...", help=CONFIG_HELP)
@@ -169,22 +177,8 @@ Overrides = Annotated[
         help="fields of the recipe to change, such as train.learning_rate=1.0e-5",
     ),
 ]  # fmt: skip
-VllmEnv = Annotated[
-    str | None,
-    typer.Option(
-        metavar="ENV",
-        help="environment with vLLM: prefix path, python, or conda name (default: OPTIMA_VLLM_ENV, "
-        "else .envs/vllm, else conda's optima-vllm)",
-    ),
-]
-TrainEnv = Annotated[
-    str | None,
-    typer.Option(
-        metavar="ENV",
-        help="environment with TRL: prefix path, python, or conda name (default: OPTIMA_TRAIN_ENV, "
-        "else .envs/train, else conda's optima-train)",
-    ),
-]
+VllmEnv = Annotated[str | None, _environment("vLLM", "vllm")]
+TrainEnv = Annotated[str | None, _environment("TRL", "train")]
 
 
 def exclude(**given: object) -> None:

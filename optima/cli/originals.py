@@ -11,7 +11,7 @@ problems are asked.
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ class Spellings:
 
     options: Mapping[str, str]
     fields: Mapping[str, str]
-    refused: Mapping[str, str]
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 TRAINING = Spellings(
@@ -74,13 +74,10 @@ INFERENCE = Spellings(
         "port": "serving.port",
         "temperature": "evaluation.temperature",
     },
-    refused={},
 )
 # The program of votes has --temperature itself.
 CONSISTENCY = Spellings(
-    INFERENCE.options,
-    {name: field for name, field in INFERENCE.fields.items() if name != "temperature"},
-    {},
+    INFERENCE.options, {key: INFERENCE.fields[key] for key in ("tokenizer_path", "device", "port")}
 )
 
 
@@ -178,11 +175,15 @@ def _translate(
         if option in taken:
             raise UsageError(f"--{name}: says the same as {option}; give one")
         taken.add(option)
-        made.append(f"{option}={_checked(name, option, given[name])}")
-    for name, field in spellings.fields.items():
+        if option in _PATHS:
+            from optima.records import check_path
+
+            check_path(given[name], f"--{name}")
+        made.append(f"{option}={given[name]}")
+    for name, key in spellings.fields.items():
         if name in given:
             value = given[name]
-            made += devices(value) if name == "device" else [f"{field}={value}"]
+            made += devices(value) if name == "device" else [f"{key}={value}"]
     end = kept.index("--") if "--" in kept else len(kept)
     return [*kept[:end], *made, *kept[end:]], given
 
@@ -204,14 +205,6 @@ def _take(words: Sequence[str], names: set[str]) -> tuple[list[str], dict[str, s
         if not has_value and given[name].startswith("--"):
             raise UsageError(f"{option}: expected one argument")
     return kept, given
-
-
-def _checked(name: str, option: str, value: str) -> str:
-    if option in _PATHS:
-        from optima.records import check_path
-
-        check_path(value, f"--{name}")
-    return value
 
 
 def _servers(device: str, n_gpus: int) -> list[str]:

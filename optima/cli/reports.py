@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 from optima.cli.options import MANY, path, paths, whole
-from optima.errors import UsageError
 
 STATUS = """\
 examples:
@@ -86,9 +85,6 @@ def view(
     def announce(address: str) -> None:
         print(f"{address}\nCtrl-C ends it; the runs go on.", flush=True)
 
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            interruption.run(serve(runs, port, announce))
-    except OSError as error:
-        raise UsageError(f"--port {port}: {error.strerror}; take another one") from error
+    with contextlib.suppress(KeyboardInterrupt):
+        interruption.run(serve(runs, port, announce))
     return 0

@@ -129,23 +129,24 @@ def baselines(
     check_metric(metric, recipe)
     serving = api.find_vllm(vllm_env, recipe)
     model_by_method = {method: models[0] for method in named if method in UNTRAINED}
+
+    def evaluated() -> str:
+        """Ask what is not asked yet, and write all of it; return the table."""
+        with api.output_named():
+            rows = run_baselines(recipe, model_by_method, place, ballot=ballot, vllm_env=serving)
+        return write_inference(recipe, rows, place)
+
     text = ""
     if "trained" in named and run is not None:
         training = require_environment(train_env, "train")
-        if model_by_method:  # written before a long training, which may fail
-            with api.output_named():
-                rows = run_baselines(
-                    recipe, model_by_method, place, ballot=ballot, vllm_env=serving
-                )
-            write_inference(recipe, rows, place)
+        if model_by_method:
+            evaluated()  # before a long training, which may fail
         control = control_dir or run.resolve().with_name(f"{run.resolve().name}-single")
         model_by_method["trained"] = train_control(
             run, control, "trained", vllm_env=serving, train_env=training
         )
         text = f"\nTrained single agent: {control}"
-    with api.output_named():
-        rows = run_baselines(recipe, model_by_method, place, ballot=ballot, vllm_env=serving)
-    print(write_inference(recipe, rows, place) + text)
+    print(evaluated() + text)
     return 0
 
 
@@ -255,18 +256,12 @@ def sweep(
     Runs that differ only in a field of pairs or dpo grow their first trees once. An interrupted
     sweep goes on when the same command is given again.
     """
+    from optima import api
     from optima.pipelines.studies import folder_of, read_variants, run_sweep
-    from optima.processes.environment import require_environment
     from optima.reporting.results import sweep_text
 
     variants = read_variants(config, over, overrides or ())
-    run_sweep(
-        variants,
-        over,
-        run_dir,
-        vllm_env=require_environment(vllm_env, "vllm"),
-        train_env=require_environment(train_env, "train"),
-    )
+    run_sweep(variants, over, run_dir, **api.find_both(vllm_env, train_env))
     roots = {value: run_dir / folder_of(value) for value in variants}
     print(sweep_text(over.partition("=")[0], roots))
     return 0
@@ -288,16 +283,12 @@ def ablate(
     depend on the reward is done once. Interrupted ablations go on when the same command is given
     again.
     """
+    from optima import api
     from optima.pipelines.studies import read_ablations, run_ablations
-    from optima.processes.environment import require_environment
     from optima.reporting.results import comparison_text
 
-    rows = run_ablations(
-        read_ablations(config, overrides or ()),
-        run_dir,
-        vllm_env=require_environment(vllm_env, "vllm"),
-        train_env=require_environment(train_env, "train"),
-    )
+    recipes = read_ablations(config, overrides or ())
+    rows = run_ablations(recipes, run_dir, **api.find_both(vllm_env, train_env))
     print(comparison_text(rows, run_dir))
     return 0
 

@@ -4,7 +4,7 @@ The one record of figures: of a training's models, of inferences, baselines, vot
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,12 +30,16 @@ class Judged:
     has_failed: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Tally:
-    """What was counted of one model's conversations, problem by problem, before any interval.
+    """What was counted of one model's conversations, problem by problem.
 
-    ``counts`` are the tokens of each conversation, or of each vote; shares in [0, 1]; problems are
-    in the order in which they first came.
+    ``answered`` and ``failed`` in [0, 1]. ``counts`` are the tokens of each conversation, or of
+    each vote, by the paper's count (label in, end of turn out); ``n_generated`` those of all that
+    the server generated (label out, end of turn in), ``generated`` their mean. Failed and overlong
+    conversations count in full. ``score_by_problem`` and ``tokens_by_problem`` are means over each
+    problem's conversations, in the order in which problems first came. Of a vote, tokens are those
+    of all its samples, and it is answered when one of them is.
     """
 
     counts: tuple[int, ...]
@@ -46,6 +50,31 @@ class Tally:
     failed: float
     score_by_problem: dict[str, float]
     tokens_by_problem: dict[str, float]
+
+    @property
+    def n_problems(self) -> int:
+        """Problems that it was asked."""
+        return len(self.score_by_problem)
+
+    @property
+    def n_samples(self) -> int:
+        """Conversations per problem."""
+        return round(self.n_conversations / self.n_problems)
+
+    @property
+    def tokens_median(self) -> float:
+        """The median of ``counts``."""
+        return percentile(self.counts, 50)
+
+    @property
+    def tokens_p95(self) -> float:
+        """Their 95th percentile."""
+        return percentile(self.counts, 95)
+
+    @property
+    def generated(self) -> float:
+        """Tokens generated per conversation, or per vote."""
+        return self.n_generated / len(self.counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,49 +104,26 @@ class JudgedConversation:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Figures of one model on the problems of one task.
+@dataclass(frozen=True, kw_only=True)
+class Figures(Tally):
+    """Figures of one model on the problems of one task: what was counted, and intervals.
 
-    ``score``, ``answered`` and ``failed`` in [0, 1]; tokens are those of the utterances of a
-    conversation by the paper's count (label in, end of turn out), ``generated`` the mean of those
-    that the server generated (label out, end of turn in) and ``n_generated`` all of them; failed
-    and overlong conversations count in full. ``score_by_problem`` are the means over each problem's
-    conversations, which the interval is drawn over. Of a vote, tokens are those of all its samples
-    and it is answered when one of them is. ``counts`` are the tokens of each conversation or vote.
-
-    ``model`` is where the model is, empty where the run does not say. ``reward`` is the mean R with
-    the tokens of the run's first model as normaliser, None outside of trainings. ``metrics`` are
-    those of its conversations, ``seconds`` their wall time, server start in; ``made_in_s`` that of
-    the stages that made it, 0 where the run did not. ``points`` are its votes for k = 1, 2, ...
+    ``score`` (in [0, 1]) and ``tokens`` are means over the problems. ``model`` is where the model
+    is, empty where the run does not say. ``reward`` is the mean R with the tokens of the run's
+    first model as normaliser, None outside of trainings. ``metrics`` are those of its
+    conversations, ``seconds`` their wall time, server start in; ``made_in_s`` that of the stages
+    that made it, 0 where the run did not. ``points`` are its votes for k = 1, 2, ...
     """
 
     label: str
-    n_problems: int
-    n_conversations: int
     score: Estimate
     tokens: Estimate
-    tokens_median: float
-    tokens_p95: float
-    turns: float
-    answered: float
-    failed: float
-    generated: float
-    n_generated: int
-    score_by_problem: dict[str, float]
-    tokens_by_problem: dict[str, float]
-    counts: tuple[int, ...]
     model: str = ""
     reward: float | None = None
     seconds: float = 0.0
     made_in_s: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
     points: tuple[Point, ...] = ()
-
-    @property
-    def n_samples(self) -> int:
-        """Conversations per problem."""
-        return round(self.n_conversations / self.n_problems)
 
     def row(self) -> dict[str, Any]:
         """Return the means and their 95 % intervals as a line of a table."""
@@ -176,29 +182,13 @@ def figures_of(tally_by_label: Mapping[str, Tally], *, seed: int) -> tuple[Figur
     Intervals are those of each model alone. Models with as many problems share the draws, which
     take most of the time where there are thousands.
     """
-    values_M: list[Sequence[float]] = [
+    values_M = [
         list(values.values())
         for counted in tally_by_label.values()
         for values in (counted.score_by_problem, counted.tokens_by_problem)
     ]
     estimates = iter(estimate_means(values_M, seed=seed))
     return tuple(
-        Figures(
-            label=label,
-            n_problems=len(counted.score_by_problem),
-            n_conversations=counted.n_conversations,
-            score=next(estimates),
-            tokens=next(estimates),
-            tokens_median=percentile(counted.counts, 50),
-            tokens_p95=percentile(counted.counts, 95),
-            turns=counted.turns,
-            answered=counted.answered,
-            failed=counted.failed,
-            generated=counted.n_generated / len(counted.counts),
-            n_generated=counted.n_generated,
-            score_by_problem=counted.score_by_problem,
-            tokens_by_problem=counted.tokens_by_problem,
-            counts=counted.counts,
-        )
+        Figures(**vars(counted), label=label, score=next(estimates), tokens=next(estimates))
         for label, counted in tally_by_label.items()
     )

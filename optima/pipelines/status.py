@@ -127,7 +127,7 @@ def read_status(root: Path) -> Status:
     run = Run(root)
     _ = run.recipe
     check_run(root, reads=False)
-    outline, begun_at = run.outline, _begun_at(run)
+    outline, begun_at = read_outline(root), _begun_at(run)
     is_other = outline is not None or run.is_evaluation
     names = list(outline.stages) if outline else list(begun_at) if is_other else []
     names = [
@@ -198,7 +198,7 @@ def _n_lines_expected(run: Run, name: str) -> int | None:
     if problems is None:
         return None
     n_test = int(problems.metrics.get("problems/test", 0))
-    outline = run.outline
+    outline = read_outline(run.root)
     if outline is not None and name in outline.n_samples:
         return n_test * outline.n_samples[name]
     n_train = int(problems.metrics.get("problems/train", 0))

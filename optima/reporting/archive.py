@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from optima.files import PROBLEMS, SPLITS, Talk, n_spoken, parsed, raw_lines
+from optima.files import PROBLEMS, SPLITS, Talk, find_talks, n_spoken, parsed, raw_lines
 from optima.reader import Run
 from optima.seeding import rng
 from optima.types import StopReason
@@ -29,6 +29,10 @@ CHUNK_BYTES = 400_000  # of JSON; about 10 ms to unpack and parse
 TITLE_CHARS = 120
 # Bits of the column ``flags``.
 ANSWERED, CHOSEN, FAULTY, FAILED, JUDGED = 1, 2, 4, 8, 16
+_KINDS = {
+    "problem": "<u4", "source": "<u2", "n": "<u2", "stop": "<u1", "flags": "<u1",
+    "turns": "<u2", "tokens": "<u4", "task": "<f4", "reward": "<f4",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +44,23 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a conversation, its reward and its losses stand; -1 where there is none."""
+class _Row:
+    """A conversation: the values of its columns, the bytes of its record, and where that stands.
 
+    ``at`` are the offsets of the conversation, its reward and its losses, -1 where there is none.
+    """
+
+    problem: int
     source: int
     n: int
-    conversation: int
-    reward: int
-    losses: int
+    stop: int
+    flags: int
+    turns: int
+    tokens: int
+    task: float
+    reward: float
+    n_bytes: int
+    at: tuple[int, int, int]
 
 
 class StaleError(Exception):
@@ -58,7 +71,7 @@ class Archive:
     """Rows, columns and chunks of the conversations of ``runs``.
 
     Rows are in the order of problems, then of sources, then of samples. ``columns`` has one value
-    per row: ``problem`` (index into ``titles``), ``source``, ``n``, ``stop`` (index into STOPS),
+    per row: ``problem`` (an index of ``problems``), ``source``, ``n``, ``stop`` (index into STOPS),
     ``flags``, ``turns``, ``tokens``, and ``task`` and ``reward``, which are NaN where nothing was
     judged. With ``n_most``, problems are drawn at random (seeded) until that many conversations
     are there; ``n_left_out`` counts the others.
@@ -66,37 +79,33 @@ class Archive:
 
     def __init__(self, runs: Sequence[Run], *, n_most: int | None = None) -> None:
         self.runs = tuple(runs)
-        self.sources = tuple(Source(i, talk) for i, run in enumerate(runs) for talk in run.talks)
+        self.sources = tuple(
+            Source(i, talk) for i, run in enumerate(runs) for talk in find_talks(run.root)
+        )
         self._inodes = [one.talk.conversations.stat().st_ino for one in self.sources]
-        self._problems = _Problems(runs)
+        self.problems = Problems(runs)
         self.n_left_out = 0
-        found: dict[int, list[tuple[_Place, tuple[float, ...]]]] = defaultdict(list)
+        found: dict[int, list[_Row]] = defaultdict(list)
         for index, source in enumerate(self.sources):
-            for problem_id, place, values in _scan(index, source.talk):
-                found[self._problems.index(problem_id)].append((place, values))
-        kept = self._sample(found, n_most)
-        self._places: list[_Place] = []
-        rows: list[tuple[float, ...]] = []
+            for row in _scan(index, source.talk, self.problems):
+                found[row.problem].append(row)
+        self._rows: list[_Row] = []
         self.chunk_starts: list[int] = []
-        self._chunk_problems: list[list[tuple[int, int]]] = []
         size = CHUNK_BYTES
-        for problem in kept:
+        for problem in self._sample(found, n_most):
             if size >= CHUNK_BYTES:
-                self.chunk_starts.append(len(rows))
-                self._chunk_problems.append([])
+                self.chunk_starts.append(len(self._rows))
                 size = 0
-            ordered = sorted(found.pop(problem), key=lambda pair: (pair[0].source, pair[0].n))
-            self._chunk_problems[-1].append((problem, len(ordered)))
-            for place, values in ordered:
-                self._places.append(place)
-                rows.append((problem, place.source, place.n, *values[1:]))
-                size += int(values[0])
-            size += self._problems.size(problem)
-        self.columns = _columns(rows)
-        self.titles = self._problems.titles
+            rows = sorted(found.pop(problem), key=lambda row: (row.source, row.n))
+            self._rows += rows
+            size += sum(row.n_bytes for row in rows) + self.problems.size(problem)
+        self.columns: dict[str, NDArray[Any]] = {
+            name: np.array([getattr(row, name) for row in self._rows], dtype=kind)
+            for name, kind in _KINDS.items()
+        }
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
     @property
     def n_chunks(self) -> int:
@@ -109,8 +118,8 @@ class Archive:
         A row holds the stored records as they are: ``c`` the conversation, ``r`` its reward and
         ``l`` its losses (null where there are none). Raises StaleError.
         """
-        start = self.chunk_starts[number]
-        n_rows = sum(n for _, n in self._chunk_problems[number])
+        start, end = [*self.chunk_starts, len(self)][number : number + 2]
+        rows = self._rows[start:end]
         with ExitStack() as stack:
             files: dict[Path, IO[bytes]] = {}
 
@@ -122,38 +131,22 @@ class Archive:
                 files[path].seek(offset)
                 return files[path].readline().strip()
 
-            rows = []
-            for place in self._places[start : start + n_rows]:
-                talk = self.sources[place.source].talk
-                if talk.conversations.stat().st_ino != self._inodes[place.source]:
+            lines = []
+            for row in rows:
+                talk = self.sources[row.source].talk
+                if talk.conversations.stat().st_ino != self._inodes[row.source]:
                     raise StaleError(str(talk.conversations))
-                conversation = line(talk.conversations, place.conversation)
-                reward = line(talk.rewards, place.reward)
-                losses = line(talk.losses, place.losses)
-                rows.append(b'{"c":%b,"r":%b,"l":%b}' % (conversation, reward, losses))
-            problems = {str(p): self._problems.read(p) for p, _ in self._chunk_problems[number]}
-        return b'{"problems":%b,"rows":[%b]}' % (orjson.dumps(problems), b",".join(rows))
-
-    def problem_index(self, problem_id: str) -> int | None:
-        """Return the index of a problem; None when the runs do not hold it."""
-        return self._problems.index_by_id.get(problem_id)
-
-    def problem(self, index: int) -> Mapping[str, Any]:
-        """Return a problem: question, golds, and what each agent is told in each run."""
-        return self._problems.read(index)
+                paths = (talk.conversations, talk.rewards, talk.losses)
+                lines.append(b'{"c":%b,"r":%b,"l":%b}' % tuple(map(line, paths, row.at)))
+            problems = {str(p): self.problems.read(p) for p in sorted({r.problem for r in rows})}
+        return b'{"problems":%b,"rows":[%b]}' % (orjson.dumps(problems), b",".join(lines))
 
     def header(self) -> dict[str, Any]:
         """Return what a page needs before any conversation is asked for, JSON types only."""
-        titles = orjson.dumps(self.titles)
         return {
             "sources": [
-                {
-                    "run": one.run,
-                    "name": one.talk.name,
-                    "label": one.talk.label,
-                    "kind": one.talk.kind,
-                }
-                for one in self.sources
+                {"run": run, "name": talk.name, "label": talk.label, "kind": talk.kind}
+                for run, talk in ((one.run, one.talk) for one in self.sources)
             ],
             "stops": STOPS,
             "n": len(self),
@@ -162,7 +155,7 @@ class Archive:
                 name: [values.dtype.str[1:], packed(values.tobytes())]
                 for name, values in self.columns.items()
             },
-            "titles": packed(titles),
+            "titles": packed(orjson.dumps(self.problems.titles)),
             "chunks": self.chunk_starts,
         }
 
@@ -182,8 +175,11 @@ class Archive:
         return sorted(kept)
 
 
-class _Problems:
-    """The problems of several runs by index; a problem may be dealt differently in each run."""
+class Problems:
+    """The problems of several runs by index; a problem may be dealt differently in each run.
+
+    ``titles`` are the beginnings of their questions, ``index_by_id`` the indices of all.
+    """
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.index_by_id: dict[str, int] = {}
@@ -206,9 +202,11 @@ class _Problems:
         return index
 
     def size(self, index: int) -> int:
+        """Return the bytes of its records."""
         return sum(size for _, _, size in self._places[index].values())
 
     def read(self, index: int) -> dict[str, Any]:
+        """Return a problem: question, golds, and what each agent is told in each run."""
         versions: list[dict[str, Any]] = []
         version_by_run: dict[str, int] = {}
         whole: dict[str, Any] = {"question": self.titles[index], "golds": [], "task": ""}
@@ -229,16 +227,16 @@ def packed(content: bytes) -> str:
     return base64.b64encode(gzip.compress(content, compresslevel=6, mtime=0)).decode()
 
 
-def _scan(index: int, talk: Talk) -> Iterator[tuple[str, _Place, tuple[float, ...]]]:
-    """Yield (problem id, place, (bytes, *columns from ``stop`` on)) of each record."""
+def _scan(source: int, talk: Talk, problems: Problems) -> Iterator[_Row]:
+    """Yield a row of each conversation that is there."""
     rewards, losses = list(raw_lines(talk.rewards)), list(raw_lines(talk.losses))
     selected = (parsed(raw, talk.selected) for _, raw in raw_lines(talk.selected))
     chosen = {(record["problem_id"], record["n"]) for record in selected}
-    for row, (offset, raw) in enumerate(raw_lines(talk.conversations)):
+    for line, (offset, raw) in enumerate(raw_lines(talk.conversations)):
         record = parsed(raw, talk.conversations)
         key = (record["problem_id"], record["n"])
-        reward_at, reward = _beside(rewards, row, key, talk.rewards)
-        losses_at, _ = _beside(losses, row, key, talk.losses)
+        reward_at, reward = _beside(rewards, line, key, talk.rewards)
+        losses_at, _ = _beside(losses, line, key, talk.losses)
         total = reward.get("total")
         flags = (
             ANSWERED * (record["answer"] is not None)
@@ -247,33 +245,28 @@ def _scan(index: int, talk: Talk) -> Iterator[tuple[str, _Place, tuple[float, ..
             + FAILED * (record["error"] is not None)
             + JUDGED * bool(reward)
         )
-        values = (
-            len(raw),
-            STOPS.index(record["stop_reason"]),
-            flags,
-            len(record["turns"]),
-            n_spoken(record),
-            reward.get("task", np.nan),
-            np.nan if total is None else total,
+        yield _Row(
+            problem=problems.index(key[0]),
+            source=source,
+            n=key[1],
+            stop=STOPS.index(record["stop_reason"]),
+            flags=flags,
+            turns=len(record["turns"]),
+            tokens=n_spoken(record),
+            task=reward.get("task", np.nan),
+            reward=np.nan if total is None else total,
+            n_bytes=len(raw),
+            at=(offset, reward_at, losses_at),
         )
-        yield key[0], _Place(index, key[1], offset, reward_at, losses_at), values
 
 
 def _beside(
-    lines: Sequence[tuple[int, bytes]], row: int, key: tuple[str, int], path: Path
+    lines: Sequence[tuple[int, bytes]], line: int, key: tuple[str, int], path: Path
 ) -> tuple[int, dict[str, Any]]:
-    """Return (offset, record) that stands in ``row`` if it is about ``key``, else (-1, {})."""
-    if row < len(lines):
-        record = parsed(lines[row][1], path)
+    """Return (offset, record) of a line if it is about ``key``, else (-1, {})."""
+    if line < len(lines):
+        offset, raw = lines[line]
+        record = parsed(raw, path)
         if (record["problem_id"], record["n"]) == key:
-            return lines[row][0], record
+            return offset, record
     return -1, {}
-
-
-def _columns(rows: Sequence[tuple[float, ...]]) -> dict[str, NDArray[Any]]:
-    kinds = {
-        "problem": "<u4", "source": "<u2", "n": "<u2", "stop": "<u1", "flags": "<u1",
-        "turns": "<u2", "tokens": "<u4", "task": "<f4", "reward": "<f4",
-    }  # fmt: skip
-    values = np.array(rows, dtype=np.float64).reshape(len(rows), len(kinds))
-    return {name: values[:, i].astype(kind) for i, (name, kind) in enumerate(kinds.items())}

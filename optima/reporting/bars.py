@@ -32,8 +32,6 @@ _STOPS = {"agreement": 0, "alone": 2, "max_turns": 1, "context_overflow": 3, "er
 _FAULTS = {"role_leakage": 5, "overflow": 6}
 _LINE_IN = 0.24
 _MIN_NAMED_SHARE = 0.09  # a part of a bar below this has no room for its number
-_WORDS_FOR = {"max_turns": "max turns", "context_overflow": "context overflow",
-              "role_leakage": "role leakage"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +61,13 @@ def stop_figures(runs: Sequence[Run]) -> list[Figure]:
         "stop-reasons-of-candidates", "How candidates ended",
         f"{said}the candidates that an iteration draws from the model before it.",
     )  # fmt: skip
-    both = ((of_models, models), (of_drawn, drawn))
-    return [_stop_figure(words, lines) for words, lines in both if lines]
+    found = (_stop_figure(of_models, models), _stop_figure(of_drawn, drawn))
+    return [figure for figure in found if figure is not None]
 
 
 def length_figure(runs: Sequence[Run]) -> Figure | None:
     """Draw the distribution of tokens per conversation by model; None without models."""
-    shown = [(h, model) for h in runs for model in h.figures]
+    shown = [(run, model) for run in runs for model in run.figures]
     if not shown:
         return None
     words = Words(
@@ -80,14 +78,11 @@ def length_figure(runs: Sequence[Run]) -> Figure | None:
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.add_subplot()
+        ends = []
         for y, (run, model) in enumerate(shown):
-            colour = COLOURS[runs.index(run) % len(COLOURS)]
-            _draw_box(axes, y, model, colour)
+            ends.append(_draw_box(axes, y, model, COLOURS[runs.index(run) % len(COLOURS)]))
         _name_lines(axes, [name_of(runs, run, one.label) for run, one in shown])
-        most = max(float(np.percentile(model.counts, 95)) for _, model in shown)
-        axes.set_xlim(
-            0, 1.05 * max(1.0, most, *(float(np.mean(model.counts)) for _, model in shown))
-        )
+        axes.set_xlim(0, 1.05 * max(1.0, *ends))
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.set_xlabel("tokens per conversation")
         add_grid(axes, "x")
@@ -136,10 +131,8 @@ def cost_figure(runs: Sequence[Run]) -> Figure | None:
 
 def transfer_figures(runs: Sequence[Run]) -> list[Figure]:
     """Draw a matrix for every transfer: models by tasks, score in per cent and tokens."""
-    groups = transfers(runs)
     found = []
-    for i, group in enumerate(groups):
-        suffix = "" if len(groups) == 1 else f"-{i + 1}"
+    for suffix, group in transfers(runs).items():
         words = Words(
             f"transfer{suffix}", "Transfer",
             "Each model (row) on each task (column): score in per cent, and below it the mean "
@@ -150,9 +143,11 @@ def transfer_figures(runs: Sequence[Run]) -> list[Figure]:
     return found
 
 
-def _stop_figure(words: Words, lines: Sequence[Line]) -> Figure:
+def _stop_figure(words: Words, lines: Sequence[Line]) -> Figure | None:
     stops = {k: n for k, n in _STOPS.items() if any(f"stop/{k}" in line.values for line in lines)}
     faults = {k: n for k, n in _FAULTS.items() if any(f"fault/{k}" in x.values for x in lines)}
+    if not stops and not faults:
+        return None
     shares = [
         Line(line.name, {key: line.values.get(f"stop/{key}", 0.0) for key in stops})
         for line in lines
@@ -168,9 +163,8 @@ def _stop_figure(words: Words, lines: Sequence[Line]) -> Figure:
         _name_lines(left, [line.name for line in lines])
         left.set_xlim(0, 100)
         left.set_xlabel("conversations, %")
-        names = [_WORDS_FOR.get(key, key) for key in stops]
-        names += [f"fault: {_WORDS_FOR.get(key, key)}" for key in faults]
-        add_legend(canvas, [*bars.values(), *handles], names)
+        names = [*stops, *(f"fault: {key}" for key in faults)]
+        add_legend(canvas, [*bars.values(), *handles], [name.replace("_", " ") for name in names])
 
     return render(words, draw, height_in=_height(len(lines)) + 0.3)
 
@@ -218,7 +212,9 @@ def _stack(
     return bars
 
 
-def _draw_box(axes: Axes, y: int, model: Figures, colour: str) -> None:
+def _draw_box(axes: Axes, y: int, model: Figures, colour: str) -> float:
+    """Draw the tokens of a model in line ``y``; return how far they reach."""
+    mean = float(np.mean(model.counts))
     low, left, middle, right, high = np.percentile(model.counts, [5, 25, 50, 75, 95])
     axes.hlines(y, low, high, color=colour, linewidth=1.2)
     axes.vlines([low, high], y - 0.18, y + 0.18, color=colour, linewidth=1.2)
@@ -226,7 +222,8 @@ def _draw_box(axes: Axes, y: int, model: Figures, colour: str) -> None:
         y, right - left, 0.56, left=left, color=colour, alpha=0.35, edgecolor=colour, linewidth=1.2
     )
     axes.vlines(middle, y - 0.28, y + 0.28, color=INK, linewidth=2.0)
-    axes.plot(float(np.mean(model.counts)), y, marker="o", markersize=4, color=INK)
+    axes.plot(mean, y, marker="o", markersize=4, color=INK)
+    return max(mean, float(high))
 
 
 def _transfer_figure(words: Words, group: Sequence[Run], labels: Sequence[str]) -> Figure:
@@ -238,7 +235,9 @@ def _transfer_figure(words: Words, group: Sequence[Run], labels: Sequence[str]) 
             for model in run.figures:
                 y = labels.index(model.label)
                 score, tokens = model.score.mean, model.tokens.mean
-                axes.add_patch(_cell(x, y, shades(0.12 + 0.88 * score)))
+                shade = shades(0.12 + 0.88 * score)
+                axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=shade,
+                                         edgecolor="none"))  # fmt: skip
                 ink = "white" if score > 0.45 else "black"
                 axes.text(x, y, f"{100 * score:.1f}", ha="center", va="bottom", color=ink,
                           fontweight="bold")  # fmt: skip
@@ -252,10 +251,6 @@ def _transfer_figure(words: Words, group: Sequence[Run], labels: Sequence[str]) 
             spine.set_visible(False)
 
     return render(words, draw, height_in=0.7 + 0.5 * len(labels))
-
-
-def _cell(x: int, y: int, colour: tuple[float, float, float, float]) -> Patch:
-    return Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=colour, edgecolor="none")
 
 
 def _name_lines(axes: Axes, names: Sequence[str]) -> None:

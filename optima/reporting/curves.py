@@ -29,7 +29,6 @@ from optima.reporting.drawing import (
     shorten,
 )
 
-Measure = Callable[[Figures], Estimate]
 Look = dict[str, Any]  # how one series is told from the others, by colour and without
 
 _ITERATION = re.compile(r"iter_(\d+)(_sft|_dpo)?")
@@ -44,12 +43,12 @@ _PARTS = {
 }
 
 
-def look(index: int) -> Look:
-    """Return the look of a series by its number."""
+def look(index: int, *, is_joined: bool = True) -> Look:
+    """Return the look of a series by its number, its points joined by a line or not."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index % len(DASHES)],
+        "linestyle": DASHES[index % len(DASHES)] if is_joined else "none",
     }
 
 
@@ -72,7 +71,8 @@ def tokens_figure(runs: Sequence[Run]) -> Figure | None:
         "and overlong conversations count in full, a vote counts all its samples. Bars: 95 % "
         "interval, bootstrap over problems.",
     )  # fmt: skip
-    return _models_figure(words, runs, _tokens, "tokens per conversation", is_from_zero=True)
+    unit = "tokens per conversation"
+    return _models_figure(words, runs, lambda model: model.tokens, unit, is_from_zero=True)
 
 
 def tradeoff_figure(runs: Sequence[Run]) -> Figure | None:
@@ -89,14 +89,23 @@ def tradeoff_figure(runs: Sequence[Run]) -> Figure | None:
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.add_subplot()
-        handles = [_draw_tradeoff(axes, run, look(i)) for i, run in enumerate(shown)]
+        handles: list[Artist] = []
+        for i, run in enumerate(shown):
+            tokens, scores = [one.tokens for one in run.figures], list(map(_score, run.figures))
+            x, y = [one.mean for one in tokens], [one.mean for one in scores]
+            of_one = look(i, is_joined=_is_sequence(run))
+            axes.errorbar(
+                x, y, xerr=_reach(tokens), yerr=_reach(scores), fmt="none",
+                ecolor=of_one["color"], elinewidth=0.8, alpha=0.55,
+            )  # fmt: skip
+            handles += axes.plot(x, y, **of_one)
         add_grid(axes)
         axes.set_xlabel("tokens per conversation")
         axes.set_ylabel("score, %")
         axes.margins(0.12)
         axes.set_xlim(left=max(0.0, axes.get_xlim()[0]))
-        add_legend(canvas, handles, [run.name for run in shown])
-        points = [(_tokens(model).mean, _score(model).mean) for h in shown for model in h.figures]
+        _tell_apart(canvas, handles, [run.name for run in shown])
+        points = [(model.tokens.mean, _score(model).mean) for run in shown for model in run.figures]
         place_labels(axes, points, [name for run in shown for name in _names(run, n)])
 
     return render(words, draw, height_in=HEIGHT_IN + 0.5)
@@ -135,7 +144,7 @@ def reward_figure(runs: Sequence[Run]) -> Figure | None:
             label_models(axes, labels, width_in=2.2)
         for axes in grid[len(parts) :]:
             axes.set_axis_off()
-        add_legend(canvas, handles, [run.name for run, _ in shown])
+        _tell_apart(canvas, handles, [run.name for run, _ in shown])
 
     return render(words, draw, height_in=1.2 + 1.5 * ((len(parts) + 1) // 2))
 
@@ -176,7 +185,7 @@ def scaling_figures(runs: Sequence[Run]) -> list[Figure]:
             axes.set_xlabel(name)
             axes.set_ylabel("vote (solid), coverage (dashed), %")
             add_grid(axes)
-            add_legend(canvas, handles, list(curves))
+            _tell_apart(canvas, handles, list(curves))
 
         return render(words, draw)
 
@@ -237,7 +246,7 @@ def _rank(label: str, index: int) -> tuple[int, int, int]:
 
 
 def _models_figure(
-    words: Words, runs: Sequence[Run], measure: Measure, unit: str,
+    words: Words, runs: Sequence[Run], measure: Callable[[Figures], Estimate], unit: str,
     *, is_from_zero: bool = False,
 ) -> Figure | None:  # fmt: skip
     shown = compared(runs)
@@ -246,21 +255,25 @@ def _models_figure(
     sequences = [run for run in shown if run.kind != "baselines"]
     baselines = [run for run in shown if run.kind == "baselines"]
     labels = ordered([model.label for run in sequences for model in run.figures])
-    methods = list(dict.fromkeys(model.label for h in baselines for model in h.figures))
+    methods = list(dict.fromkeys(model.label for run in baselines for model in run.figures))
     places = {label: float(i) for i, label in enumerate(labels)}
     places_apart = {method: len(labels) + float(i) for i, method in enumerate(methods)}
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.add_subplot()
-        handles = []
+        handles: list[Artist] = []
         for i, run in enumerate(shown):
             is_apart = run.kind == "baselines"
-            x_by_label = places_apart if is_apart else places
-            shift = _shift(*((baselines, run) if is_apart else (sequences, run)))
-            of_one = look(i)
+            beside, x_by_label = (baselines, places_apart) if is_apart else (sequences, places)
+            x = [x_by_label[model.label] + _shift(beside, run) for model in run.figures]
             estimates = [measure(model) for model in run.figures]
-            x = [x_by_label[model.label] + shift for model in run.figures]
-            handles.append(_draw_estimates(axes, x, estimates, of_one, _is_sequence(run)))
+            y = [one.mean for one in estimates]
+            of_one = look(i, is_joined=_is_sequence(run))
+            handles += axes.plot(x, y, **of_one)
+            axes.errorbar(
+                x, y, yerr=_reach(estimates), fmt="none", ecolor=of_one["color"], elinewidth=1.1,
+                capsize=3,
+            )  # fmt: skip
         if labels and methods:
             axes.axvline(len(labels) - 0.5, color=INK, alpha=0.5, linewidth=0.6, linestyle=":")
         label_models(axes, [*labels, *methods])
@@ -272,7 +285,7 @@ def _models_figure(
             axes.set_ylim(0.0, high)
         else:  # 1: where every score is 0
             axes.set_ylim(max(low, -3.0), min(max(high, 1.0), 103.0))
-        add_legend(canvas, handles, [run.name for run in shown])
+        _tell_apart(canvas, handles, [run.name for run in shown])
 
     longest = max(len(shorten(label, 26)) for label in (*labels, *methods))
     return render(words, draw, height_in=HEIGHT_IN + 0.5 * _CHARACTER_IN * max(0, longest - 10))
@@ -284,32 +297,10 @@ def _shift(runs: Sequence[Run], run: Run) -> float:
     return min(0.12, 0.5 / n) * (runs.index(run) - (n - 1) / 2)
 
 
-def _draw_estimates(
-    axes: Axes,
-    x: Sequence[float],
-    estimates: Sequence[Estimate],
-    of_one: Look,
-    is_joined: bool,
-) -> Artist:
-    means = [e.mean for e in estimates]
-    (line,) = axes.plot(x, means, **(of_one if is_joined else {**of_one, "linestyle": "none"}))
-    reach = _reach(estimates)
-    axes.errorbar(
-        x, means, yerr=reach, fmt="none", ecolor=of_one["color"], elinewidth=1.1, capsize=3
-    )
-    return line
-
-
-def _draw_tradeoff(axes: Axes, run: Run, of_one: Look) -> Artist:
-    tokens = [_tokens(model) for model in run.figures]
-    scores = [_score(model) for model in run.figures]
-    x, y = [e.mean for e in tokens], [e.mean for e in scores]
-    axes.errorbar(
-        x, y, xerr=_reach(tokens), yerr=_reach(scores), fmt="none", ecolor=of_one["color"],
-        elinewidth=0.8, alpha=0.55,
-    )  # fmt: skip
-    (line,) = axes.plot(x, y, **(of_one if _is_sequence(run) else {**of_one, "linestyle": "none"}))
-    return line
+def _tell_apart(canvas: Canvas, handles: Sequence[Artist], names: Sequence[str]) -> None:
+    """Add a legend of the series where there are several."""
+    if len(names) > 1:
+        add_legend(canvas, handles, names)
 
 
 def _draw_scaling(
@@ -358,10 +349,6 @@ def _reach(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
 
 def _score(model: Figures) -> Estimate:
     return _percent(model.score)
-
-
-def _tokens(model: Figures) -> Estimate:
-    return model.tokens
 
 
 def _percent(estimate: Estimate) -> Estimate:

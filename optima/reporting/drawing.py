@@ -79,8 +79,8 @@ _HREF = "{http://www.w3.org/1999/xlink}href"
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """One drawing: ``svg`` for a page, ``png`` (white, 192 dots an inch) for a document.
+class Words:
+    """What is said of a figure.
 
     ``name`` is a file's stem; ``caption`` says what is shown, its unit and how it is computed.
     """
@@ -88,17 +88,14 @@ class Figure:
     name: str
     title: str
     caption: str
-    svg: str
-    png: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """What is said of a figure: see ``Figure``."""
+class Figure(Words):
+    """One drawing: ``svg`` for a page, ``png`` (white, 192 dots an inch) for a document."""
 
-    name: str
-    title: str
-    caption: str
+    svg: str
+    png: bytes
 
 
 def render(words: Words, draw: Callable[[Canvas], None], *, height_in: float = HEIGHT_IN) -> Figure:
@@ -125,13 +122,8 @@ def render(words: Words, draw: Callable[[Canvas], None], *, height_in: float = H
             png, format="png", dpi=192, facecolor="white", bbox_inches=titled,
             metadata={"Software": None},
         )  # fmt: skip
-    return Figure(
-        name=words.name,
-        title=words.title,
-        caption=words.caption,
-        svg=_for_page(svg.getvalue(), words),
-        png=png.getvalue(),
-    )
+    page = _for_page(svg.getvalue(), words)
+    return Figure(words.name, words.title, words.caption, svg=page, png=png.getvalue())
 
 
 def _extent_in(canvas: Canvas) -> Bbox:
@@ -145,11 +137,10 @@ def _for_page(text: str, words: Words) -> str:
     """Return a drawing as an ``<svg>`` element that can stand in a page among others."""
     ElementTree.register_namespace("", _SVG)
     root = ElementTree.fromstring(text)  # noqa: S314  what the lines above have drawn
-    for metadata in root.findall(f"{{{_SVG}}}metadata"):
-        root.remove(metadata)
-    for definitions in root.findall(f"{{{_SVG}}}defs"):
-        for style in definitions.findall(f"{{{_SVG}}}style"):
-            definitions.remove(style)  # its one rule would hold for the whole page
+    dropped = (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style")  # a style holds for the whole page
+    for parent in list(root.iter()):
+        for child in [child for child in parent if child.tag in dropped]:
+            parent.remove(child)
     root.set("style", "stroke-linejoin: round; stroke-linecap: butt")
     used = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", text))
     for element in root.iter():
@@ -188,9 +179,7 @@ def add_grid(axes: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
 
 
 def add_legend(canvas: Canvas, handles: Sequence[Artist], names: Sequence[str]) -> None:
-    """Put a legend above the axes, in as many columns as fit; none for a single name."""
-    if len(names) < 2:
-        return
+    """Put a legend above the axes, in as many columns as fit."""
     short = [shorten(name, 60) for name in names]
     n_columns = max(1, min(len(names), 78 // (max(map(len, short)) + 8)))
     legend = canvas.legend(
@@ -213,25 +202,20 @@ def place_labels(axes: Axes, points: Sequence[tuple[float, float]], names: Seque
         if not name or (name, x, y) in done:
             continue
         done.add((name, x, y))
-        best: tuple[float, int] | None = None
-        boxes = []
-        for i, (dx, dy, ha, va) in enumerate(_OFFSETS):
-            text = axes.annotate(
-                name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=8
-            )
-            box = text.get_window_extent()
+        texts = [
+            axes.annotate(name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va,
+                          fontsize=8)
+            for dx, dy, ha, va in _OFFSETS
+        ]  # fmt: skip
+        boxes = [text.get_window_extent() for text in texts]
+        covered = [
+            sum(_overlap(box, other) for other in taken) + _outside(box, axes.bbox) for box in boxes
+        ]
+        best = covered.index(min(covered))
+        taken.append(boxes[best])
+        texts.pop(best).set_in_layout(False)
+        for text in texts:
             text.remove()
-            boxes.append(box)
-            cost = sum(_overlap(box, other) for other in taken) + _outside(box, axes.bbox)
-            if best is None or cost < best[0]:
-                best = (cost, i)
-        assert best is not None
-        dx, dy, ha, va = _OFFSETS[best[1]]
-        text = axes.annotate(
-            name, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=8
-        )
-        text.set_in_layout(False)
-        taken.append(boxes[best[1]])
 
 
 def _overlap(box: Bbox, other: Bbox) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from optima.errors import OptimaError
+from optima.errors import OptimaError, UsageError
 from optima.files import CONVERSATIONS, DONE, ROUNDS
 from optima.pipelines.status import read_status, status_text
 from optima.reporting.archive import StaleError
@@ -65,15 +65,19 @@ class LiveReport:
         text = await asyncio.to_thread(lambda: "".join(page_parts(content)))
         return web.Response(text=text, content_type="text/html")
 
-    async def chunk(self, request: web.Request) -> web.StreamResponse:
-        """Answer with a chunk of conversations of the version that the page was made from."""
-        archive = self._content(request).archive
-        return await self._answer(request, archive.n_chunks, archive.chunk)
-
-    async def tree(self, request: web.Request) -> web.StreamResponse:
-        """Answer with a tree of the version that the page was made from."""
-        trees = self._content(request).trees
-        return await self._answer(request, len(trees), trees.tree)
+    async def blob(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a chunk or a tree of the version that the page was made from."""
+        number, version = int(request.match_info["number"]), request.query.get("v", "")
+        try:
+            if version not in self._made:
+                raise StaleError(version)
+            n, read = self._made[version].blobs[request.match_info["kind"]]
+            if number >= n:
+                raise web.HTTPNotFound
+            body = await asyncio.to_thread(read, number)
+        except (StaleError, FileNotFoundError) as error:
+            raise web.HTTPGone(text="the runs have gone on; reload the page") from error
+        return web.Response(body=body, content_type="application/json")
 
     async def status(self, request: web.Request) -> web.StreamResponse:
         """Answer with where the runs stand; ``share`` is that of the first stage under way."""
@@ -94,24 +98,6 @@ class LiveReport:
             }
         )
 
-    def _content(self, request: web.Request) -> Content:
-        try:
-            return self._made[request.query["v"]]
-        except KeyError as error:
-            raise web.HTTPGone(text="the runs have gone on; reload the page") from error
-
-    async def _answer(
-        self, request: web.Request, n: int, read: Callable[[int], bytes]
-    ) -> web.StreamResponse:
-        number = int(request.match_info["number"])
-        if number >= n:
-            raise web.HTTPNotFound
-        try:
-            body = await asyncio.to_thread(read, number)
-        except (StaleError, FileNotFoundError) as error:
-            raise web.HTTPGone(text="the runs have gone on; reload the page") from error
-        return web.Response(body=body, content_type="application/json")
-
     def _make(self, version: str) -> Content:
         return replace(contents(self._runs), live=True, version=version)
 
@@ -119,14 +105,16 @@ class LiveReport:
 async def serve(runs: Sequence[Path], port: int, announce: Callable[[str], None]) -> None:
     """Serve the report of ``runs`` until cancelled; ``announce`` is given the address.
 
-    ``port`` 0 takes a free one. Raises OSError when the port is taken.
+    ``port`` 0 takes a free one. Raises UsageError when the port cannot be listened at.
     """
     key = secrets.token_urlsafe(16)
     runner = web.AppRunner(_application(LiveReport(runs), key), access_log=None)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, HOST, port)
-        await site.start()
+        try:
+            await web.TCPSite(runner, HOST, port).start()
+        except OSError as error:
+            raise UsageError(f"--port {port}: {error.strerror}; take another one") from error
         host, bound = runner.addresses[0][:2]
         announce(f"http://{host}:{bound}/{key}/")
         await asyncio.Event().wait()
@@ -140,8 +128,7 @@ def _application(report: LiveReport, key: str) -> web.Application:
         [
             web.get(f"/{key}/", report.page),
             web.get(f"/{key}/status", report.status),
-            web.get(f"/{key}/chunk/{{number:\\d+}}", report.chunk),
-            web.get(f"/{key}/tree/{{number:\\d+}}", report.tree),
+            web.get(f"/{key}/{{kind:chunk|tree}}/{{number:\\d+}}", report.blob),
         ]
     )
     return application

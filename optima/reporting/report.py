@@ -14,7 +14,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -35,15 +35,8 @@ from optima.records import (
     write_bytes,
     write_text,
 )
+from optima.reporting import bars, curves
 from optima.reporting.archive import Archive, StaleError, packed
-from optima.reporting.bars import cost_figure, length_figure, stop_figures, transfer_figures
-from optima.reporting.curves import (
-    reward_figure,
-    scaling_figures,
-    score_figure,
-    tokens_figure,
-    tradeoff_figure,
-)
 from optima.reporting.drawing import Figure
 from optima.reporting.tables import (
     Spent,
@@ -64,30 +57,51 @@ PAGE = "report.html"
 SETUP_FILES = {RECIPE: "Recipe, as resolved", PROVENANCE: "Provenance"}
 SCRIPTS = ("data.js", "conversations.js", "trees.js", "main.js")
 _SEED = 0  # of the intervals of differences, as for ``optima compare``
-_CAPTIONS = {
-    "models": "Score in per cent with its 95 % interval (bootstrap over problems). Tokens of a "
-    "conversation's utterances by the paper's count (label in, end of turn out): mean with its "
-    "interval, median, 95th percentile; generated: mean as the server counts (label out, end of "
-    "turn in). Failed and overlong conversations count in full, a vote counts all its samples. "
-    "reward: mean R, with the tokens of the run's first model as normaliser. made in: wall time of "
-    "the stages that made the model; asked in: of its conversations.",
-    "differences": "Differences to the model of the first line over the problems both were asked "
-    "(common), with 95 % intervals (paired bootstrap): * where the interval leaves 0 out. Score in "
-    "per cent, tokens per conversation.",
-    "transfer": "Score in per cent / mean tokens per conversation of each model on each task.",
-    "self-consistency": "vote: score of the largest group of equal answers among k samples of a "
-    "problem; coverage: best score of the k; in per cent, with 95 % intervals. tokens: of all k "
-    "conversations.",
-    "rewards": "Means over the conversations that an iteration draws from the model before it. "
-    "R = R_task - λ_token · R_token + loss term; eligible: share that may be selected.",
-    "stop-reasons": "Share of conversations by the reason why they ended, and share with a fault, "
-    "which is never selected. a label began: generation was stopped there; repeated, empty: an "
-    "utterance twice, or without a word. one answer: share of problems with the commonest answer, "
-    "marked ! where most problems get it and it is right for less than half of those.",
-    "cost": "Cost up to each model: tokens that agents generated and that training went over in "
-    "all epochs, and device-seconds (wall time times GPUs, times 1 on a CPU) by what they were "
-    "spent on. repaid after: conversations until the tokens saved against the run's first model "
-    "are those generated and trained.",
+# What is said of each table: its title, and what its columns are.
+_WORDS = {
+    "models": (
+        "Models",
+        "Score in per cent with its 95 % interval (bootstrap over problems). Tokens of a "
+        "conversation's utterances by the paper's count (label in, end of turn out): mean with its "
+        "interval, median, 95th percentile; generated: mean as the server counts (label out, end "
+        "of turn in). Failed and overlong conversations count in full, a vote counts all its "
+        "samples. reward: mean R, with the tokens of the run's first model as normaliser. made in: "
+        "wall time of the stages that made the model; asked in: of its conversations.",
+    ),
+    "differences": (
+        "Differences to the first model",
+        "Differences to the model of the first line over the problems both were asked (common), "
+        "with 95 % intervals (paired bootstrap): * where the interval leaves 0 out. Score in per "
+        "cent, tokens per conversation.",
+    ),
+    "transfer": (
+        "Transfer",
+        "Score in per cent / mean tokens per conversation of each model on each task.",
+    ),
+    "self-consistency": (
+        "Self-consistency",
+        "vote: score of the largest group of equal answers among k samples of a problem; coverage: "
+        "best score of the k; in per cent, with 95 % intervals. tokens: of all k conversations.",
+    ),
+    "rewards": (
+        "Reward of the candidates",
+        "Means over the conversations that an iteration draws from the model before it. R = R_task "
+        "- λ_token · R_token + loss term; eligible: share that may be selected.",
+    ),
+    "stop-reasons": (
+        "How conversations ended",
+        "Share of conversations by the reason why they ended, and share with a fault, which is "
+        "never selected. a label began: generation was stopped there; repeated, empty: an "
+        "utterance twice, or without a word. one answer: share of problems with the commonest "
+        "answer, marked ! where most problems get it and it is right for less than half of those.",
+    ),
+    "cost": (
+        "Cost",
+        "Cost up to each model: tokens that agents generated and that training went over in all "
+        "epochs, and device-seconds (wall time times GPUs, times 1 on a CPU) by what they were "
+        "spent on. repaid after: conversations until the tokens saved against the run's first "
+        "model are those generated and trained.",
+    ),
 }
 
 
@@ -103,6 +117,14 @@ class Content:
     figures: Sequence[Figure]
     live: bool = False
     version: str = ""
+
+    @property
+    def blobs(self) -> dict[str, tuple[int, Callable[[int], bytes]]]:
+        """What is read when it is looked into, by its kind: how many there are, and how."""
+        return {
+            "chunk": (self.archive.n_chunks, self.archive.chunk),
+            "tree": (len(self.trees), self.trees.tree),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +147,8 @@ def contents(places: Sequence[Path], limits: Limits | None = None) -> Content:
 def write_report(places: Sequence[Path], output: Path, limits: Limits) -> Path:
     """Write the report of runs, or folders of runs, into ``output``; return the page's path.
 
-    Runs are read as they are, finished or not. Raises UsageError for what is no run, StageError for
-    what is damaged, or was made anew while it was read.
+    Runs are read as they are, finished or not. Raises UsageError for what is not a run, StageError
+    for what is damaged, or was made anew while it was read.
     """
     try:
         return _write_report(places, output, limits)
@@ -163,15 +185,15 @@ def tables_of(runs: Sequence[Run]) -> tuple[Table, ...]:
 def figures_of(runs: Sequence[Run]) -> tuple[Figure, ...]:
     """Return the figures of runs."""
     found = [
-        score_figure(runs),
-        tokens_figure(runs),
-        tradeoff_figure(runs),
-        *scaling_figures(runs),
-        *transfer_figures(runs),
-        length_figure(runs),
-        *stop_figures(runs),
-        reward_figure(runs),
-        cost_figure(runs),
+        curves.score_figure(runs),
+        curves.tokens_figure(runs),
+        curves.tradeoff_figure(runs),
+        *curves.scaling_figures(runs),
+        *bars.transfer_figures(runs),
+        bars.length_figure(runs),
+        *bars.stop_figures(runs),
+        curves.reward_figure(runs),
+        bars.cost_figure(runs),
     ]
     return tuple(figure for figure in found if figure is not None)
 
@@ -235,44 +257,36 @@ def _tables(runs: Sequence[Run]) -> Iterator[Table]:
         return (run.name, *words) if run_head else words
 
     shown = [(run, one) for run in runs for one in run.figures]
-    task_head = ("task",) if len({run.recipe.task for run, _ in shown}) > 1 else ()
+    if len({run.recipe.task for run, _ in shown}) > 1:
+        head = (*run_head, "model", "task")
+        lines = [(place(run, one.label, run.recipe.task), one) for run, one in shown]
+    else:
+        head = (*run_head, "model")
+        lines = [(place(run, one.label), one) for run, one in shown]
     if shown:
-        head = (*run_head, "model", *task_head)
-        lines = [
-            ((*place(run, one.label), *(run.recipe.task for _ in task_head)), one)
-            for run, one in shown
-        ]
-        yield _called(models_table(lines, head), "models", "Models")
+        yield _called(models_table(lines, head), "models")
     yield from _differences(runs)
-    groups = transfers(runs)
-    for i, group in enumerate(groups):
+    for suffix, group in transfers(runs).items():
         table = matrix_table({run.recipe.task: run.figures for run in group})
-        suffix = "" if len(groups) == 1 else f"-{i + 1}"
-        yield _called(table, "transfer", "Transfer", suffix)
+        yield _called(table, "transfer", suffix)
     points = [(place(run, one.label), one) for run, one in shown if run.kind == "consistency"]
     if points:
-        table = votes_table(points, (*run_head, "model"))
-        yield _called(table, "self-consistency", "Self-consistency")
+        yield _called(votes_table(points, (*run_head, "model")), "self-consistency")
     drawn = [(place(run, label), metrics) for run in runs for label, metrics in run.drawn.items()]
     if drawn:
-        table = rewards_table(drawn, (*run_head, "iteration"))
-        yield _called(table, "rewards", "Reward of the candidates")
+        yield _called(rewards_table(drawn, (*run_head, "iteration")), "rewards")
     talks: list[tuple[tuple[str, ...], Mapping[str, float]]] = []
     for run in runs:
         talks += [(place(run, one.label), one.metrics) for one in run.figures]
         talks += [(place(run, f"candidates of {key}"), of) for key, of in run.drawn.items()]
     ends = ends_table(talks, (*run_head, "conversations of"))
     if ends is not None:
-        yield _called(ends, "stop-reasons", "How conversations ended")
-    costs = [_costs(run) for run in runs if run.costs]
+        yield _called(ends, "stop-reasons")
+    costs = [(run, _costs(run)) for run in runs if run.costs]
     if costs:
-        rows = [
-            place(run, *row)
-            for run, table in zip((run for run in runs if run.costs), costs, strict=True)
-            for row in table.rows
-        ]
-        head = (*run_head, *costs[0].head)
-        yield _called(Table(head, tuple(rows), n_left=1 + len(run_head)), "cost", "Cost")
+        rows = tuple(place(run, *row) for run, table in costs for row in table.rows)
+        table = Table((*run_head, *costs[0][1].head), rows, n_left=1 + len(run_head))
+        yield _called(table, "cost")
 
 
 def _differences(runs: Sequence[Run]) -> Iterator[Table]:
@@ -288,8 +302,7 @@ def _differences(runs: Sequence[Run]) -> Iterator[Table]:
             f"{row.run.name}:{row.figures.label}" if len(runs) > 1 else row.figures.label
             for row in shared
         ]
-        table = differences_table(shared, names)
-        yield _called(table, "differences", "Differences to the first model")
+        yield _called(differences_table(shared, names), "differences")
 
 
 def _costs(run: Run) -> Table:
@@ -299,8 +312,9 @@ def _costs(run: Run) -> Table:
     return cost_table([Spent(label, tokens.get(label), run.cost_of(label)) for label in labels])
 
 
-def _called(table: Table, name: str, title: str, suffix: str = "") -> Table:
-    return replace(table, name=f"{name}{suffix}", title=title, caption=_CAPTIONS[name])
+def _called(table: Table, name: str, suffix: str = "") -> Table:
+    title, caption = _WORDS[name]
+    return replace(table, name=f"{name}{suffix}", title=title, caption=caption)
 
 
 def _payload(content: Content) -> dict[str, Any]:
@@ -322,16 +336,13 @@ def _payload(content: Content) -> dict[str, Any]:
 
 def _blobs(content: Content) -> Iterator[tuple[str, str]]:
     """Yield the identifier and the content of all that is unpacked when it is looked into."""
-    archive, trees = content.archive, content.trees
-    total = archive.n_chunks + len(trees)
-    with tqdm(desc="report", total=total, disable=not sys.stderr.isatty()) as bar:
-        for name, n, read in (
-            ("chunk", archive.n_chunks, archive.chunk),
-            ("tree", len(trees), trees.tree),
-        ):
-            for number in range(n):
-                yield f"{name}-{number}", packed(read(number))
-                bar.update()
+    blobs = [
+        (f"{kind}-{number}", read, number)
+        for kind, (n, read) in content.blobs.items()
+        for number in range(n)
+    ]
+    for name, read, number in tqdm(blobs, desc="report", disable=not sys.stderr.isatty()):
+        yield name, packed(read(number))
 
 
 def _card(run: Run) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from optima.reader import Run, run_of
 from optima.recipe.schema import Recipe
 from optima.records import write_text
 from optima.reporting.tables import (
+    Placed,
     Spent,
     Table,
     cost_table,
@@ -61,7 +62,7 @@ def training_text(root: Path) -> str:
         _models_text([((one.label,), one) for one in run.figures], ("model",)),
         *("", "Models:", *paths, f"Run: {root}", f"Metrics: {root / METRICS}"),
     ]
-    return "\n".join(lines) + cost_text([_spent(run, one) for one in run.figures])
+    return "\n".join(lines) + cost_text([_spent(run, one, one.label) for one in run.figures])
 
 
 def sweep_text(key: str, root_by_value: Mapping[str, Path]) -> str:
@@ -87,7 +88,16 @@ def write_inference(recipe: Recipe, rows: Sequence[Figures], output: Path) -> st
     Models that a run trained come with what they cost there.
     """
     table = models_table([((row.label,), row) for row in rows])
-    cost = _write(output, (table, table), recipe, rows, list(map(_as_json, rows)))
+    models = [
+        {
+            "label": row.label,
+            "model": row.model,
+            "summary": _summary(row),
+            "seconds": row.seconds,
+        }
+        for row in rows
+    ]
+    cost = _write(output, (table, table), recipe, rows, models)
     n = rows[0].n_problems
     generated = sum(row.n_generated for row in rows)
     return (
@@ -104,7 +114,7 @@ def write_consistency(recipe: Recipe, rows: Sequence[Figures], output: Path) -> 
         {
             "label": row.label,
             "model": row.model,
-            "points": [dataclasses.asdict(point) for point in row.points],
+            "points": row.points,
             "n_tokens": row.n_generated,
             "seconds": row.seconds,
         }
@@ -158,7 +168,18 @@ def comparison_text(rows: Sequence[Compared], output: Path | None = None) -> str
     text = f"{table.text()}\n\n{DIFFERENCES_LEGEND}"
     if output is not None:
         _write_table(output, table, table)
-        _write_json(output, {"schema_version": 1, "models": list(map(_compared_as_json, rows))})
+        models = [
+            {
+                "run": str(row.run.root),
+                "label": row.figures.label,
+                "n_common": row.n_common,
+                "summary": _summary(row.figures),
+                "score_difference": row.score,
+                "tokens_difference": row.tokens,
+            }
+            for row in rows
+        ]
+        _write_json(output, {"schema_version": 1, "models": models})
     spent = [_spent(row.run, row.figures, name) for row, name in zip(rows, names, strict=True)]
     text += cost_text(spent, _base_tokens(rows[0].run), output)
     return text if output is None else f"{text}\nResults: {output}"
@@ -187,13 +208,13 @@ def cost_text(
     return f"\n\n{table.text()}\n\n{legend}"
 
 
-def _spent(run: Run, one: Figures, name: str = "") -> Spent:
-    """Return what one of a run's models cost, called ``name`` or by its label."""
+def _spent(run: Run, one: Figures, name: str) -> Spent:
+    """Return what one of a run's models cost, under a name for the table."""
     evaluation = run.evaluation_cost(one.label)
-    return Spent(name or one.label, one.tokens.mean, run.cost_of(one.label), evaluation)
+    return Spent(name, one.tokens.mean, run.cost_of(one.label), evaluation)
 
 
-def _models_text(shown: Sequence[tuple[tuple[str, ...], Figures]], head: Sequence[str]) -> str:
+def _models_text(shown: Sequence[Placed], head: Sequence[str]) -> str:
     return f"{models_table(shown, head).text()}\n\n{MODELS_LEGEND}"
 
 
@@ -219,14 +240,12 @@ def _write(
         "seed": recipe.seed,
         "temperature": recipe.evaluation.temperature,
         "models": models,
-        "costs": [dataclasses.asdict(one.cost) for one in spent if one.cost],
-        "evaluation_costs": {
-            one.label: dataclasses.asdict(one.evaluation) for one in spent if one.evaluation
-        },
+        "costs": [one.cost for one in spent if one.cost],
+        "evaluation_costs": {one.label: one.evaluation for one in spent},
     }
     _write_json(output, results)
-    trained_in = run_of(rows[-1].model)
-    base = Run(trained_in) if trained_in is not None else None
+    root = run_of(rows[-1].model)
+    base = Run(root) if root else None
     before = _base_tokens(base) if base and base.recipe.task == recipe.task else None
     return cost_text(spent, before, output)
 
@@ -237,7 +256,8 @@ def _write_table(output: Path, table: Table, whole: Table) -> None:
 
 
 def _write_json(output: Path, results: Mapping[str, Any]) -> None:
-    write_text(output / RESULTS, json.dumps(results, indent=1) + "\n")
+    text = json.dumps(results, indent=1, default=dataclasses.asdict)
+    write_text(output / RESULTS, f"{text}\n")
 
 
 def _cost_of(row: Figures) -> ModelCost | None:
@@ -253,26 +273,5 @@ def _base_tokens(run: Run) -> tuple[str, float] | None:
     return (f"{run.root}:base", talked["tokens/conversation"]) if talked else None
 
 
-def _as_json(row: Figures) -> dict[str, Any]:
-    return {
-        "label": row.label,
-        "model": row.model,
-        "summary": _summary(row),
-        "seconds": row.seconds,
-    }
-
-
-def _compared_as_json(row: Compared) -> dict[str, Any]:
-    return {
-        "run": str(row.run.root),
-        "label": row.figures.label,
-        "n_common": row.n_common,
-        "summary": _summary(row.figures),
-        "score_difference": row.score and dataclasses.asdict(row.score),
-        "tokens_difference": row.tokens and dataclasses.asdict(row.tokens),
-    }
-
-
 def _summary(figures: Figures) -> dict[str, Any]:
-    values = dataclasses.asdict(figures)
-    return {name: values[name] for name in _SUMMARY}
+    return {name: getattr(figures, name) for name in _SUMMARY}

@@ -1,19 +1,20 @@
-"""The tables of models, for commands and reports alike: one frame, rendered four ways.
+"""The tables of models, for commands and reports alike: one frame, as text, Markdown and CSV.
 
 Each builder takes figures with their places, the words that begin a line, such as (run, model).
 Scores are in per cent, tokens and turns per conversation.
 """
 
 import csv
-import html
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
-from optima.costs import EvaluationCost, ModelCost, repaid_after
+from optima.costs import SPENT_ON, EvaluationCost, ModelCost, repaid_after
 from optima.evaluation.figures import Figures
 from optima.evaluation.statistics import Estimate
 from optima.pipelines.comparison import Compared
+from optima.types import Fault, StopReason
 
 Placed = tuple[tuple[str, ...], Figures]
 
@@ -23,17 +24,13 @@ _REWARDS = {
 }  # fmt: skip
 # Why conversations ended, and what else went wrong in them, by their metrics.
 _ENDS = {
-    **{f"stop/{end}": end.replace("_", " ")
-       for end in ("agreement", "alone", "max_turns", "context_overflow", "error")},
-    "fault/role_leakage": "fault: role leakage",
-    "fault/overflow": "fault: overflow",
+    **{f"stop/{end}": end.replace("_", " ") for end in get_args(StopReason)},
+    **{f"fault/{fault}": f"fault: {fault.replace('_', ' ')}" for fault in get_args(Fault)},
     "health/leaked": "a label began",
     "health/repeated": "repeated",
     "health/empty": "empty",
     "health/top_share": "one answer",
 }  # fmt: skip
-_SPENT_ON = ("generate", "score", "train", "other")
-REPAID = "repaid after"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +72,6 @@ class Table:
         out = io.StringIO()
         csv.writer(out).writerows((self.head, *self.rows))
         return out.getvalue()
-
-    def html(self) -> str:
-        """Return a table element, whose words are of the class ``word``."""
-        head, *body = (
-            "".join(
-                f"<{tag}{' class=word' * (i < self.n_left)}>{html.escape(cell)}</{tag}>"
-                for i, cell in enumerate(line)
-            )
-            for tag, line in (("th", self.head), *(("td", row) for row in self.rows))
-        )
-        rows = "".join(f"<tr>{line}</tr>" for line in body)
-        name = f' id="table-{self.name}"' if self.name else ""
-        return f"<table{name}><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,19 +216,16 @@ def cost_table(spent: Sequence[Spent], before: float | None = None) -> Table:
     for one in spent:
         if one.cost is None and one.evaluation is None:
             continue
-        made = one.cost or ModelCost(one.label, 0, 0, dict.fromkeys(_SPENT_ON, 0.0))
+        made = one.cost or ModelCost(one.label, 0, 0, dict.fromkeys(SPENT_ON, 0.0))
         line = [one.label, f"{made.n_generated:,}", f"{made.n_trained:,}"]
-        line += [f"{made.device_seconds[kind]:.0f} s" for kind in _SPENT_ON]
-        if has_evaluations:
-            asked = one.evaluation
-            line += (
-                [f"{asked.n_generated:,}", f"{asked.device_seconds:.0f} s"] if asked else ["", ""]
-            )
-        is_open = one.cost is None or one.tokens is None
-        line.append("" if is_open else _repaid(made, saved_from, one.tokens or 0.0))
-        lines.append(tuple(line))
+        line += [f"{made.device_seconds[kind]:.0f} s" for kind in SPENT_ON]
+        if asked := one.evaluation:
+            line += [f"{asked.n_generated:,}", f"{asked.device_seconds:.0f} s"]
+        elif has_evaluations:
+            line += ["", ""]
+        lines.append((*line, _repaid(one, saved_from)))
     asked_head = ("evaluated: tokens", "evaluated") if has_evaluations else ()
-    head = ("model", "tokens generated", "tokens trained", *_SPENT_ON, *asked_head, REPAID)
+    head = ("model", "tokens generated", "tokens trained", *SPENT_ON, *asked_head, "repaid after")
     return Table(head, tuple(lines))
 
 
@@ -265,8 +246,10 @@ def _difference(estimate: Estimate | None, factor: float) -> str:
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f}){'*' if estimate.is_nonzero else ' '}"
 
 
-def _repaid(cost: ModelCost, before: float | None, tokens: float) -> str:
+def _repaid(one: Spent, before: float | None) -> str:
+    if one.cost is None or one.tokens is None:
+        return ""
     if before is None:
         return "-"
-    n = repaid_after(cost, before, tokens)
+    n = repaid_after(one.cost, before, one.tokens)
     return "never" if n is None else f"{n:,}"

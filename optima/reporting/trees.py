@@ -91,12 +91,12 @@ class Trees:
             for finished in rounds
             for rollout in finished.rollouts
         ]
-        index = self._archive.problem_index(place.problem_id)
-        problem = self._archive.problem(index) if index is not None else None
+        problems = self._archive.problems
+        index = problems.index_by_id.get(place.problem_id)
         return orjson.dumps(
             {
                 "run": run,
-                "problem": problem,
+                "problem": problems.read(index) if index is not None else None,
                 "nodes": nodes,
                 "rollouts": rollouts,
                 "pairs": list(self._pair_lines(place, tree)),
@@ -106,14 +106,15 @@ class Trees:
     def _line(self, number: int) -> dict[str, Any]:
         place = self._places[number]
         run, search = self._searches[place.search]
-        index = self._archive.problem_index(place.problem_id)
+        problems = self._archive.problems
+        index = problems.index_by_id.get(place.problem_id)
         rounds = self._stored_rounds(place)
         totals = [rollout["reward"]["total"] for r in rounds for rollout in r["rollouts"]]
         return {
             "run": run,
             "label": search.label,
             "problem": index,
-            "title": self._archive.titles[index] if index is not None else place.problem_id,
+            "title": problems.titles[index] if index is not None else place.problem_id,
             "rounds": len(rounds),
             "nodes": sum(len(finished["nodes"]) for finished in rounds),
             "best": max((total for total in totals if total is not None), default=None),

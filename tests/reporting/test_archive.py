@@ -22,42 +22,19 @@ def _rows(found: Archive) -> list[dict[str, object]]:
 def test_rows_stand_by_problem_then_stage_then_sample(tmp_path: Path) -> None:
     found = Archive([Run(training(tmp_path / "run")), Run(baselines(tmp_path / "base"))])
     columns = found.columns
-    keys = list(
-        zip(
-            columns["problem"].tolist(),
-            columns["source"].tolist(),
-            columns["n"].tolist(),
-            strict=True,
-        )
-    )
+    by_name = (columns[name].tolist() for name in ("problem", "source", "n"))
+    keys = list(zip(*by_name, strict=True))
     assert keys == sorted(keys)
     # three models of four problems; cot once and sc three times about each of the same four
     assert len(found) == 3 * 4 + 4 + 12
-    assert [source.talk.label for source in found.sources] == [
-        "base",
-        "iter_0",
-        "iter_1",
-        "cot",
-        "sc",
-    ]
+    labels = [source.talk.label for source in found.sources]
+    assert labels == ["base", "iter_0", "iter_1", "cot", "sc"]
 
 
 def test_columns_say_what_the_records_say(tmp_path: Path) -> None:
     found = Archive([Run(training(tmp_path / "run"))])
-    assert found.columns["tokens"].tolist() == [
-        100,
-        50,
-        33,
-        200,
-        100,
-        66,
-        300,
-        150,
-        100,
-        400,
-        200,
-        133,
-    ]
+    tokens = found.columns["tokens"].tolist()
+    assert tokens == [100, 50, 33, 200, 100, 66, 300, 150, 100, 400, 200, 133]
     assert found.columns["task"].tolist() == [0, 1, 1, 0, 0, 0, 1, 1, 1, 0, 0, 1]
     assert set(found.columns["flags"].tolist()) == {ANSWERED | JUDGED}
     assert set(found.columns["turns"].tolist()) == {2}

@@ -116,6 +116,14 @@ def test_single_model_with_one_problem_is_drawn(tmp_path: Path) -> None:
     assert names == {"length-distribution", "stop-reasons"}
 
 
+def test_bars_have_a_legend_also_where_all_conversations_ended_alike(tmp_path: Path) -> None:
+    run = made.Maker(tmp_path / "run", method="dpo")
+    run.stage("iter_0/search", stop__max_turns=1.0)
+    (figure,) = figures_of(open_runs([run.root]))
+    assert figure.name == "stop-reasons-of-candidates"
+    assert ">max turns</text>" in figure.svg
+
+
 def test_figures_are_written_as_svg_and_png(tmp_path: Path, figures: dict[str, Figure]) -> None:
     write_figures(list(figures.values())[:1], tmp_path / "a/b")
     assert sorted(path.name for path in (tmp_path / "a/b").iterdir()) == [

@@ -114,7 +114,7 @@ def test_broken_record_is_named_by_file_and_line(tmp_path: Path) -> None:
     root = made.training(tmp_path / "run")
     path = root / "evaluate/base/talk/conversations.jsonl"
     path.write_text(path.read_text().replace("{", "(", 1))
-    with pytest.raises(StageError, match=r"conversations\.jsonl:1: not a JSON record"):
+    with pytest.raises(StageError, match=r"conversations\.jsonl:1: is not a JSON record"):
         open_runs([root])
 
 
@@ -140,7 +140,7 @@ def test_costs_that_an_inference_noted_are_read(tmp_path: Path) -> None:
     assert history.kind == "inference"
     assert [one.n_tokens for one in history.costs] == [11]
     (run.root / "results.json").write_text(json.dumps({})[:-1])
-    with pytest.raises(StageError, match=r"results\.json: no JSON"):
+    with pytest.raises(StageError, match=r"results\.json: is not the JSON of an evaluation"):
         open_runs([run.root])
 
 

@@ -16,20 +16,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from optima.cli.main import main
 from tests.fakes import fake_environment
 from tests.pipelines.runs import ROOT, finish, start, wait_until
 from tests.reporting.browser import chromium
 from tests.reporting.made import training
 
 VIEW = (sys.executable, "-m", "optima.cli.main", "view")
-
-
-def _optima(*argv: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "optima.cli.main", *argv],
-        cwd=ROOT, capture_output=True, text=True, timeout=90, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
 
 
 @contextmanager
@@ -54,11 +47,12 @@ def _status(url: str, **headers: str) -> int:
         return error.code
 
 
-def test_report_writes_a_page_and_every_table_and_figure_by_itself(tmp_path: Path) -> None:
+def test_report_writes_a_page_and_every_table_and_figure_by_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = training(tmp_path / "run")
-    status, out, err = _optima("report", str(root))
-    assert status == 0, err
-    assert out.strip() == str(root / "report/report.html")
+    assert main(["report", str(root)]) == 0
+    assert capsys.readouterr().out.strip() == str(root / "report/report.html")
     names = {path.name for path in (root / "report/tables").iterdir()}
     assert {"models.md", "models.csv", "cost.md", "rewards.csv"} <= names
     figures = {path.name for path in (root / "report/figures").iterdir()}
@@ -74,7 +68,7 @@ def test_report_of_the_same_runs_is_the_same_page(tmp_path: Path) -> None:
     root = training(tmp_path / "run")
     pages = []
     for name in ("one", "two"):
-        assert _optima("report", str(root), "--output", str(tmp_path / name))[0] == 0
+        assert main(["report", str(root), "--output", str(tmp_path / name)]) == 0
         pages.append((tmp_path / name / "report.html").read_bytes())
     assert pages[0] == pages[1]
 
@@ -92,23 +86,36 @@ def test_report_of_the_same_runs_is_the_same_page(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(
-    argv: tuple[str, ...], message: str, tmp_path: Path
+    argv: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = training(tmp_path / "run")
-    status, _, err = _optima(*(part.replace("RUN", str(root)) for part in argv))
-    assert status == 2
+    assert main([part.replace("RUN", str(root)) for part in argv]) == 2
+    err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1
 
 
-def test_taken_port_is_one_line_and_status_2(tmp_path: Path) -> None:
+def test_taken_port_is_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = training(tmp_path / "run")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        status, _, err = _optima("view", str(root), "--port", str(port))
-    assert status == 2
+        assert main(["view", str(root), "--port", str(port)]) == 2
+    err = capsys.readouterr().err
     assert f"--port {port}: " in err
     assert len(err.splitlines()) == 1
+
+
+def test_output_that_cannot_be_written_is_not_blamed_on_the_port(tmp_path: Path) -> None:
+    root = training(tmp_path / "run")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*VIEW, str(root)], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True,
+            timeout=90, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("optima: standard output: the disk is full")
 
 
 def test_view_answers_only_who_knows_the_address_and_only_by_its_name(tmp_path: Path) -> None:

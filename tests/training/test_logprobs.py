@@ -91,7 +91,7 @@ def test_training_writes_the_log_probabilities_of_the_model_in_the_folder(
     kind: str, lora: str | None, tiny: Path, tmp_path: Path
 ) -> None:
     ref = _train(tiny, tmp_path / "train", kind, lora)
-    found = read_logprobs(Path(ref.adapter or ref.path))
+    found = read_logprobs(Path(ref.place))
     assert found is not None
     pair = _pair()
     row = _row().input_ids if kind == "sft" else pair.prompt_ids + pair.chosen_ids
