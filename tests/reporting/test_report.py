@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.commands import ROOT, command
 from tests.fakes import fake_environment
-from tests.pipelines.runs import ROOT, finish, start, wait_until
+from tests.pipelines.runs import finish, start, wait_until
 from tests.reporting.browser import chromium
 from tests.reporting.made import training
 
@@ -25,11 +26,7 @@ VIEW = (sys.executable, "-m", "optima.cli.main", "view")
 
 
 def _optima(*argv: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "optima.cli.main", *argv],
-        cwd=ROOT, capture_output=True, text=True, timeout=90, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
+    return command("optima", *argv)
 
 
 @contextmanager
