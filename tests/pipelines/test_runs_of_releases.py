@@ -5,7 +5,10 @@ stage), and the votes of its last model; their rows are made up. It was made by 
 release in a folder of its own, from ``recipe.yaml`` with relative paths.
 """
 
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -17,9 +20,8 @@ from optima.plan import plan
 from optima.prompts.rendering import TEMPLATE_DIR
 from optima.recipe.loading import load_recipe
 from optima.types import ModelRef
-from tests.commands import ROOT, command
 from tests.fakes import commands, fake_environment
-from tests.pipelines.runs import results
+from tests.pipelines.runs import ROOT, TIMEOUT_S, results
 
 ARCHIVE = ROOT / "tests/data/runs/release_2026_11_27.tar.gz"
 KINDS = {
@@ -37,10 +39,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _optima(folder: Path, name: str, *argv: str) -> None:
-    words = ("--config", "recipe.yaml", *argv, "--vllm-env", str(folder / "fake_env"))
-    status, _, err = command(name, *words, cwd=folder)
-    assert status == 0, err
+def _optima(folder: Path, command: str, *argv: str) -> None:
+    environment = str(folder / "fake_env")
+    called = [sys.executable, "-m", "optima.cli", command, "--config", "recipe.yaml", *argv]
+    called += ["--vllm-env", environment]
+    done = subprocess.run(
+        called, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+        capture_output=True, text=True, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def _go_on(folder: Path) -> None:
