@@ -75,10 +75,14 @@ def _serve(arguments: list[str], options: dict[str, object]) -> None:
     main([*arguments, *options["server"]])  # type: ignore[misc]
 
 
-def _as_stored(section: dict[str, object]) -> bytes:
-    """Return a section as pydantic writes it, by which the models of releases were made up."""
+def _stored(job: str, name: str) -> bytes:
+    """Return a section of a job, compact, with its numbers as the job spells them.
+
+    Models of releases were made up from these bytes.
+    """
+    section = json.loads(job, parse_float="<{}>".format)[name]
     text = json.dumps(section, separators=(",", ":"), ensure_ascii=False)
-    return re.sub(r"e-0(\d)", r"e-\1", text).encode()
+    return re.sub(r'"<([^"]*)>"', r"\1", text).encode() if section else b""
 
 
 def _train(arguments: list[str], options: dict[str, object]) -> None:
@@ -88,7 +92,8 @@ def _train(arguments: list[str], options: dict[str, object]) -> None:
 
     from optima.serving.made_up import token_logprobs
 
-    job = json.loads(Path(arguments[arguments.index("--job") + 1]).read_text())
+    text = Path(arguments[arguments.index("--job") + 1]).read_text()
+    job = json.loads(text)
     failures = Path(str(options["notes"])) / "train_failures"
     n_failed = len(failures.read_text()) if failures.exists() else 0
     if n_failed < int(str(options["train_fails"])):
@@ -110,7 +115,8 @@ def _train(arguments: list[str], options: dict[str, object]) -> None:
     seed = (
         b"".join(path.read_bytes()[:64] for path in old)
         + rows
-        + b"".join(_as_stored(job[name]) for name in ("train", "dpo") if job[name])
+        + _stored(text, "train")
+        + _stored(text, "dpo")
     )
     (model / "model.safetensors").write_bytes(hashlib.blake2b(seed, digest_size=64).digest())
     first = json.loads(rows.splitlines()[0])
