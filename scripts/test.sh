@@ -2,6 +2,7 @@
 # Every check of the project, cheapest first; `scripts/test.sh --help` says how.
 set -euo pipefail
 export PYTHONNOUSERSITE=1 # packages of the user would shadow those of a conda environment
+unset PYTHONDONTWRITEBYTECODE # the tests start many processes; each would compile the sources anew
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cd "$root"
@@ -95,8 +96,9 @@ run_pytest() {
   ((status == 5 && ${#pytest_args[@]})) || return "$status"
 }
 
-# Two processes, for most of these tests wait; a real model takes all cores by itself.
-run_fast() { run_pytest -m 'not e2e' -n 2 --dist loadfile; }
+# Two processes, for most of these tests wait; a real model takes all cores by itself. The order is
+# that of tests/conftest.py, not that of the number of tests in a file.
+run_fast() { run_pytest -m 'not e2e' -n 2 --dist loadfile --no-loadscope-reorder; }
 run_e2e() { run_pytest -m e2e; }
 
 run_part() {

@@ -1,7 +1,6 @@
 """Fixtures that every test may use."""
 
 import importlib.util
-import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from types import ModuleType
 
 import pytest
 from hypothesis import settings
+
+from tests import commands
 
 # The same examples on every machine, no time limit on busy ones, no folder of found examples.
 settings.register_profile("optima", derandomize=True, deadline=None, database=None)
@@ -39,6 +40,15 @@ def read_pins() -> ModuleType:
     return module
 
 
+# The folders whose tests start processes.
+LONG = tuple(ROOT / "tests" / name for name in ("pipelines", "scripts", "reporting", "cli"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that no process ends with it while the others have nothing."""
+    items.sort(key=lambda item: not any(item.path.is_relative_to(folder) for folder in LONG))
+
+
 def pytest_configure() -> None:
     """Let Ctrl-C reach what the tests start, also where they themselves run in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -47,8 +57,5 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """Leave no level, such as that of a command with --quiet, to the tests after it."""
-    logger = logging.getLogger("optima")
-    before = (logger.level, logger.propagate, list(logger.handlers))
-    yield
-    logger.setLevel(before[0])
-    logger.propagate, logger.handlers = before[1], before[2]
+    with commands.logging_as_it_was():
+        yield

@@ -105,6 +105,7 @@ def _module_name(path: Path) -> str:
 
 
 PATHS = sorted((ROOT / "optima").rglob("*.py"))
+SCRIPTS = [p for p in (ROOT / "scripts").rglob("*") if p.is_file() and p.suffix != ".pyc"]
 TREES = {_module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in PATHS}
 
 
@@ -336,8 +337,7 @@ def test_no_server_listens_on_every_interface() -> None:
                 yield node.lineno, f"the address {node.value}"
 
     assert _findings(check) == []
-    scripts = [path for path in (ROOT / "scripts").rglob("*") if path.is_file()]
-    assert [p.name for p in scripts if "0.0.0.0" in p.read_text(encoding="utf-8")] == []
+    assert [p.name for p in SCRIPTS if "0.0.0.0" in p.read_text(encoding="utf-8")] == []
 
 
 def test_randomness_comes_from_seeds_and_identity_from_digests() -> None:
@@ -383,8 +383,11 @@ def test_texts_are_utf_8_whatever_the_locale() -> None:
 
 
 def test_no_process_is_ended_by_name() -> None:
-    files = [*PATHS, *(path for path in (ROOT / "scripts").rglob("*") if path.is_file())]
-    ended = [p.name for p in files if re.search(r"\b(pkill|killall)\b", p.read_text("utf-8"))]
+    ended = [
+        p.name
+        for p in (*PATHS, *SCRIPTS)
+        if re.search(r"\b(pkill|killall)\b", p.read_text("utf-8"))
+    ]
     assert ended == []
 
 

@@ -25,7 +25,7 @@ from optima.tasks.loading import load_problems
 from optima.tasks.task import Metric, RoleSet
 from tests.cli.test_dry_run import write_model
 from tests.fakes import fake_environment
-from tests.pipelines.runs import run
+from tests.pipelines.runs import finish, start
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "estimates"
@@ -465,14 +465,19 @@ def test_a_run_goes_on_with_the_same_version_of_a_package_and_does_its_stages_an
 
     environment = fake_environment(tmp_path)
     fields = ("task=hops", "iterations=1", "reward.lambda_loss=0", "cold_start=null")
+
+    def finish_run() -> None:  # in a process of its own, which finds the package
+        status, _, err = finish(start(tmp_path, environment, *fields))
+        assert status == 0, err
+
     publish("1.0")
-    run(tmp_path, environment, *fields)
+    finish_run()
     assert scores() <= {0.0, 0.5, 1.0}
     assert 0.5 in scores()
     done = tmp_path / "run" / "iter_0" / "rank" / "DONE.json"
     before = done.read_bytes()
-    run(tmp_path, environment, *fields)
+    finish_run()
     assert done.read_bytes() == before
     publish("1.1")
-    run(tmp_path, environment, *fields)
+    finish_run()
     assert json.loads(done.read_bytes())["inputs"] != json.loads(before)["inputs"]

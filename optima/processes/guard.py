@@ -1,8 +1,8 @@
 """The guards between a run and its child: when the run dies, everything below them dies.
 
-Started as ``python -I guard.py FD SCRATCH -- argv...`` and made of the standard library only, as it
-is run by file name. ``FD`` is the read end of a pipe whose write end the owner holds: anything on
-it, a byte or end-of-file, means stop. The death of the owner is also seen directly, as a process
+Started as ``python -I -S guard.py FD SCRATCH -- argv...`` and made of the standard library only, as
+it is run by file name. ``FD`` is the read end of a pipe whose write end the owner holds: anything
+on it, a byte or end-of-file, means stop. The death of the owner is also seen directly, as a process
 that it forked may keep the write end open. ``SCRATCH`` is a directory that is removed when all have
 ended, or empty. A guard is a subreaper, so descendants that made their own session, or lost their
 parent, are still found below it. It ends with the status of its child, or by the signal that ended
@@ -24,7 +24,6 @@ import contextlib
 import ctypes
 import os
 import select
-import shutil
 import signal
 import sys
 import time
@@ -63,6 +62,8 @@ def main(argv: list[str]) -> int:
 
     status = _guard(guard_inside, owners, libc, _end_inner)
     if scratch:
+        import shutil  # a third of what starting costs, and few need it
+
         shutil.rmtree(scratch, ignore_errors=True)
     return _exit_like(status)
 

@@ -86,6 +86,7 @@ class ManagedProcess:
         assert self._guard is None, f"{self.name} is started already"
         read_fd, write_fd = os.pipe()  # close-on-exec: no other child inherits the write end
         scratch, env = "", self.env
+        python = [sys.executable, "-I", "-S"]  # without installed packages it starts at once
         try:
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
             if self.scratch_variable is not None:
@@ -94,7 +95,7 @@ class ManagedProcess:
             with self.log_path.open("ab") as log:
                 self._log_start = log.tell()
                 self._guard = subprocess.Popen(
-                    [sys.executable, "-I", guard.__file__, str(read_fd), scratch, "--", *self.argv],
+                    [*python, guard.__file__, str(read_fd), scratch, "--", *self.argv],
                     stdin=subprocess.PIPE if self.pipes else subprocess.DEVNULL,
                     stdout=subprocess.PIPE if self.pipes else log,
                     stderr=log,
@@ -116,6 +117,12 @@ class ManagedProcess:
     def poll(self) -> int | None:
         """Return the exit status (negative: signal), None while the child runs."""
         return self._running().poll()
+
+    def has_ended_within(self, timeout_s: float) -> bool:
+        """Return whether the child has ended, as soon as it has or ``timeout_s`` are over."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._running().wait(timeout_s)
+        return self.poll() is not None
 
     def wait(self, timeout_s: float) -> int:
         """Return the exit status. Raises ProcessTimeoutError when it takes over ``timeout_s``."""

@@ -26,6 +26,8 @@ import orjson
 from aiohttp import web
 from tokenizers import Tokenizer
 
+from optima.serving.made_up import token_logprobs as token_logprobs
+
 HOST = "127.0.0.1"
 CHARS_PER_TOKEN = 4
 _P_MARK, _P_AGREE = 0.8, 0.85
@@ -245,15 +247,6 @@ def compose(prompt: str, seed: int) -> str:
         return " " + " ".join([*words, "what", "do", "you", "know?"])
     mark = f"\\boxed{{{answer}}}." if style == "boxed" else f"<A>{answer}</A>."
     return " " + " ".join([*words, "it", "is", mark])
-
-
-def token_logprobs(weights: Path | None, ids: Sequence[int]) -> list[float]:
-    """Return made-up log-probabilities of all ids but the first; other weights give others."""
-    files = sorted(weights.glob("*.safetensors")) if weights is not None else []
-    model = b"".join(path.read_bytes()[-4096:] for path in files)
-    digests = (hashlib.blake2b(b"%d %d" % (k, i), key=hashlib.blake2b(model).digest())
-               for k, i in enumerate(ids))  # fmt: skip
-    return [-8 * digest.digest()[0] / 255 for digest in digests][1:]
 
 
 def _candidate(prompt: str, style: str, draw: int) -> str:

@@ -27,7 +27,7 @@ from optima.types import ModelRef
 
 logger = logging.getLogger(__name__)
 
-PROBE_S = 0.5  # between two looks at a server that starts
+PROBE_S = 0.2  # between two looks at a server that starts
 WATCH_S = 0.25  # between two looks at whether the process lives
 HEALTH_S = 10.0  # between two health probes of a running server
 HEALTH_TIMEOUT_S = 30.0

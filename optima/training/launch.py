@@ -250,11 +250,9 @@ def _follow(process: ManagedProcess, progress_path: Path, timeout_s: float) -> N
     """Wait for the process while showing its progress."""
     deadline = time.monotonic() + timeout_s
     with tqdm(desc="training", unit="step", disable=not sys.stderr.isatty(), leave=False) as bar:
-        while process.poll() is None:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
+        while (left_s := deadline - time.monotonic()) > 0:
+            if process.has_ended_within(min(_POLL_S, left_s)):
                 break
-            time.sleep(min(_POLL_S, left_s))
             progress = _read(progress_path, TrainProgress)
             if progress is not None and progress.step != bar.n:
                 bar.total = progress.n_steps

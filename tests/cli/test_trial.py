@@ -1,15 +1,14 @@
 """``optima try`` over stand-in servers: what it prints and stores, its advice and exit status."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from optima.processes.environment import Environment
+from tests.commands import ROOT, command
 from tests.fakes import commands, fake_environment
-from tests.pipelines.runs import ROOT, TIMEOUT_S, write_recipe
+from tests.pipelines.runs import write_recipe
 
 N = 5
 CUT = "conversation.max_turn_tokens=3"  # the stand-in needs more to mark an answer
@@ -21,12 +20,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 
 def optima(*argv: str, cwd: Path = ROOT) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "optima.cli.main", *argv],
-        cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-        env={"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
+    return command("optima", *argv, cwd=cwd)
 
 
 def trial(
@@ -168,7 +162,9 @@ def test_wrong_input_is_one_line_and_status_2(
 
 def test_servers_that_fail_end_the_trial_with_the_reason(tmp_path: Path) -> None:
     broken = fake_environment(tmp_path, server=("--fail-rate", "1.0"))
-    status, out, err = trial(tmp_path, broken, "serving.max_attempts=1")
+    status, out, err = trial(
+        tmp_path, broken, "serving.max_attempts=1", "serving.start_timeout_s=5.0"
+    )
     assert (status, out) == (1, "")
     assert err.splitlines()[-1].startswith("optima: ")
     assert "Traceback" not in err

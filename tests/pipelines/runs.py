@@ -2,20 +2,21 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from optima.processes.environment import Environment
+from tests.commands import ROOT as ROOT
+from tests.commands import TIMEOUT_S, command
 from tests.templates import CHATML
 from tests.tokenizers import write_tokenizer
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 MARK = "OPTIMA_TEST_RUN"  # every process of a run inherits it
-TIMEOUT_S = 90.0
 
 RECIPE = """\
 method: METHOD
@@ -78,14 +79,19 @@ def start(
     method: str = "sft",
 ) -> subprocess.Popen[str]:
     """Start a run in ``directory / run``; ``mark`` finds its processes."""
-    recipe = write_recipe(directory, method)
-    argv = [sys.executable, "-m", "optima.cli", method, "--config", str(recipe), *overrides]
-    argv += ["--vllm-env", str(environment.prefix), "--train-env", str(environment.prefix)]
-    argv += ["--run-dir", str(directory / run)]
+    words = _words(directory, environment, overrides, run, method)
     return subprocess.Popen(
-        argv, cwd=ROOT, env={**os.environ, MARK: mark}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "optima.cli", *words], cwd=ROOT, env={**os.environ, MARK: mark},
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def _words(
+    directory: Path, environment: Environment, overrides: Sequence[str], run: str, method: str
+) -> list[str]:
+    words = [method, "--config", str(write_recipe(directory, method)), *overrides]
+    words += ["--vllm-env", str(environment.prefix), "--train-env", str(environment.prefix)]
+    return [*words, "--run-dir", str(directory / run)]
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -94,11 +100,33 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def attempt(
+    directory: Path,
+    environment: Environment,
+    *overrides: str,
+    run: str = "run",
+    method: str = "sft",
+) -> tuple[int, str, str]:
+    """Run to the end in this process; return (exit status, stdout, stderr)."""
+    return command(*_words(directory, environment, overrides, run, method))
+
+
 def run(directory: Path, environment: Environment, *overrides: str, **options: str) -> str:
-    """Run to the end and return the table; the run must succeed."""
-    status, out, err = finish(start(directory, environment, *overrides, **options))
+    """Run to the end in this process and return the table; the run must succeed."""
+    status, out, err = attempt(directory, environment, *overrides, **options)
     assert status == 0, err
     return out
+
+
+def rewind(finished: Path, copy: Path, stage: str) -> None:
+    """Copy a finished run without ``stage`` and all that was done after it.
+
+    It goes on by the command that made it, given ``run=str(copy)``.
+    """
+    shutil.copytree(finished, copy)
+    done = [json.loads(line)["stage"] for line in (copy / "metrics.jsonl").open()]
+    for name in done[done.index(stage) :]:
+        shutil.rmtree(copy / name)
 
 
 def processes_of(mark: str) -> list[str]:

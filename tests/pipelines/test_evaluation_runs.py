@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -17,8 +16,9 @@ from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.schema import Recipe
 from optima.records import read_records
 from optima.types import RewardParts
+from tests.commands import ROOT, command
 from tests.fakes import commands, fake_environment
-from tests.pipelines.runs import ROOT, TIMEOUT_S, run, wait_until, write_recipe
+from tests.pipelines.runs import run, wait_until, write_recipe
 
 ABLATIONS = ("full", "no_token", "no_loss")
 
@@ -32,11 +32,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def optima(*argv: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "optima.cli.main", *argv],
-        cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
+    return command("optima", *argv)
 
 
 def test_baselines_are_one_table_of_the_same_problems(finished: Path, tmp_path: Path) -> None:
@@ -190,15 +186,13 @@ def test_transfer_takes_runs_and_names_models_by_their_places(
     (tmp_path / "here").mkdir()
     shutil.copytree(finished.parent / "model", tmp_path / "plain")
     output = tmp_path / "here/out"
-    done = subprocess.run(
-        [sys.executable, "-m", "optima.cli.main", "transfer", "--models", f"{finished},../plain",
-         "--tasks", "two_hop", "--limit", "2", "--output", "out", "--vllm-env",
-         str(fake_environment(tmp_path).prefix)],
-        cwd=tmp_path / "here", env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    status, text, err = command(
+        "optima", "transfer", "--models", f"{finished},../plain", "--tasks", "two_hop", "--limit",
+        "2", "--output", "out", "--vllm-env", str(fake_environment(tmp_path).prefix),
+        cwd=tmp_path / "here",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    labels = [line.split()[0] for line in done.stdout.splitlines()[2:4]]
+    assert status == 0, err
+    labels = [line.split()[0] for line in text.splitlines()[2:4]]
     assert labels == ["/".join(finished.parts[-2:]), f"{tmp_path.name}/plain"]
     assert all((output / "two_hop" / label / "rank/DONE.json").exists() for label in labels)
     recipe = load_recipe(output / "two_hop/recipe.yaml")
@@ -290,10 +284,11 @@ def test_a_run_whose_path_has_a_colon_is_compared(finished: Path, tmp_path: Path
 def test_runs_of_two_tasks_are_not_compared(finished: Path, tmp_path: Path) -> None:
     environment = fake_environment(tmp_path)
     (tmp_path / "test.jsonl").write_text('{"question": "1 + 1?", "answer": "Two.\\n#### 2"}\n')
-    argv = [sys.executable, "-m", "optima.cli", "infer", "--model", str(finished), "--task",
-            "gsm8k", "--output", str(tmp_path / "out"), f"data.path={tmp_path}", "--vllm-env",
-            str(environment.prefix)]  # fmt: skip
-    subprocess.run(argv, cwd=ROOT, check=True, timeout=TIMEOUT_S, capture_output=True)
+    status, _, err = command(
+        "infer", "--model", str(finished), "--task", "gsm8k", "--output", str(tmp_path / "out"),
+        f"data.path={tmp_path}", "--vllm-env", str(environment.prefix),
+    )  # fmt: skip
+    assert status == 0, err
     status, _, err = optima("compare", str(finished), str(tmp_path / "out"))
     assert status == 2
     assert "is scored by exact_match on gsm8k" in err

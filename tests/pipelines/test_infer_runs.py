@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +15,9 @@ from optima.recipe.schema import DataSection
 from optima.records import write_records
 from optima.tasks import get_task
 from optima.tasks.loading import load_problems
+from tests.commands import command
 from tests.fakes import commands, fake_environment
-from tests.pipelines.runs import ROOT, TIMEOUT_S, run
+from tests.pipelines.runs import run
 from tests.templates import LLAMA3
 
 
@@ -31,19 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _command(name: str, environment: Environment, *argv: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "optima.cli", name, *argv, "--vllm-env", str(environment.prefix)],
-        cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
-
-
-def _bare(name: str, *argv: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "optima.cli", name, *argv],
-        cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
+    return command(name, *argv, "--vllm-env", str(environment.prefix))
 
 
 def infer(environment: Environment, *argv: str) -> tuple[int, str, str]:
@@ -304,16 +291,16 @@ def test_original_inference_command_can_be_pasted(finished: Path, tmp_path: Path
     argv = ("--model_root_path", str(finished), "--tokenizer_path", str(finished.parent / "model"),
             "--dataset_type", "two_hop", "--device", "cpu", "--port", str(port), "--num_thread",
             "128", "--output_root_path", str(tmp_path / "out"), "--limit", "2")  # fmt: skip
-    status, table, err = _bare("infer", *argv, "--vllm_env", str(environment.prefix))
+    status, table, err = command("infer", *argv, "--vllm_env", str(environment.prefix))
     assert status == 0, err
     assert [line.split()[0] for line in table.splitlines()[2:5]] == [
         "cold_start",
         "iter_0",
         "iter_1",
     ]
-    for command in (c for c in commands(environment) if "--model" in c):
-        assert command[command.index("--port") + 1] == str(port)
-        assert command[command.index("--tokenizer") + 1] == str(finished.parent / "model")
+    for begun in (c for c in commands(environment) if "--model" in c):
+        assert begun[begun.index("--port") + 1] == str(port)
+        assert begun[begun.index("--tokenizer") + 1] == str(finished.parent / "model")
 
 
 def test_original_self_consistency_command_can_be_pasted(finished: Path, tmp_path: Path) -> None:
@@ -323,7 +310,7 @@ def test_original_self_consistency_command_can_be_pasted(finished: Path, tmp_pat
             "--dataset_type", "two_hop", "--num_thread", "128", "--output_path",
             str(tmp_path / "out"), "--temperature", "0.5", "--n-samples", "2", "--limit",
             "2")  # fmt: skip
-    status, table, err = _bare("multi_sc", *argv, "--vllm_env", str(environment.prefix))
+    status, table, err = command("multi_sc", *argv, "--vllm_env", str(environment.prefix))
     assert status == 0, err
     assert [line.split()[1] for line in table.splitlines()[2:4]] == ["1", "2"]
     assert "tokens trained" in table
@@ -341,7 +328,7 @@ def test_both_original_commands_can_be_pasted_with_one_output(
               "--temperature", "0.5", "--n-samples", "2", *common)  # fmt: skip
     for _ in range(2):  # the second time both go on
         for name, argv in (("infer", first), ("multi_sc", second)):
-            status, _, err = _bare(name, *argv)
+            status, _, err = command(name, *argv)
             assert status == 0, err
     assert f"{out} holds the results of another command; writing to {out}-two_hop-multi_sc" in err
     assert (out / "results.json").is_file()

@@ -13,7 +13,17 @@ import pytest
 from optima.records import read_records
 from optima.types import Conversation, TrainingRow
 from tests.fakes import commands, fake_environment
-from tests.pipelines.runs import debate_data, finish, processes_of, results, run, start, wait_until
+from tests.pipelines.runs import (
+    attempt,
+    debate_data,
+    finish,
+    processes_of,
+    results,
+    rewind,
+    run,
+    start,
+    wait_until,
+)
 from tests.tokenizers import codec, encoder, text_of
 
 END = codec("chatml").end_token
@@ -71,7 +81,7 @@ def test_run_ends_with_a_table_of_all_models(undisturbed: tuple[dict[str, Any], 
 def test_run_stops_at_a_model_whose_training_cost_it_its_speech(tmp_path: Path) -> None:
     environment = fake_environment(tmp_path, server=("--mute", "iter_0"))
     for _ in range(2):  # nor does a second attempt go on with it
-        status, out, err = finish(start(tmp_path, environment))
+        status, out, err = attempt(tmp_path, environment)
         assert status == 1, out
         said = "stage evaluate/iter_0/talk: 100 % of its conversations hold an utterance that says"
         assert said in err
@@ -165,13 +175,16 @@ def test_same_seed_gives_the_same_run_and_another_seed_another(
         assert results(tmp_path / "other")[name] != undisturbed[0][name]
 
 
-def test_second_run_reuses_everything_and_starts_nothing(tmp_path: Path) -> None:
-    environment = fake_environment(tmp_path)
-    table = run(tmp_path, environment)
-    n_before = len([c for c in commands(environment) if c[:1] == ["-m"]])
-    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.jsonl")}
-    assert run(tmp_path, environment) == table
-    assert len([c for c in commands(environment) if c[:1] == ["-m"]]) == n_before
+def test_second_run_reuses_everything_and_starts_nothing(
+    undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
+) -> None:
+    environment, again = fake_environment(tmp_path), tmp_path / "run"
+    _, table, root = undisturbed
+    shutil.copytree(root, again)
+    before = {p: p.read_bytes() for p in again.rglob("*.jsonl")}
+    found = run(root.parent, environment, run=str(again))
+    assert found.replace(str(again), str(root)) == table
+    assert [c for c in commands(environment) if c[:1] == ["-m"]] == []
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.jsonl")} == before
 
 
@@ -183,8 +196,10 @@ def test_kill_in_any_stage_leaves_no_process_and_the_rerun_equals_an_undisturbed
     environment = fake_environment(
         tmp_path, server=("--latency-ms", "30"), train_seconds=1.0
     )  # slow enough to be caught in the act
-    victim = start(tmp_path, environment, mark=mark)
-    path = tmp_path / "run" / stage
+    root, copy = undisturbed[2], tmp_path / "run"
+    rewind(root, copy, stage)
+    victim = start(root.parent, environment, run=str(copy), mark=mark)
+    path = copy / stage
     wait_until(lambda: (path / "INPUTS").exists(), f"stage {stage}")
     if "generate" in stage:  # some conversations are there, others are not
         wait_until(lambda: (path / "conversations.jsonl").exists(), "a conversation")
@@ -194,7 +209,7 @@ def test_kill_in_any_stage_leaves_no_process_and_the_rerun_equals_an_undisturbed
     if not stage.endswith("/score"):  # a fake's losses may be there before the signal is
         assert not (path / "DONE.json").exists()
     shutil.rmtree(tmp_path / "fake_env")
-    run(tmp_path, fake_environment(tmp_path))
+    run(root.parent, fake_environment(tmp_path), run=str(copy))
     assert results(tmp_path / "run") == undisturbed[0]
 
 
@@ -209,10 +224,12 @@ def test_kill_while_a_stage_writes_its_results_leaves_a_run_that_goes_on(
     slow = tmp_path / "slow"
     slow.mkdir()
     (slow / "sitecustomize.py").write_text(SLOW_DISK.replace("STAGE", stage))
+    root, copy = undisturbed[2], tmp_path / "run"
+    rewind(root, copy, stage)
     with monkeypatch.context() as patch:
         patch.setenv("PYTHONPATH", str(slow))
-        victim = start(tmp_path, fake_environment(tmp_path), mark=mark)
-    path = tmp_path / "run" / stage
+        victim = start(root.parent, fake_environment(tmp_path), run=str(copy), mark=mark)
+    path = copy / stage
     # What is written under a temporary name is there, and nothing else.
     others = (".INPUTS", ".SPENT")
     wait_until(
@@ -223,7 +240,7 @@ def test_kill_while_a_stage_writes_its_results_leaves_a_run_that_goes_on(
     victim.communicate()
     wait_until(lambda: not processes_of(mark), f"the end of {processes_of(mark)}", 15.0)
     assert not (path / "DONE.json").exists()
-    run(tmp_path, fake_environment(tmp_path))
+    run(root.parent, fake_environment(tmp_path), run=str(copy))
     assert results(tmp_path / "run") == undisturbed[0]
 
 
@@ -231,8 +248,10 @@ def test_resumed_stage_accounts_for_the_seconds_and_tokens_of_every_attempt(
     undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
 ) -> None:
     slow = fake_environment(tmp_path, server=("--latency-ms", "400"))
-    victim = start(tmp_path, slow)
-    path = tmp_path / "run" / "iter_0/generate"
+    root, copy = undisturbed[2], tmp_path / "run"
+    rewind(root, copy, "iter_0/generate")
+    victim = start(root.parent, slow, run=str(copy))
+    path = copy / "iter_0/generate"
     wait_until((path / "conversations.jsonl").exists, "a conversation")
     spent = path / "SPENT.json"
     wait_until(lambda: spent.exists() and json.loads(spent.read_text())["seconds"] > 1, "a while")
@@ -241,7 +260,7 @@ def test_resumed_stage_accounts_for_the_seconds_and_tokens_of_every_attempt(
     victim.communicate()
     before = json.loads(spent.read_text())
     shutil.rmtree(tmp_path / "fake_env")
-    run(tmp_path, fake_environment(tmp_path))
+    run(root.parent, fake_environment(tmp_path), run=str(copy))
     done = json.loads((path / "DONE.json").read_text())
     assert done["seconds"] > before["seconds"]
     figures = done["metrics"]
@@ -255,14 +274,14 @@ def test_resumed_stage_accounts_for_the_seconds_and_tokens_of_every_attempt(
 def test_torn_last_line_is_held_again_and_nothing_else(
     undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
 ) -> None:
-    environment = fake_environment(tmp_path)
-    run(tmp_path, environment)
-    generate = tmp_path / "run" / "iter_0" / "generate"
+    root, copy = undisturbed[2], tmp_path / "run"
+    shutil.copytree(root, copy)
+    generate = copy / "iter_0" / "generate"
     (generate / "DONE.json").unlink()
     path = generate / "conversations.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]) + lines[-1][:50])
-    run(tmp_path, environment)
+    run(root.parent, fake_environment(tmp_path), run=str(copy))
     assert results(tmp_path / "run") == undisturbed[0]
 
 
@@ -281,7 +300,7 @@ def test_training_that_fails_is_one_error_with_its_log_and_the_rerun_goes_on(
     tmp_path: Path,
 ) -> None:
     environment = fake_environment(tmp_path, train_fails=1)
-    status, _, err = finish(start(tmp_path, environment))
+    status, _, err = attempt(tmp_path, environment)
     assert status == 1
     assert "the fake trainer fails as it was told" in err
     assert "Traceback (most recent call last):\n  File" not in err.split("optima: ")[0]
@@ -290,7 +309,7 @@ def test_training_that_fails_is_one_error_with_its_log_and_the_rerun_goes_on(
 
 def test_server_that_never_gets_ready_is_one_error_and_the_rerun_goes_on(tmp_path: Path) -> None:
     environment = fake_environment(tmp_path, server=("--never-ready",))
-    status, _, err = finish(start(tmp_path, environment, "serving.start_timeout_s=3.0"))
+    status, _, err = attempt(tmp_path, environment, "serving.start_timeout_s=3.0")
     assert status == 1
     assert "3 s" in err
     shutil.rmtree(tmp_path / "fake_env")
@@ -298,16 +317,14 @@ def test_server_that_never_gets_ready_is_one_error_and_the_rerun_goes_on(tmp_pat
 
 
 def test_empty_selection_says_how_far_the_best_was(tmp_path: Path) -> None:
-    status, _, err = finish(start(tmp_path, fake_environment(tmp_path), "select.theta=99.0"))
+    status, _, err = attempt(tmp_path, fake_environment(tmp_path), "select.theta=99.0")
     assert status == 1
     assert "nothing to train on" in err
     assert "select.theta is 99.0" in err
 
 
 def test_too_small_a_selection_says_what_goes_wrong_and_what_to_change(tmp_path: Path) -> None:
-    status, _, err = finish(
-        start(tmp_path, fake_environment(tmp_path), "conversation.max_turn_tokens=3")
-    )
+    status, _, err = attempt(tmp_path, fake_environment(tmp_path), "conversation.max_turn_tokens=3")
     assert status == 1
     *_, before = err.split("optima: stage ", 1)
     lines = before.splitlines()
@@ -322,7 +339,7 @@ def test_run_that_selected_too_little_goes_on_with_a_lower_least_share(
     undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
 ) -> None:
     environment = fake_environment(tmp_path)
-    status, _, err = finish(start(tmp_path, environment, "select.min_share=0.65"))
+    status, _, err = attempt(tmp_path, environment, "select.min_share=0.65")
     assert status == 1
     assert (
         "stage iter_0/select: 5 of 8 problems selected, select.min_share is 0.65: too few to learn "
@@ -341,7 +358,7 @@ def test_run_that_selected_too_little_goes_on_with_a_lower_least_share(
 
 
 def test_least_share_that_no_selection_reaches_is_refused_at_once(tmp_path: Path) -> None:
-    status, out, err = finish(start(tmp_path, fake_environment(tmp_path), "select.min_share=0.8"))
+    status, out, err = attempt(tmp_path, fake_environment(tmp_path), "select.min_share=0.8")
     assert (status, out) == (2, "")
     assert "select.min_share: 0.8 is more than is kept from keep_from=0.0 to keep_to=0.7" in err
 
@@ -350,9 +367,7 @@ def test_failed_conversations_above_the_limit_fail_the_stage_and_are_tried_again
     undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
 ) -> None:
     broken = fake_environment(tmp_path, server=("--fail-rate", "0.9"))
-    status, _, err = finish(
-        start(tmp_path, broken, "serving.max_attempts=1", "evaluation.base=true")
-    )
+    status, _, err = attempt(tmp_path, broken, "serving.max_attempts=1", "evaluation.base=true")
     assert status == 1
     assert "conversation.max_error_rate" in err
     shutil.rmtree(tmp_path / "fake_env")
@@ -381,17 +396,21 @@ def test_second_process_in_a_run_directory_is_refused(tmp_path: Path) -> None:
     environment = fake_environment(tmp_path, server=("--latency-ms", "200"))
     owner = start(tmp_path, environment)
     wait_until(lambda: (tmp_path / "run" / "evaluate").exists(), "the first stage")
-    status, _, err = finish(start(tmp_path, environment))
+    status, _, err = attempt(tmp_path, environment)
     assert status == 2
     assert str(owner.pid) in err
     owner.send_signal(signal.SIGTERM)
     assert finish(owner)[0] == 143
 
 
-def test_other_recipe_in_a_run_directory_is_refused(tmp_path: Path) -> None:
-    environment = fake_environment(tmp_path)
-    run(tmp_path, environment)
-    status, _, err = finish(start(tmp_path, environment, "reward.lambda_token=0.1"))
+def test_other_recipe_in_a_run_directory_is_refused(
+    undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
+) -> None:
+    root, copy = undisturbed[2], tmp_path / "run"
+    shutil.copytree(root, copy)
+    status, _, err = attempt(
+        root.parent, fake_environment(tmp_path), "reward.lambda_token=0.1", run=str(copy)
+    )
     assert status == 2
     assert "reward.lambda_token" in err
 

@@ -4,8 +4,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -15,13 +13,14 @@ import numpy as np
 import pytest
 
 from optima.pipelines.studies import folder_of, read_variants
+from tests.commands import command
 from tests.fakes import commands, fake_environment
 from tests.pipelines.runs import (
-    ROOT,
-    TIMEOUT_S,
+    attempt,
     finish,
     processes_of,
     results,
+    rewind,
     run,
     start,
     wait_until,
@@ -204,8 +203,10 @@ def test_kill_in_any_stage_leaves_no_process_and_the_rerun_equals_an_undisturbed
 ) -> None:
     mark = uuid.uuid4().hex
     environment = fake_environment(tmp_path, server=("--latency-ms", "30"), train_seconds=1.0)
-    victim = start(tmp_path, environment, mark=mark, method=method)
-    path = tmp_path / "run" / stage
+    root, copy = undisturbed[method][1], tmp_path / "run"
+    rewind(root, copy, stage)
+    victim = start(root.parent, environment, run=str(copy), mark=mark, method=method)
+    path = copy / stage
     wait_until(lambda: (path / "INPUTS").exists(), f"stage {stage}")
     if stage.endswith("search"):  # some rounds are there, others are not
         wait_until(lambda: (path / "rounds.jsonl").exists(), "the first round")
@@ -215,8 +216,8 @@ def test_kill_in_any_stage_leaves_no_process_and_the_rerun_equals_an_undisturbed
     wait_until(lambda: not processes_of(mark), f"the end of {processes_of(mark)}", 15.0)
     assert not (path / "DONE.json").exists()
     shutil.rmtree(tmp_path / "fake_env")
-    run(tmp_path, fake_environment(tmp_path), method=method)
-    assert results(tmp_path / "run") == results(undisturbed[method][1])
+    run(root.parent, fake_environment(tmp_path), run=str(copy), method=method)
+    assert results(copy) == results(root)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -240,9 +241,9 @@ def test_signal_while_trees_grow_ends_the_run_and_all_its_processes(
 def test_trees_grow_on_from_their_finished_rounds_and_never_double(
     undisturbed: dict[str, tuple[str, Path]], tmp_path: Path
 ) -> None:
-    environment = fake_environment(tmp_path)
-    run(tmp_path, environment, method="dpo")
-    search = tmp_path / "run/iter_0/search"
+    root, copy = undisturbed["dpo"][1], tmp_path / "run"
+    shutil.copytree(root, copy)
+    search = copy / "iter_0/search"
     for stage in (search, search.with_name("pairs")):
         (stage / "DONE.json").unlink()
     (search.with_name("pairs") / "rows.jsonl").unlink()
@@ -251,8 +252,8 @@ def test_trees_grow_on_from_their_finished_rounds_and_never_double(
     kept = [line for line in lines if json.loads(line)["number"] < 2]
     last = next(line for line in lines if json.loads(line)["number"] == 2)
     path.write_bytes(b"".join([*kept, kept[0], last[:70]]))  # one doubled, one torn
-    run(tmp_path, environment, method="dpo")
-    assert results(tmp_path / "run") == results(undisturbed["dpo"][1])
+    run(root.parent, fake_environment(tmp_path), run=str(copy), method="dpo")
+    assert results(copy) == results(root)
     again = Counter(
         (r["problem_id"], r["number"]) for r in map(json.loads, path.read_text().splitlines())
     )
@@ -272,44 +273,39 @@ def test_server_killed_while_trees_grow_loses_and_doubles_nothing(
 def test_scorer_that_dies_for_good_while_trees_grow_fails_the_stage_and_loses_nothing(
     undisturbed: dict[str, tuple[str, Path]], tmp_path: Path
 ) -> None:
-    _stop_in_search(tmp_path)
+    root, copy = undisturbed["dpo"][1], tmp_path / "run"
+    rewind(root, copy, "iter_0/search")
     mark = uuid.uuid4().hex
     broken = fake_environment(tmp_path, score_dies_after=1)
-    status, _, err = finish(start(tmp_path, broken, method="dpo", mark=mark))
+    status, _, err = finish(start(root.parent, broken, run=str(copy), method="dpo", mark=mark))
     assert status == 1
     assert "scorer 0: died again after its restart" in err
     assert "Traceback" not in err
     wait_until(lambda: not processes_of(mark), f"the end of {processes_of(mark)}", 15.0)
     shutil.rmtree(tmp_path / "fake_env")
-    run(tmp_path, fake_environment(tmp_path), method="dpo")
-    assert results(tmp_path / "run") == results(undisturbed["dpo"][1])
-
-
-def _stop_in_search(directory: Path) -> None:
-    victim = start(directory, fake_environment(directory), method="dpo")
-    wait_until(lambda: (directory / "run/iter_0/search/INPUTS").exists(), "the search")
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate()
-    shutil.rmtree(directory / "fake_env")
+    run(root.parent, fake_environment(tmp_path), run=str(copy), method="dpo")
+    assert results(copy) == results(root)
 
 
 def test_failed_rollouts_above_the_limit_fail_the_stage_and_are_grown_again(
     undisturbed: dict[str, tuple[str, Path]], tmp_path: Path
 ) -> None:
-    _stop_in_search(tmp_path)
+    root, copy = undisturbed["dpo"][1], tmp_path / "run"
+    rewind(root, copy, "iter_0/search")
     broken = fake_environment(tmp_path, server=("--fail-rate", "0.9"))
-    status, _, err = finish(start(tmp_path, broken, "serving.max_attempts=1", method="dpo"))
+    patience = "serving.max_attempts=1"
+    status, _, err = attempt(root.parent, broken, patience, run=str(copy), method="dpo")
     assert status == 1
     assert "stage iter_0/search" in err
     assert "conversation.max_error_rate" in err
     shutil.rmtree(tmp_path / "fake_env")
-    run(tmp_path, fake_environment(tmp_path), method="dpo")
-    assert results(tmp_path / "run") == results(undisturbed["dpo"][1])
+    run(root.parent, fake_environment(tmp_path), run=str(copy), method="dpo")
+    assert results(copy) == results(root)
 
 
 def test_no_pair_says_how_far_the_best_was(tmp_path: Path) -> None:
     environment = fake_environment(tmp_path)
-    status, _, err = finish(start(tmp_path, environment, "pairs.theta_filter=99.0", method="dpo"))
+    status, _, err = attempt(tmp_path, environment, "pairs.theta_filter=99.0", method="dpo")
     assert status == 1
     assert "no pair to train on" in err
     assert "pairs.theta_filter is 99.0" in err
@@ -325,7 +321,7 @@ def test_run_with_too_few_pairs_goes_on_with_a_lower_least_share(
     _, second, *_ = sorted(gaps.values(), reverse=True)
     few = ("iterations=2", f"pairs.theta_diff={second}")  # which some problem passes, not all
     environment = fake_environment(tmp_path)
-    status, _, err = finish(start(tmp_path, environment, *few, "pairs.min_share=1", method="dpo"))
+    status, _, err = attempt(tmp_path, environment, *few, "pairs.min_share=1", method="dpo")
     assert status == 1
     found = re.search(r"pairs from (\d+) of 6 problems, pairs.min_share is 1.0: too few", err)
     assert found is not None
@@ -338,11 +334,7 @@ def test_run_with_too_few_pairs_goes_on_with_a_lower_least_share(
 
 
 def _optima(*argv: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "optima.cli.main", *argv],
-        cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout, done.stderr
+    return command("optima", *argv)
 
 
 def test_pairs_are_rebuilt_with_other_thresholds_and_exported(

@@ -12,7 +12,7 @@ from optima.pipelines.checkpoints import find_models
 from optima.pipelines.influence import best_groups, deal_groups
 from optima.pipelines.status import read_status
 from tests.fakes import commands, fake_environment
-from tests.pipelines.runs import debate_data, finish, results, run, start, wait_until
+from tests.pipelines.runs import attempt, debate_data, results, run, start, wait_until
 
 INFLUENCE = (
     "iterations=1", "initialise=false", "pairs.strategy=influence",
@@ -144,7 +144,7 @@ def test_what_would_stop_the_selection_stops_the_run_before_it_starts(
     override: str, message: str, tmp_path: Path
 ) -> None:
     environment = fake_environment(tmp_path)
-    status, _, err = finish(start(tmp_path, environment, *INFLUENCE, override, method="dpo"))
+    status, _, err = attempt(tmp_path, environment, *INFLUENCE, override, method="dpo")
     assert status == 2
     assert message in err
     assert [c for c in commands(environment) if "-c" not in c] == []

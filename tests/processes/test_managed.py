@@ -98,6 +98,15 @@ def test_nothing_outlives_an_owner_that_was_killed(tmp_path: Path, log: Path) ->
     wait_until(lambda: not any(is_running(pid) for pid in [*guards, *read_pids(pids)]))
 
 
+def test_end_of_a_child_is_noticed_as_soon_as_it_is_there(log: Path) -> None:
+    started = time.monotonic()
+    with ManagedProcess(["sleep", "0.5"], name="child", log_path=log) as process:
+        assert not process.has_ended_within(0.01)
+        assert process.has_ended_within(60)
+        assert time.monotonic() - started < 30
+        assert process.poll() == 0
+
+
 def test_stop_ends_orphans_in_sessions_of_their_own(tmp_path: Path, log: Path) -> None:
     pids = tmp_path / "pids"
     with ManagedProcess(nested(tmp_path, pids), name="nested", log_path=log):

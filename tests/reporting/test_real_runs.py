@@ -1,15 +1,13 @@
 """What the commands really write, over fakes at the process borders, makes figures and tables."""
 
-import subprocess
-import sys
-
 import pytest
 
 from optima.reader import Run
 from optima.reporting.report import figures_of, tables_of
 from optima.runs import open_runs
+from tests.commands import command
 from tests.fakes import fake_environment
-from tests.pipelines.runs import ROOT, TIMEOUT_S, run
+from tests.pipelines.runs import run
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +26,8 @@ def histories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
                       "--n-votes", "2", "--config", str(trained / "recipe.yaml")),
     }  # fmt: skip
     for name, argv in commands.items():
-        done = subprocess.run(
-            [sys.executable, "-m", "optima.cli", *argv, *given, "--output", str(directory / name)],
-            cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        status, _, err = command(*argv, *given, "--output", str(directory / name))
+        assert status == 0, err
     found = open_runs([trained, *(directory / name for name in commands)])
     return {history.name: history for history in found}
 

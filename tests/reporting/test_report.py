@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from optima.cli.main import main
+from tests.commands import ROOT
 from tests.fakes import fake_environment
-from tests.pipelines.runs import ROOT, finish, start, wait_until
+from tests.pipelines.runs import finish, start, wait_until
 from tests.reporting.browser import chromium
 from tests.reporting.made import training
 
