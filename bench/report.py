@@ -18,8 +18,8 @@ from optima.recipe.layers import Layers
 from optima.recipe.loading import build_recipe, dump_recipe
 from optima.records import write_records, write_text
 from optima.reporting.report import Limits, write_report
+from optima.runs.layout import StageDone
 from optima.seeding import rng
-from optima.stages import StageDone
 from optima.types import Conversation, Problem, RewardParts, Turn, TurnLosses
 from tests.reporting.browser import Page, chromium
 

@@ -19,16 +19,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from optima.conversation.agent import Speaker
-from optima.conversation.dialogue import Completion, Dialogue, Request
+from optima.conversation.dialogue import Completion, Dialogue, Request, hold_conversations
 from optima.conversation.loading import load_codec
-from optima.conversation.rollouts import hold_conversations
-from optima.pipelines.dialogues import TaskAgreement
 from optima.processes.managed import ManagedProcess
 from optima.prompts.rendering import PromptStyle, system_prompt
 from optima.recipe.schema import ConversationSection, DataSection, ServingSection
 from optima.serving.client import CompletionClient, Server
 from optima.serving.probe import is_healthy
 from optima.serving.worker import free_port
+from optima.stages.generate import TaskAgreement
 from optima.tasks import get_task
 from optima.tasks.judging import Judge
 from optima.tasks.loading import load_problems

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from optima.conversation.agent import Speaker
 from optima.conversation.loading import load_codec
-from optima.pipelines.context import speakers_of
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import resolve_environment
 from optima.prompts.rendering import PromptStyle
@@ -31,6 +30,7 @@ from optima.recipe.schema import (
 )
 from optima.records import write_records
 from optima.search.pairs import preference_row
+from optima.stages.context import speakers_of
 from optima.tasks import get_task
 from optima.tasks.loading import load_problems
 from optima.training.jobs import TrainJob, TrainResult

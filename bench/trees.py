@@ -22,14 +22,14 @@ from pathlib import Path
 
 from bench.rollouts import ask_only, dialogues, fake_server_argv, first_request
 from optima.conversation.dialogue import Completion, Dialogue, Request
-from optima.pipelines.dialogues import rare_collections
-from optima.pipelines.rewarding import RewardDesk, Yardstick
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import DataSection, RewardSection, SearchSection, ServingSection
-from optima.search.forest import Forest
+from optima.search.grow import Forest
 from optima.serving.client import CompletionClient, Server
 from optima.serving.probe import is_healthy
 from optima.serving.worker import free_port
+from optima.stages.generate import rare_collections
+from optima.stages.rank import RewardDesk, Yardstick
 from optima.tasks import get_task
 from optima.tasks.loading import load_problems
 from optima.tasks.metrics import F1

@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from optima.api import evaluate as evaluate
     from optima.api import load_recipe as load_recipe
     from optima.api import run as run
-    from optima.reader import Run as Run
-    from optima.reader import open_run as open_run
     from optima.recipe.schema import Recipe as Recipe
+    from optima.runs.reader import Run as Run
+    from optima.runs.reader import open_run as open_run
     from optima.tasks import get_task as get_task
     from optima.tasks.task import Task as Task
     from optima.types import Conversation as Conversation
@@ -23,13 +23,13 @@ _PLACES = {
     "Conversation": "optima.types",
     "Problem": "optima.types",
     "Recipe": "optima.recipe.schema",
-    "Run": "optima.reader",
+    "Run": "optima.runs.reader",
     "Task": "optima.tasks.task",
     "dry_run": "optima.api",
     "evaluate": "optima.api",
     "get_task": "optima.tasks",
     "load_recipe": "optima.api",
-    "open_run": "optima.reader",
+    "open_run": "optima.runs.reader",
     "run": "optima.api",
 }
 __all__ = [

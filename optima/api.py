@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TypeAlias
 
 from optima.errors import OptimaError, UsageError
-from optima.files import RECIPE
-from optima.pipelines.checkpoints import find_models, name_model
-from optima.pipelines.context import Model
-from optima.pipelines.infer import inference_recipe, run_inference
 from optima.processes.environment import Environment, require_environment, resolve_environment
-from optima.reader import Run, open_run, run_of
 from optima.recipe.layers import Layers, is_override, merge_layers
 from optima.recipe.loading import load_recipe as load_layers
 from optima.recipe.schema import Recipe
-from optima.stages import read_recipe as read_stored
+from optima.runs.files import RECIPE
+from optima.runs.layout import read_recipe as read_stored
+from optima.runs.reader import Run, open_run, run_of
+from optima.stages.context import Model
+from optima.studies.checkpoints import find_models, name_model
+from optima.studies.infer import inference_recipe, run_inference
 from optima.tasks.task import Task
 
 Place: TypeAlias = str | Path
@@ -60,7 +60,7 @@ def train(
     recipe: Recipe, run_dir: Path, *, vllm_env: Place | None, train_env: Place | None
 ) -> None:
     """Run a recipe's method in ``run_dir``, or go on with it."""
-    from optima.pipelines.methods import run_method
+    from optima.methods import run_method
     from optima.training.launch import check_trackers
 
     environments = find_both(vllm_env, train_env)
@@ -77,7 +77,7 @@ def dry_run(
     Starts no process but to ask the environments what they hold, and writes nothing. Raises
     UsageError for the first thing that would stop the run.
     """
-    from optima.pipelines.dry_run import dry_run as check
+    from optima.studies.dry_run import dry_run as check
 
     made, place = _resolved(recipe, run_dir)
     return check(made, place, _spec(vllm_env), _spec(train_env))

@@ -1,11 +1,19 @@
-"""From rewarded candidates to the conversations that are trained on (paper Alg. 2); pure."""
+"""From rewarded candidates to the conversations that are trained on (paper Alg. 2); pure.
+
+Shares are counted exactly: in floating point 0.7 of 90 is 62.99..., and the 63rd is lost.
+"""
 
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from itertools import groupby
 
 from optima.recipe.schema import SelectSection
-from optima.shares import share_of
 from optima.types import RewardParts
+
+
+def share_of(share: float, count: int) -> Fraction:
+    """Return ``share * count`` of the share as it is written; ``int`` rounds it down."""
+    return Fraction(repr(share)) * count
 
 
 def best_of_n(candidates: Iterable[RewardParts]) -> RewardParts | None:

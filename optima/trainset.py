@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from optima.conversation.agent import Speaker
 from optima.seeding import SEED_BITS, derive_seed
-from optima.shares import share_of
+from optima.selection import share_of
 from optima.types import TrainingRow, Turn
 
 

@@ -1,7 +1,7 @@
 """Commands as a user types them, done in the process of the tests.
 
 Importing what a command needs takes seconds, in every process anew. Signals, kills and exit
-statuses of processes are tested on real ones (``start`` of ``tests.pipelines.runs``).
+statuses of processes are tested on real ones (``start`` of ``tests.fake_runs``).
 """
 
 import contextlib

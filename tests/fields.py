@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from optima import types
-from optima.pipelines import identity
-from optima.recipe import schema, sections, serving, training
+from optima.recipe import schema, serving, training
+from optima.recipe import schema as sections
 from optima.recipe.schema import Recipe
+from optima.runs import identity
 from optima.tasks import data
 from optima.types import Section, section_of
 

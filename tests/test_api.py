@@ -16,9 +16,9 @@ import optima
 from optima.errors import RecipeError, UsageError
 from optima.processes import interruption
 from tests.cli.test_dry_run import write_model
+from tests.fake_runs import run as run_command
+from tests.fake_runs import write_recipe
 from tests.fakes import fake_environment
-from tests.pipelines.runs import run as run_command
-from tests.pipelines.runs import write_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/python.md"

@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "words",
         (
-            *("optima", "optima.types", "optima.errors", "optima.seeding", "optima.shares"),
+            *("optima", "optima.types", "optima.errors", "optima.seeding", "optima.selection"),
             "optima.models",
         ),
     ),
@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "core",
         (
             "optima.recipe.schema",
-            "optima.recipe.sections",
+            "optima.recipe.schema",
             "optima.recipe.serving",
             "optima.recipe.training",
             "optima.tasks",
@@ -48,14 +48,14 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "optima.recipe",
             "optima.conversation.loading",
-            "optima.files",
-            "optima.costs",
-            "optima.reader",
-            "optima.runs",
-            "optima.outputs",
+            "optima.runs.files",
+            "optima.runs.costs",
+            "optima.runs.reader",
+            "optima.runs.several",
+            "optima.runs.outputs",
             "optima.records",
-            "optima.rundir",
-            "optima.stages",
+            "optima.runs.directory",
+            "optima.runs.layout",
             "optima.tasks.loading",
             "optima.tasks.judging",
             "optima.prompts.diversify",
@@ -222,7 +222,7 @@ def test_measures_of_imports_follow_those_inside_functions_and_not_those_of_type
     with pytest.raises(CycleError):
         _longest_chains({"a": ["b"], "b": ["a"]})
     imports = _graph()
-    assert "optima.pipelines.methods" in imports["optima.api"]  # inside a function
+    assert "optima.methods" in imports["optima.api"]  # inside a function
 
 
 def test_only_the_trainers_import_torch_and_its_kin() -> None:
@@ -258,10 +258,10 @@ def test_core_opens_no_socket_and_starts_no_process() -> None:
     assert wrong == []
 
 
-# They lay a run out, and its stages write into it; whoever tells of a run asks optima.reader.
+# They lay a run out, and its stages write into it; whoever tells of a run asks optima.runs.reader.
 LAYOUT = {
-    "optima.files", "optima.reader", "optima.rundir", "optima.stages", "optima.pipelines.run",
-    "optima.pipelines.problems", "optima.cli.main",
+    "optima.runs.files", "optima.runs.reader", "optima.runs.directory", "optima.runs.layout", "optima.stages.opening",
+    "optima.stages.problems", "optima.cli.main",
 }  # fmt: skip
 RUN_FILES = re.compile(
     r"(recipe\.yaml|provenance\.json|metrics\.jsonl|LOCK|INPUTS|DONE\.json|plan\.json|results\.json"
@@ -275,7 +275,7 @@ def test_files_of_a_run_are_named_in_one_place() -> None:
             if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
                 continue
             if RUN_FILES.fullmatch(node.value.rpartition("/")[2]):
-                yield node.lineno, f"names {node.value}; take it from optima.files"
+                yield node.lineno, f"names {node.value}; take it from optima.runs.files"
 
     named = [line for line in _findings(check) if line.partition(":")[0] not in LAYOUT]
     assert named == []

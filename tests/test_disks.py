@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from optima.errors import OptimaError, StageError
-from optima.files import write_members
-from optima.pipelines.run import _log_file
 from optima.reporting.report import Limits, write_report
-from optima.rundir import RunDir
+from optima.runs.directory import RunDir
+from optima.runs.files import write_members
+from optima.stages.opening import _log_file
 from tests.reporting import made
-from tests.test_rundir import recipe
+from tests.runs.test_directory import recipe
 
 Mount = Callable[[str], Path]
 

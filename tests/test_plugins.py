@@ -14,18 +14,18 @@ import pytest
 
 from optima import plugins
 from optima.errors import DataError, RecipeError, UsageError
-from optima.pipelines.dialogues import TaskAgreement
 from optima.prompts.formats import load_formats
 from optima.prompts.rendering import PromptStyle, system_prompt
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import DataSection
+from optima.stages.generate import TaskAgreement
 from optima.tasks import TASKS, get_task
 from optima.tasks.judging import Judge, JudgeError
 from optima.tasks.loading import load_problems
 from optima.tasks.task import Metric, RoleSet
 from tests.cli.test_dry_run import write_model
+from tests.fake_runs import finish, start
 from tests.fakes import fake_environment
-from tests.pipelines.runs import finish, start
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "estimates"

@@ -1,7 +1,9 @@
+from fractions import Fraction
+
 import pytest
 
 from optima.recipe.schema import SelectSection
-from optima.selection import best_of_each, best_of_n, select_top
+from optima.selection import best_of_each, best_of_n, select_top, share_of
 from optima.types import RewardParts
 
 
@@ -72,3 +74,19 @@ def test_both_ends_of_the_range_are_shares_as_written() -> None:
     best = [parts(1.0 + i, problem=f"p{i}") for i in range(100)]
     kept = select_top(best, SelectSection(keep_from=0.29, keep_to=0.57))
     assert [p.problem_id for p in kept] == [f"p{i}" for i in range(70, 42, -1)]
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "expected"),
+    [(0.7, 90, 63), (0.29, 100, 29), (0.57, 100, 57), (0.07, 100, 7), (1e-3, 3000, 3), (1.0, 7, 7)],
+)
+def test_share_of_a_count_is_that_of_the_number_as_written(
+    share: float, count: int, expected: int
+) -> None:
+    # In floating point 0.7 * 90, 0.29 * 100 and 0.57 * 100 lie below, 0.07 * 100 lies above.
+    assert share_of(share, count) == expected
+
+
+def test_rounding_is_left_to_the_caller() -> None:
+    assert share_of(0.7, 5) == Fraction(7, 2)
+    assert int(share_of(0.7, 5)) == 3

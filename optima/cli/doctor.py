@@ -11,11 +11,11 @@ from pathlib import Path
 
 from optima.errors import OptimaError, UsageError
 from optima.evaluation.figures import JudgedConversation
-from optima.pipelines.run import model_codec
-from optima.pipelines.trial import Trial
 from optima.processes.devices import check_sockets, core_warning, detect_devices, free_port
 from optima.processes.environment import Role, package_versions, require_environment
 from optima.recipe.schema import Recipe, ServingSection
+from optima.stages.opening import model_codec
+from optima.studies.trial import Trial
 
 MIN_FREE_GIB = 5.0
 QUESTION_CHARS = 300

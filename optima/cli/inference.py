@@ -146,8 +146,8 @@ def evaluate(
             f"evaluation.n_samples={n_samples}", f"evaluation.temperature={temperature}", *words
         ]  # fmt: skip
     from optima import api
-    from optima.pipelines.infer import run_inference
     from optima.reporting.results import write_consistency, write_inference
+    from optima.studies.infer import run_inference
 
     models = api.read_models(model, model_root, base)
     recipe = api.evaluation_recipe(

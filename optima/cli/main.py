@@ -239,7 +239,7 @@ def pairs(
     generating anything, and export them as JSON Lines in the common conversational format (prompt,
     chosen, rejected). Only fields of pairs can be changed, such as pairs.theta_diff=0.1.
     """
-    from optima.pipelines.pairing import rebuild_pairs
+    from optima.studies.pairing import rebuild_pairs
 
     changes = overrides or ()
     wrong = [change for change in changes if not change.startswith("pairs.")]
@@ -276,10 +276,10 @@ def try_model(
     """
     from optima import api
     from optima.cli.doctor import figures, text
-    from optima.pipelines.trial import try_recipe
     from optima.recipe.loading import dump_recipe, load_recipe
     from optima.records import write_text
     from optima.seeding import digest
+    from optima.studies.trial import try_recipe
 
     recipe = load_recipe(config, overrides or ())
     directory = output or Path("runs", "try", digest(dump_recipe(recipe), str(n)))

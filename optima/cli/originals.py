@@ -130,7 +130,7 @@ def free_output(output: Path, recipe: "Recipe", name: str) -> Path:
 
     The original's README gives one and the same path to both of its programs.
     """
-    from optima.rundir import check_same_recipe
+    from optima.runs.directory import check_same_recipe
 
     try:
         check_same_recipe(output, recipe)

@@ -32,7 +32,7 @@ def status(
     transfer) each is said, and when the last will be done. Exit status 1 if it stopped before its
     end, or a run of it is damaged.
     """
-    from optima.pipelines.status import folder_text, read_folder, read_status, status_text
+    from optima.runs.status import folder_text, read_folder, read_status, status_text
 
     members = read_folder(run)
     if members is not None:

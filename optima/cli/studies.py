@@ -29,7 +29,7 @@ from optima.cli.options import (
 from optima.errors import UsageError
 
 if TYPE_CHECKING:
-    from optima.reader import Baseline
+    from optima.runs.reader import Baseline
 
 BASELINES = """\
 examples:
@@ -99,16 +99,10 @@ def baselines(
     """
     exclude(model_root=model_root, model=model)
     from optima import api
-    from optima.files import RECIPE
-    from optima.pipelines.baselines import (
-        UNTRAINED,
-        Votes,
-        read_run,
-        run_baselines,
-        train_control,
-    )
     from optima.processes.environment import require_environment
     from optima.reporting.results import write_inference
+    from optima.runs.files import RECIPE
+    from optima.studies.baselines import UNTRAINED, Votes, read_run, run_baselines, train_control
 
     named = _methods(methods, run)
     if "sc" in named and n_votes > 1 and vote_temperature == 0:
@@ -180,8 +174,8 @@ def transfer(
     scores.
     """
     from optima import api
-    from optima.pipelines.infer import run_transfer
     from optima.reporting.results import write_transfer
+    from optima.studies.infer import run_transfer
     from optima.tasks import get_task
 
     place = check_output(output)
@@ -227,9 +221,9 @@ def compare(
     problems both were asked, with 95 % intervals (paired bootstrap): one that leaves 0 out is
     marked *.
     """
-    from optima.pipelines import comparison
     from optima.records import write_text
     from optima.reporting.results import comparison_table, comparison_text
+    from optima.runs import comparison
 
     rows = comparison.compare(runs)
     if csv is not None:
@@ -257,8 +251,8 @@ def sweep(
     sweep goes on when the same command is given again.
     """
     from optima import api
-    from optima.pipelines.studies import folder_of, read_variants, run_sweep
     from optima.reporting.results import sweep_text
+    from optima.studies.sweep import folder_of, read_variants, run_sweep
 
     variants = read_variants(config, over, overrides or ())
     run_sweep(variants, over, run_dir, **api.find_both(vllm_env, train_env))
@@ -284,8 +278,8 @@ def ablate(
     again.
     """
     from optima import api
-    from optima.pipelines.studies import read_ablations, run_ablations
     from optima.reporting.results import comparison_text
+    from optima.studies.sweep import read_ablations, run_ablations
 
     recipes = read_ablations(config, overrides or ())
     rows = run_ablations(recipes, run_dir, **api.find_both(vllm_env, train_env))
@@ -295,7 +289,7 @@ def ablate(
 
 def _methods(text: str, run: Path | None) -> "list[Baseline]":
     """Return the methods asked for, in the order of tables; UsageError for what cannot be."""
-    from optima.reader import BASELINES
+    from optima.runs.reader import BASELINES
 
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in BASELINES]:

@@ -1,14 +1,20 @@
-"""One conversation of N agents: the turn loop, its stop reasons and its faults.
+"""Conversations of N agents: the turn loop, its stop reasons and faults; and thousands at once.
 
-Ends when an answer is marked that is the last one marked before it, by the comparison that scores
-the task, or after ``max_turns`` (paper section 3); a partner who says nothing but that answer again
-agrees as well. An agent alone speaks once. An utterance ends where a speaker's label begins. A
-conversation that cannot go on is a record with a stop reason, not a crash.
+A conversation ends when an answer is marked that is the last one marked before it, by the
+comparison that scores the task, or after ``max_turns`` (paper section 3); a partner who says
+nothing but that answer again agrees as well. An agent alone speaks once. An utterance ends where
+a speaker's label begins. A conversation that cannot go on is a record with a stop reason, not a
+crash.
+
+A fixed number of workers takes dialogues from a stream. Nothing is kept: a dialogue is made when a
+worker takes it, a conversation is handed to ``keep`` when it ends, so memory does not grow with the
+number of conversations.
 """
 
+import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -223,3 +229,41 @@ def find_faults(turns: Sequence[Turn], stop: StopReason, names: Sequence[str]) -
     if stop == "context_overflow" or any(turn.finish_reason == "length" for turn in turns):
         faults.append("overflow")
     return tuple(faults)
+
+
+# Makes a turn, by the server that is named if it can: its cache holds what was said before.
+Generate = Callable[[Request, object], Awaitable[Completion]]
+
+
+async def hold_conversations(
+    dialogues: Iterable[Dialogue],
+    generate: Generate,
+    keep: Callable[[Conversation], None],
+    *,
+    concurrency: int,
+) -> None:
+    """Hold all dialogues, ``concurrency`` at a time.
+
+    Errors of a conversation are records; anything else (a bug, a full disk in ``keep``) stops all
+    workers and rises.
+    """
+    stream = iter(dialogues)
+
+    async def work() -> None:
+        for dialogue in stream:  # shared by all workers: each dialogue is taken once
+            server: object = None
+
+            async def complete(request: Request) -> Completion:
+                nonlocal server
+                completion = await generate(request, server)
+                server = completion.server
+                return completion
+
+            keep(await dialogue.converse(complete))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(work())
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from failures

@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from optima.shares import share_of
+from optima.selection import share_of
 
 N_RESAMPLES = 10_000
 LEVEL = 0.95

@@ -19,8 +19,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from optima.files import PROBLEMS, SPLITS, Talk, find_talks, n_spoken, parsed, raw_lines
-from optima.reader import Run
+from optima.runs.files import PROBLEMS, SPLITS, Talk, find_talks, n_spoken, parsed, raw_lines
+from optima.runs.reader import Run
 from optima.seeding import rng
 from optima.types import StopReason
 

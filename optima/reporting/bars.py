@@ -12,7 +12,6 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from optima.evaluation.figures import Figures
-from optima.reader import Run
 from optima.reporting.drawing import (
     COLOURS,
     HATCHES,
@@ -25,7 +24,8 @@ from optima.reporting.drawing import (
     render,
     shorten,
 )
-from optima.runs import transfers
+from optima.runs.reader import Run
+from optima.runs.several import transfers
 
 # Numbers of their looks, the same in every figure.
 _STOPS = {"agreement": 0, "alone": 2, "max_turns": 1, "context_overflow": 3, "error": 4}

@@ -12,7 +12,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from optima.evaluation.consistency import Point
 from optima.evaluation.figures import Figures
 from optima.evaluation.statistics import Estimate
-from optima.reader import Run
 from optima.reporting.drawing import (
     COLOURS,
     DASHES,
@@ -28,6 +27,7 @@ from optima.reporting.drawing import (
     render,
     shorten,
 )
+from optima.runs.reader import Run
 
 Look = dict[str, Any]  # how one series is told from the others, by colour and without
 

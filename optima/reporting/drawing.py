@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.transforms import Bbox
 
-from optima.reader import Run
+from optima.runs.reader import Run
 
 INK = "#17191d"
 # Contrast of at least 3 : 1 on white and on #15171a; told apart by people with any colour vision,

@@ -24,9 +24,6 @@ from jinja2 import Environment
 from tqdm import tqdm
 
 from optima.errors import StageError
-from optima.files import PROVENANCE, RECIPE
-from optima.pipelines.comparison import differences
-from optima.reader import Run
 from optima.records import (
     atomic_writer,
     clear_temporaries,
@@ -50,7 +47,10 @@ from optima.reporting.tables import (
     votes_table,
 )
 from optima.reporting.trees import Trees
-from optima.runs import open_runs, transfers
+from optima.runs.comparison import differences
+from optima.runs.files import PROVENANCE, RECIPE
+from optima.runs.reader import Run
+from optima.runs.several import open_runs, transfers
 
 logger = logging.getLogger(__name__)
 PAGE = "report.html"

@@ -10,11 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from optima.costs import EvaluationCost, ModelCost
 from optima.evaluation.figures import Figures
-from optima.files import COSTS_CSV, METRICS, RESULTS, TABLE_CSV, TABLE_MD
-from optima.pipelines.comparison import Compared
-from optima.reader import Run, run_of
 from optima.recipe.schema import Recipe
 from optima.records import write_text
 from optima.reporting.tables import (
@@ -28,6 +24,10 @@ from optima.reporting.tables import (
     untrained,
     votes_table,
 )
+from optima.runs.comparison import Compared
+from optima.runs.costs import EvaluationCost, ModelCost
+from optima.runs.files import COSTS_CSV, METRICS, RESULTS, TABLE_CSV, TABLE_MD
+from optima.runs.reader import Run, run_of
 
 MODELS_LEGEND = (
     "Score in per cent; tokens of a conversation's utterances (label in, end of turn out), and as\n"

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from optima.costs import SPENT_ON, EvaluationCost, ModelCost, repaid_after
 from optima.evaluation.figures import Figures
 from optima.evaluation.statistics import Estimate
-from optima.pipelines.comparison import Compared
+from optima.runs.comparison import Compared
+from optima.runs.costs import SPENT_ON, EvaluationCost, ModelCost, repaid_after
 from optima.types import Fault, StopReason
 
 Placed = tuple[tuple[str, ...], Figures]

@@ -13,9 +13,9 @@ from typing import Any
 
 import orjson
 
-from optima.files import TREES, parsed, raw_lines
 from optima.recipe.schema import SearchSection
 from optima.reporting.archive import Archive
+from optima.runs.files import TREES, parsed, raw_lines
 from optima.search.pairs import sibling_pairs
 from optima.search.tree import Tree
 from optima.types import PreferencePair, TreeRound

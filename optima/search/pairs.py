@@ -17,7 +17,7 @@ from optima.conversation.agent import Speaker, utterance
 from optima.recipe.schema import PairSection, SearchSection
 from optima.search.tree import Node, Tree
 from optima.seeding import rng
-from optima.shares import share_of
+from optima.selection import share_of
 from optima.types import DialogueTree, Message, PreferencePair, PreferenceRow
 
 

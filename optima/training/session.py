@@ -25,7 +25,7 @@ from transformers import TrainerCallback
 from optima.errors import OptimaError, StageError
 from optima.recipe.training import TrainSection
 from optima.records import read_records, write_text
-from optima.shares import share_of
+from optima.selection import share_of
 from optima.training.jobs import (
     CHECKPOINTS_DIR,
     ERROR_MARK,

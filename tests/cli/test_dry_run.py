@@ -11,12 +11,12 @@ import pytest
 from optima.cli import doctor, training
 from optima.cli.training import sft as main
 from optima.errors import RecipeError, UsageError
-from optima.pipelines.context import Places, split_devices
-from optima.pipelines.footprint import footprint, n_parameters
 from optima.plan import Counts
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.recipe.loading import load_recipe
+from optima.stages.context import Places, split_devices
+from optima.stages.room import footprint, n_parameters
 from optima.training.launch import check_trackers
 from tests.fakes import commands, fake_environment
 from tests.hub import fake_hub

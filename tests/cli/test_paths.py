@@ -12,7 +12,7 @@ from optima.cli.training import sft
 from optima.errors import UsageError
 from optima.recipe.schema import ModelSection, Recipe
 from optima.records import check_path
-from optima.rundir import RunDir
+from optima.runs.directory import RunDir
 
 WRONG = {
     "": "is empty",

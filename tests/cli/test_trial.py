@@ -7,8 +7,8 @@ import pytest
 
 from optima.processes.environment import Environment
 from tests.commands import ROOT, command
+from tests.fake_runs import write_recipe
 from tests.fakes import commands, fake_environment
-from tests.pipelines.runs import write_recipe
 
 N = 5
 CUT = "conversation.max_turn_tokens=3"  # the stand-in needs more to mark an answer

@@ -3,8 +3,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from optima.conversation.dialogue import Completion, Dialogue, Request, clean_utterance
-from optima.conversation.rollouts import hold_conversations
+from optima.conversation.dialogue import (
+    Completion,
+    Dialogue,
+    Request,
+    clean_utterance,
+    hold_conversations,
+)
 from optima.errors import ContextOverflowError, ServerError
 from optima.recipe.schema import ConversationSection
 from optima.types import AnswerStyle, Conversation

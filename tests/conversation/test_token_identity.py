@@ -9,7 +9,7 @@ import pytest
 from optima.conversation.agent import Speaker
 from optima.conversation.dialogue import Completion, Dialogue, Request
 from optima.recipe.schema import ConversationSection, SearchSection
-from optima.search.expand import TreeGrower
+from optima.search.grow import TreeGrower
 from optima.search.pairs import preference_row, sibling_pairs
 from optima.trainset import conversation_rows
 from optima.types import Conversation, PreferencePair, RewardParts

@@ -16,7 +16,7 @@ from optima.processes.environment import resolve_environment
 from optima.recipe.loading import load_recipe
 from optima.serving.fleet import Fleet
 from optima.types import ModelRef
-from tests.pipelines.runs import MARK, ROOT, processes_of, wait_until
+from tests.fake_runs import MARK, ROOT, processes_of, wait_until
 
 RECIPE = ROOT / "recipes" / "sft" / "quickstart.yaml"
 # What so short a training teaches is chance, so any conversation may be selected. The cold start is

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import RECIPE, Endpoint
-from tests.pipelines.runs import ROOT
+from tests.fake_runs import ROOT
 
 pytestmark = pytest.mark.e2e
 

@@ -11,8 +11,6 @@ import pytest
 from optima.conversation.dialogue import Completion, Dialogue, Request
 from optima.conversation.loading import load_codec
 from optima.conversation.tokens import ChatCodec
-from optima.pipelines.context import speakers_of
-from optima.pipelines.dialogues import TaskAgreement
 from optima.processes.devices import Devices
 from optima.processes.environment import resolve_environment
 from optima.prompts.rendering import PromptStyle
@@ -20,11 +18,13 @@ from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
 from optima.serving.client import CompletionClient
 from optima.serving.fleet import Fleet
+from optima.stages.context import speakers_of
+from optima.stages.generate import TaskAgreement
 from optima.tasks import get_task
 from optima.tasks.answers import is_placeholder, marked_answers
 from optima.tasks.judging import Judge
 from optima.types import Conversation, ModelRef, Problem
-from tests.pipelines.runs import ROOT
+from tests.fake_runs import ROOT
 
 pytestmark = pytest.mark.e2e
 NAME = "qwen2.5-coder-0.5b-instruct"

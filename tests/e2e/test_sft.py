@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import SftRun
-from tests.pipelines.runs import ROOT
+from tests.fake_runs import ROOT
 from tests.reporting.browser import chromium
 
 pytestmark = pytest.mark.e2e

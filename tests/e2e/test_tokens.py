@@ -20,7 +20,7 @@ from optima.serving.fleet import Fleet
 from optima.trainset import conversation_rows
 from optima.types import Conversation, ModelRef
 from tests.e2e.conftest import RECIPE
-from tests.pipelines.runs import ROOT
+from tests.fake_runs import ROOT
 from tests.talks import NAMES, SameText
 
 pytestmark = pytest.mark.e2e

@@ -6,8 +6,8 @@ import pytest
 
 from optima.evaluation.figures import Judged, figures_of, tally
 from optima.evaluation.statistics import estimate_mean
-from optima.reader import Run
 from optima.records import write_records
+from optima.runs.reader import Run
 from optima.types import Conversation, RewardParts, Turn
 from tests.reporting.made import Maker
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from optima.reporting.report import Limits, write_report
+from tests.fake_runs import run
 from tests.fakes import fake_environment
-from tests.pipelines.runs import run
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from optima.recipe.layers import Layers
 from optima.recipe.loading import build_recipe, dump_recipe
 from optima.recipe.schema import Recipe
 from optima.records import write_records, write_text
-from optima.stages import StageDone
+from optima.runs.layout import StageDone
 from optima.types import AnswerGroups, Conversation, RewardParts, Turn
 
 TREES: dict[str, dict[str, float]] = {"search": {}, "pairs": {}, "dpo": {}}

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optima.reader import Run
 from optima.reporting import archive as module
 from optima.reporting.archive import ANSWERED, CHOSEN, JUDGED, Archive, StaleError
+from optima.runs.reader import Run
 from tests.reporting.made import Maker, baselines, training
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from optima.cli.main import main
 from optima.errors import StageError, UsageError
-from optima.pipelines.status import read_status
-from optima.reader import Run
-from optima.runs import find_runs, open_runs
+from optima.runs.reader import Run
+from optima.runs.several import find_runs, open_runs
+from optima.runs.status import read_status
 from tests.reporting import made
 
 

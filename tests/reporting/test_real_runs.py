@@ -2,12 +2,12 @@
 
 import pytest
 
-from optima.reader import Run
 from optima.reporting.report import figures_of, tables_of
-from optima.runs import open_runs
+from optima.runs.reader import Run
+from optima.runs.several import open_runs
 from tests.commands import command
+from tests.fake_runs import run
 from tests.fakes import fake_environment
-from tests.pipelines.runs import run
 
 
 @pytest.fixture(scope="module")

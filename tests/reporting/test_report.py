@@ -18,8 +18,8 @@ import pytest
 
 from optima.cli.main import main
 from tests.commands import ROOT
+from tests.fake_runs import finish, start, wait_until
 from tests.fakes import fake_environment
-from tests.pipelines.runs import finish, start, wait_until
 from tests.reporting.browser import chromium
 from tests.reporting.made import training
 

@@ -10,7 +10,7 @@ import pytest
 from optima.conversation.dialogue import Complete, Completion, Request
 from optima.errors import ContextOverflowError, ServerError
 from optima.recipe.schema import SearchSection
-from optima.search.expand import TreeGrower
+from optima.search.grow import TreeGrower
 from optima.search.pairs import sibling_pairs
 from optima.search.tree import Node, Tree
 from optima.types import TreeRound

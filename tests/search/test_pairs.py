@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optima.recipe.schema import PairSection, SearchSection
-from optima.search.expand import TreeGrower
+from optima.search.grow import TreeGrower
 from optima.search.pairs import harvest_pairs, preference_row, select_pairs, sibling_pairs
 from optima.search.tree import Tree
 from optima.types import DialogueTree, Fault, PreferencePair, TreeRound

@@ -11,9 +11,9 @@ from optima.errors import RecipeError
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import LoraSection, ModelSection, Recipe, TrainSection
 from optima.training.launch import check_target_modules
+from tests.fake_runs import write_recipe
 from tests.fakes import commands, fake_environment
 from tests.hub import COMMIT
-from tests.pipelines.runs import write_recipe
 
 SHAPES = {
     "model.embed_tokens.weight": [8, 4],

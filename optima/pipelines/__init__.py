@@ -1,1 +1,0 @@
-"""One short loop per method over shared stages; every stage resumes."""

@@ -1,0 +1,105 @@
+"""Models of several runs side by side, with paired differences over the same problems.
+
+A run is what a training or an inference left. Where answers were grouped (self-consistency), what
+is compared is the vote among all samples of a problem. Nothing is served or computed again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optima.errors import UsageError
+from optima.evaluation.figures import Figures
+from optima.evaluation.statistics import Estimate, estimate_means
+from optima.records import check_path
+from optima.runs.layout import read_each
+from optima.runs.reader import Run
+from optima.tasks import get_task
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One model of a run beside the first: its figures, and the differences on common problems.
+
+    ``score`` and ``tokens`` are None in the first, which everything is compared with, and where
+    ``n_common`` is 0.
+    """
+
+    run: Run
+    figures: Figures
+    n_common: int
+    score: Estimate | None
+    tokens: Estimate | None
+
+
+def compare(specs: Sequence[str], *, seed: int = 0) -> tuple[Compared, ...]:
+    """Compare models named ``RUN`` (its last) or ``RUN:MODEL`` with the first of them.
+
+    Raises UsageError for what is not a run, names no model of it, or has no problem in common, and
+    StageError for damaged ones, a line each.
+    """
+    models = read_each(_read, specs)
+    _check_tasks([run for run, _ in models])
+    rows = differences(models, seed=seed)
+    for spec, row in zip(specs, rows, strict=True):
+        if not row.n_common:
+            raise UsageError(
+                f"{spec}: has no problem in common with {specs[0]}; compare runs of one task "
+                "with the same data and seed"
+            )
+    return rows
+
+
+def differences(models: Sequence[tuple[Run, Figures]], *, seed: int) -> tuple[Compared, ...]:
+    """Return each model's differences to the first, problem by problem."""
+    first = models[0][1]
+    common_M = [
+        [key for key in first.score_by_problem if key in figures.score_by_problem]
+        for _, figures in models
+    ]
+    values_M = [
+        [ours[key] - theirs[key] for key in common]
+        for (_, figures), common in zip(models[1:], common_M[1:], strict=True)
+        for ours, theirs in (
+            (figures.score_by_problem, first.score_by_problem),
+            (figures.tokens_by_problem, first.tokens_by_problem),
+        )
+    ]
+    estimates = iter(estimate_means([values for values in values_M if values], seed=seed))
+    rows = []
+    for m, ((run, figures), common) in enumerate(zip(models, common_M, strict=True)):
+        score = tokens = None
+        if m > 0 and common:
+            score, tokens = next(estimates), next(estimates)
+        rows.append(Compared(run, figures, len(common), score, tokens))
+    return tuple(rows)
+
+
+def _read(spec: str) -> tuple[Run, Figures]:
+    """Return the run and the figures of the model that ``RUN`` or ``RUN:MODEL`` names."""
+    check_path(spec, "RUN")
+    root, separator, label = (spec, "", "") if Path(spec).is_dir() else spec.rpartition(":")
+    run = Run(root or spec)
+    known = run.evaluated
+    if not known:
+        raise UsageError(
+            f"{run.root}: holds no evaluated model; give a run or an inference's output"
+        )
+    if separator and label not in known:
+        raise UsageError(f"{spec}: {run.root} has evaluated no {label}; it has {', '.join(known)}")
+    measured = run.measure([label or known[-1]], by_vote=True)
+    if not measured:
+        raise UsageError(f"{spec}: its model holds no conversation; give another")
+    return run, measured[0]
+
+
+def _check_tasks(runs: Sequence[Run]) -> None:
+    """Raise UsageError when the models were evaluated on different tasks: scores do not compare."""
+    first = runs[0].recipe.task
+    for run in runs:
+        name = run.recipe.task
+        if name != first:
+            raise UsageError(
+                f"{run.root}: is scored by {get_task(name).metric} on {name}, {runs[0].root} by "
+                f"{get_task(first).metric} on {first}; compare runs of one task"
+            )

@@ -1,0 +1,227 @@
+"""The files of a run by their names, and what stands in those that no stage writes.
+
+problems/{train,test}.jsonl             Problem
+<label>/generate/conversations.jsonl    Conversation    (evaluations: evaluate/<label>/talk)
+<label>/score/losses.jsonl              TurnLosses
+<label>/rank/rewards.jsonl              RewardParts
+<label>/select/selected.jsonl           RewardParts of what is trained on
+<label>/select/rows.jsonl               TrainingRow, or of <label>/pairs PreferenceRow
+<label>/search/{rounds,trees}.jsonl     TreeRound as they end, DialogueTree when all have
+<label>/pairs/pairs.jsonl               PreferencePair
+<label>/train/model/                    weights, configuration, tokenizer
+plan.json  results.json                 what an evaluation or a folder of runs will hold, and held
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+import psutil
+from pydantic import Field
+
+from optima.errors import StageError
+from optima.recipe.schema import Recipe
+from optima.records import make_folder, read_record, write_text
+from optima.runs.layout import StageDone, read_done, stage_folders
+from optima.types import Record
+
+RECIPE, PROVENANCE, METRICS, LOCK = "recipe.yaml", "provenance.json", "metrics.jsonl", "LOCK"
+PLAN, RESULTS = "plan.json", "results.json"
+INPUTS, DONE = "INPUTS", "DONE.json"
+TABLE_MD, TABLE_CSV, COSTS_CSV = "table.md", "table.csv", "costs.csv"
+PROBLEMS, SPLITS = "problems", ("train.jsonl", "test.jsonl")
+CONVERSATIONS = "conversations.jsonl"
+LOSSES = "losses.jsonl"
+REWARDS = "rewards.jsonl"
+SELECTED = "selected.jsonl"
+SCRIPTS = "scripts.jsonl"
+ROWS = "rows.jsonl"
+EVAL_ROWS = "eval_rows.jsonl"
+TREES = "trees.jsonl"
+ROUNDS = "rounds.jsonl"
+PAIRS = "pairs.jsonl"
+GROUPS = "groups.jsonl"
+
+
+TALKS = {
+    "talk": "evaluation", "generate": "candidates", "probe": "probe", "script": "script"
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """A stage in which agents conversed, and the files about it, which may not be there yet."""
+
+    name: str
+    label: str
+    kind: str
+    conversations: Path
+    rewards: Path
+    losses: Path
+    selected: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A stage in which trees grew: ``grown`` has a tree a line, or before its end a round."""
+
+    label: str
+    grown: Path
+    is_finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The finished stages, in ``folder``, in which a model was asked problems and judged."""
+
+    label: str
+    folder: str
+    talked: StageDone
+    ranked: StageDone
+    others: tuple[StageDone, ...]
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether its answers were put into groups, for votes."""
+        return any(done.stage.endswith("/groups") for done in self.others)
+
+
+class Outline(Record):
+    """plan.json: the stages of an evaluation in their order, or the runs of a folder in theirs.
+
+    No recipe says them, so they are written down at the beginning. ``n_samples`` are the
+    conversations per problem of a stage, where it has any.
+    """
+
+    schema_version: Literal[1] = 1
+    stages: tuple[str, ...] = ()
+    n_samples: dict[str, int] = Field(default_factory=dict)
+    runs: tuple[str, ...] = ()
+
+
+def write_stages(
+    root: Path, n_samples_by_label: Mapping[str, int], *, grouped: Sequence[str] = ()
+) -> None:
+    """Note that an evaluation in ``root`` has these models, each with its samples per problem.
+
+    The answers of those in ``grouped`` are put into groups too.
+    """
+    stages = ["problems"]
+    for label in n_samples_by_label:
+        stages += [f"{label}/talk", f"{label}/rank"]
+        stages += [f"{label}/groups"] if label in grouped else []
+    n_samples = {f"{label}/talk": n for label, n in n_samples_by_label.items()}
+    _write(root, Outline(stages=tuple(stages), n_samples=n_samples))
+
+
+def write_trial(root: Path, recipe: Recipe) -> None:
+    """Note that a trial in ``root`` has the first generation of a run and its rewards."""
+    scored = ["score"] if recipe.reward.lambda_loss > 0 else []
+    stages = ["problems", *(f"iter_0/{part}" for part in ("generate", *scored, "rank"))]
+    _write(root, Outline(stages=tuple(stages)))
+
+
+def write_members(root: Path, names: Sequence[str]) -> None:
+    """Note that the folder ``root`` has these runs."""
+    make_folder(root, "--run-dir")
+    _write(root, Outline(runs=tuple(names)))
+
+
+def read_outline(root: Path) -> Outline | None:
+    """Return what was noted in ``root``, None where nothing was.
+
+    Raises StageError when it cannot be read.
+    """
+    remedy = "it was damaged from outside: remove it, or give the command that wrote it again"
+    return read_record(root / PLAN, Outline, remedy)
+
+
+def _write(root: Path, outline: Outline) -> None:
+    write_text(root / PLAN, outline.model_dump_json(indent=1) + "\n")
+
+
+def find_talks(root: Path) -> tuple[Talk, ...]:
+    """Return the stages of a run in which agents conversed, in the order of their beginning."""
+    found = []
+    for stage in stage_folders(root):
+        path = stage / (SCRIPTS if stage.name == "script" else CONVERSATIONS)
+        if stage.name in TALKS and path.is_file():
+            name, beside = stage.relative_to(root).as_posix(), stage.parent
+            label = name.removeprefix("evaluate/").removesuffix("/talk")
+            for part, word in (("generate", "candidates"), ("script",) * 2, ("probe",) * 2):
+                label = label.replace(f"/{part}", f" {word}")
+            others = (beside / "rank" / REWARDS, beside / "score" / LOSSES)
+            talk = Talk(name, label, TALKS[stage.name], path, *others, beside / "select" / SELECTED)
+            found.append((_began(stage, path), name, talk))
+    return tuple(talk for *_, talk in sorted(found, key=lambda one: one[:2]))
+
+
+def find_searches(root: Path) -> tuple[Search, ...]:
+    """Return the stages of a run in which trees grew, in the order of their beginning."""
+    found = []
+    for stage in (folder for folder in stage_folders(root) if folder.name == "search"):
+        path = stage / TREES if (stage / TREES).is_file() else stage / ROUNDS
+        if path.is_file():
+            label = stage.parent.relative_to(root).as_posix()
+            search = Search(label, path, is_finished=read_done(stage) is not None)
+            found.append((_began(stage, path), label, search))
+    return tuple(search for *_, search in sorted(found, key=lambda one: one[:2]))
+
+
+def is_owned(root: Path) -> bool:
+    """Tell whether the process named in LOCK still holds a run; asking takes no lock."""
+    lock = root / LOCK
+    try:
+        held = psutil.Process(int(lock.read_text("utf-8"))).open_files()
+    except (OSError, ValueError, psutil.Error):
+        return False
+    return any(Path(file.path) == lock.resolve() for file in held)
+
+
+def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, line) of a record file; a torn last line, being written, is left out.
+
+    A file that is not there has none.
+    """
+    if not path.is_file():
+        return
+    offset = 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield offset, line
+            offset += len(line)
+
+
+def parsed(line: bytes, place: object) -> dict[str, Any]:
+    """Return a line of a record file, only parsed; StageError names its place when it is not one.
+
+    A run holds some 100,000 conversations; checking every field of every turn takes most of the
+    time of reading them. What a stage writes is checked when it is written.
+    """
+    try:
+        record = orjson.loads(line)
+        if isinstance(record, dict) and "problem_id" in record:
+            return record
+        reason = "it names no problem"
+    except orjson.JSONDecodeError as error:
+        reason = str(error)
+    raise StageError(
+        f"{place}: is not a JSON record ({reason}); put the file back from a copy, or move its "
+        "directory away and run again"
+    )
+
+
+def n_spoken(talk: Mapping[str, Any]) -> int:
+    """Return the tokens of a parsed conversation by the paper's count."""
+    return sum(
+        turn["n_tokens"] if turn.get("n_spoken") is None else turn["n_spoken"]
+        for turn in talk["turns"]
+    )
+
+
+def _began(stage: Path, path: Path) -> float:
+    done = read_done(stage)
+    return done.started_unix_s if done else path.stat().st_mtime

@@ -1,0 +1,428 @@
+"""A run, read: ``optima.open_run(directory)``. Whatever tells about a run stands on this.
+
+Reading changes nothing, takes no lock and sees finished stages only, so a run can be read while it
+goes on. Records are read when they are asked for and checked as they come; what a stage wrote is
+compared with the digests in its DONE.json the first time it is read.
+"""
+
+import contextlib
+import importlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from optima.errors import StageError, UsageError
+from optima.evaluation.consistency import Point, Sample, scaling_curve, vote_of_all
+from optima.evaluation.figures import Figures, Judged, JudgedConversation, figures_of, tally
+from optima.plan import BASE, COLD_START, iterations
+from optima.recipe.schema import Recipe
+from optima.records import R, check_path, read_records
+from optima.runs import files
+from optima.runs.costs import EvaluationCost, ModelCost, costs_of_stages, evaluation_cost
+from optima.runs.layout import (
+    StageDone,
+    check_outputs,
+    finished_stages,
+    read_attempts,
+    read_done,
+    read_recipe,
+    stage_folders,
+)
+from optima.training.jobs import MODEL_DIR
+from optima.types import (
+    AnswerGroups,
+    Conversation,
+    DialogueTree,
+    ModelRef,
+    PreferencePair,
+    Problem,
+    RewardParts,
+)
+
+Kind = Literal["training", "inference", "baselines", "consistency", "transfer"]
+Baseline = Literal["cot", "sc", "mad", "autoform", "trained"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+VOTES: Baseline = "sc"  # whose figures are those of its votes
+_OTHERS = ("score", "groups")  # stages of an evaluation, besides talk and rank
+
+
+class _Result(BaseModel):
+    """What is read of a model in results.json: where it is, and the curve of its votes."""
+
+    label: str
+    model: str = ""
+    points: tuple[Point, ...] | None = None
+
+
+class _Results(BaseModel):
+    """What is read of results.json, which may hold more."""
+
+    models: tuple[_Result, ...] = ()
+    costs: tuple[ModelCost, ...] = ()
+
+
+class Run:
+    """What is finished of the run in ``root``: a training, or an inference, baselines or such.
+
+    Labels are those of the run's tables: ``base``, ``iter_0``, ``iter_1_dpo``. ``name`` tells it
+    from other runs beside it; ``folder`` is the one it was found in when that was given instead.
+
+    Raises UsageError for what is not a run directory or not in it, StageError for what is damaged.
+    """
+
+    def __init__(self, root: str | Path, *, name: str = "", folder: Path | None = None) -> None:
+        check_path(root, "run")
+        self.root = Path(root)
+        self.name = name or self.root.resolve().name
+        self.folder = folder
+        self.is_transfer = False
+        if not (self.root / files.RECIPE).is_file():
+            raise UsageError(
+                f"{self.root}: is not a run directory (it has no {files.RECIPE}); give what "
+                "--run-dir or --output named, or put back from a copy what was removed"
+            )
+        self._checked: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.root)!r})"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe, every default in it."""
+        return read_recipe(self.root)
+
+    @property
+    def stages(self) -> tuple[StageDone, ...]:
+        """The finished stages in the order in which they were begun, with seconds and metrics."""
+        return tuple(finished_stages(self.root))
+
+    @property
+    def begun(self) -> tuple[str, ...]:
+        """The names of all stages that were begun, finished or not."""
+        return tuple(path.relative_to(self.root).as_posix() for path in stage_folders(self.root))
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """The figures of the finished stages by their names, such as ``iter_0/train``."""
+        return {stage.stage: dict(stage.metrics) for stage in self.stages}
+
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """What provenance.json says of each attempt: versions, hardware, command line."""
+        return read_attempts(self.root)
+
+    @property
+    def searches(self) -> tuple[files.Search, ...]:
+        """The stages in which trees grew, finished or not, in the order they began."""
+        return files.find_searches(self.root)
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether it was written by an inference, baselines or such, not by a training."""
+        talks = (name.split("/") for name in self.begun if name.endswith("/talk"))
+        return any(parts[0] != "evaluate" and not _is_trial(parts) for parts in talks)
+
+    @property
+    def kind(self) -> Kind:
+        """What it is; a transfer is one of several inferences called as their tasks."""
+        if not self.is_evaluation:
+            return "training"
+        if self.recipe.evaluation.n_samples > 1 and any(one.points for one in self.figures):
+            return "consistency"
+        if self.evaluations and self.evaluations.keys() <= set(BASELINES):
+            return "baselines"
+        return "transfer" if self.is_transfer else "inference"
+
+    @property
+    def models(self) -> dict[str, ModelRef]:
+        """The trained models by label, in the order in which they were made."""
+        made = {}
+        for stage in self.stages:
+            label, _, kind = stage.stage.rpartition("/")
+            folder = self.root / stage.stage / MODEL_DIR
+            if kind == "train" and "/" not in label and folder.is_dir():
+                path = str(folder.resolve())
+                is_adapter = (folder / "adapter_config.json").is_file()
+                base = self.recipe.model.path
+                made[label] = (
+                    ModelRef(path=base, adapter=path) if is_adapter else ModelRef(path=path)
+                )
+        return made
+
+    @property
+    def evaluations(self) -> dict[str, files.Evaluation]:
+        """The models that were asked problems and judged, by label; a training's in its order."""
+        done = {stage.stage: stage for stage in self.stages}
+        found = {}
+        for name, talked in done.items():
+            folder, _, part = name.rpartition("/")
+            ranked = done.get(f"{folder}/rank")
+            if part == "talk" and ranked is not None and not _is_trial(name.split("/")):
+                others = filter(None, (done.get(f"{folder}/{other}") for other in _OTHERS))
+                label = folder.removeprefix("evaluate/")
+                found[label] = files.Evaluation(label, folder, talked, ranked, tuple(others))
+        if self.is_evaluation:
+            return found
+        order = [BASE, COLD_START, *(step.label for step in iterations(self.recipe))]
+        known = [label for label in order if label in found]
+        return {label: found[label] for label in dict.fromkeys((*known, *found))}
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The labels of the models that were asked the held-out problems and judged."""
+        return tuple(self.evaluations)
+
+    @property
+    def drawn(self) -> dict[str, dict[str, float]]:
+        """The metrics of the conversations that each iteration drew from the model before it.
+
+        A metric is missing where its stage is not finished.
+        """
+        found: dict[str, dict[str, float]] = {}
+        for stage in self.stages:
+            label, _, part = stage.stage.partition("/")
+            if part in ("generate", "search"):
+                found[label] = dict(stage.metrics)
+            elif part in ("rank", "select", "pairs") and label in found:
+                found[label] |= stage.metrics
+        return {} if self.is_evaluation else found
+
+    @cached_property
+    def figures(self) -> tuple[Figures, ...]:
+        """The figures of the evaluated models; those of a baseline that votes are of its votes."""
+        return self.measure(self.evaluated)
+
+    @cached_property
+    def costs(self) -> tuple[ModelCost, ...]:
+        """What the models trained here cost to make, or what an inference noted of its models'."""
+        if self.is_evaluation:
+            return self._results.costs
+        return costs_of_stages(self.stages, self.attempts)
+
+    def cost_of(self, label: str) -> ModelCost | None:
+        """Return what a model cost to make, None where nothing was trained for it."""
+        return next((cost for cost in self.costs if cost.label == label), None)
+
+    @cached_property
+    def _results(self) -> _Results:
+        """results.json as an evaluation wrote it; empty before."""
+        path = self.root / files.RESULTS
+        if not path.exists():
+            return _Results()
+        try:
+            return _Results.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            found = error.errors()[0]
+            reason = " ".join((*map(str, found["loc"]), found["msg"]))
+            raise StageError(
+                f"{path}: is not the JSON of an evaluation ({reason}); it was damaged: give the "
+                "command that wrote it again"
+            ) from error
+
+    def problems(self, split: Literal["train", "test"] = "test") -> dict[str, Problem]:
+        """Return the problems of a split by their ids; ``test`` are the held-out ones."""
+        problems = self._records("problems", f"{split}.jsonl", Problem)
+        return {problem.problem_id: problem for problem in problems}
+
+    def evaluation(self, label: str) -> Iterator[JudgedConversation]:
+        """Yield what a model said about the held-out problems."""
+        name = self._evaluation(label).folder
+        yield from self._judged(f"{name}/talk", f"{name}/rank", self.problems("test"))
+
+    def evaluation_cost(self, label: str) -> EvaluationCost:
+        """Return what evaluating a model took."""
+        one = self._evaluation(label)
+        return evaluation_cost((one.talked, one.ranked, *one.others), self.attempts)
+
+    def measure(self, labels: Sequence[str], *, by_vote: bool | None = None) -> tuple[Figures, ...]:
+        """Return the figures of some of the models; one without a conversation is left out.
+
+        Those whose answers were grouped are measured by the vote among all samples of a problem
+        where ``by_vote`` says so; None takes that of the baseline ``sc`` alone.
+        """
+        tallies, found = {}, []
+        for one in map(self._evaluation, labels):
+            if not (judged := list(self._lightly(one.folder))):
+                continue
+            samples = self._samples(one.folder, judged) if one.is_grouped else {}
+            is_vote = samples and (one.label == VOTES if by_vote is None else by_vote)
+            votes = vote_of_all(samples, seed=self.recipe.seed) if is_vote else None
+            tallies[one.label] = tally(judged, votes)
+            found.append((one, self._points(one.label, samples)))
+        made_in: dict[str, float] = defaultdict(float)
+        for done in self.stages:
+            made_in[done.stage.split("/")[0]] += done.seconds
+        is_training = not self.is_evaluation
+        return tuple(
+            replace(
+                figures,
+                model=self._place(one.label),
+                reward=one.ranked.metrics.get("reward/total") if is_training else None,
+                seconds=one.talked.seconds,
+                made_in_s=made_in[one.label] if is_training else 0.0,
+                metrics=dict(one.talked.metrics),
+                points=points,
+            )
+            for figures, (one, points) in zip(
+                figures_of(tallies, seed=self.recipe.seed), found, strict=True
+            )
+        )
+
+    def candidates(self, label: str) -> Iterator[JudgedConversation]:
+        """Yield the conversations that were drawn for the SFT that made ``label``."""
+        yield from self._judged(f"{label}/generate", f"{label}/rank", self.problems("train"))
+
+    def selected(self, label: str) -> Iterator[JudgedConversation]:
+        """Yield those of the candidates that ``label`` was trained on."""
+        chosen = self._records(f"{label}/select", files.SELECTED, RewardParts)
+        keys = {(parts.problem_id, parts.n) for parts in chosen}
+        for judged in self.candidates(label):
+            if (judged.conversation.problem_id, judged.conversation.n) in keys:
+                yield judged
+
+    def trees(self, label: str) -> Iterator[DialogueTree]:
+        """Yield the dialogue trees that were grown for the DPO that made ``label``."""
+        yield from self._records(f"{label}/search", files.TREES, DialogueTree)
+
+    def pairs(self, label: str) -> Iterator[PreferencePair]:
+        """Yield the preference pairs of those trees that passed the thresholds."""
+        yield from self._records(f"{label}/pairs", files.PAIRS, PreferencePair)
+
+    def to_frame(self, label: str | None = None) -> Any:
+        """Return a pandas data frame: of an evaluation, a row a conversation; else a row a model.
+
+        Raises UsageError where pandas is not installed; all else here needs none.
+        """
+        if label is None:
+            return _to_frame([figures.row() for figures in self.figures])
+        return _to_frame([judged.row() for judged in self.evaluation(label)])
+
+    def _evaluation(self, label: str) -> files.Evaluation:
+        found = self.evaluations
+        if label not in found:
+            known = ", ".join(found) or "none yet"
+            raise UsageError(f"{self.root}: has evaluated no {label}; it has {known}")
+        return found[label]
+
+    def _result(self, label: str) -> _Result:
+        """Return what was written of a model; nothing where its evaluation is not finished."""
+        written = (row for row in self._results.models if row.label == label)
+        return next(written, _Result(label=label))
+
+    def _place(self, label: str) -> str:
+        """Return where a model is; empty where an evaluation is not finished."""
+        if self.is_evaluation:
+            return self._result(label).model
+        made = self.models.get(label)
+        if made is not None:
+            return made.place
+        base = Path(self.recipe.model.path)
+        return str(base.resolve()) if base.is_dir() else str(base)
+
+    def _checked_file(self, name: str, file: str) -> Path:
+        """Return a file of a finished stage whose outputs are as they were written."""
+        done = read_done(self.root / name)
+        if done is None:
+            finished = ", ".join(stage.stage for stage in self.stages) or "none yet"
+            raise UsageError(f"{self.root}: has not finished {name}; finished are {finished}")
+        if name not in self._checked:
+            check_outputs(self.root / name, done)
+            self._checked.add(name)
+        if not (path := self.root / name / file).is_file():  # an inference has no train split
+            raise UsageError(f"{self.root}: has no {file} in {name}, as {self.kind} writes none")
+        return path
+
+    def _records(self, name: str, file: str, kind: type[R]) -> Iterator[R]:
+        yield from read_records(self._checked_file(name, file), kind)
+
+    def _judged(
+        self, said: str, ranked: str, problem_by_id: Mapping[str, Problem]
+    ) -> Iterator[JudgedConversation]:
+        conversations = self._records(said, files.CONVERSATIONS, Conversation)
+        rewards = self._records(ranked, files.REWARDS, RewardParts)
+        with self._one_for_each(f"{ranked}/{files.REWARDS}"):
+            for talk, reward in zip(conversations, rewards, strict=True):
+                yield JudgedConversation(problem_by_id[talk.problem_id], talk, reward)
+
+    def _lightly(self, folder: str) -> Iterator[Judged]:
+        """Yield what figures take of an evaluation's conversations."""
+        said = self._checked_file(f"{folder}/talk", files.CONVERSATIONS)
+        ranked = self._checked_file(f"{folder}/rank", files.REWARDS)
+        lines = zip(files.raw_lines(said), files.raw_lines(ranked), strict=True)
+        with self._one_for_each(f"{folder}/rank/{files.REWARDS}"):
+            for n, ((_, line), (_, beside)) in enumerate(lines, start=1):
+                talk = files.parsed(line, f"{said}:{n}")
+                parts = files.parsed(beside, f"{ranked}:{n}")
+                yield Judged(
+                    problem_id=talk["problem_id"],
+                    score=parts["task"],
+                    n_tokens=files.n_spoken(talk),
+                    n_generated=sum(turn["n_tokens"] for turn in talk["turns"]),
+                    n_turns=len(talk["turns"]),
+                    is_answered=talk["answer"] is not None,
+                    has_failed=talk["error"] is not None or parts["error"] is not None,
+                )
+
+    def _samples(self, folder: str, judged: Sequence[Judged]) -> dict[str, list[Sample]]:
+        """Return every problem's samples, by id, as votes see them."""
+        name = f"{folder}/groups"
+        records = self._records(name, files.GROUPS, AnswerGroups)
+        numbers = [number for record in records for number in record.groups]
+        samples: dict[str, list[Sample]] = defaultdict(list)
+        with self._one_for_each(f"{name}/{files.GROUPS}"):
+            for one, number in zip(judged, numbers, strict=True):
+                samples[one.problem_id].append(Sample(number, one.score, one.n_tokens))
+        return dict(samples)
+
+    def _points(self, label: str, samples: Mapping[str, Sequence[Sample]]) -> tuple[Point, ...]:
+        """Return the curve of self-consistency: as it was written, or else computed as it is."""
+        if not samples or label == VOTES:
+            return ()
+        written = self._result(label).points
+        if written is not None:
+            return written
+        return tuple(scaling_curve(samples, seed=self.recipe.seed))
+
+    @contextlib.contextmanager
+    def _one_for_each(self, name: str) -> Iterator[None]:
+        """Turn the ValueError of files of unequal length into a StageError."""
+        try:
+            yield
+        except ValueError as error:
+            path = self.root / name
+            raise StageError(
+                f"{path}: has not one record for each conversation; move {path.parent} away and "
+                "run again"
+            ) from error
+
+
+def open_run(root: str | Path) -> Run:
+    """Open a run directory for reading; UsageError for what is not one."""
+    return Run(root)
+
+
+def run_of(model: str) -> Path | None:
+    """Return the run in which the model in a directory was trained, None for any other model."""
+    path = Path(model).resolve()
+    run = path.parents[2] if len(path.parts) > 3 else path
+    is_trained = path.parts[-2:] == ("train", MODEL_DIR) and (run / files.RECIPE).is_file()
+    return run if is_trained else None
+
+
+def _is_trial(parts: Sequence[str]) -> bool:
+    """Tell whether a stage is ``<iteration>/influence/<trial>/<part>``: no evaluation."""
+    return len(parts) == 4 and parts[1] == "influence"
+
+
+def _to_frame(rows: list[dict[str, Any]]) -> Any:
+    try:
+        return importlib.import_module("pandas").DataFrame(rows)  # nothing else of ours needs it
+    except ImportError as error:
+        raise UsageError(
+            "pandas: is not installed here; `pip install pandas`, or go through evaluation(label)"
+        ) from error

@@ -1,0 +1,269 @@
+"""What all stages of a run share: who does a stage, who speaks in it, and who has the device.
+
+``RunContext.do`` keeps the books of every stage. One GPU (or the CPU) serves models, scores losses
+and trains in turn: ``Device`` hands it to one tenant after the other and keeps a tenant as long as
+nobody else needs the place. Only where trees grow, which takes rewards while it generates, servers
+and scorer run side by side.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+
+from optima.conversation.agent import Speaker
+from optima.conversation.tokens import ChatCodec
+from optima.errors import UsageError
+from optima.plan import Step
+from optima.processes.devices import Devices
+from optima.processes.environment import Environment
+from optima.prompts.formats import Format
+from optima.prompts.rendering import PromptStyle, cue, system_prompt
+from optima.recipe.schema import Recipe
+from optima.reward import needs_losses
+from optima.runs.directory import RunDir, Stage
+from optima.runs.identity import identify
+from optima.runs.layout import check_model
+from optima.serving.fleet import Fleet
+from optima.serving.scorer import Item, LossScorer
+from optima.tasks.task import Task
+from optima.types import ModelRef, Problem
+
+logger = logging.getLogger(__name__)
+
+MAX_PORT = 65535
+P = ParamSpec("P")
+T = TypeVar("T", Fleet, LossScorer)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model of the run: its name in tables, where it is, and a digest of how it was made."""
+
+    label: str
+    ref: ModelRef
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """Who speaks: all agents, played by ``model``, and what they are told of a made-up problem.
+
+    ``style`` and ``codec`` render it; they follow from the recipe and the model.
+    """
+
+    model: Model
+    told: tuple[str, ...]
+    style: PromptStyle = field(compare=False)
+    codec: ChatCodec = field(compare=False)
+
+    def speakers(self, problem: Problem, format_text: str | None = None) -> tuple[Speaker, ...]:
+        """Return the speakers of a problem."""
+        return speakers_of(self.style, self.codec, problem, format_text)
+
+
+def speakers_of(
+    style: PromptStyle, codec: ChatCodec, problem: Problem, format_text: str | None = None
+) -> tuple[Speaker, ...]:
+    """Return the speakers of a problem, each with its own prompt, in order of speaking."""
+    return tuple(
+        Speaker(
+            agent=agent,
+            name=name,
+            system_prompt=system_prompt(problem, style, agent=agent, format_text=format_text),
+            codec=codec,
+            cue=cue(problem, style, agent=agent),
+        )
+        for agent, name in enumerate(style.names)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How conversations are drawn: N per problem, temperature, nucleus mass, and the formats."""
+
+    n_samples: int
+    temperature: float
+    top_p: float = 1.0
+    formats: tuple[Format, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LossModel:
+    """The model whose losses give R_loss.
+
+    ``header`` is what its chat template writes before an assistant message, ``end`` what it ends
+    one with.
+    """
+
+    model: Model
+    header: str
+    end: str
+
+    def item(self, utterance: str) -> Item:
+        """Return what the scorer takes of an utterance without its label: R_loss's header and text.
+
+        The end of turn is part of the text; where nothing was said there is nothing to score.
+        """
+        text = utterance.strip()
+        return self.header, text + self.end if text else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Environments:
+    """The Python environments of servers and of trainings and the scorer."""
+
+    vllm: Environment
+    train: Environment
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The devices of servers and those of the scorer, which may be the same."""
+
+    servers: Devices
+    scorer: Devices
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a stage made: its files by their names, what was counted, and the line to log."""
+
+    files: tuple[str, ...]
+    metrics: Mapping[str, float]
+    line: str
+
+
+class Device:
+    """Owns what runs on the device: servers of one model, a loss scorer, or nothing."""
+
+    def __init__(
+        self, recipe: Recipe, devices: Devices, run: RunDir, environments: Environments
+    ) -> None:
+        self.devices = devices
+        self._recipe = serving_recipe(recipe)
+        self._places = split_devices(recipe, devices)
+        self._run = run
+        self._environments = environments
+        self._running: dict[type[Any], Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.vacate()
+
+    def vacate(self) -> None:
+        """Stop what runs on the device and wait until it is gone."""
+        with contextlib.ExitStack() as stack:
+            for kind in list(self._running):
+                stack.callback(self._stop, kind)
+
+    def fleet(self, model: ModelRef) -> Fleet:
+        """Return ready servers of ``model``, the running ones if they serve it already."""
+        return self._tenant(Fleet, model, self._places.servers, self._environments.vllm)
+
+    def scorer(self, model: ModelRef) -> LossScorer:
+        """Return the scorer of ``model``'s losses, the running one if it is."""
+        return self._tenant(LossScorer, model, self._places.scorer, self._environments.train)
+
+    def _tenant(self, kind: type[T], model: ModelRef, devices: Devices, env: Environment) -> T:
+        running = self._running.get(kind)
+        if running is not None and running.model == model:
+            return cast(T, running)
+        check_model(model)
+        self._stop(kind)
+        if self._recipe.search is None:
+            self.vacate()
+        tenant = kind(
+            model, recipe=self._recipe, devices=devices, env=env, log_dir=self._run.log_dir
+        )
+        tenant.__enter__()
+        self._running[kind] = tenant
+        return tenant
+
+    def _stop(self, kind: type[Any]) -> None:
+        if running := self._running.pop(kind, None):
+            running.stop()
+
+
+def serving_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe by which servers are started: they leave memory to a scorer beside them."""
+    search = recipe.search
+    if search is None or search.scorer_gpus or not needs_losses(recipe):
+        return recipe
+    share = min(search.gpu_memory_utilization, recipe.serving.gpu_memory_utilization)
+    return recipe.changed(serving={"gpu_memory_utilization": share})
+
+
+def split_devices(recipe: Recipe, devices: Devices) -> Places:
+    """Return what servers and what the scorer run on: the same, or the last GPUs for the scorer.
+
+    Raises UsageError when what is left to the servers does not divide into groups, and when their
+    ports end above 65535.
+    """
+    n_scoring = recipe.search.scorer_gpus if recipe.search else 0
+    n_serving, group = len(devices.gpus) - n_scoring, recipe.serving.tensor_parallel
+    port = recipe.serving.port
+    if port is not None and port + n_serving // group - 1 > MAX_PORT:
+        most = MAX_PORT + 1 - n_serving // group
+        raise UsageError(
+            f"serving.port: {port}: {n_serving // group} servers need as many ports from there, "
+            f"which end at {MAX_PORT}; give at most {most}"
+        )
+    if n_scoring == 0 or devices.kind == "cpu":
+        return Places(devices, devices)
+    if n_serving < 1 or n_serving % group:
+        raise UsageError(
+            f"search.scorer_gpus: {n_scoring}: leaves {max(0, n_serving)} of {len(devices.gpus)} "
+            f"GPUs to servers of serving.tensor_parallel={group}; lower it or take 0"
+        )
+    return Places(
+        servers=replace(devices, gpus=devices.gpus[:n_serving]),
+        scorer=replace(devices, gpus=devices.gpus[n_serving:]),
+    )
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The run, its task, its models and how they are prompted, and the device."""
+
+    recipe: Recipe
+    run: RunDir
+    task: Task
+    codec: ChatCodec
+    style: PromptStyle
+    base: Model
+    loss: LossModel
+    device: Device
+    environments: Environments
+
+    def do(
+        self,
+        step: Step,
+        stage: Callable[Concatenate["RunContext", Stage, P], Made],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Stage:
+        """Let the function ``stage`` make a step of the plan, unless it is finished already.
+
+        It gets the run, the step's directory, and its inputs, which identify it.
+        """
+        identity = identify(stage, args, kwargs, self.task.versions)
+        out = self.run.stage(step.name, *identity.inputs, older=identity.older)
+        if out.done is None:
+            made = stage(self, out, *args, **kwargs)
+            done = out.finish([out.path / name for name in made.files], made.metrics)
+            self.run.write_metrics()
+            logger.info("%s: done in %.0f s, %s", step.name, done.seconds, made.line)
+        return out
+
+    def team(self, model: Model, problems: Sequence[Problem]) -> Team:
+        """Return the agents who speak about ``problems``, all played by ``model``."""
+        return Team(model, self.style.told(problems), self.style, self.codec)
+
+    def log_path(self, name: str) -> Path:
+        """Log file of a process of this attempt; ``name`` may be a stage's, with slashes."""
+        return self.run.log_dir / f"{name.replace('/', '_')}.log"

