@@ -21,6 +21,7 @@ from optima.cli.options import (
     TrainEnv,
     VllmEnv,
     path,
+    paths,
     whole,
 )
 from optima.errors import UsageError
@@ -44,6 +45,7 @@ examples:
   optima try --config recipes/sft/quickstart.yaml  does this model converse? shares and advice
   optima prompts show --recipe recipes/sft/quickstart.yaml
   optima pairs --run runs/dpo-arc-seed0 pairs.theta_diff=0.1 --out pairs.jsonl
+  optima rescore runs/sft-arc-seed0 reward.lambda_token=0.3   what it would have selected
   optima sweep --config recipes/dpo/quickstart.yaml --over pairs.strategy=value,random \\
     --run-dir runs/strategies
   optima report runs/sft-quickstart-seed0          a page with figures, tables, conversations
@@ -56,6 +58,11 @@ examples:
   optima try --config recipes/sft/quickstart.yaml conversation.worked_example=true
 
 exit status: 0 fit to train, 1 something to change (or it failed), 2 wrong input."""
+RESCORE = """\
+examples:
+  optima rescore runs/sft-gsm8k-seed0 reward.lambda_token=0.3
+  optima rescore runs/sft-gsm8k-seed0 reward.lambda_loss=0.1 select.theta=0.5 --json
+  optima rescore runs/dpo-hotpot_qa-seed0 --metric exact_match pairs.theta_diff=0.1"""
 KEY_VARIABLE = "OPENAI_API_KEY"
 _MAX_SEED = 2**63 - 1  # as in recipes
 
@@ -251,6 +258,36 @@ def pairs(
     return 0
 
 
+def rescore(
+    run: Annotated[Path, paths("directory of a training")],
+    overrides: Overrides = None,
+    *,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="score answers by it: f1, exact_match, math or package.module:NAME (default: the "
+            "task's own)",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print figures as one JSON object")
+    ] = False,
+) -> int:
+    """Reward and select again what a run stored, under other fields.
+
+    Reward the stored conversations and trees of a training by changed fields of reward, select and
+    pairs (and search.lambda_token, search.lambda_loss) or by another metric, without generating
+    anything, and show what each iteration would have been trained on beside what it was.
+    """
+    from optima.studies.rescore import rescore as rescored
+    from optima.tasks import get_metric
+
+    found = rescored(run, overrides or (), get_metric(metric) if metric else None)
+    print(json.dumps(found.row()) if as_json else found.text())
+    return 0
+
+
 def try_model(
     overrides: Overrides = None,
     *,
@@ -338,6 +375,7 @@ def _program() -> Program:
     program.add(show_prompts, name="show", below=prompts)
     program.add(diversify, name="diversify", below=prompts)
     program.add(pairs, name="pairs")
+    program.add(rescore, name="rescore", epilog=RESCORE)
     program.add(try_model, name="try", epilog=TRY)
     program.add(studies.sweep, name="sweep", epilog=studies.SWEEP)
     program.add(studies.ablate, name="ablate", epilog=studies.ABLATE)

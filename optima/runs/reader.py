@@ -42,6 +42,7 @@ from optima.types import (
     PreferencePair,
     Problem,
     RewardParts,
+    TurnLosses,
 )
 
 Kind = Literal["training", "inference", "baselines", "consistency", "transfer"]
@@ -284,6 +285,10 @@ class Run:
         for judged in self.candidates(label):
             if (judged.conversation.problem_id, judged.conversation.n) in keys:
                 yield judged
+
+    def losses(self, stage: str) -> Iterator[TurnLosses]:
+        """Yield the losses of every conversation's turns that a stage such as iter_0/score took."""
+        yield from self._records(stage, files.LOSSES, TurnLosses)
 
     def trees(self, label: str) -> Iterator[DialogueTree]:
         """Yield the dialogue trees that were grown for the DPO that made ``label``."""

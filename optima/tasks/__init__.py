@@ -57,6 +57,18 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
+def get_metric(name: str) -> Metric:
+    """Return the metric called ``name``, one of ``METRICS`` or package.module:NAME of another's.
+
+    Raises ``UsageError`` for what is neither.
+    """
+    if plugins.is_reference(name):
+        return plugins.load(plugins.Plugin(name, name, name), Metric)
+    if name not in METRICS:
+        raise UsageError(f"metric {name}: take one of {', '.join(METRICS)} or package.module:NAME")
+    return METRICS[name]
+
+
 def task_names() -> tuple[str, ...]:
     """Return the names of all tasks, those of installed packages last; none of them is imported."""
     return (*TASKS, *(plugin.name for plugin in plugins.installed(plugins.TASKS)))

@@ -1,0 +1,329 @@
+"""A finished training under another reward, metric or selection; nothing is generated or trained.
+
+Every stored conversation is rewarded again from what the run keeps of it (its answer, its tokens,
+the losses of its turns), and each iteration's selection is made again, beside the one it had. Trees
+keep their shape: which of their nodes were expanded followed from the rewards of the run.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from optima.conversation.dialogue import find_faults, last_answer
+from optima.errors import UsageError
+from optima.recipe.loading import load_recipe
+from optima.recipe.schema import Recipe, RewardSection
+from optima.reporting.tables import Table
+from optima.reward import compute_reward, search_reward
+from optima.runs.files import RECIPE
+from optima.runs.reader import Run
+from optima.search.pairs import Harvest, harvest_pairs
+from optima.search.tree import Tree
+from optima.selection import best_of_each, select_top
+from optima.tasks import get_task
+from optima.tasks.judging import Judge, JudgeError, Judgement
+from optima.tasks.task import Metric
+from optima.types import Conversation, DialogueTree, Problem, RewardParts
+
+CHANGEABLE = ("reward.", "select.", "pairs.", "search.lambda_token=", "search.lambda_loss=")
+BATCH = 4096  # conversations in memory at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What an iteration trains on, conversations or pairs, and what there was to choose from.
+
+    ``n_found`` counts problems with an eligible conversation, or pairs of siblings that differ.
+    ``high`` is the mean R of what is chosen, of pairs the mean value of the chosen utterances;
+    ``low`` the mean R_task, of pairs the mean value of the rejected ones; ``tokens`` the mean
+    length of a conversation, of pairs that of a chosen utterance. None where nothing is chosen.
+    """
+
+    n_found: int
+    n_chosen: int
+    n_problems: int
+    high: float | None
+    low: float | None
+    tokens: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The selection of one iteration by the run's recipe and by the changed one."""
+
+    iteration: str
+    before: Chosen
+    after: Chosen
+    n_common: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What a model gets: mean R_task in [0, 1] and mean R of those that could be rewarded."""
+
+    model: str
+    score_before: float
+    score_after: float
+    reward_before: float | None
+    reward_after: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rescored:
+    """A run's selections of conversations and of pairs and its evaluations, before and after."""
+
+    selections: tuple[Selection, ...]
+    pairs: tuple[Selection, ...]
+    evaluations: tuple[Evaluated, ...]
+
+    def row(self) -> dict[str, Any]:
+        """Return everything as values of JSON."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """Return a table of each kind that the run has."""
+        kinds = (("R", "score", self.selections), ("chosen", "rejected", self.pairs))
+        shown = [_table(high, low, found).text() for high, low, found in kinds if found]
+        if self.evaluations:
+            shown.append(_models_table(self.evaluations).text())
+        return "\n\n".join(shown) or "nothing is rewarded or evaluated yet"
+
+
+def rescore(root: Path, overrides: Sequence[str], metric: Metric | None = None) -> Rescored:
+    """Reward and select again what the finished stages of a training hold.
+
+    ``metric`` scores answers instead of the task's own. Raises UsageError for a directory that is
+    not a training, for fields that decide more than rewards and selections, and where losses are
+    asked for that the run did not take.
+    """
+    for change in overrides:
+        if not change.startswith(CHANGEABLE):
+            raise UsageError(
+                f"{change}: decides what is generated or trained; change fields of reward, select "
+                "or pairs, or search.lambda_token and search.lambda_loss"
+            )
+    run = Run(root)
+    if run.is_evaluation:
+        raise UsageError(f"{root}: is an evaluation, which selects nothing; name a training run")
+    _ = run.recipe  # says what is wrong with the stored one by itself
+    finished = {done.stage for done in run.stages}
+    labels = list(dict.fromkeys(done.stage.partition("/")[0] for done in run.stages))
+    with Judge() as judge:
+        changed = _Changed(run, load_recipe(root / RECIPE, overrides), judge, metric)
+        return Rescored(
+            tuple(changed.selection(label) for label in labels if f"{label}/rank" in finished),
+            tuple(changed.pairs(label) for label in labels if f"{label}/pairs" in finished),
+            tuple(changed.evaluation(label) for label in run.evaluated),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A conversation and what a run keeps of its reward; ``losses`` are those of its turns."""
+
+    problem: Problem
+    conversation: Conversation
+    parts: RewardParts
+    losses: tuple[float | None, ...] | None
+
+
+class _Changed:
+    """A run by another recipe; ``metric`` scores its answers, None: the task's own."""
+
+    def __init__(self, run: Run, recipe: Recipe, judge: Judge, metric: Metric | None) -> None:
+        self._run = run
+        self._recipe = recipe
+        self._judge = judge
+        self._is_other_metric = metric is not None
+        self._metric = metric or get_task(recipe.task).metric
+
+    def selection(self, label: str) -> Selection:
+        """Return the selection of an iteration of SFT."""
+        section, run = self._recipe.reward, self._run
+        stored = best_of_each(one.reward for one in run.candidates(label))
+        best = best_of_each(self._rewards(self._candidates(label), section))
+        before, after = select_top(stored, run.recipe.select), select_top(best, self._recipe.select)
+        keys = [{(one.problem_id, one.n) for one in chosen} for chosen in (before, after)]
+        n_common = len(keys[0] & keys[1])
+        return Selection(label, _of_selected(stored, before), _of_selected(best, after), n_common)
+
+    def pairs(self, label: str) -> Selection:
+        """Return the selection of an iteration of DPO."""
+        found = [
+            _harvest(self._run.trees(label), self._run.recipe),
+            _harvest(self._revalued(label), self._recipe),
+        ]
+        keys = [
+            {(one.problem_id, one.parent, one.chosen.text, one.rejected.text) for one in h.chosen}
+            for h in found
+        ]
+        before, after = map(_of_pairs, found)
+        return Selection(label, before, after, len(keys[0] & keys[1]))
+
+    def evaluation(self, label: str) -> Evaluated:
+        """Return what an evaluated model gets."""
+        stored = [one.reward for one in self._run.evaluation(label)]
+        losses = self._losses(f"evaluate/{label}/score", self._recipe.reward)
+        said = (
+            _Stored(one.problem, one.conversation, one.reward, next(losses))
+            for one in self._run.evaluation(label)
+        )
+        changed = list(self._rewards(said, self._recipe.reward))
+        scores = [_mean([parts.task for parts in parts_]) or 0.0 for parts_ in (stored, changed)]
+        rewards = [_mean([parts.total for parts in parts_]) for parts_ in (stored, changed)]
+        return Evaluated(label, *scores, *rewards)
+
+    def _candidates(self, label: str) -> Iterator[_Stored]:
+        losses = self._losses(f"{label}/score", self._recipe.reward)
+        for one in self._run.candidates(label):
+            yield _Stored(one.problem, one.conversation, one.reward, next(losses))
+
+    def _losses(
+        self, stage: str, section: RewardSection
+    ) -> Iterator[tuple[float | None, ...] | None]:
+        """Yield the losses of every conversation's turns, None for each where they do not count."""
+        if section.lambda_loss == 0:
+            while True:
+                yield None
+        self._check_losses(self._run.recipe.reward, section, "reward")
+        yield from (one.losses for one in self._run.losses(stage))
+
+    def _check_losses(self, own: RewardSection, section: RewardSection, where: str) -> None:
+        if section.lambda_loss > 0 and own.lambda_loss == 0:
+            raise UsageError(
+                f"{where}.lambda_loss: {self._run.root} took no losses, since its own is 0; leave "
+                "it 0, or run again with another"
+            )
+
+    def _revalued(self, label: str) -> Iterator[DialogueTree]:
+        """Yield the trees of an iteration, their rollouts rewarded by the changed recipe."""
+        own, section = search_reward(self._run.recipe), search_reward(self._recipe)
+        self._check_losses(own, section, "search")
+        problem_by_id = self._run.problems("train")
+        for tree in self._run.trees(label):
+            problem = problem_by_id[tree.problem_id]
+            parts = iter(list(self._rewards(self._rollouts(tree, problem), section)))
+            rounds = (
+                one.model_copy(
+                    update={
+                        "rollouts": tuple(
+                            rollout.model_copy(update={"reward": next(parts)})
+                            for rollout in one.rollouts
+                        )
+                    }
+                )
+                for one in tree.rounds
+            )
+            yield tree.model_copy(update={"rounds": tuple(rounds)})
+
+    def _rollouts(self, tree: DialogueTree, problem: Problem) -> Iterator[_Stored]:
+        assert self._recipe.search is not None
+        nodes = Tree(self._recipe.search, tree.rounds).nodes
+        for rollout in (rollout for one in tree.rounds for rollout in one.rollouts):
+            turns, stop, parts = (
+                nodes[rollout.node_id].history(),
+                rollout.stop_reason,
+                rollout.reward,
+            )
+            talk = Conversation(
+                problem_id=tree.problem_id, n=rollout.n, format_id=None, turns=turns,
+                stop_reason=stop, answer=last_answer(turns),
+                faults=find_faults(turns, stop, self._recipe.agents.names),
+                error=parts.error if stop == "error" else None,
+            )  # fmt: skip
+            # R_loss is the largest of its turns' losses, and all that is kept of them.
+            yield _Stored(problem, talk, parts, (parts.loss,) * len(turns))
+
+    def _rewards(self, stored: Iterable[_Stored], section: RewardSection) -> Iterator[RewardParts]:
+        """Yield the reward of every conversation by ``section``."""
+        stream = iter(stored)
+        while batch := list(islice(stream, BATCH)):
+            for one, score in zip(batch, self._scores(batch), strict=True):
+                yield compute_reward(
+                    one.conversation,
+                    task_score=str(score) if isinstance(score, JudgeError) else score,
+                    normaliser_tokens=_normaliser(one.parts),
+                    turn_losses=one.losses,
+                    section=section,
+                )
+
+    def _scores(self, batch: Sequence[_Stored]) -> list[float | JudgeError]:
+        """Return R_task: as stored, and by the judge where the metric is another or it failed."""
+        unknown = [one for one in batch if self._is_other_metric or one.parts.error is not None]
+        judged = iter(
+            self._judge.score_many(
+                self._metric,
+                [
+                    Judgement(one.conversation.answer, one.problem.golds, one.problem.choices)
+                    for one in unknown
+                ],
+            )
+        )
+        ids = set(map(id, unknown))
+        return [next(judged) if id(one) in ids else one.parts.task for one in batch]
+
+
+def _normaliser(parts: RewardParts) -> int:
+    """Return what R_token divided by, as far as it matters: R_token is capped at 1."""
+    return max(1, round(parts.n_tokens / parts.token)) if parts.token else 1
+
+
+def _harvest(trees: Iterable[DialogueTree], recipe: Recipe) -> Harvest:
+    assert recipe.search is not None
+    assert recipe.pairs is not None
+    return harvest_pairs(trees, recipe.search, recipe.pairs, seed=recipe.seed)
+
+
+def _of_selected(best: Sequence[RewardParts], chosen: Sequence[RewardParts]) -> Chosen:
+    return Chosen(
+        len(best), len(chosen), len({one.problem_id for one in chosen}),
+        _mean([one.total for one in chosen]), _mean([one.task for one in chosen]),
+        _mean([one.n_tokens for one in chosen]),
+    )  # fmt: skip
+
+
+def _of_pairs(harvest: Harvest) -> Chosen:
+    chosen = harvest.chosen
+    return Chosen(
+        harvest.n_found, len(chosen), len({one.problem_id for one in chosen}),
+        _mean([one.chosen_value for one in chosen]), _mean([one.rejected_value for one in chosen]),
+        _mean([one.chosen.n_tokens for one in chosen]),
+    )  # fmt: skip
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _table(high: str, low: str, found: Sequence[Selection]) -> Table:
+    head = ("iteration", "by", "found", "chosen", "problems", high, low, "tokens", "in both")
+    lines = [
+        (
+            one.iteration, by, str(chosen.n_found), str(chosen.n_chosen), str(chosen.n_problems),
+            _shown(chosen.high, 3), _shown(chosen.low, 3), _shown(chosen.tokens, 1), common,
+        )
+        for one in found
+        for by, chosen, common in (
+            ("the run", one.before, ""), ("the change", one.after, str(one.n_common)),
+        )
+    ]  # fmt: skip
+    return Table(head, tuple(lines), n_left=2)
+
+
+def _models_table(found: Sequence[Evaluated]) -> Table:
+    head = ("model", "score", "changed", "R", "changed")
+    lines = (
+        (
+            one.model, _shown(100 * one.score_before, 1), _shown(100 * one.score_after, 1),
+            _shown(one.reward_before, 3), _shown(one.reward_after, 3),
+        )
+        for one in found
+    )  # fmt: skip
+    return Table(head, tuple(lines))
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
