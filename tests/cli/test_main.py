@@ -294,7 +294,7 @@ def test_shell_is_told_what_can_follow(name: str, words: str, offered: list[str]
 def test_help_imports_nothing_that_runs_a_model_or_reads_a_run() -> None:
     code = (
         "import sys; from optima.cli.main import main; main(['--help'])\n"
-        "heavy = ('optima.pipelines', 'optima.serving', 'optima.reporting', 'matplotlib')\n"
+        "heavy = ('optima.stages', 'optima.serving', 'optima.reporting', 'matplotlib')\n"
         "print([n for n in sys.modules if n.startswith(heavy)], file=sys.stderr)"
     )
     done = subprocess.run(
