@@ -2,27 +2,26 @@
 
 ``run``, ``dry_run`` and ``evaluate`` take a recipe, or the words that stand for one on a command
 line: files in layers and ``key=value``. What is wrong raises an error of ``optima.errors`` whose
-text says what to do. They log to the logger ``optima`` and print nothing.
+text says what to do. They log to the logger ``optima`` and print nothing. What only some of them
+need is imported in them: reading a recipe takes a command half a second, the servers' client more.
 """
 
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from optima.errors import OptimaError, UsageError
 from optima.processes.environment import Environment, require_environment, resolve_environment
 from optima.recipe.layers import Layers, is_override, merge_layers
 from optima.recipe.loading import load_recipe as load_layers
 from optima.recipe.schema import Recipe
-from optima.runs.files import RECIPE
-from optima.runs.layout import read_recipe as read_stored
-from optima.runs.reader import Run, open_run, run_of
-from optima.stages.context import Model
-from optima.studies.checkpoints import find_models, name_model
-from optima.studies.infer import inference_recipe, run_inference
 from optima.tasks.task import Task
+
+if TYPE_CHECKING:
+    from optima.runs.reader import Run
+    from optima.stages.context import Model
 
 Place: TypeAlias = str | Path
 Words: TypeAlias = Place | Sequence[Place]
@@ -43,7 +42,7 @@ def load_recipe(*words: Place) -> Recipe:
 def run(
     recipe: Recipe | Words, run_dir: Place | None = None, *, vllm_env: Place | None = None,
     train_env: Place | None = None,
-) -> Run:  # fmt: skip
+) -> "Run":  # fmt: skip
     """Run a recipe's method, or go on with it, and return the finished run to read.
 
     ``run_dir`` is below ``runs`` by default, named after the files and the seed, or after the
@@ -53,6 +52,8 @@ def run(
     """
     made, place = _resolved(recipe, run_dir)
     train(made, place, vllm_env=vllm_env, train_env=train_env)
+    from optima.runs.reader import open_run
+
     return open_run(place)
 
 
@@ -86,7 +87,7 @@ def dry_run(
 def evaluate(
     model: Place | Sequence[Place], task: str | Task | None = None, *, output: Place,
     recipe: Recipe | Words = (), limit: int | None = None, vllm_env: Place | None = None,
-) -> Run:  # fmt: skip
+) -> "Run":  # fmt: skip
     """Let a model, or several in turn, converse about test problems; return that to read.
 
     A model is a directory, a hub id, or a run for its last model. One alone is labelled ``model``,
@@ -96,6 +97,9 @@ def evaluate(
     ``optima-infer`` does, and goes on where it was interrupted.
     """
     from optima.reporting.results import write_inference
+    from optima.runs.reader import open_run
+    from optima.studies.checkpoints import name_model
+    from optima.studies.infer import run_inference
 
     if isinstance(model, str | Path):
         models: tuple[Model, ...] = (name_model(str(model), "model"),)
@@ -128,11 +132,13 @@ def default_run_dir(configs: Sequence[Path], recipe: Recipe) -> Path:
     return Path("runs") / f"{'+'.join(map(_name_of, configs))}-seed{recipe.seed}"
 
 
-def name_models(specs: Sequence[Place]) -> tuple[Model, ...]:
+def name_models(specs: Sequence[Place]) -> "tuple[Model, ...]":
     """Return models given by directories or hub ids, called by the ends of their names.
 
     ``iter_0/train/model`` is called by its run and iteration.
     """
+    from optima.studies.checkpoints import name_model
+
     found = []
     for spec in specs:
         text = str(spec).strip()
@@ -145,8 +151,12 @@ def name_models(specs: Sequence[Place]) -> tuple[Model, ...]:
     return tuple(found)
 
 
-def read_models(model: str | None, root: Path | None, base: str | None = None) -> tuple[Model, ...]:
+def read_models(
+    model: str | None, root: Path | None, base: str | None = None
+) -> "tuple[Model, ...]":
     """Return one model, or all in and below ``root``, the base first."""
+    from optima.studies.checkpoints import find_models, name_model
+
     if root is None and model is None:
         raise UsageError("--model-root or --model: is missing; name a run, a folder, or a model")
     found = find_models(root) if root is not None else (name_model(str(model), "model"),)
@@ -154,7 +164,7 @@ def read_models(model: str | None, root: Path | None, base: str | None = None) -
 
 
 def evaluation_recipe(
-    models: Sequence[Model], recipe: Recipe | Sequence[Path] = (), overrides: Sequence[str] = (),
+    models: "Sequence[Model]", recipe: Recipe | Sequence[Path] = (), overrides: Sequence[str] = (),
     *, task: str | None = None, limit: int | None = None, root: Path | None = None,
 ) -> Recipe:  # fmt: skip
     """Return what ``recipe``, the models' run, or the defaults say, with ``overrides``.
@@ -162,6 +172,8 @@ def evaluation_recipe(
     All test problems are asked unless ``limit``, an override of ``data.n_test`` or
     ``data.first_test`` says otherwise: a recipe's own ``data.n_test`` does not count.
     """
+    from optima.studies.infer import inference_recipe
+
     layers = _layers(recipe or _stored_recipe(root, models), overrides, task)
     changes = [f"model.path={models[-1].ref.path}", *overrides]
     stored = layers.tree.get("model")
@@ -209,17 +221,21 @@ def _layers(recipe: Recipe | Sequence[Path], overrides: Sequence[str], task: str
     return Layers("defaults")
 
 
-def _stored_recipe(root: Path | None, models: Sequence[Model]) -> list[Path]:
+def _stored_recipe(root: Path | None, models: "Sequence[Model]") -> list[Path]:
     """Return the recipe of the run that ``root`` is, or that trained all the trained models.
 
     Raises UsageError when that cannot be read.
     """
+    from optima.runs.files import RECIPE
+    from optima.runs.layout import read_recipe
+    from optima.runs.reader import run_of
+
     runs = {run_of(model.ref.place) for model in models} - {None}
     if root is not None and (root / RECIPE).is_file():
         runs = {root}
     for found in runs if len(runs) == 1 else ():
         if found is not None:
-            read_stored(found)
+            read_recipe(found)
             return [found / RECIPE]
     return []
 

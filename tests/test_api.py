@@ -59,12 +59,13 @@ def test_page_names_all_of_the_api() -> None:
 
 
 def test_every_part_of_the_api_is_there_documented_and_typed() -> None:
-    assert set(optima.__all__) <= set(dir(optima))
-    for name in optima.__all__:
+    names = optima.__all__
+    assert set(names) <= set(dir(optima))
+    for name in names:
         part = getattr(optima, name)
         assert inspect.getdoc(part), name
         if inspect.isfunction(part):
-            hints = typing.get_type_hints(part)
+            hints = typing.get_type_hints(part, localns={n: getattr(optima, n) for n in names})
             assert set(inspect.signature(part).parameters) | {"return"} == set(hints), name
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = optima.nothing
