@@ -226,8 +226,8 @@ def _stored_recipe(root: Path | None, models: "Sequence[Model]") -> list[Path]:
 
     Raises UsageError when that cannot be read.
     """
+    from optima.runs.directory import read_recipe
     from optima.runs.files import RECIPE
-    from optima.runs.layout import read_recipe
     from optima.runs.reader import run_of
 
     runs = {run_of(model.ref.place) for model in models} - {None}

@@ -17,9 +17,8 @@ stage does, its module in ``stages/``.
 import logging
 from pathlib import Path
 
-from optima.errors import UsageError
 from optima.evaluation.figures import Figures
-from optima.plan import BASE, COLD_START, Iteration, Step, iterations
+from optima.plan import BASE, COLD_START, Iteration, Step, check_trainable, iterations
 from optima.processes.devices import detect_devices
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
@@ -152,12 +151,3 @@ def run_method(
             models[iteration.label] = model
             evaluations.add(model)
         return evaluations.rows()
-
-
-def check_trainable(recipe: Recipe) -> None:
-    """Raise UsageError for fields that evaluations alone understand."""
-    if recipe.model.tokenizer is not None:
-        raise UsageError(
-            f"model.tokenizer: {recipe.model.tokenizer}: a model is trained with the tokenizer in "
-            "its own directory; put it there and leave model.tokenizer out"
-        )

@@ -202,3 +202,12 @@ class _Planner:
 def taken(n: int | None, there: int) -> int:
     """Return how many of the problems ``there`` are taken where ``n`` are asked for, None all."""
     return there if n is None else min(n, there)
+
+
+def check_trainable(recipe: Recipe) -> None:
+    """Raise UsageError for fields that evaluations alone understand."""
+    if recipe.model.tokenizer is not None:
+        raise UsageError(
+            f"model.tokenizer: {recipe.model.tokenizer}: a model is trained with the tokenizer in "
+            "its own directory; put it there and leave model.tokenizer out"
+        )

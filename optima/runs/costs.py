@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from optima.runs.directory import DISCARDED, GENERATED
-from optima.runs.layout import STARTED_FORMAT, StageDone
+from optima.runs.layout import DISCARDED, GENERATED, STARTED_FORMAT, StageDone
 
 # The last part of a stage's name -> what its seconds are spent on.
 KINDS = {

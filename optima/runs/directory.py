@@ -25,8 +25,8 @@ from typing import IO, Literal, Self
 
 from pydantic import ValidationError
 
-from optima.errors import RunBusyError, StageError, UsageError
-from optima.recipe.loading import dump_recipe
+from optima.errors import RecipeError, RunBusyError, StageError, UsageError
+from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.schema import Recipe
 from optima.records import (
     check_path,
@@ -37,12 +37,13 @@ from optima.records import (
     write_text,
 )
 from optima.runs.layout import (
+    DISCARDED,
+    GENERATED,
     StageDone,
     check_outputs,
     finished_stages,
     read_done,
     read_marker,
-    read_recipe,
     stage_folders,
 )
 from optima.runs.outputs import file_digest, find_files
@@ -57,7 +58,6 @@ RESUMABLE_SECTIONS = ("serving",)
 RESUMABLE_FIELDS = ("conversation.max_error_rate", "select.min_share", "pairs.min_share")
 SPENT_FILE = "SPENT.json"
 ACCOUNT_S = 1.0  # between two accounts of an open stage; a SIGKILL loses at most as much
-GENERATED, DISCARDED = "tokens/generated", "tokens/discarded"
 
 
 class Spent(Record):
@@ -339,3 +339,15 @@ def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{key}"] = repr(value)
     return flat
+
+
+def read_recipe(root: Path) -> Recipe:
+    """Return the recipe of the run in ``root``; UsageError, one line, when it cannot be read."""
+    try:
+        return load_recipe(root / "recipe.yaml")
+    except RecipeError as error:
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise UsageError(
+            f"{reason}; it is damaged or of another release: put it back from a copy, or remove it "
+            "and give the command that began the run again"
+        ) from error

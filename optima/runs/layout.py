@@ -13,9 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from optima.errors import RecipeError, StageError, UsageError
-from optima.recipe.loading import load_recipe
-from optima.recipe.schema import Recipe
+from optima.errors import StageError, UsageError
 from optima.records import read_record
 from optima.runs.outputs import Damage, find_cut_weights, find_damage
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR
@@ -23,6 +21,7 @@ from optima.types import ModelRef, Record
 
 _Named = TypeVar("_Named")
 _Read = TypeVar("_Read")
+GENERATED, DISCARDED = "tokens/generated", "tokens/discarded"  # metrics of stages
 STARTED_FORMAT = "%Y-%m-%dT%H:%M:%SZ"  # of an attempt, in UTC
 
 
@@ -37,18 +36,6 @@ class StageDone(Record):
     started_unix_s: float
     seconds: float
     metrics: dict[str, float]
-
-
-def read_recipe(root: Path) -> Recipe:
-    """Return the recipe of the run in ``root``; UsageError, one line, when it cannot be read."""
-    try:
-        return load_recipe(root / "recipe.yaml")
-    except RecipeError as error:
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise UsageError(
-            f"{reason}; it is damaged or of another release: put it back from a copy, or remove it "
-            "and give the command that began the run again"
-        ) from error
 
 
 def find_begun(folder: Path) -> list[Path]:

@@ -24,13 +24,13 @@ from optima.recipe.schema import Recipe
 from optima.records import R, check_path, read_records
 from optima.runs import files
 from optima.runs.costs import EvaluationCost, ModelCost, costs_of_stages, evaluation_cost
+from optima.runs.directory import read_recipe
 from optima.runs.layout import (
     StageDone,
     check_outputs,
     finished_stages,
     read_attempts,
     read_done,
-    read_recipe,
     stage_folders,
 )
 from optima.training.jobs import MODEL_DIR

@@ -9,8 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from optima.errors import RunBusyError, ServerError, UsageError
-from optima.methods import check_trainable
-from optima.plan import Counts, Step, Training, iterations, plan
+from optima.plan import Counts, Step, Training, check_trainable, iterations, plan
 from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices, free_port
 from optima.processes.environment import Environment, require_environment
 from optima.prompts.rendering import PromptStyle

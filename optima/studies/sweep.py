@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from optima.errors import UsageError
-from optima.methods import check_trainable, run_method
+from optima.methods import run_method
+from optima.plan import check_trainable
 from optima.processes.environment import Environment
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
