@@ -37,86 +37,6 @@ from optima.stages.select import select
 from optima.stages.train import train_model, training_section
 from optima.tasks.loading import sample_problems
 
-
-def iterate_sft(
-    run: RunContext,
-    problems: Problems,
-    iteration: Iteration,
-    evaluations: Evaluations,
-    *,
-    speaker: Model,
-    start: Model,
-) -> Model:
-    """Let the speaker generate, and train ``start`` on the best of it."""
-    t, step = iteration.t, iteration.step
-    chosen = problems.for_iteration(t)
-    team, sampling = run.team(speaker, chosen), candidate_sampling(run.recipe, t)
-    candidates = run.do(step("generate"), generate, team, chosen, sampling)
-    evaluations.settle()  # while the scorer runs anyway
-    losses = score_where_needed(run, step("score"), candidates)
-    rewards = run.do(step("rank"), rank, chosen, candidates, losses)
-    rows = run.do(step("select"), select, chosen, candidates, rewards, t)
-    return train_model(run, step("train"), start, rows, run.recipe.train)
-
-
-def cold_start(run: RunContext, problems: Problems) -> Model:
-    """Train the base model shortly on conversations scripted from gold evidence."""
-    section = run.recipe.cold_start
-    assert section is not None
-    team = run.team(run.base, problems.train)
-    rows = run.do(Step("cold_start/script", BASE), script, team, problems.train, section)
-    training = training_section(run.recipe.train, section)
-    return train_model(run, Step("cold_start/train", COLD_START), run.base, rows, training)
-
-
-def candidate_sampling(recipe: Recipe, t: int) -> Sampling:
-    """Return how iteration ``t`` samples: iteration 0 has the pool and its own temperature."""
-    section = recipe.sampling
-    return Sampling(
-        n_samples=section.n_samples,
-        temperature=section.first_temperature if t == 0 else section.temperature,
-        top_p=section.top_p,
-        formats=read_formats(recipe) if t == 0 else (),
-    )
-
-
-def check_pairs(run: RunContext, problems: Problems) -> None:
-    """Raise what would stop the first selection of pairs, before hours of growing trees."""
-    assert run.recipe.pairs is not None
-    read_imported(run)
-    if run.recipe.pairs.strategy == "influence":
-        validation_problems(run, problems, 0)
-
-
-def iterate_dpo(
-    run: RunContext,
-    problems: Problems,
-    iteration: Iteration,
-    evaluations: Evaluations,
-    *,
-    speaker: Model,
-    start: Model,
-) -> Model:
-    """Let the speaker grow trees, and train ``start`` on their pairs."""
-    t, step, recipe, section = iteration.t, iteration.step, run.recipe, search_section(run)
-    assert recipe.pairs is not None
-    assert recipe.dpo is not None
-    probed = sample_problems(
-        problems.train, section.n_probe, seed=recipe.seed, stage=step("probe").name
-    )
-    sampling = Sampling(1, recipe.sampling.temperature, recipe.sampling.top_p)
-    probe = run.do(step("probe"), generate, run.team(speaker, probed), probed, sampling)
-    normaliser, chosen = normaliser_of(probe, section), problems.for_trees(t)
-    team = run.team(speaker, chosen)
-    trees = run.do(step("search"), grow, team, chosen, normaliser, run.loss)
-    evaluations.settle()  # while the scorer runs anyway
-    pairs = run.do(step("pairs"), pair, chosen, trees, recipe.pairs, read_imported(run))
-    if recipe.pairs.strategy == "influence":
-        validation = validation_problems(run, problems, t)
-        pairs = select_by_influence(run, iteration, speaker, pairs, validation)
-    return train_model(run, step("train"), start, pairs, recipe.dpo)
-
-
 logger = logging.getLogger(__name__)
 
 
@@ -151,3 +71,82 @@ def run_method(
             models[iteration.label] = model
             evaluations.add(model)
         return evaluations.rows()
+
+
+def iterate_sft(
+    run: RunContext,
+    problems: Problems,
+    iteration: Iteration,
+    evaluations: Evaluations,
+    *,
+    speaker: Model,
+    start: Model,
+) -> Model:
+    """Let the speaker generate, and train ``start`` on the best of it."""
+    t, step = iteration.t, iteration.step
+    chosen = problems.for_iteration(t)
+    team, sampling = run.team(speaker, chosen), candidate_sampling(run.recipe, t)
+    candidates = run.do(step("generate"), generate, team, chosen, sampling)
+    evaluations.settle()  # while the scorer runs anyway
+    losses = score_where_needed(run, step("score"), candidates)
+    rewards = run.do(step("rank"), rank, chosen, candidates, losses)
+    rows = run.do(step("select"), select, chosen, candidates, rewards, t)
+    return train_model(run, step("train"), start, rows, run.recipe.train)
+
+
+def iterate_dpo(
+    run: RunContext,
+    problems: Problems,
+    iteration: Iteration,
+    evaluations: Evaluations,
+    *,
+    speaker: Model,
+    start: Model,
+) -> Model:
+    """Let the speaker grow trees, and train ``start`` on their pairs."""
+    t, step, recipe, section = iteration.t, iteration.step, run.recipe, search_section(run)
+    assert recipe.pairs is not None
+    assert recipe.dpo is not None
+    probed = sample_problems(
+        problems.train, section.n_probe, seed=recipe.seed, stage=step("probe").name
+    )
+    sampling = Sampling(1, recipe.sampling.temperature, recipe.sampling.top_p)
+    probe = run.do(step("probe"), generate, run.team(speaker, probed), probed, sampling)
+    normaliser, chosen = normaliser_of(probe, section), problems.for_trees(t)
+    team = run.team(speaker, chosen)
+    trees = run.do(step("search"), grow, team, chosen, normaliser, run.loss)
+    evaluations.settle()  # while the scorer runs anyway
+    pairs = run.do(step("pairs"), pair, chosen, trees, recipe.pairs, read_imported(run))
+    if recipe.pairs.strategy == "influence":
+        validation = validation_problems(run, problems, t)
+        pairs = select_by_influence(run, iteration, speaker, pairs, validation)
+    return train_model(run, step("train"), start, pairs, recipe.dpo)
+
+
+def cold_start(run: RunContext, problems: Problems) -> Model:
+    """Train the base model shortly on conversations scripted from gold evidence."""
+    section = run.recipe.cold_start
+    assert section is not None
+    team = run.team(run.base, problems.train)
+    rows = run.do(Step("cold_start/script", BASE), script, team, problems.train, section)
+    training = training_section(run.recipe.train, section)
+    return train_model(run, Step("cold_start/train", COLD_START), run.base, rows, training)
+
+
+def candidate_sampling(recipe: Recipe, t: int) -> Sampling:
+    """Return how iteration ``t`` samples: iteration 0 has the pool and its own temperature."""
+    section = recipe.sampling
+    return Sampling(
+        n_samples=section.n_samples,
+        temperature=section.first_temperature if t == 0 else section.temperature,
+        top_p=section.top_p,
+        formats=read_formats(recipe) if t == 0 else (),
+    )
+
+
+def check_pairs(run: RunContext, problems: Problems) -> None:
+    """Raise what would stop the first selection of pairs, before hours of growing trees."""
+    assert run.recipe.pairs is not None
+    read_imported(run)
+    if run.recipe.pairs.strategy == "influence":
+        validation_problems(run, problems, 0)
