@@ -14,6 +14,7 @@ from optima.cli.options import (
     CONFIG_HELP,
     CONFIG_NAMES,
     MANY,
+    AsJson,
     Config,
     MaybeConfig,
     Overrides,
@@ -270,9 +271,7 @@ def rescore(
             "task's own)",
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print figures as one JSON object")
-    ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Reward and select again what a run stored, under other fields.
 
@@ -298,9 +297,7 @@ def try_model(
         Path | None,
         path(help="where it is stored, as a run (default: below runs/try, by the recipe)"),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print figures as one JSON object")
-    ] = False,
+    as_json: AsJson = False,
     vllm_env: VllmEnv = None,
     train_env: TrainEnv = None,
 ) -> int:

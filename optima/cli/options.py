@@ -177,6 +177,7 @@ Overrides = Annotated[
         help="fields of the recipe to change, such as train.learning_rate=1.0e-5",
     ),
 ]  # fmt: skip
+AsJson = Annotated[bool, typer.Option("--json", help="print figures as one JSON object")]
 VllmEnv = Annotated[str | None, _environment("vLLM", "vllm")]
 TrainEnv = Annotated[str | None, _environment("TRL", "train")]
 

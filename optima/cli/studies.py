@@ -1,5 +1,7 @@
 """``optima baselines``, ``transfer``, ``compare``, ``sweep``, ``ablate``: models side by side."""
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,8 @@ from optima.cli.inference import (
     check_output,
 )
 from optima.cli.options import (
+    MANY,
+    AsJson,
     Config,
     MaybeConfig,
     Overrides,
@@ -45,7 +49,8 @@ examples:
 COMPARE = """\
 examples:
   optima compare runs/sft-arc-seed0 runs/dpo-arc-seed0
-  optima compare runs/sft-arc-seed0:base runs/sft-arc-seed0:iter_0 runs/sft-arc-seed0"""
+  optima compare runs/sft-arc-seed0:base runs/sft-arc-seed0:iter_0 runs/sft-arc-seed0
+  optima compare runs/sft-arc-seed0 runs/dpo-arc-seed0 --problems 20"""
 SWEEP = """\
 examples:
   optima sweep --config recipes/dpo/quickstart.yaml --run-dir runs/strategies \\
@@ -214,6 +219,10 @@ def compare(
     csv: Annotated[
         Path | None, path(metavar="FILE", help="write the table there too")
     ] = None,
+    problems: Annotated[
+        int, whole(0, MANY, "problems listed that a model solved better than the first, and worse")
+    ] = 0,
+    as_json: AsJson = False,
 ) -> int:  # fmt: skip
     """Compare runs problem by problem.
 
@@ -222,13 +231,27 @@ def compare(
     marked *.
     """
     from optima.records import write_text
-    from optima.reporting.results import comparison_table, comparison_text
+    from optima.reporting.results import (
+        comparison_json,
+        comparison_table,
+        comparison_text,
+        decided_text,
+    )
     from optima.runs import comparison
 
     rows = comparison.compare(runs)
     if csv is not None:
         write_text(csv, comparison_table(rows).csv())
-    print(comparison_text(rows))
+    found = [comparison.decided(rows[0], row) for row in rows[1:]] if problems else []
+    if as_json:
+        made = comparison_json(rows)
+        for model, several in zip(made["models"][1:], found, strict=False):
+            model["better"] = [one.row() for one in several if one.gain > 0][:problems]
+            model["worse"] = [one.row() for one in several if one.gain < 0][:problems]
+        print(json.dumps(made, default=dataclasses.asdict))
+        return 0
+    lists = [decided_text(rows[0], *pair, problems) for pair in zip(rows[1:], found, strict=False)]
+    print("\n\n".join([comparison_text(rows), *lists]))
     return 0
 
 

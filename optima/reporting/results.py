@@ -24,7 +24,7 @@ from optima.reporting.tables import (
     untrained,
     votes_table,
 )
-from optima.runs.comparison import Compared
+from optima.runs.comparison import Compared, Decided
 from optima.runs.costs import EvaluationCost, ModelCost
 from optima.runs.files import COSTS_CSV, METRICS, RESULTS, TABLE_CSV, TABLE_MD
 from optima.runs.reader import Run, run_of
@@ -161,6 +161,57 @@ def comparison_table(rows: Sequence[Compared]) -> Table:
     return differences_table(rows, [f"{row.run.root}:{row.figures.label}" for row in rows])
 
 
+def comparison_json(rows: Sequence[Compared]) -> dict[str, Any]:
+    """Return a comparison as results.json has it; estimates are dataclasses still."""
+    models = [
+        {
+            "run": str(row.run.root),
+            "label": row.figures.label,
+            "n_common": row.n_common,
+            "summary": _summary(row.figures),
+            "score_difference": row.score,
+            "tokens_difference": row.tokens,
+        }
+        for row in rows
+    ]
+    return {"schema_version": 1, "models": models}
+
+
+def decided_text(first: Compared, other: Compared, found: Sequence[Decided], n: int) -> str:
+    """Return what a model solved better than the first, and what worse, up to ``n`` each."""
+    names = [f"{one.run.root}:{one.figures.label}" for one in (first, other)]
+    kinds = (
+        ("better", [one for one in found if one.gain > 0]),
+        ("worse", [one for one in found if one.gain < 0]),
+    )
+    parts = []
+    for word, several in kinds:
+        shown = f"; {min(n, len(several))} of them" if several else ""
+        parts.append(f"{names[1]} is {word} than {names[0]} on {len(several)} problems{shown}")
+        parts += [_decided_table(several[:n]).text()] if several else []
+    return "\n\n".join(parts)
+
+
+def _decided_table(found: Sequence[Decided]) -> Table:
+    head = ("problem", "score", "then", "tokens", "then", "answer", "then", "gold", "question")
+    rows = (
+        (
+            one.problem.problem_id, *(f"{100 * score:.0f}" for score in one.scores),
+            *(f"{tokens:.0f}" for tokens in one.tokens),
+            *(_cut(answer or "-", 30) for answer in one.answers),
+            _cut(one.problem.golds[0], 30), _cut(one.problem.question, 60),
+        )
+        for one in found
+    )  # fmt: skip
+    return Table(head, tuple(rows))
+
+
+def _cut(text: str, n: int) -> str:
+    """Return the beginning of a text in one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= n else f"{line[: n - 1]}…"
+
+
 def comparison_text(rows: Sequence[Compared], output: Path | None = None) -> str:
     """Return the table of a comparison with its legend and costs; with ``output`` write it too."""
     table = comparison_table(rows)
@@ -168,18 +219,7 @@ def comparison_text(rows: Sequence[Compared], output: Path | None = None) -> str
     text = f"{table.text()}\n\n{DIFFERENCES_LEGEND}"
     if output is not None:
         _write_table(output, table, table)
-        models = [
-            {
-                "run": str(row.run.root),
-                "label": row.figures.label,
-                "n_common": row.n_common,
-                "summary": _summary(row.figures),
-                "score_difference": row.score,
-                "tokens_difference": row.tokens,
-            }
-            for row in rows
-        ]
-        _write_json(output, {"schema_version": 1, "models": models})
+        _write_json(output, comparison_json(rows))
     spent = [_spent(row.run, row.figures, name) for row, name in zip(rows, names, strict=True)]
     text += cost_text(spent, _base_tokens(rows[0].run), output)
     return text if output is None else f"{text}\nResults: {output}"

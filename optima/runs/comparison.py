@@ -7,6 +7,7 @@ is compared is the vote among all samples of a problem. Nothing is served or com
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from optima.errors import UsageError
 from optima.evaluation.figures import Figures
@@ -15,6 +16,7 @@ from optima.records import check_path
 from optima.runs.layout import read_each
 from optima.runs.reader import Run
 from optima.tasks import get_task
+from optima.types import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,63 @@ def differences(models: Sequence[tuple[Run, Figures]], *, seed: int) -> tuple[Co
             score, tokens = next(estimates), next(estimates)
         rows.append(Compared(run, figures, len(common), score, tokens))
     return tuple(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A problem that two models did not solve alike: what each answered, scored and spent.
+
+    Answers are those of the first conversations about it, None where none was marked.
+    """
+
+    problem: Problem
+    answers: tuple[str | None, str | None]
+    scores: tuple[float, float]
+    tokens: tuple[float, float]
+
+    @property
+    def gain(self) -> float:
+        """What the second model scores more than the first."""
+        return self.scores[1] - self.scores[0]
+
+    def row(self) -> dict[str, Any]:
+        """Return it as a line of a table."""
+        return {
+            "problem_id": self.problem.problem_id,
+            "question": self.problem.question,
+            "golds": list(self.problem.golds),
+            "answers": list(self.answers),
+            "scores": list(self.scores),
+            "tokens": list(self.tokens),
+        }
+
+
+def decided(first: Compared, other: Compared) -> tuple[Decided, ...]:
+    """Return the problems behind the difference of two models, the largest differences first."""
+    pair = (first, other)
+    problem_by_id = first.run.problems("test")
+    answer_by_id: list[dict[str, str | None]] = []
+    for one in pair:
+        said = one.run.evaluation(one.figures.label)
+        answers = ((o.conversation.problem_id, o.conversation.answer) for o in said
+                   if o.conversation.n == 0)  # fmt: skip
+        answer_by_id.append(dict(answers))
+    scores, tokens = (
+        [getattr(one.figures, name) for one in pair]
+        for name in ("score_by_problem", "tokens_by_problem")
+    )
+    found = [
+        Decided(
+            problem_by_id[key],
+            (answer_by_id[0].get(key), answer_by_id[1].get(key)),
+            (scores[0][key], scores[1][key]),
+            (tokens[0][key], tokens[1][key]),
+        )
+        for key in scores[0]
+        if key in scores[1] and scores[0][key] != scores[1][key]
+    ]
+
+    return tuple(sorted(found, key=lambda one: (-abs(one.gain), one.problem.problem_id)))
 
 
 def _read(spec: str) -> tuple[Run, Figures]:
