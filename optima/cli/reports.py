@@ -1,8 +1,11 @@
 """``optima status``, ``optima report`` and ``optima view``: what runs have come to."""
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Annotated
+
+import typer
 
 from optima.cli.options import MANY, path, paths, whole
 
@@ -18,6 +21,12 @@ VIEW = """\
 examples:
   optima view runs/sft-quickstart-seed0
 from a GPU node, forward the port: ssh -L 8700:127.0.0.1:8700 NODE, and here --port 8700"""
+
+EXPORT = """\
+examples:
+  optima export runs/sft-arc-seed0:base --output logs
+  optima export runs/sft-arc-seed0 --output logs
+  inspect view --log-dir logs"""
 
 Runs = Annotated[list[Path], paths("directory of a run, or of several")]
 
@@ -87,4 +96,33 @@ def view(
 
     with contextlib.suppress(KeyboardInterrupt):
         interruption.run(serve(runs, port, announce))
+    return 0
+
+
+def export(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN[:MODEL]", show_default=False,
+            help="directory of a run or an inference, and one of its models (default: its last)",
+        ),
+    ],
+    *,
+    output: Annotated[Path, path(help="folder of logs, in which it gets a file")],
+) -> int:  # fmt: skip
+    """Write a model's conversations as a log for `inspect view`.
+
+    The log has what each agent was told, every utterance, the answer and its score, and the tokens
+    of each conversation (format: EvalLog of inspect_ai).
+    """
+    from optima.records import make_folder, write_text
+    from optima.reporting.inspect_log import file_name, inspect_log
+    from optima.runs.comparison import find_evaluated
+
+    made, label = find_evaluated(run)
+    log = inspect_log(made, label)
+    make_folder(output, "--output")
+    file = output / file_name(log)
+    write_text(file, json.dumps(log, ensure_ascii=False))
+    print(f"{len(log['samples'])} conversations: {file}")
     return 0

@@ -134,8 +134,11 @@ def decided(first: Compared, other: Compared) -> tuple[Decided, ...]:
     return tuple(sorted(found, key=lambda one: (-abs(one.gain), one.problem.problem_id)))
 
 
-def _read(spec: str) -> tuple[Run, Figures]:
-    """Return the run and the figures of the model that ``RUN`` or ``RUN:MODEL`` names."""
+def find_evaluated(spec: str) -> tuple[Run, str]:
+    """Return the run and the label that ``RUN:MODEL`` names, or ``RUN`` for its last model.
+
+    Raises UsageError for what is not a run, has evaluated nothing, or not that model.
+    """
     check_path(spec, "RUN")
     root, separator, label = (spec, "", "") if Path(spec).is_dir() else spec.rpartition(":")
     run = Run(root or spec)
@@ -146,7 +149,13 @@ def _read(spec: str) -> tuple[Run, Figures]:
         )
     if separator and label not in known:
         raise UsageError(f"{spec}: {run.root} has evaluated no {label}; it has {', '.join(known)}")
-    measured = run.measure([label or known[-1]], by_vote=True)
+    return run, label or known[-1]
+
+
+def _read(spec: str) -> tuple[Run, Figures]:
+    """Return the run and the figures of the model that ``RUN`` or ``RUN:MODEL`` names."""
+    run, label = find_evaluated(spec)
+    measured = run.measure([label], by_vote=True)
     if not measured:
         raise UsageError(f"{spec}: its model holds no conversation; give another")
     return run, measured[0]
