@@ -32,6 +32,7 @@ def test_every_command_is_on_the_page() -> None:
     named = (
         *PROGRAMS, "optima recipes", "optima recipes show", "optima tasks", "optima doctor",
         "optima prompts", "optima prompts show", "optima prompts diversify", "optima pairs",
+        "optima rescore", "optima export",
         "optima try", "optima sweep", "optima ablate", "optima baselines", "optima transfer",
         "optima compare", "optima status", "optima report", "optima view",
     )  # fmt: skip
@@ -42,8 +43,11 @@ FUNCTIONS: dict[str, Callable[..., int]] = {
     "optima-sft": training.train, "optima-infer": evaluate, "optima-multi-sc": evaluate,
     "optima try": main.try_model, "optima pairs": main.pairs, "optima sweep": studies.sweep,
     "optima baselines": studies.baselines, "optima report": reports.report,
+    "optima rescore": main.rescore, "optima export": reports.export,
+    "optima compare": studies.compare,
 }  # fmt: skip
 HIDDEN = {"is_vote", "num_thread", "output_path", "method", "overrides", "runs"}
+POSITIONAL = {"optima rescore": {"run"}, "optima export": {"run"}}
 BOUND = {"optima-infer": {"n_samples", "temperature"}}  # what the program itself gives
 NAMES = {"as_json": "json"}
 
@@ -52,8 +56,9 @@ NAMES = {"as_json": "json"}
 def test_help_names_every_parameter_of_the_function(command: str) -> None:
     name, *words = command.split()
     text = help_text(name, tuple(words))
+    hidden_here = HIDDEN | BOUND.get(command, set()) | POSITIONAL.get(command, set())
     for parameter in inspect.signature(FUNCTIONS[command]).parameters:
-        if parameter not in HIDDEN | BOUND.get(command, set()):
+        if parameter not in hidden_here:
             option = f"--{NAMES.get(parameter, parameter).replace('_', '-')}"
             assert re.search(rf"^  {option}\b", text, flags=re.MULTILINE), option
     for hidden in ("num_thread", "output_path", "method"):
