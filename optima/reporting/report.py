@@ -23,7 +23,8 @@ from typing import Any
 from jinja2 import Environment
 from tqdm import tqdm
 
-from optima.errors import StageError
+from optima.errors import StageError, UsageError
+from optima.evaluation.agents import AgentFigures, agents_of
 from optima.records import (
     atomic_writer,
     clear_temporaries,
@@ -38,6 +39,7 @@ from optima.reporting.drawing import Figure
 from optima.reporting.tables import (
     Spent,
     Table,
+    agents_table,
     cost_table,
     differences_table,
     ends_table,
@@ -51,6 +53,7 @@ from optima.runs.comparison import differences
 from optima.runs.files import PROVENANCE, RECIPE
 from optima.runs.reader import Run
 from optima.runs.several import open_runs, transfers
+from optima.tasks import get_task
 
 logger = logging.getLogger(__name__)
 PAGE = "report.html"
@@ -94,6 +97,13 @@ _WORDS = {
         "never selected. a label began: generation was stopped there; repeated, empty: an "
         "utterance twice, or without a word. one answer: share of problems with the commonest "
         "answer, marked ! where most problems get it and it is right for less than half of those.",
+    ),
+    "agents": (
+        "What each agent does",
+        "What each agent says and marks: turns of a conversation, tokens and seconds of a turn, "
+        "share of its turns with an answer; marks first: share of conversations whose first answer "
+        "is its, and the mean score of those answers in per cent. changes: answers in other words "
+        "than the last one marked, and how many of them score higher and lower.",
     ),
     "cost": (
         "Cost",
@@ -282,11 +292,25 @@ def _tables(runs: Sequence[Run]) -> Iterator[Table]:
     ends = ends_table(talks, (*run_head, "conversations of"))
     if ends is not None:
         yield _called(ends, "stop-reasons")
+    agents = [
+        (place(run, one.label), agent) for run, one in shown for agent in _agents(run, one.label)
+    ]
+    if agents:
+        yield _called(agents_table(agents, (*run_head, "model")), "agents")
     costs = [(run, _costs(run)) for run in runs if run.costs]
     if costs:
         rows = tuple(place(run, *row) for run, table in costs for row in table.rows)
         table = Table((*run_head, *costs[0][1].head), rows, n_left=1 + len(run_head))
         yield _called(table, "cost")
+
+
+def _agents(run: Run, label: str) -> tuple[AgentFigures, ...]:
+    """Return what each agent of a model does; nothing where the run keeps no problems."""
+    try:
+        run.problems("test")
+    except UsageError:
+        return ()
+    return agents_of(run.evaluation(label), get_task(run.recipe.task).metric)
 
 
 def _differences(runs: Sequence[Run]) -> Iterator[Table]:

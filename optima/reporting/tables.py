@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+from optima.evaluation.agents import AgentFigures
 from optima.evaluation.figures import Figures
 from optima.evaluation.statistics import Estimate
 from optima.runs.comparison import Compared
@@ -185,6 +186,31 @@ def rewards_table(
     ]
     columns = (*_REWARDS, "tokens", "turns", "conversations")
     return Table((*head, *columns), tuple(lines), n_left=len(head))
+
+
+def agents_table(
+    shown: Sequence[tuple[tuple[str, ...], AgentFigures]], head: Sequence[str]
+) -> Table:
+    """Return one line per agent of a model: what it says, marks, and changes."""
+    columns = (
+        "turns", "tokens a turn", "seconds a turn", "marks", "marks first", "their score",
+        "changes", "better", "worse",
+    )  # fmt: skip
+    lines = [(*place, agent.name, *_agent_cells(agent)) for place, agent in shown]
+    return Table((*head, "agent", *columns), tuple(lines), n_left=len(head) + 1)
+
+
+def _agent_cells(agent: AgentFigures) -> tuple[str, ...]:
+    turns, said = max(1, agent.n_turns), max(1, agent.n_conversations)
+    score = agent.first_score
+    return (
+        f"{agent.n_turns / said:.2f}", f"{agent.n_tokens / turns:.1f}",
+        f"{agent.seconds / turns:.2f}", f"{100 * agent.n_marked / turns:.0f} %",
+        f"{100 * agent.n_first / said:.0f} %",
+        "" if score is None or not agent.n_first else f"{100 * score / agent.n_first:.1f}",
+        str(agent.n_changed),
+        *("" if n is None else str(n) for n in (agent.n_better, agent.n_worse)),
+    )  # fmt: skip
 
 
 def ends_table(

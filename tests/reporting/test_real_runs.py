@@ -65,5 +65,5 @@ def test_report_over_all_of_them_has_everything_but_a_transfer(
     everything = tuple(histories.values())
     assert len(figures_of(everything)) == 10
     assert [table.name for table in tables_of(everything)] == [
-        "models", "differences", "self-consistency", "rewards", "stop-reasons", "cost"
+        "models", "differences", "self-consistency", "rewards", "stop-reasons", "agents", "cost"
     ]  # fmt: skip
