@@ -8,10 +8,18 @@ import typer
 from optima.cli import originals
 from optima.cli.options import (
     MANY,
+    Limit,
     MaybeConfig,
+    MetricName,
+    ModelRoot,
+    OneModel,
+    Output,
     Overrides,
     Program,
+    TaskName,
     VllmEnv,
+    check_metric,
+    check_output,
     exclude,
     path,
     temperature,
@@ -20,7 +28,7 @@ from optima.cli.options import (
 from optima.errors import UsageError
 
 if TYPE_CHECKING:
-    from optima.recipe.schema import Recipe
+    pass
 
 INFER = """\
 Evaluate models on a task's test problems.
@@ -70,44 +78,9 @@ the defaults.
 The spellings of the original project are accepted too, and mean what they do there: --device N is
 the GPUs N to N+7; the rest as in optima-infer."""
 
-ModelRoot = Annotated[
-    Path | None, path(help="every model in and below this directory, such as a run's")
-]
-OneModel = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODEL",
-        help="one model: a directory, a hub id, or a run's directory for its last model",
-    ),
-]
 Base = Annotated[
     str | None, typer.Option(metavar="MODEL", help="a model to evaluate before the others")
 ]
-
-
-def _task_names() -> list[str]:
-    from optima.tasks import task_names
-
-    return list(task_names())
-
-
-TaskName = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TASK", help="benchmark (`optima tasks`); default: the recipe's",
-        autocompletion=_task_names,
-    ),
-]  # fmt: skip
-MetricName = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="f1, exact_match, math or a plug-in's: stop if the task is scored by another "
-        "(default: its own)",
-    ),
-]
-Output = Annotated[Path | None, path(help="where results are written; must be given")]
-Limit = Annotated[int | None, whole(1, MANY, "ask a seeded sample of N problems only")]
 # Spellings of the original project whose meaning shows only when the recipe is read.
 NumThread = Annotated[
     int | None, typer.Option("--num_thread", parser=whole(1, MANY, "").parser, hidden=True)
@@ -162,27 +135,6 @@ def evaluate(
         rows = run_inference(recipe, models, place, vllm_env=environment, is_grouped=is_vote)
     print((write_consistency if is_vote else write_inference)(recipe, rows, place))
     return 0
-
-
-def check_output(output: Path | None, original: Path | None = None) -> Path:
-    """Return where results are written; UsageError when it is not said, or said twice."""
-    if output is not None and original is not None:
-        raise UsageError("--output_path: says the same as --output; give one")
-    if found := output or original:
-        return found
-    raise UsageError("--output: is missing; name a directory for the results")
-
-
-def check_metric(metric: str | None, recipe: "Recipe") -> None:
-    """Raise UsageError when the recipe's task is not scored by ``metric``."""
-    from optima.tasks import get_task
-
-    own = get_task(recipe.task).metric.name
-    if metric not in (None, own):
-        raise UsageError(
-            f"--metric {metric}: does not fit {recipe.task}, which is scored by {own}; "
-            "leave it out, or name another --task (`optima tasks`)"
-        )
 
 
 infer = Program("optima-infer", translate=originals.translate_infer).add(

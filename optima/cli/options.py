@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 import typer.main
@@ -21,6 +21,9 @@ import typer.main
 import optima
 from optima.cli.console import run_command, set_up_logging
 from optima.errors import UsageError
+
+if TYPE_CHECKING:
+    from optima.recipe.schema import Recipe
 
 MANY = 10_000_000  # problems or conversations, as in recipes
 MAX_TEMPERATURE = 2.0
@@ -148,6 +151,16 @@ def temperature(help: str) -> Any:  # noqa: A002
     return typer.Option(metavar="T", parser=_lenient(read), help=help)
 
 
+def _path(text: str | Path) -> Path:
+    from optima.records import check_path
+
+    try:
+        check_path(text, "")
+    except UsageError as error:
+        raise typer.BadParameter(str(error).strip()) from error
+    return Path(text)
+
+
 def path(*names: str, help: str, metavar: str = "DIR", hidden: bool = False) -> Any:  # noqa: A002
     """Return an option that takes a path; what can be the name of nothing is refused."""
     return typer.Option(*names, metavar=metavar, parser=_path, help=help, hidden=hidden)
@@ -182,21 +195,32 @@ VllmEnv = Annotated[str | None, _environment("vLLM", "vllm")]
 TrainEnv = Annotated[str | None, _environment("TRL", "train")]
 
 
+def check_output(output: Path | None, original: Path | None = None) -> Path:
+    """Return where results are written; UsageError when it is not said, or said twice."""
+    if output is not None and original is not None:
+        raise UsageError("--output_path: says the same as --output; give one")
+    if found := output or original:
+        return found
+    raise UsageError("--output: is missing; name a directory for the results")
+
+
+def check_metric(metric: str | None, recipe: "Recipe") -> None:
+    """Raise UsageError when the recipe's task is not scored by ``metric``."""
+    from optima.tasks import get_task
+
+    own = get_task(recipe.task).metric.name
+    if metric not in (None, own):
+        raise UsageError(
+            f"--metric {metric}: does not fit {recipe.task}, which is scored by {own}; "
+            "leave it out, or name another --task (`optima tasks`)"
+        )
+
+
 def exclude(**given: object) -> None:
     """Raise UsageError when two of these options are given."""
     named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
     if len(named) > 1:
         raise UsageError(f"{named[1]}: cannot stand beside {named[0]}; give one of them")
-
-
-def _path(text: str | Path) -> Path:
-    from optima.records import check_path
-
-    try:
-        check_path(text, "")
-    except UsageError as error:
-        raise typer.BadParameter(str(error).strip()) from error
-    return Path(text)
 
 
 def _lenient(read: Callable[[str], Any]) -> Callable[[Any], Any]:
@@ -280,3 +304,41 @@ def _is_end(word: str) -> bool:
     from optima.recipe.layers import is_override  # slow, and --help asks for none of it
 
     return word.startswith("-") or is_override(word)
+
+
+# Options of all that evaluate models.
+ModelRoot = Annotated[
+    Path | None, path(help="every model in and below this directory, such as a run's")
+]
+OneModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="one model: a directory, a hub id, or a run's directory for its last model",
+    ),
+]
+
+
+def _task_names() -> list[str]:
+    from optima.tasks import task_names
+
+    return list(task_names())
+
+
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TASK", help="benchmark (`optima tasks`); default: the recipe's",
+        autocompletion=_task_names,
+    ),
+]  # fmt: skip
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="f1, exact_match, math or a plug-in's: stop if the task is scored by another "
+        "(default: its own)",
+    ),
+]
+Output = Annotated[Path | None, path(help="where results are written; must be given")]
+Limit = Annotated[int | None, whole(1, MANY, "ask a seeded sample of N problems only")]

@@ -7,24 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optima.cli.inference import (
-    Limit,
-    MetricName,
-    ModelRoot,
-    OneModel,
-    Output,
-    TaskName,
-    check_metric,
-    check_output,
-)
 from optima.cli.options import (
     MANY,
     AsJson,
     Config,
+    Limit,
     MaybeConfig,
+    MetricName,
+    ModelRoot,
+    OneModel,
+    Output,
     Overrides,
+    TaskName,
     TrainEnv,
     VllmEnv,
+    check_metric,
+    check_output,
     exclude,
     path,
     temperature,
