@@ -1,50 +1,20 @@
-"""Evaluation of models (paper section 4): asked, scored and judged the same way wherever it is.
+"""Evaluation of the models of a training (paper section 4).
 
-Trainings, inferences, baselines, transfers, sweeps and trials of influence all go through here; the
-figures are then read from the run. In a training, the reward divides the tokens by those of the
-first model of the run on the same problem, capped at 1: a yardstick that stays the same while the
-models change, unlike the group maximum of training, which shrinks with the model.
+Inferences, baselines, transfers and trials of influence ask and mark by the same two functions; the
+figures are then read from the run. The reward divides the tokens by those of the first model of the
+run on the same problem, capped at 1: a yardstick that stays the same while the models change,
+unlike the group maximum of training, which shrinks with the model.
 """
-
-from collections.abc import Mapping, Sequence
 
 from optima.errors import StageError
 from optima.evaluation.figures import Figures
 from optima.evaluation.health import find_loss_of_speech
-from optima.plan import Step
-from optima.prompts.formats import Format
 from optima.runs.directory import Stage
 from optima.runs.reader import Run
-from optima.stages.context import Model, RunContext, Sampling
-from optima.stages.generate import generate
-from optima.stages.rank import group_maximum, rank, score_where_needed
+from optima.stages.context import Model, RunContext
+from optima.stages.generate import ask
+from optima.stages.rank import group_maximum, mark
 from optima.types import Problem
-
-
-def ask(
-    context: RunContext,
-    folder: str,
-    model: Model,
-    problems: Sequence[Problem],
-    formats: tuple[Format, ...] = (),
-) -> Stage:
-    """Let ``model`` converse as the recipe's evaluation says, with ``formats`` in one of them."""
-    section = context.recipe.evaluation
-    sampling = Sampling(section.n_samples, section.temperature, formats=formats)
-    team = context.team(model, problems)
-    return context.do(Step(f"{folder}/talk", model.label), generate, team, problems, sampling)
-
-
-def mark(
-    context: RunContext,
-    folder: str,
-    problems: Sequence[Problem],
-    talked: Stage,
-    normalisers: Mapping[str, int] | None = None,
-) -> Stage:
-    """Reward conversations; R_token divides by ``normalisers``, None: by each group's maximum."""
-    losses = score_where_needed(context, Step(f"{folder}/score", ""), talked)
-    return context.do(Step(f"{folder}/rank", ""), rank, problems, talked, losses, normalisers)
 
 
 class Evaluations:

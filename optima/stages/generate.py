@@ -21,7 +21,9 @@ from tqdm import tqdm
 from optima.conversation.dialogue import Completion, Dialogue, Generate, Request, hold_conversations
 from optima.errors import StageError
 from optima.evaluation.health import HealthCount, TalkHealth
+from optima.plan import Step
 from optima.processes import interruption
+from optima.prompts.formats import Format
 from optima.records import RecordAppender, atomic_writer, repair_tail
 from optima.runs.directory import Stage
 from optima.runs.files import CONVERSATIONS
@@ -29,7 +31,7 @@ from optima.seeding import derive_seed, rng
 from optima.selection import share_of
 from optima.serving.client import CompletionClient, Server
 from optima.serving.fleet import Fleet
-from optima.stages.context import Made, RunContext, Sampling, Team
+from optima.stages.context import Made, Model, RunContext, Sampling, Team
 from optima.tasks.choices import named_choice
 from optima.tasks.judging import Judge
 from optima.tasks.restatement import assents, restates
@@ -83,6 +85,20 @@ async def completing(
 
         with rare_collections():
             yield generate
+
+
+def ask(
+    context: RunContext,
+    folder: str,
+    model: Model,
+    problems: Sequence[Problem],
+    formats: tuple[Format, ...] = (),
+) -> Stage:
+    """Let ``model`` converse as the recipe's evaluation says, with ``formats`` in one of them."""
+    section = context.recipe.evaluation
+    sampling = Sampling(section.n_samples, section.temperature, formats=formats)
+    team = context.team(model, problems)
+    return context.do(Step(f"{folder}/talk", model.label), generate, team, problems, sampling)
 
 
 def check_errors(

@@ -22,9 +22,9 @@ from optima.runs.files import EVAL_ROWS, ROWS
 from optima.seeding import rng
 from optima.selection import share_of
 from optima.stages.context import Made, Model, RunContext
-from optima.stages.evaluate import ask, mark
+from optima.stages.generate import ask
 from optima.stages.problems import Problems
-from optima.stages.rank import group_maximum
+from optima.stages.rank import group_maximum, mark
 from optima.stages.train import train_model
 from optima.tasks.loading import sample_problems
 from optima.training.jobs import MODEL_DIR

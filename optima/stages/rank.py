@@ -114,6 +114,18 @@ def rank(
     return Made((REWARDS,), metrics, line)
 
 
+def mark(
+    context: RunContext,
+    folder: str,
+    problems: Sequence[Problem],
+    talked: Stage,
+    normalisers: Mapping[str, int] | None = None,
+) -> Stage:
+    """Reward conversations; R_token divides by ``normalisers``, None: by each group's maximum."""
+    losses = score_where_needed(context, Step(f"{folder}/score", ""), talked)
+    return context.do(Step(f"{folder}/rank", ""), rank, problems, talked, losses, normalisers)
+
+
 class RewardMeans:
     """Means of the parts of rewards: of the total, what the loss adds and the loss itself over
     those that have one."""

@@ -33,9 +33,10 @@ from optima.runs.directory import Stage
 from optima.runs.files import CONVERSATIONS, GROUPS, RESULTS, write_members, write_stages
 from optima.runs.reader import Run
 from optima.stages.context import Made, Model, RunContext
-from optima.stages.evaluate import ask, mark
+from optima.stages.generate import ask
 from optima.stages.opening import model_codec, open_run
 from optima.stages.problems import read_test_problems
+from optima.stages.rank import mark
 from optima.tasks import get_task
 from optima.tasks.judging import Judge
 from optima.types import AnswerGroups, Conversation, Problem
