@@ -52,7 +52,7 @@ def find_models(root: Path) -> tuple[Model, ...]:
 def name_model(spec: str, label: str) -> Model:
     """Return a model given by directory or hub id, or the last one trained in a run's directory.
 
-    Raises ModelError for a directory without a model, and for what can be no hub id.
+    Raises ModelError for a directory without a model, and for what cannot be a hub id.
     """
     check_path(spec, "--model")
     path = Path(spec)

@@ -20,7 +20,7 @@ WRONG = {
     "runs/x\n": "line break",
     "runs/\0x": "control character",
     "runs/\x1b[31m": "control character",
-    os.fsdecode(b"runs/\xff\xfe"): "no UTF-8",
+    os.fsdecode(b"runs/\xff\xfe"): "not UTF-8",
     "runs/" + 256 * "x": "over 255 bytes",
     "runs/" + 128 * "é": "over 255 bytes",
     20 * ("x" * 200 + "/") + "y": "over 3840 bytes",
