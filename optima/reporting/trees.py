@@ -5,11 +5,11 @@ everywhere. Which pairs were trained on is what the run stored, not computed aga
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -20,14 +20,24 @@ from optima.search.pairs import sibling_pairs
 from optima.search.tree import Tree
 from optima.types import PreferencePair, TreeRound
 
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Grown:
+    """Where a tree's record or those of its rounds begin; nodes and best reward by round."""
+
+    offsets: list[int] = field(default_factory=list)
+    rounds: dict[int, tuple[int, float | None]] = field(default_factory=dict)
+
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A tree's search and problem, and where its record or those of its rounds begin."""
+    """A tree: its search, its problem, and what has grown."""
 
     search: int
     problem_id: str
-    offsets: tuple[int, ...]
+    grown: _Grown
 
 
 class Trees:
@@ -39,10 +49,10 @@ class Trees:
         self._places: list[_Place] = []
         self.n_left_out = 0
         for index, (_, search) in enumerate(self._searches):
-            offsets = _offsets(search.grown)
-            kept = list(offsets.items())[:n_most]
-            self.n_left_out += len(offsets) - len(kept)
-            self._places += [_Place(index, key, tuple(at)) for key, at in kept]
+            found = _grown(search.grown)
+            kept = list(found.items())[:n_most]
+            self.n_left_out += len(found) - len(kept)
+            self._places += [_Place(index, key, grown) for key, grown in kept]
         self._pairs: dict[int, dict[str, list[PreferencePair]]] = {}
 
     def __len__(self) -> int:
@@ -108,16 +118,15 @@ class Trees:
         run, search = self._searches[place.search]
         problems = self._archive.problems
         index = problems.index_by_id.get(place.problem_id)
-        rounds = self._stored_rounds(place)
-        totals = [rollout["reward"]["total"] for r in rounds for rollout in r["rollouts"]]
+        rounds = _complete(place.grown.rounds)
         return {
             "run": run,
             "label": search.label,
             "problem": index,
             "title": problems.titles[index] if index is not None else place.problem_id,
             "rounds": len(rounds),
-            "nodes": sum(len(finished["nodes"]) for finished in rounds),
-            "best": max((total for total in totals if total is not None), default=None),
+            "nodes": sum(n_nodes for n_nodes, _ in rounds),
+            "best": max((best for _, best in rounds if best is not None), default=None),
             "pairs": len(self._trained_on(place)),
         }
 
@@ -126,13 +135,11 @@ class Trees:
         path = self._searches[place.search][1].grown
         lines = []
         with path.open("rb") as file:
-            for offset in place.offsets:
+            for offset in place.grown.offsets:
                 file.seek(offset)
                 lines.append(parsed(file.readline(), path))
         rounds = lines[0]["rounds"] if path.name == TREES else lines
-        by_number = {stored["number"]: stored for stored in rounds}
-        complete = takewhile(by_number.__contains__, count())
-        return [by_number[number] for number in complete]
+        return _complete({stored["number"]: stored for stored in rounds})
 
     def _pair_lines(self, place: _Place, tree: Tree) -> Iterator[dict[str, Any]]:
         """Yield every best and worst sibling, and whether the run trained on them."""
@@ -157,9 +164,20 @@ class Trees:
         return self._pairs[place.search].get(place.problem_id, ())
 
 
-def _offsets(path: Path) -> dict[str, list[int]]:
-    """Return where the lines about each problem begin."""
-    found: dict[str, list[int]] = defaultdict(list)
+def _complete(by_number: Mapping[int, T]) -> list[T]:
+    """Return what is there of each round in order, up to the first that is missing."""
+    return [by_number[number] for number in takewhile(by_number.__contains__, count())]
+
+
+def _grown(path: Path) -> dict[str, _Grown]:
+    """Return what a search has grown about each problem, read in one pass."""
+    found: dict[str, _Grown] = defaultdict(_Grown)
     for offset, line in raw_lines(path):
-        found[parsed(line, path)["problem_id"]].append(offset)
+        record = parsed(line, path)
+        grown = found[record["problem_id"]]
+        grown.offsets.append(offset)
+        for finished in record["rounds"] if path.name == TREES else (record,):
+            totals = (rollout["reward"]["total"] for rollout in finished["rollouts"])
+            best = max((total for total in totals if total is not None), default=None)
+            grown.rounds[finished["number"]] = (len(finished["nodes"]), best)
     return found
