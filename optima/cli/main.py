@@ -245,11 +245,15 @@ def pairs(
 
     Count the preference pairs that other thresholds would take from the trees of a run, without
     generating anything, and export them as JSON Lines in the common conversational format (prompt,
-    chosen, rejected). Only fields of pairs can be changed, such as pairs.theta_diff=0.1.
+    chosen, rejected). Only fields of pairs can be changed, such as pairs.theta_diff=0.1 (or
+    select.theta_diff=0.1).
     """
     from optima.studies.pairing import rebuild_pairs
 
-    changes = overrides or ()
+    changes = [
+        change.replace("select.", "pairs.", 1) if change.startswith("select.") else change
+        for change in overrides or ()
+    ]
     wrong = [change for change in changes if not change.startswith("pairs.")]
     if wrong:
         raise UsageError(

@@ -357,10 +357,10 @@ def test_pairs_are_rebuilt_with_other_thresholds_and_exported(
     )
     kept = [int(line.split()[3]) for line in table.splitlines()[2:]]
     assert sum(kept) == len(exported)
-    # One iteration, a threshold that takes every pair.
+    # The original spelling of the section, one iteration, a threshold that takes every pair.
     status, table, _ = _optima(
-        "pairs", "--run", str(root), "--iteration", "iter_1", "pairs.theta_diff=0.0",
-        "pairs.keep_share=1.0",
+        "pairs", "--run", str(root), "--iteration", "iter_1", "select.theta_diff=0.0",
+        "select.keep_share=1.0",
     )  # fmt: skip
     assert status == 0
     (line,) = table.splitlines()[2:]
