@@ -20,8 +20,9 @@ from optima.plan import plan
 from optima.prompts.rendering import TEMPLATE_DIR
 from optima.recipe.loading import load_recipe
 from optima.types import ModelRef
+from tests.commands import TIMEOUT_S
 from tests.fakes import commands, fake_environment
-from tests.pipelines.runs import ROOT, TIMEOUT_S, results
+from tests.pipelines.runs import ROOT, results
 
 ARCHIVE = ROOT / "tests/data/runs/release_2026_11_27.tar.gz"
 KINDS = {
