@@ -11,10 +11,11 @@ from pathlib import Path
 from optima.errors import RunBusyError, ServerError, UsageError
 from optima.files import RECIPE, is_owned
 from optima.pipelines.context import Places, serving_recipe, split_devices
-from optima.pipelines.fit import check_fit
+from optima.pipelines.fit import check_fit, is_trained
 from optima.pipelines.footprint import context_window, footprint
 from optima.pipelines.methods import check_trainable
-from optima.pipelines.run import check_start, loss_codec, model_codec, read_formats
+from optima.pipelines.problems import check_unseen, held_out_problems
+from optima.pipelines.run import base_model, check_start, loss_codec, model_codec, read_formats
 from optima.plan import Counts, Step, Training, iterations, plan
 from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices, free_port
 from optima.processes.environment import Environment, require_environment
@@ -48,13 +49,15 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
     task = get_task(recipe.task)
     n_agents = len(recipe.agents.names)
     train, test = load_splits(task, recipe.data, n_agents=n_agents, seed=recipe.seed)
+    check_unseen(recipe, (base_model(recipe),), held_out_problems(test.problems, recipe))
     vllm_env = require_environment(vllm_spec, "vllm")
     train_env = require_environment(train_spec, "train")
     check_trackers(recipe.train.report_to, train_env)
     devices = detect_devices(recipe.serving)
     check_sockets()
     places = split_devices(recipe, devices)
-    memory = list(check_fit(recipe, devices, train_env))
+    is_over = is_trained(recipe, run_dir)
+    memory = [] if is_over else list(check_fit(recipe, devices, train_env))
     codec = model_codec(recipe, recipe.model.path)
     PromptStyle.of(recipe, task)
     loss_codec(recipe, codec)

@@ -6,13 +6,15 @@ too much; what does not fit here never trains.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from optima.errors import EnvironmentNotFoundError, UsageError
+from optima.errors import EnvironmentNotFoundError, StageError, UsageError
 from optima.pipelines.footprint import ESTIMATED, find_weights, in_gib, read_config
-from optima.plan import iterations
+from optima.plan import COLD_START, iterations
 from optima.processes.devices import Devices, gpu_memory
 from optima.processes.environment import Environment, package_versions
 from optima.recipe.schema import LoraSection, ModelSection, Recipe
+from optima.stages import read_done
 from optima.training.jobs import n_processes, plan_batches, resolve_parallelism
 from optima.training.launch import n_devices
 
@@ -28,6 +30,16 @@ _REMEDIES: dict[str, dict[str, object]] = {
     "train.parallelism=auto": _SPREAD,
     "train.lora={} with train.parallelism=auto": _LORA | _SPREAD,
 }
+
+
+def is_trained(recipe: Recipe, run_dir: Path) -> bool:
+    """Tell whether a run has finished all its trainings, so that nothing has to fit any more."""
+    labels = [COLD_START] if recipe.cold_start else []
+    labels += [iteration.label for iteration in iterations(recipe)]
+    try:
+        return all(read_done(run_dir / label / "train") is not None for label in labels)
+    except StageError:  # damaged: it is made anew
+        return False
 
 
 def check_fit(recipe: Recipe, devices: Devices, env: Environment) -> Iterator[str]:

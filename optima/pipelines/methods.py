@@ -12,7 +12,7 @@ from optima.evaluation.figures import Figures
 from optima.pipelines import dpo, sft
 from optima.pipelines.context import Model
 from optima.pipelines.evaluate import Evaluations
-from optima.pipelines.fit import check_fit
+from optima.pipelines.fit import check_fit, is_trained
 from optima.pipelines.problems import read_problems
 from optima.pipelines.run import check_room, open_run
 from optima.plan import BASE, COLD_START, iterations
@@ -32,8 +32,9 @@ def run_method(
     Raises UsageError, before there is a directory, for trainings that do not fit the devices.
     """
     check_trainable(recipe)
-    for line in check_fit(recipe, detect_devices(recipe.serving), train_env):
-        logger.info("%s", line)
+    if not is_trained(recipe, run_dir):
+        for line in check_fit(recipe, detect_devices(recipe.serving), train_env):
+            logger.info("%s", line)
     with open_run(recipe, run_dir, vllm_env=vllm_env, train_env=train_env) as context:
         problems = read_problems(context)
         check_room(context, problems)
