@@ -49,7 +49,8 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
     task = get_task(recipe.task)
     n_agents = len(recipe.agents.names)
     train, test = load_splits(task, recipe.data, n_agents=n_agents, seed=recipe.seed)
-    check_unseen(recipe, (base_model(recipe),), held_out_problems(test.problems, recipe))
+    if not (run_dir / "problems/DONE.json").exists():
+        check_unseen(recipe, (base_model(recipe),), held_out_problems(test.problems, recipe))
     vllm_env = require_environment(vllm_spec, "vllm")
     train_env = require_environment(train_spec, "train")
     check_trackers(recipe.train.report_to, train_env)

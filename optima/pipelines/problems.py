@@ -120,7 +120,6 @@ def read_problems(context: RunContext) -> Problems:
         n_trees=(recipe.search.n_problems if recipe.search else None) or recipe.data.n_train,
         seed=recipe.seed,
     )
-    check_unseen(recipe, (context.base,), problems.test)
     logger.info("problems: %d to train on, %d held out", len(problems.train), len(problems.test))
     return problems
 
@@ -135,7 +134,7 @@ def split(context: RunContext, out: Stage, task: str, data: DataSection, seed: i
     n_agents = len(context.recipe.agents.names)
     train, test = load_splits(context.task, data, n_agents=n_agents, seed=seed)
     held_out = held_out_problems(test.problems, context.recipe)
-    check_unseen(context.recipe, (context.base,), held_out)  # before the stage is done
+    check_unseen(context.recipe, (context.base,), held_out)  # not where a run goes on
     write_records(out.path / TRAIN, train.problems)
     write_records(out.path / TEST, held_out)
     counts = {
