@@ -30,7 +30,7 @@ from optima.stages.opening import check_room, open_run, read_formats
 from optima.stages.pair import pair, read_imported
 from optima.stages.problems import Problems, read_problems
 from optima.stages.rank import rank, score_where_needed
-from optima.stages.room import check_fit
+from optima.stages.room import check_fit, is_trained
 from optima.stages.script import script
 from optima.stages.search import grow, normaliser_of, search_section
 from optima.stages.select import select
@@ -48,8 +48,9 @@ def run_method(
     Raises UsageError, before there is a directory, for trainings that do not fit the devices.
     """
     check_trainable(recipe)
-    for line in check_fit(recipe, detect_devices(recipe.serving), train_env):
-        logger.info("%s", line)
+    if not is_trained(recipe, run_dir):
+        for line in check_fit(recipe, detect_devices(recipe.serving), train_env):
+            logger.info("%s", line)
     with open_run(recipe, run_dir, vllm_env=vllm_env, train_env=train_env) as context:
         problems = read_problems(context)
         check_room(context, problems)

@@ -153,6 +153,9 @@ def test_a_task_that_is_no_task_says_which_rule_it_breaks(
     [
         ("def generate(s, n, d): raise KeyError('x')", "generate fails .*KeyError: 'x'"),
         ("def generate(s, n, d): return iter(())", "it made no problem"),
+        ("def generate(s, n, d):\n"
+         "  for q in '123': yield Problem(problem_id=f'p{int(q) // 2}', task='own', question=q, "
+         "golds=('1',))", "problems 2 and 3 have one problem_id, 'p1'"),
         ("def generate(s, n, d): yield {}", "a dict was made, not a Problem"),
         ("def generate(s, n, d): yield Problem(problem_id='p', task='own', question='?', "
          "golds=('',))", "problem p has no gold answer"),
@@ -197,9 +200,29 @@ def test_rows_that_a_package_fails_on_are_named_and_malformed_ones_counted(
     data = DataSection(path=str(tmp_path), max_malformed=0.5)
     loaded = load_problems(get_task("own"), data, "train", n_agents=2, seed=0)
     assert loaded.counts() == "1 problems of 2 rows (1 malformed, 0 duplicate, 0 excluded)"
+    rows.write_text('{"q": "a"}\n{"q": "b"}\n{"q": "a"}\n')
+    loaded = load_problems(get_task("own"), data, "train", n_agents=2, seed=0)
+    assert [(row.row, row.kind) for row in loaded.skipped] == [(3, "duplicate")]
+    assert loaded.skipped[0].reason.endswith("rows.jsonl line 3: same as row 1")
     rows.write_text('{"q": "a"}\n{"question": "b"}\n')
     with pytest.raises(DataError, match=r"rows.jsonl line 2: task own \(reader 1.2\) fails .*'q'"):
         load_problems(get_task("own"), data, "train", n_agents=2, seed=0)
+
+
+def test_two_problems_of_one_id_are_refused_with_their_places(
+    announce: Announce, tmp_path: Path
+) -> None:
+    parse = (
+        "def parse(row, dealing):\n"
+        "    return Problem(problem_id=row['id'], task='own', question=row['q'], golds=('1',))\n"
+    )
+    code = CODE.replace("generate=generate", "parse=parse, train_files=('rows.jsonl',)")
+    announce("reader", parse + code, own="reader:TASK")
+    (tmp_path / "rows.jsonl").write_text(
+        '{"id": "x", "q": "a"}\n{"id": "y", "q": "b"}\n{"id": "x", "q": "c"}\n'
+    )
+    with pytest.raises(DataError, match=r"line 3: task own \(reader 1.2\) gives .* 'x' of row 1,"):
+        load_problems(get_task("own"), DataSection(path=str(tmp_path)), "train", n_agents=2, seed=0)
 
 
 def test_an_entry_point_that_is_no_place_harms_nobody_but_who_names_it(announce: Announce) -> None:

@@ -43,6 +43,15 @@ def test_worked_example_of_the_paper_equation() -> None:
     assert parts.is_eligible
 
 
+def test_more_tokens_than_the_normaliser_cost_no_more_than_all_of_it() -> None:
+    parts = compute_reward(
+        conversation(" a", " b"), task_score=1.0, normaliser_tokens=10, turn_losses=None,
+        section=RewardSection(lambda_token=0.6, lambda_loss=0.0),
+    )  # fmt: skip
+    assert (parts.n_tokens, parts.token) == (20, 1.0)
+    assert parts.total == pytest.approx(0.4)
+
+
 def test_weights_scale_their_parts_and_zero_turns_them_off() -> None:
     plain = compute_reward(
         conversation(" a"), task_score=0.5, normaliser_tokens=10, turn_losses=None,

@@ -3,14 +3,16 @@
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from optima.errors import DataError
+from optima.errors import DataError, OptimaError
 from optima.plan import Step
-from optima.recipe.schema import DataSection
+from optima.recipe.schema import DataSection, Recipe
 from optima.records import read_records, write_records
 from optima.runs.directory import Stage
-from optima.runs.reader import run_of
+from optima.runs.reader import Run, run_of
 from optima.stages.context import Made, Model, RunContext
+from optima.tasks import get_task
 from optima.tasks.loading import (
     describe_overlap,
     load_problems,
@@ -57,8 +59,8 @@ def read_test_problems(context: RunContext, models: Iterable[Model] = ()) -> tup
     def split(context: RunContext, out: Stage, task: str, data: DataSection, seed: int) -> Made:
         n_agents = len(recipe.agents.names)
         test = load_problems(context.task, data, "test", n_agents=n_agents, seed=seed)
-        chosen = sample_problems(test.problems, data.n_test, seed=seed, stage="evaluate")
-        _check_unseen(context, models, chosen)  # before the stage is done: it can be given anew
+        chosen = held_out_problems(test.problems, recipe)
+        check_unseen(recipe, models, chosen)  # before the stage is done: it can be given anew
         write_records(out.path / TEST, chosen)
         counts = {
             "problems/test": float(len(chosen)),
@@ -68,27 +70,43 @@ def read_test_problems(context: RunContext, models: Iterable[Model] = ()) -> tup
 
     stored = context.do(Step("problems", ""), split, recipe.task, recipe.data, recipe.seed)
     problems = tuple(read_records(stored.path / TEST, Problem))
-    _check_unseen(context, models, problems)
+    check_unseen(recipe, models, problems)
     logger.info("problems: %d of the test split", len(problems))
     return problems
 
 
-def _check_unseen(
-    context: RunContext, models: Iterable[Model], problems: Sequence[Problem]
-) -> None:
-    """Raise DataError when a model was trained on some of the problems."""
-    if context.task.generate is not None:
+def check_unseen(recipe: Recipe, models: Iterable[Model], problems: Sequence[Problem]) -> None:
+    """Raise DataError when a model was trained on some of the problems, or its start model was.
+
+    Known are the problems of runs whose directories are there.
+    """
+    if get_task(recipe.task).generate is not None:
         return  # its splits are made apart, whatever the seed
-    runs = {run_of(model.ref.place) for model in models}
-    for train in sorted(run / "problems/train.jsonl" for run in runs if run is not None):
+    for train in sorted(run / "problems" / TRAIN for run in _runs_behind(models)):
         if train.is_file() and (seen := overlap(read_records(train, Problem), problems)):
             what = describe_overlap(seen, len(problems), str(train))
-            if context.recipe.data.overlap != "keep":
+            if recipe.data.overlap != "keep":
                 raise DataError(
                     f"data.overlap: {what}, which a model was trained on; give another test "
                     "split, or set data.overlap=keep to test on them all the same"
                 )
             logger.warning("%s: kept, scores tell little", what)
+
+
+def _runs_behind(models: Iterable[Model]) -> set[Path]:
+    """Return the runs that trained the models, and those that trained what these started from."""
+    places = [place for model in models for place in (model.ref.adapter, model.ref.path) if place]
+    found: set[Path] = set()
+    while places:
+        run = run_of(places.pop())
+        if run is None or run in found:
+            continue
+        found.add(run)
+        try:
+            places.append(Run(run).recipe.model.path)
+        except OptimaError as error:
+            logger.warning("%s: what its start model was trained on is not known (%s)", run, error)
+    return found
 
 
 def read_problems(context: RunContext) -> Problems:
@@ -106,11 +124,17 @@ def read_problems(context: RunContext) -> Problems:
     return problems
 
 
+def held_out_problems(problems: Sequence[Problem], recipe: Recipe) -> tuple[Problem, ...]:
+    """Return the seeded sample of a test split that ``data.n_test`` asks for."""
+    return sample_problems(problems, recipe.data.n_test, seed=recipe.seed, stage="evaluate")
+
+
 def split(context: RunContext, out: Stage, task: str, data: DataSection, seed: int) -> Made:
     """Write the train split, and the seeded sample of the test split that is asked for."""
     n_agents = len(context.recipe.agents.names)
     train, test = load_splits(context.task, data, n_agents=n_agents, seed=seed)
-    held_out = sample_problems(test.problems, data.n_test, seed=seed, stage="evaluate")
+    held_out = held_out_problems(test.problems, context.recipe)
+    check_unseen(context.recipe, (context.base,), held_out)  # not where a run goes on
     write_records(out.path / TRAIN, train.problems)
     write_records(out.path / TEST, held_out)
     counts = {

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from optima.conversation.loading import HUB_TIMEOUT_S, ModelFiles
-from optima.errors import EnvironmentNotFoundError, ModelError, UsageError
-from optima.plan import Counts, iterations, plan
+from optima.errors import EnvironmentNotFoundError, ModelError, StageError, UsageError
+from optima.plan import COLD_START, Counts, iterations, plan
 from optima.processes.devices import Devices, gpu_memory
 from optima.processes.environment import Environment, package_versions
 from optima.recipe.schema import LoraSection, ModelSection, Recipe
+from optima.runs.layout import read_done
 from optima.runs.outputs import WEIGHTS
 from optima.training.jobs import n_processes, plan_batches, resolve_parallelism
 from optima.training.launch import n_devices
@@ -213,6 +214,16 @@ _REMEDIES: dict[str, dict[str, object]] = {
     "train.parallelism=auto": _SPREAD,
     "train.lora={} with train.parallelism=auto": _LORA | _SPREAD,
 }
+
+
+def is_trained(recipe: Recipe, run_dir: Path) -> bool:
+    """Tell whether a run has finished all its trainings, so that nothing has to fit any more."""
+    labels = [COLD_START] if recipe.cold_start else []
+    labels += [iteration.label for iteration in iterations(recipe)]
+    try:
+        return all(read_done(run_dir / label / "train") is not None for label in labels)
+    except StageError:  # damaged: it is made anew
+        return False
 
 
 def check_fit(recipe: Recipe, devices: Devices, env: Environment) -> Iterator[str]:

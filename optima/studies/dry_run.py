@@ -25,8 +25,9 @@ from optima.serving.probe import served_as, served_models
 from optima.serving.reply import RetryableError
 from optima.serving.scorer import scorer_argv
 from optima.stages.context import Places, serving_recipe, split_devices
-from optima.stages.opening import check_start, loss_codec, model_codec, read_formats
-from optima.stages.room import check_fit, context_window, footprint
+from optima.stages.opening import base_model, check_start, loss_codec, model_codec, read_formats
+from optima.stages.problems import check_unseen, held_out_problems
+from optima.stages.room import check_fit, context_window, footprint, is_trained
 from optima.tasks import get_task
 from optima.tasks.loading import load_splits
 from optima.training.launch import check_trackers, training_argv, training_devices
@@ -47,13 +48,16 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
     task = get_task(recipe.task)
     n_agents = len(recipe.agents.names)
     train, test = load_splits(task, recipe.data, n_agents=n_agents, seed=recipe.seed)
+    if not (run_dir / "problems/DONE.json").exists():
+        check_unseen(recipe, (base_model(recipe),), held_out_problems(test.problems, recipe))
     vllm_env = require_environment(vllm_spec, "vllm")
     train_env = require_environment(train_spec, "train")
     check_trackers(recipe.train.report_to, train_env)
     devices = detect_devices(recipe.serving)
     check_sockets()
     places = split_devices(recipe, devices)
-    memory = list(check_fit(recipe, devices, train_env))
+    is_over = is_trained(recipe, run_dir)
+    memory = [] if is_over else list(check_fit(recipe, devices, train_env))
     codec = model_codec(recipe, recipe.model.path)
     PromptStyle.of(recipe, task)
     loss_codec(recipe, codec)

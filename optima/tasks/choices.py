@@ -13,9 +13,11 @@ from rapidfuzz.distance import Indel
 
 from optima.tasks.numbers import number_and_unit
 from optima.tasks.texts import (
+    LATEX_FONT,
     normalise_latex,
     plain_text,
     undress,
+    without_emphasis,
     without_lead_in,
     without_verdict,
 )
@@ -26,14 +28,20 @@ MIN_OVERLAP = (
 )
 
 _TITLE = r"(?:(?:the\s+)?(?:option|choice|answer|letter)\s*:?\s*)?"
-_LETTER_ALONE = re.compile(rf"{_TITLE}[(\[{{]?\s*([A-Za-z])\s*[)\]}}]?\s*[.:)]?", re.IGNORECASE)
+_LETTER_ALONE = re.compile(rf"{_TITLE}[(\[{{]?\s*([A-Za-z])\s*[)\]}}]?\s*[.:)!]?", re.IGNORECASE)
 _LETTER_FIRST = re.compile(
-    rf"{_TITLE}(?:[(\[]\s*([A-Za-z])\s*[)\]]|\**([A-Za-z])\**(?:\s*[.):,=|\u2192]|\s+[-\u2013\u2014]|"
-    r"\s+(?=because\b|since\b)|(?=\s*[(\[])))\s*(\S.*)",
+    rf"{_TITLE}(?:[(\[]\s*([A-Za-z])[.:]?\s*[)\]]|([A-Za-z])(?:\s*(?:[-=]>|[.):,;=|\u2192\u21d2])|"
+    r"\s+[-\u2013\u2014]|[-\u2013\u2014]\s+|\s+(?=because\b|since\b)|(?=\s*[(\[])))\s*(\S.*)",
     re.IGNORECASE | re.DOTALL,
 )
-_LETTER_AND_WORDS = re.compile(r"\**([A-Z])\**\s+(\S.*)", re.DOTALL)
-_LETTER_LAST = re.compile(r"(\S.*?)\s*[(\[]([A-Za-z])[)\]]", re.DOTALL)
+_LETTER_AND_WORDS = re.compile(r"([A-Z])\s+(\S.*)", re.DOTALL)
+_LETTER_LAST = re.compile(
+    rf"(\S.*?)(?:\s*[(\[](?i:{_TITLE})([A-Za-z])[)\]]|"
+    rf"(?:\s*[,:]|\s[-\u2013\u2014=])\s+(?:which\s+is\s+)?(?i:{_TITLE})([A-Z]))",
+    re.DOTALL,
+)
+_INLINE_LATEX = re.compile(rf"(?:{LATEX_FONT}|\\f?boxed)\{{([^{{}}]*)\}}")
+_BULLET = re.compile(r"[-*]\s+(?=[A-Za-z][A-Za-z.)]|\()")
 _BRACKETED = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]")
 _IN_BRACKETS = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
 _OTHER_LETTER = re.compile(r"(?<![\w'])(?:[B-Z](?![\w'])|A(?=\s*(?:[).:,]|$)))")
@@ -48,7 +56,18 @@ _ARTICLES = frozenset(("a", "an", "the"))
 _HEDGES = frozenset(
     (
         *("or", "not", "either", "neither", "nor", "maybe", "perhaps", "probably", "possibly"),
-        *("but", "both", "unsure", "isnt", "cannot", "cant", "wrong", "incorrect", "instead"),
+        *(
+            "but",
+            "both",
+            "unsure",
+            "isnt",
+            "cannot",
+            "cant",
+            "wrong",
+            "incorrect",
+            "false",
+            "instead",
+        ),
         *("guess", "might", "could", "unless", "although", "no", "dont", "doesnt", "didnt"),
         *("arent", "wasnt", "werent", "wont", "wouldnt", "couldnt", "shouldnt", "hardly", "doubt"),
     )
@@ -63,9 +82,11 @@ def named_choice(answer: str, choices: Sequence[str]) -> int | None:
     """
     if not answer.strip() or len(answer) > MAX_CHARACTERS:
         return None
-    forms = [undress(answer), without_lead_in(answer), without_verdict(answer)]
+    plain = without_verdict(without_emphasis(_INLINE_LATEX.sub(r"\1", answer)))
+    forms = [undress(answer), without_lead_in(answer), without_verdict(answer), plain]
     if match := _BRACKETED.fullmatch(forms[-1]):
         forms.append(undress(match[1] or match[2] or ""))
+    forms.append(_BULLET.sub("", plain, count=1))
     for form in dict.fromkeys(forms):
         index = _read(form, choices)
         if index is not None:
@@ -81,7 +102,7 @@ def choice_letter(text: str) -> str | None:
     """
     if len(text) > MAX_CHARACTERS:
         return None
-    form = without_verdict(text)
+    form = without_verdict(without_emphasis(text))
     if match := _LETTER_ALONE.fullmatch(form):
         return match[1].upper()
     match = _LETTER_FIRST.fullmatch(form)
@@ -135,7 +156,7 @@ def _letters_and_rests(form: str) -> Iterator[tuple[str, str]]:
     if match := _LETTER_AND_WORDS.fullmatch(form):
         yield match[1], match[2]
     if match := _LETTER_LAST.fullmatch(form):
-        yield match[2], match[1]
+        yield match[2] or match[3], match[1]
 
 
 def _index(letter: str, choices: Sequence[str]) -> int | None:

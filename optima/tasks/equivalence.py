@@ -1,13 +1,15 @@
 """Mathematical equivalence by math-verify; imported only where it can be killed (``worker``)."""
 
+import re
 from collections.abc import Sequence
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
 from optima.tasks.metrics import MATH
-from optima.tasks.texts import without_lead_in
+from optima.tasks.texts import bare
 
 MAX_CHARACTERS = 2000  # a longer one is no formula but a text; golds of MATH have up to 100 or so
+_FACTOR = re.compile(r"(\d)\s*((?:\\left)?\()(?=\s*\\[dt]?frac)")  # 3(\frac12) is not mixed
 TARGETS = (LatexExtractionConfig(), ExprExtractionConfig())
 
 
@@ -27,5 +29,5 @@ def equivalence(answer: str, gold: str, choices: Sequence[str] = ()) -> float:
 
 
 def _parsed(expression: str) -> list[object]:
-    text = without_lead_in(expression).replace("$", "")
+    text = _FACTOR.sub(r"\1\\cdot\2", bare(expression).replace("$", ""))
     return list(parse(f"\\boxed{{{text}}}", TARGETS, parsing_timeout=None))

@@ -57,7 +57,7 @@ class Judge:
         self._n_workers = n_workers
         self._workers: list[_Worker] = []
         self._idle: queue.Queue[_Worker] = queue.Queue()
-        self._can_be_compared: dict[str, bool] = {}
+        self._can_be_compared: dict[tuple[str, Sequence[str]], bool] = {}
 
     def __enter__(self) -> Self:
         if importlib.util.find_spec("math_verify") is None:
@@ -146,20 +146,21 @@ class Judge:
             is_same = metric.same(a, b, choices)
             if is_same is not None:
                 return is_same
-            if not all(self._can_be_compared.get(text, True) for text in (a, b)):
+            if not all(self._can_be_compared.get((text, tuple(choices)), True) for text in (a, b)):
                 return False
             pairs = ((a, (b,)), (b, (a,)))
             return any(self.score(metric, *pair, choices) == 1.0 for pair in pairs)
         except JudgeError as error:
             logger.warning("answers counted as different: %s", error)
             for text in (a, b):
-                if text not in self._can_be_compared:
-                    self._can_be_compared[text] = self._is_harmless(metric, text)
+                key = (text, tuple(choices))
+                if key not in self._can_be_compared:
+                    self._can_be_compared[key] = self._is_harmless(metric, text, choices)
             return False
 
-    def _is_harmless(self, metric: Metric, answer: str) -> bool:
+    def _is_harmless(self, metric: Metric, answer: str, choices: Sequence[str]) -> bool:
         try:
-            self.score(metric, answer, (_HARMLESS,))
+            self.score(metric, answer, choices[:1] or (_HARMLESS,), choices)
         except JudgeError:
             return False
         return True

@@ -171,6 +171,13 @@ def parse_rows(
             skipped.append(SkippedRow(number, "excluded", reason))
         elif problem.problem_id in problem_by_id:
             first = row_by_id[problem.problem_id]
+            if task.source and content_key(problem) != content_key(
+                problem_by_id[problem.problem_id]
+            ):
+                raise DataError(
+                    f"{raw.place}: task {task.name} ({task.source}) gives it the problem_id "
+                    f"{problem.problem_id!r} of row {first}, another problem; mend its parse"
+                )
             skipped.append(SkippedRow(number, "duplicate", f"{raw.place}: same as row {first}"))
         else:
             problem_by_id[problem.problem_id] = problem
@@ -224,8 +231,15 @@ def _generated(task: Task, split: Split, n: int | None, dealing: Dealing) -> tup
         problems = tuple(
             _checked(task, problem, dealing) for problem in task.generate(split, n, dealing)
         )
-        if not problems or len({problem.problem_id for problem in problems}) < len(problems):
-            raise ValueError("it made no problem, or two with one problem_id")
+        if not problems:
+            raise ValueError("it made no problem")
+        place_by_id: dict[str, int] = {}
+        for place, problem in enumerate(problems, start=1):
+            first = place_by_id.setdefault(problem.problem_id, place)
+            if first != place:
+                raise ValueError(
+                    f"problems {first} and {place} have one problem_id, {problem.problem_id!r}"
+                )
     except OptimaError:
         raise
     except (Exception, SystemExit) as error:

@@ -10,14 +10,20 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from optima.tasks.choices import choice_letter, named_choice, words_of
-from optima.tasks.numbers import is_ordinal, number_and_unit, parse_number, stated_number
+from optima.tasks.numbers import (
+    is_bound_or_doubt,
+    is_ordinal,
+    number_and_unit,
+    parse_number,
+    stated_number,
+)
 from optima.tasks.task import Metric
 from optima.tasks.texts import (
+    bare,
     f1_score,
     normalise_latex,
     normalise_text,
     plain_text,
-    without_lead_in,
 )
 
 MIN_F1 = 0.9  # above it two texts are the same answer
@@ -27,7 +33,9 @@ UNITS = ("", "dollars", "dollar", "percent")  # what a number may carry where th
 
 _BASED = re.compile(r"([0-9A-Fa-f]+)_(?:\{(\d+)\}|(\d+))")  # 110_2, a number in base 2
 _ON_THE_HOUR = re.compile(r"0*(\d+):0+")
-_LATEX_LETTER = re.compile(r"(?:\\(?:text|mathrm|textbf|mathbf)\{)?\(?([A-Z])\)?\}?")
+_LATEX_LETTER = re.compile(
+    r"(?:\\(?:text|mathrm|textbf|mathbf)\{)?(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-Z])\)?\}?"
+)
 
 
 def _f1(answer: str, gold: str, choices: Sequence[str]) -> float:
@@ -53,7 +61,7 @@ def exact_match(answer: str, gold: str, choices: Sequence[str] = ()) -> bool:
     number = parse_number(gold)
     if number is not None:
         return stated_number(answer) == number
-    return plain_text(gold) in (plain_text(answer), plain_text(without_lead_in(answer)))
+    return plain_text(gold) in (plain_text(answer), plain_text(bare(answer)))
 
 
 def _same_key(a: str, b: str, choices: Sequence[str]) -> bool:
@@ -69,12 +77,12 @@ def _key(answer: str, choices: Sequence[str]) -> tuple[str, int | Fraction | str
     if number is not None:
         return "number", number
     letter = choice_letter(answer)
-    return ("text", plain_text(without_lead_in(answer))) if letter is None else ("letter", letter)
+    return ("text", plain_text(bare(answer))) if letter is None else ("letter", letter)
 
 
 def _same_mathematics(a: str, b: str, choices: Sequence[str]) -> bool | None:
     """Tell what texts and numbers tell; None leaves the rest to math-verify."""
-    a, b = without_lead_in(a), without_lead_in(b)
+    a, b = bare(a), bare(b)
     if normalise_latex(a) == normalise_latex(b) or plain_text(a) == plain_text(b):
         return True
     if is_ordinal(a) or is_ordinal(b):  # the 18th is not 18
@@ -84,6 +92,9 @@ def _same_mathematics(a: str, b: str, choices: Sequence[str]) -> bool | None:
         is_percentage = "%" in a + b  # 50% is 50, and 0.5 for the judge
         is_near = abs(numbers[0] - numbers[1]) < NEAR
         return True if numbers[0] == numbers[1] else None if is_near or is_percentage else False
+    for text, other in ((a, b), (b, a)):
+        if (told := _is_number(text, other)) is not None:
+            return told
     values = number_and_unit(a), number_and_unit(b)
     if values[0] is not None and values[1] is not None and values[0][0] == values[1][0]:
         units = {values[0][1], values[1][1]} - {""}
@@ -99,6 +110,22 @@ def _same_mathematics(a: str, b: str, choices: Sequence[str]) -> bool | None:
     if letters[0] and letters[1]:
         return True if letters[0][1] == letters[1][1] else None
     return None
+
+
+def _is_number(text: str, other: str) -> bool | None:
+    """Tell whether ``text`` states the number that ``other`` is; None if either is more."""
+    number = number_and_unit(other)
+    if number is None:
+        return None
+    if is_bound_or_doubt(text):
+        return False
+    if number[1]:
+        return None
+    if stated_number(text) == number[0]:
+        return True
+    found = number_and_unit(text)
+    is_other = found is not None and found[1] and "percent" not in found[1]
+    return False if is_other and found and abs(found[0] - number[0]) >= NEAR else None
 
 
 def _adds_no_unit(text: str, answer: str, choices: Sequence[str]) -> bool:

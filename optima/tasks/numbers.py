@@ -17,14 +17,14 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Literal
 
-from optima.tasks.texts import LATEX_TEXT, normalise_latex, undress, without_lead_in
+from optima.tasks.texts import LATEX_TEXT, bare, normalise_latex, undress
 
 MAX_DIGITS = 1000  # a model that repeats a digit for ever states no number
 MAX_CHARACTERS = 2000  # longer ones are no answer but a text
 
 _NUMBER = r"[-+]?\s*(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d*)?"
 _PLAIN = re.compile(rf"({_NUMBER})(?:\s*/\s*(\d+))?\s*(?:%|°)?")
-_MIXED = re.compile(r"([-+]?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)\s*(?:%|°)?")
+_MIXED = re.compile(r"([-+]?)\s*(\d+)\s+(?:and\s+)?(\d+)\s*/\s*(\d+)\s*(?:%|°)?")
 _FRACTION = re.compile(
     r"\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))(?!\s*[A-Za-z(\\^])"
 )
@@ -35,7 +35,10 @@ _NAME = re.compile(r"[A-Za-z ]+")  # the side of an equation that a number is as
 _OPERATOR = re.compile(r"[-+*/×÷·]|\d\s*[xX]\s*[\d(]|[\d)]\s*[(^]")
 _ARITHMETIC = re.compile(r"[\d.,\s()+\-*/×÷·%°^]|(?<=[\d\s])[xX](?=\s*[\d(])|\b[A-Za-z]{2,}\b")
 _POWER = re.compile(r"\^\s*(?:\{\s*[23]\s*\}|[23])(?!\d)|[²³]")  # of a unit: m^2
-_UNIT = re.compile(r"(?:[\s\-/(]|(?=[A-Za-z]{2}))[A-Za-z\s.'\-/()]*")
+_UNIT = re.compile(
+    r"(?:[\s\-\u2013\u2014/(\[]|(?=[A-Za-z]{2}))[A-Za-z\s.'\u00b7\-\u2013\u2014/()\[\]]*"
+)
+_TERM = re.compile(r"\s*(?:\b(?:pi|[xyz]+)\b|[-\u2013\u2014]\s*\(?[a-z]\b)")  # "18 pi", "18 - x"
 _VARIABLES = frozenset("abcdefijknopqrtuvwxyz")  # lone small letters that are no unit of theirs
 _BEFORE = re.compile(r"[A-Za-z\s.,:;'()]*[\s:(]")
 _WORD = re.compile(r"[A-Za-z']+")
@@ -48,18 +51,26 @@ _MULTIPLIERS = {
     "bn": 10**9,
     "trillion": 10**12,
 }
-_PART = re.compile(  # before a number, what makes another one of it
-    r"\b(?:half|third|quarter|tenth|fifth|percent)\s+of\b|\b(?:half|log|ln|sin|cos|tan)\s*$|"
-    r"\b(?:root|square|cube|logarithm|factorial)\s+of\s*$",
+_COUNT = r"one|two|three|four|five|six|seven|eight|nine|ten|twelve"
+_OPERAND = re.compile(  # before a number, what makes it a part of something, or of a calculation
+    r"\b(?:half|third|quarter|tenth|fifth|percent)\s+of\b|"
+    r"\b(?:half|log|ln|sin|cos|tan|root|mod|modulo|base|per|estimated(?:\s+(?:at|to\s+be))?|"
+    r"(?:root|square|cube|logarithm|factorial|multiples?|divisors?|power|out)\s+of|"
+    r"(?<!by\sa\s)factors?\s+of|divisible\s+by|(?:add|subtract)(?:ing)?|"
+    r"(?:multipl(?:y|ies|ied|ying)|divid(?:e|es|ed|ing))(?:\s+(?:it|that|this))?(?:\s+by)?|"
+    rf"(?:{_COUNT})\s+(?:in|of|out\s+of)|(?:could|may)\s+be)\W*$|\bc\.\s*$|"
+    r"^\W*(?:is|are|was|were|does|did|could|would|should)\s+(?:it|that|this|the|there)\b",
     re.IGNORECASE,
 )
 _TIMES_NUMBER = re.compile(  # "18 times two" is a calculation, "18 times a day" is not
-    r"\btimes\s+(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|twelve)\b", re.IGNORECASE
+    rf"\btimes\s+(?:zero|{_COUNT})\b", re.IGNORECASE
 )
 _OPERATION = re.compile(
     r"(?<=[\d%)])\s*(of)\s+(?=[\d$(])|\b(plus|minus|times|divided by|multiplied by)\b",
     re.IGNORECASE,
 )
+_SAID_EQUAL = re.compile(r"\bequals\b|(?<=\d)([^=\d]*)\b(?:is|makes|gives)\b(?=\s*[-+$£€(]*\d)")
+_NOT_EQUAL = re.compile(r"\\(?:neq?|not|approx|sim(?:eq)?)(?![A-Za-z])|[\u2260\u2248]|\?\s*$")
 _SIGN_BY_WORD = {"plus": "+", "minus": "-", "divided by": "/"}  # of, times, multiplied by: *
 _IN_BRACKETS = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]|\{([^{}]*)\}")
 _BRACKET_BEHIND = re.compile(r"([^()]*\S)\s+\(([^()]*)\)")
@@ -68,12 +79,15 @@ _ORDINAL = re.compile(  # "18th", "18 th", "18^{th}" and "the 21st", not "18 st"
     r"(?![A-Za-z])",
     re.IGNORECASE,
 )
-_EMPHASISED = re.compile(  # a number inside of a sentence, behind a word: "the total is **18**"
-    r"(?:(?<=[A-Za-z]{2}\s)|(?<=[,;:=]\s)|(?<=[:=])|(?<=\s\$))"
-    r"(?:(?P<mark>\*{1,3}|_{1,2}|`|\")(?=[-+$£€.]?\s?\.?\d)(?P<plain>[^*_`\"]+)(?P=mark)|"
-    r"\\\((?P<latex>[^()]+)\\\)|\\f?boxed\{(?P<boxed>[^{}]+)\}|"
-    r"<(?P<tag>b|i|strong|em|code)>(?P<html>[^<>]+)</(?P=tag)>)(?=[\s.,;:!]|$)"
+_ENCLOSED = re.compile(  # a number inside of a sentence or before its unit: \(18\) dollars, "18"%
+    r"(?<![^\s(\[{:=,;$£€+\-/])(?:"
+    r"(?P<mark>[\"'])(?=[-+$£€.]?\d)(?P<plain>[^\"'\n]{1,200})(?P=mark)|"
+    r"[\u201c\u2018](?=[-+$£€.]?\d)(?P<curly>[^\u201c-\u201d\u2018-\u2019\n]{1,200})[\u201d\u2019]|"
+    r"\\\((?P<latex>[^()]+)\\\)|\\f?boxed\{(?P<boxed>(?:[^{}]|\{[^{}]*\})+)\}|"
+    r"(?:^|(?<=[A-Za-z][\s:])|(?<=[:,]\s))\((?P<round>[-+$£€]?\d[\d.,]*\s?%?)\)(?=\s*[A-Za-z%.,;:!]|\s*$)"
+    r")(?=[\s.,;:!%°¢)\]}/]|\\%|\\text|-[A-Za-z]|$)"
 )
+_ENCLOSED_BY = ("plain", "curly", "latex", "boxed", "round")
 _GROUPS = (
     re.compile(r"(?<![\d.,])\d{1,3}(?:[ \u00a0\u2009\u202f'\u2019_]\d{3})+(?!\d|\s*/)"),
     re.compile(r"(?<![\d.,])\d{1,2}(?:,\d{2})+,\d{3}(?![\d,])"),
@@ -96,14 +110,16 @@ _HEDGES = frozenset(
         *("below", "ish", "twice", "thrice", "squared", "cubed", "doubled", "tripled", "halved"),
         *("factorial", "point", "if", "hardly", "doubt", "nowhere"),
         *("unless", "except", "least", "most", "no", "never", "without", "versus", "vs", "instead"),
-        *("wrong", "incorrect", "cannot", "unknown", "unsure"),
+        *("wrong", "incorrect", "false", "untrue", "impossible", "cannot", "unknown", "unsure"),
+        *("guess", "guessing", "think", "believe", "might", "unlike", "excluding"),
     )
 )
 _HEDGES_BEFORE = _HEDGES | frozenset(
     (
         *("about", "above", "almost", "around", "between", "from", "less", "more", "nearly"),
         *("negative", "over", "than", "times", "to", "under", "until", "up", "double", "triple"),
-        *("ca", "near"),
+        *("ca", "near", "before", "since", "within", "beyond", "exceeds", "exceeding"),
+        *("approaches", "approaching"),
     )
 )
 
@@ -135,8 +151,9 @@ def stated_number(text: str) -> Fraction | None:
     """
     if len(text) > MAX_CHARACTERS:
         return None
-    text = _EMPHASISED.sub(_inner, without_lead_in(text))
-    text = re.sub(r"\bequals\b", "=", _plain_digits(text))
+    text = _SAID_EQUAL.sub(lambda match: f"{match[1] or ''}=", text)
+    text = _ENCLOSED.sub(lambda m: next(filter(None, m.group(*_ENCLOSED_BY))), bare(text))
+    text = _plain_digits(text)
     if match := _IN_BRACKETS.fullmatch(text):
         text = match[1] or match[2] or match[3] or ""
     elif (match := _BRACKET_BEHIND.fullmatch(text)) and _is_sum(match[2].strip()):
@@ -156,13 +173,17 @@ def number_and_unit(text: str) -> tuple[Fraction, str] | None:
     return value, "" if is_bare else plain[match.end() :].strip().lower()
 
 
+def is_bound_or_doubt(text: str) -> bool:
+    r"""Tell whether ``text`` takes back or only bounds what it states: "at least 5", "\neq 5"."""
+    text = _plain_notation(text, is_unwrapped=True)
+    before = re.split(r"\d", text, maxsplit=1)[0]
+    is_hedged = _is_hedged(text) or (_is_hedged(before, _HEDGES_BEFORE) and "=" not in before)
+    return is_hedged or _NOT_EQUAL.search(text) is not None
+
+
 def is_ordinal(text: str) -> bool:
     """Tell whether ``text`` begins with an ordinal, such as "18th" or "the 18th of May"."""
     return any(_ORDINAL.match(form) for form in (text.strip(), normalise_latex(text)))
-
-
-def _inner(match: re.Match[str]) -> str:
-    return next(found for found in match.group("plain", "latex", "boxed", "html") if found)
 
 
 def _plain_notation(text: str, *, is_unwrapped: bool) -> str:
@@ -175,7 +196,8 @@ def _plain_notation(text: str, *, is_unwrapped: bool) -> str:
     text = _VULGAR.sub(lambda m: f" {unicodedata.normalize('NFKC', m[0])} ", text)
     text = _FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]} ", text.replace("\u2044", "/"))
     text = re.sub(r"\\(?:times|cdot|div)(?![A-Za-z])", "*", _DEGREES.sub("°", text))
-    text = re.sub(r"°\s*[CF]\b", "°", re.sub(r"\\[,;: ]", " ", text))
+    text = re.sub(r"\\[,;: ]|(?<=\d)~(?=\s*[A-Za-z\d])", " ", text)
+    text = re.sub(r"°\s*[CF]\b", "°", text)
     text = (
         re.sub("[$£¥\u20a0-\u20cf]", "", text.replace("¢", " cents")).replace("\u2212", "-").strip()
     )
@@ -219,7 +241,7 @@ def _with_unit(text: str) -> Fraction | None:
     words = _WORD.findall(unit.lower())
     if not words or not _UNIT.fullmatch(unit) or _is_hedged(unit) or _TIMES_NUMBER.search(unit):
         return None
-    if len(unit.strip()) == 1 and unit.strip() in _VARIABLES:
+    if _TERM.match(unit) or (len(unit.strip()) == 1 and unit.strip() in _VARIABLES):
         return None  # 5 x is a term, not five of something
     value = _value(match[0].strip())
     return None if value is None else value * _MULTIPLIERS.get(words[0], 1)
@@ -251,7 +273,7 @@ def _in_sentence(text: str) -> Fraction | None:
     match = re.search(r"[-+]?\.?\d", text)
     if match is None or not _BEFORE.fullmatch(text[: match.start()]):
         return None
-    if _is_hedged(text[: match.start()], _HEDGES_BEFORE) or _PART.search(text[: match.start()]):
+    if _is_hedged(text[: match.start()], _HEDGES_BEFORE) or _OPERAND.search(text[: match.start()]):
         return None
     return parse_number(text[match.start() :], units="ignore")
 

@@ -6,6 +6,7 @@ answer, a lead-in such as "the answer is". Signs are never dress. Paper App. A (
 
 import re
 import string
+import unicodedata
 from collections import Counter
 
 MAX_LAYERS = 10  # of dress around one answer; a model that opens brackets for ever has no answer
@@ -15,27 +16,50 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _DELIMITER_SIZE = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])|\s+")
-_LATEX_FONT = (
+LATEX_FONT = (
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|rm|it|sf|tt|normal)|mbox|hbox|bm|boldsymbol|"
     r"operatorname|underline|emph)(?![A-Za-z])\s*"
 )
-LATEX_TEXT = re.compile(_LATEX_FONT + r"\{([^{}]*)\}")
-_LATEX_WRAPPER = re.compile(rf"(?:{_LATEX_FONT}|\\f?boxed(?![A-Za-z])\s*|\\fbox\s*)(?=\{{)")
+LATEX_TEXT = re.compile(LATEX_FONT + r"\{([^{}]*)\}")
+_LATEX_WRAPPER = re.compile(rf"(?:{LATEX_FONT}|\\f?boxed(?![A-Za-z])\s*|\\fbox\s*)(?=\{{)")
+_SWITCH = re.compile(  # "\\bf 18", and "{\\bf 18}" where its group is closed at the end
+    r"(?P<brace>\{\s*)?\\(?:bf|it|rm|sf|tt|em|bfseries|itshape|displaystyle|textstyle|large|Large|"
+    r"LARGE|huge|Huge|normalsize|small)(?![A-Za-z])\s*(?P<rest>\S.*)",
+    re.DOTALL,
+)
+_LATEX_SPACE_AT_END = re.compile(r"(?:\s|\\[,;:! ]|\\$|(?<!^)~)+$|^(?:\s|\\[,;:!])+")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is none
 _PAIRS = (
     *(("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("`", "`"), ("$$", "$$"), ("$", "$")),
-    *(('"', '"'), ("'", "'"), ("\u201c", "\u201d"), ("\u2018", "\u2019")),
+    *(('"', '"'), ("'", "'"), ("\u201c", "\u201d"), ("\u2018", "\u2019"), ("\u00ab", "\u00bb")),
     *((r"\(", r"\)"), (r"\[", r"\]")),
     *((f"<{tag}>", f"</{tag}>") for tag in ("b", "i", "strong", "em", "code")),
 )
-_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3002: "."}
+_EMPHASIS = re.compile(
+    r"(?<![^\s(\[{\"'\u201c\u2018\u00ab:=,;$\u20ac\u00a3+\-/*_])"
+    r"(?:(?P<mark>\*{2,3}|(?<!\d\s)\*|_{1,3}|`)(?!\s)(?P<plain>[^*_`\n]{1,200})(?<!\s)(?P=mark)|"
+    r"<(?P<tag>b|i|strong|em|code|u|mark)>(?P<html>[^<>]+)</(?P=tag)>)!*(?![\w*^{(])"
+)
+_CHARACTERS = {
+    **{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)},  # of full width
+    **{code: unicodedata.normalize("NFKC", chr(code)) for code in range(0x1D400, 0x1D800)},  # bold
+    **{code: unicodedata.normalize("NFKC", chr(code)) for code in range(0x24B6, 0x24EA)},  # circled
+    # what cannot be seen, and ticks
+    **dict.fromkeys((0xAD, *range(0x200B, 0x2010), 0x2060, 0xFE0F, 0xFEFF)),
+    **dict.fromkeys((0x2611, 0x2705, 0x2713, 0x2714)),
+    0x3002: ".",
+}
 _HEADING = re.compile(r"#{1,6}\s+(?=\S)")  # "#### 18" closes the solutions of GSM8K
+_SUBJECT = r"(?:i|we|let)(?:['\u2019](?:d|ll|s)|\s+(?:would|will|us))?"
 _LEAD_IN = re.compile(
     r"(?:(?:so|thus|therefore|hence)\b,?\s*)?(?P<bold>\*\*)?(?:(?:the|my|our)\s+)?"
-    r"(?:(?:final|correct|right|best)\s+)*(?:answer|choice|option|result|solution)\s*"
-    r"(?:is\b\s*(?:(?:therefore|thus|then|hence)\b)?\s*:?|:|=)(?(bold)(?:\*\*)?)\s*(?=\S)|"
-    r"(?:so|thus|therefore|hence)\b,?\s+(?=\S)|=\s*(?=\S)|"
-    r"(?:it\s+is|it['\u2019]s|i\s+(?:choose|pick|select|say)|i(?:['\u2019]d|\s+would)\s+go\s+with)\s+(?=\S)",
+    r"(?:(?:final|correct|right|best)\s+)*(?:answer|ans\b\.?|choice|option|result|solution)\s*"
+    r"(?:(?:is|(?:would|should|must)\s+be)\b\s*(?:(?:therefore|thus|then|hence)\b)?\s*:?|:|=)"
+    r"(?(bold)(?:\*\*)?)\s*(?=\S)|"
+    r"ans\.\s*(?=\S)|(?:so|thus|therefore|hence)\b,?\s+(?=\S)|"
+    r"(?:[-=]>|=|[\u2192\u21d2\u2234\u2022\u25aa\u25ba])\s*(?=\S)|"
+    r"(?:(?:it|this|that)(?:['\u2019]s|\s+is|\s+must\s+be)|"
+    rf"{_SUBJECT}\s+(?:choose|pick|select|say|go\s+with))\s+(?=\S)",
     re.IGNORECASE,
 )
 _VERDICT = re.compile(
@@ -48,11 +72,22 @@ _VERDICT = re.compile(
 def undress(text: str) -> str:
     r"""Return ``text`` without what wraps the whole of it: ``**B**``, "$18$", ``\boxed{B}``.
 
-    White space at both ends, a full stop or comma at the end and full-width forms go too.
+    White space at both ends, a full stop or comma at the end and forms of letters (full width,
+    bold) go too.
     """
-    text = text.translate(_FULL_WIDTH)
+    text = text.translate(_CHARACTERS)
     for _ in range(MAX_LAYERS):
-        before, text = text, _without_wrapper(_without_stop(text.strip())).strip()
+        before = text
+        text = _without_wrapper(_without_stop(_LATEX_SPACE_AT_END.sub("", text))).strip()
+        if text == before:
+            break
+    return text
+
+
+def without_emphasis(text: str) -> str:
+    """Return ``text`` without the emphasis of its parts: "it is **18**", "<b>B</b>. iron"."""
+    for _ in range(MAX_LAYERS):
+        before, text = text, _EMPHASIS.sub(lambda match: match["plain"] or match["html"], text)
         if text == before:
             break
     return text
@@ -67,6 +102,11 @@ def without_lead_in(text: str) -> str:
     rest = undress(text[match.end() :])
     is_open = match["bold"] and rest.count("**") % 2  # "**the answer is B**"
     return undress(rest.removesuffix("**")) if is_open else rest
+
+
+def bare(text: str) -> str:
+    """Return ``text`` without a lead-in, and without the emphasis of its parts."""
+    return without_lead_in(without_emphasis(text))
 
 
 def without_verdict(text: str) -> str:
@@ -118,6 +158,7 @@ def f1_score(answer: str, gold: str) -> float:
 
     F1 = 2 P R / (P + R),  P = shared / words of answer,  R = shared / words of gold
     """
+    answer, gold = (undress(without_emphasis(text)) for text in (answer, gold))
     normal = normalise_text(answer), normalise_text(gold)
     if normal[0] != normal[1] and not VERDICTS.isdisjoint(normal):
         return 0.0
@@ -148,6 +189,10 @@ def _without_stop(text: str) -> str:
 
 
 def _without_wrapper(text: str) -> str:
+    if match := _SWITCH.fullmatch(text):
+        rest = match["rest"]
+        is_closed = match["brace"] and closing_braces(text).get(0) == len(text) - 1
+        return rest[:-1] if is_closed else text if match["brace"] else rest
     if match := _LATEX_WRAPPER.match(text):
         start, end = match.end(), len(text) - 1
         return text[start + 1 : end] if closing_braces(text).get(start) == end else text

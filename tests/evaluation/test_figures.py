@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from optima.evaluation.figures import Judged, figures_of, tally
+from optima.evaluation.figures import Judged, JudgedConversation, figures_of, tally
 from optima.evaluation.statistics import estimate_mean
 from optima.records import write_records
 from optima.runs.reader import Run
-from optima.types import Conversation, RewardParts, Turn
+from optima.types import Conversation, Problem, RewardParts, Turn
 from tests.reporting.made import Maker
 
 # In each: problem, score, tokens, generated tokens, turns, whether answered and whether failed
@@ -87,3 +87,59 @@ def test_conversations_and_rewards_are_counted_as_they_are(tmp_path: Path) -> No
 def test_no_conversation_has_no_figures() -> None:
     with pytest.raises(ValueError, match="a mean needs at least one value"):
         figures_of({"none": tally([])}, seed=0)
+
+
+def test_samples_of_a_vote_are_one_answer_of_all_their_tokens() -> None:
+    counted = tally([*FIRST, Judged("p", 0.0, 5, 5, 1, False, False)], {"p": 1.0, "q": 0.25})
+    assert counted.score_by_problem == {"p": 1.0, "q": 0.25}  # the vote's, not the samples' mean
+    assert counted.tokens_by_problem == {"p": 45.0, "q": 40.0}
+    assert (counted.counts, counted.n_conversations) == ((45, 40), 4)
+    assert counted.answered == 0.5  # of two votes: one sample of p answered, none of q
+
+
+def test_row_of_a_model_holds_its_figures_by_name() -> None:
+    first, second = figures_of({"first": tally(FIRST), "second": tally(SECOND)}, seed=3)
+    assert second.row() == {
+        "label": "second",
+        "score": 0.125,
+        "score_low": second.score.low,
+        "score_high": second.score.high,
+        "tokens": 200.0,
+        "tokens_low": second.tokens.low,
+        "tokens_high": second.tokens.high,
+        "generated": 7.5,
+        "turns": 1.0,
+        "answered": 0.5,
+        "reward": None,
+    }
+    assert first.row()["tokens_low"] < first.row()["tokens"] < first.row()["tokens_high"]
+
+
+def test_row_of_a_conversation_holds_what_was_asked_said_and_scored() -> None:
+    said = Turn(
+        agent=0, name="Alice", text=" <A>x</A>", answer="x", n_prompt_tokens=1, n_tokens=9,
+        n_spoken=11, finish_reason="stop", seconds=0.0,
+    )  # fmt: skip
+    talk = Conversation(
+        problem_id="p", n=2, format_id=None, answer="x", stop_reason="agreement",
+        turns=(said, said.model_copy(update={"name": "Bob"})),
+    )  # fmt: skip
+    reward = RewardParts(
+        problem_id="p", n=2, task=1.0, token=0.5, loss=None, loss_term=0.0, total=0.75,
+        n_tokens=22, is_eligible=True, error=None,
+    )  # fmt: skip
+    problem = Problem(problem_id="p", task="cbt", question="Which?", golds=("x", "y"))
+    assert JudgedConversation(problem, talk, reward).row() == {
+        "problem_id": "p",
+        "n": 2,
+        "question": "Which?",
+        "golds": ["x", "y"],
+        "answer": "x",
+        "score": 1.0,
+        "reward": 0.75,
+        "tokens": 22,
+        "generated": 18,
+        "turns": 2,
+        "stop_reason": "agreement",
+        "text": "Alice: <A>x</A>\nBob: <A>x</A>",
+    }

@@ -151,6 +151,8 @@ def test_no_remedy_is_named_that_is_in_use_or_cannot_be() -> None:
 
 def test_share_at_the_limit_is_not_bad_yet() -> None:
     assert list(health(marked=0.7, agreed=0.4, cut=0.3, empty=0.3).advice(LEFT)) == []
+    assert 0.75 - 0.45 == 0.3
+    assert list(health(marked=0.75, agreed=0.45).advice(LEFT)) == []
 
 
 def collapse(n: int, n_same: int, golds: Sequence[str]) -> TalkHealth:
@@ -195,6 +197,7 @@ def _metrics(marked: float, empty: float = 0.0, n: float = 100.0) -> dict[str, f
         (_metrics(0.0, empty=1.0), _metrics(0.0, empty=1.0), None),  # it never spoke
         (_metrics(0.0), _metrics(0.0, empty=0.89), None),
         # marks under a tenth of what the earlier one marked, where that made five marks or more
+        ({}, _metrics(0.0), None),  # nothing is known of the earlier one
         (_metrics(0.5), _metrics(0.04), "4 % of its conversations mark an answer, of 50 % before"),
         (_metrics(0.5), _metrics(0.05), None),
         (_metrics(0.5, n=10), _metrics(0.0, n=10), "0 % of its conversations mark"),

@@ -179,6 +179,13 @@ def test_choice_is_a_softmax_among_the_best() -> None:
     assert counts["alphaalphaalpha"] / 4000 == pytest.approx(expected, abs=0.03)
 
 
+def test_choice_takes_values_of_any_size() -> None:
+    tree = _tree(SearchSection(n_candidates=2))
+    for word, value in (("alpha", 2000.0), ("bravo!", 1990.0)):  # a loss near 0 has no bound
+        tree.reward(_chain(tree, word * 3, f"{word} on", f"{word} end"), value)
+    assert {tree.choose(random.Random(seed)).text for seed in range(50)} == {"alphaalphaalpha"}
+
+
 def test_rounds_out_of_order_are_refused() -> None:
     from optima.types import TreeRound
 

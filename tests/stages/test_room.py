@@ -10,8 +10,8 @@ from optima.errors import EnvironmentNotFoundError, RecipeError, UsageError
 from optima.processes.devices import Devices
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
-from optima.stages.room import bytes_per_gpu, check_batches, check_fit
-from tests.fake_runs import write_recipe
+from optima.stages.room import bytes_per_gpu, check_batches, check_fit, is_trained
+from tests.fake_runs import run, write_recipe
 from tests.fakes import commands, fake_environment
 from tests.processes.test_devices import write_smi
 
@@ -101,6 +101,28 @@ def test_training_that_no_gpu_can_hold_is_refused_by_dry_run_and_run_alike(
         )
     assert not (tmp_path / "run").exists()
     assert not any(call[0] == "-m" for call in commands(environment))
+
+
+def test_run_that_has_trained_all_it_trains_is_read_again_where_no_training_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment = fake_environment(tmp_path)
+    table = run(tmp_path, environment)
+    _host(tmp_path, monkeypatch, 1, 1)
+    recipe = _recipe(tmp_path, gib=4)
+    argv = ["--config", str(tmp_path / "recipe.yaml"), "--run-dir", str(tmp_path / "run")]
+    argv += ["--vllm-env", str(environment.prefix), "--train-env", str(environment.prefix)]
+    argv += ["--quiet", "serving.device=cuda"]
+    assert is_trained(recipe, tmp_path / "run")
+    assert main([*argv, "--dry-run"]) == 0
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert capsys.readouterr().out == table
+    (tmp_path / "run/iter_1/train/DONE.json").write_text("{")  # its training is made anew
+    assert not is_trained(recipe, tmp_path / "run")
+    (tmp_path / "run/iter_1/train/DONE.json").unlink()
+    assert main(argv) == 2
+    assert "weights, gradients and optimizer states" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

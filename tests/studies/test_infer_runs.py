@@ -16,7 +16,7 @@ from optima.studies.infer import inference_recipe
 from optima.tasks import get_task
 from optima.tasks.loading import load_problems
 from tests.commands import command
-from tests.fake_runs import run
+from tests.fake_runs import run, write_recipe
 from tests.fakes import commands, fake_environment
 from tests.templates import LLAMA3
 
@@ -365,6 +365,40 @@ def test_a_model_is_not_tested_on_what_it_was_trained_on(finished: Path, tmp_pat
     assert status == 0, err
     assert "gsm8k, 1 problems" in table
     assert "kept, scores tell little" in err
+
+
+def test_a_model_is_not_tested_on_what_its_start_model_was_trained_on(
+    finished: Path, tmp_path: Path
+) -> None:
+    rows = _sums(tmp_path)
+    seen = load_problems(
+        get_task("gsm8k"), DataSection(path=str(rows)), "test", n_agents=2, seed=0
+    ).problems
+    first, second = tmp_path / "first", tmp_path / "second"
+    for place in (first, second):
+        shutil.copytree(finished, place)
+    write_records(first / "problems/train.jsonl", seen)
+    start, recipe = first / "iter_1/train/model", second / "recipe.yaml"
+    text = recipe.read_text()
+    assert str(finished.parent / "model") in text
+    recipe.write_text(text.replace(str(finished.parent / "model"), str(start)))
+    environment = fake_environment(tmp_path)
+    told = f"1 of 1 test problems stand in {first}/problems/train.jsonl too"
+    argv = ("--model", str(second), "--task", "gsm8k", "--output", str(tmp_path / "out"))
+    status, _, err = infer(environment, *argv, f"data.path={rows}")
+    assert (status, told in err) == (2, True), err
+    # neither is a run that starts from it, before anything is generated
+    row = {"question": "What is 1 + 2?", "answer": "Count on.\n#### 3"}
+    (rows / "train.jsonl").write_text(json.dumps(row) + "\n")
+    fields = ("--config", str(write_recipe(tmp_path, "sft")), "task=gsm8k", "cold_start=null",
+              f"model.path={start}", f"data.path={rows}", "--run-dir", str(tmp_path / "run"),
+              "--train-env", str(environment.prefix))  # fmt: skip
+    for options in (("--dry-run",), ()):
+        status, _, err = _command("sft", environment, *fields, *options)
+        assert (status, told in err) == (2, True), err
+    assert commands(environment) == []
+    status, _, err = _command("sft", environment, *fields, "--dry-run", "data.overlap=keep")
+    assert status == 0, err
 
 
 def test_each_model_is_asked_by_its_own_chat_template(finished: Path, tmp_path: Path) -> None:

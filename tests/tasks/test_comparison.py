@@ -153,6 +153,27 @@ CHOICES: tuple[tuple[tuple[str, ...], str, tuple[str, ...], tuple[str, ...]], ..
             *("all of the above", "none", "any of B", "A. wood B. iron", "B\nC", "E. iron"),
         ),
     ),
+    (
+        METALS,
+        "B",
+        (
+            *("**B**)", "**B)** iron", "(**B**) iron", "*(B)* iron", "`B`: iron"),
+            *("<b>B</b>. iron", r"\textbf{B} iron", r"\boxed{B}. iron", "B!", "(B.) iron"),
+            *("B- iron", "Option **B**", "Ans: B", "Ans. B", "The answer would be B"),
+            *("The answer must be B", "I'd choose B", "I will go with B", "Let's go with B"),
+            *("We choose B", "It must be B", "This is B", "iron (Option B)", "iron, B"),
+            *("iron - B", "iron, which is option B", "B; iron", "B => iron", "B -> iron"),
+            *("B\u200b", "\u24b7", "\U0001d401", "B \u2705", "\u2714 B", "\u2192 B"),
+            *("\u2022 B", "**Answer**: **B**", "_Answer_: B", "- B. iron", "\u00abB\u00bb"),
+        ),
+        (
+            *("I think B", "B. iron is false", "~~B~~ C", "**B** or **C**", "**B** **C**"),
+            *("**not** B", "B => C", "iron, C", "iron - C", "wood (Option B)"),
+            *("iron, which is option C", "\u274c B", r"\textbf{B} wood", "- B. wood"),
+            *("<b>B</b>. wood", "B it is not", "I'd choose B or C", "This is not B"),
+            *("It must not be B", "We choose neither", "iron = wood", "B; wood", "B*C"),
+        ),
+    ),
     (ALL_OR_NONE, "A", ("all of the above", "A. all of the above"), ("above", "all", "B", "iron")),
     (ALL_OR_NONE, "C", ("both A and B", "C. Both A and B."), ("both", "A", "A. both A and B")),
     (
@@ -266,6 +287,38 @@ NUMBERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
             *("the total is **18 or 19**", "the total is 2 * **18**", "about **18**", "x **18** y"),
         ),
     ),
+    (
+        "18",
+        (
+            *("**18**%", "(**18**)", "(**18**%)", "**18** dollars", "$**18**", "$**18**$"),
+            *("*18*%", "`18`%", "__18__ dollars", "the answer is **18** dollars"),
+            *("the total is **18**%.", "the total is (**18**)", "<b>18</b> dollars"),
+            *(r"\(18\) dollars", r"\boxed{18}\%", r"\boxed{18} dollars", '"18" dollars'),
+            *("'18' dollars", "9 * 2 = **18**%", "**9 + 9** = **18**", "*9* + *9* = *18*"),
+            *("2 multiplied by 9 is 18", "36 divided by 2 is 18", "18 is 9 + 9"),
+            *("9 + 9 makes 18", "eighteen (18)", "18 [units]", "18 \u2013 eighteen", "=> 18"),
+            *("\u2192 18", "\u2022 18", "18\u200b", "\ufeff18", r"18\;", "18~dollars"),
+            *(r"{\bf 18}", r"\displaystyle 18", r"\textbf{18}\%", "equals 18"),
+            *("so the total equals 18", "the total is **18**!", "Ans. 18"),
+            *("The answer must be 18", "We choose 18", "\U0001d7cf\U0001d7d6", "\u2705 18"),
+            *("every 18 days", "the price increased by 18", r"18\%"),
+        ),
+        (
+            *("multiplied by 18", "It is multiplied by **18**", "multiply by 18"),
+            *("divided by 18", "divisible by 18", "add 18", "subtracting 18"),
+            *("a multiple of 18", "a factor of 18", "the power of 18", "out of 18"),
+            *("one in 18", "two out of 18", "per 18", "mod 18", "in base 18", "root 18"),
+            *("before 18", "beyond 18", "within 18", "exceeds 18", "approaching 18"),
+            *("estimated at 18", "could be 18", "may be 18", "might be 18", "I guess 18"),
+            *("I think 18", "unlike 18", "false: 18", "18 is false", "impossible: 18"),
+            *("Is it 18", "was that 18", "c. 18", "18 pi", "18 xy", "18 - x", "18 \u2013 x"),
+            *("**18**^2", "2**18**", "-**18**", "**18**th", "**18** + **2**", "**18**/**2**"),
+            *("(**18**) (**19**)", "**18**% of 50", "**not** 18", "~**18**", "~~18~~"),
+            *("18 and 1/2", "(18) (19)", "2 * **18** * 2"),
+        ),
+    ),
+    ("-18", ("-**18**", "**-18**", "(**-18**)", "-**18**%"), ("**18**", "2-**18**")),
+    ("3.5", ("3 and 1/2", "**3 1/2** cups", r"3~\frac12"), ("3 and 1", "3 and 5/2", "3 or 1/2")),
     ("21", ("21", "21 nd"), ("21st", "21 st", "the 21st", r"21\text{st}", "21ST century")),
     ("11", ("11 st", "11 apples"), ("11th", "the 11th")),
     ("3", ("3 rounds", "3 stones"), ("3rd", "3 rd", "the 3rd of them")),
@@ -404,6 +457,14 @@ TEXTS: tuple[tuple[str, str, float], ...] = (  # answer, gold, F1
     *(("yes yes", "yes", 0.0), ("**yes**", "yes", 1.0), ("true", "yes", 0.0), ("y", "yes", 0.0)),
     *(("no answer", "noanswer", 0.0), ("the no", "no", 1.0), ("yes", "Yes, sir", 0.0)),
     *(("Yes - both were", "yes", 0.0), ("not no", "no", 0.0), ("", "yes", 0.0), (" ", "no", 0.0)),
+    *(("<b>yes</b>", "yes", 1.0), (r"\boxed{yes}", "yes", 1.0)),
+    *((r"\text{No}", "no", 1.0), ("\u201cyes\u201d", "yes", 1.0)),
+    *(("\u00abno\u00bb", "no", 1.0), ("yes\u200b", "yes", 1.0)),
+    *(("\uff59\uff45\uff53", "yes", 1.0), ("**no**!", "no", 1.0)),
+    *(("yes (probably)", "yes", 0.0), ("maybe no", "no", 0.0)),
+    *(("**yes** and **no**", "yes", 0.0), ("<b>Riga</b>", "Riga", 1.0)),
+    *((r"\textbf{Riga}", "Riga", 1.0), ("\u201cRiga\u201d", "Riga", 1.0)),
+    *(("the **Riga** docks", "Riga docks", 1.0), ("yes/no", "yes", 0.0)),
     *(("not yes", "no way", 0.0), ("1990", "1990.", 1.0), ("The The", "the the", 1.0)),
 )
 
@@ -414,6 +475,26 @@ EXPRESSIONS: tuple[tuple[str, str, float], ...] = (  # answer, gold, score by th
         ("18", "18th", 0.0),
         ("18th", "18th", 1.0),
     ),
+    *(("**18**%", "18", 1.0), ("(**18**)", "18", 1.0), ("**18** dollars", "18", 1.0)),
+    *((r"18\,", "18", 1.0), (r"18~\text{cm}", "18", 1.0), (r"{\bf 18}", "18", 1.0)),
+    *(("18\u200b", "18", 1.0), (r"6\%", "6", 1.0), ("6", r"6\%", 1.0)),
+    *(("**50**%", r"50\%", 1.0), (r"3~\frac12", r"\frac72", 1.0)),
+    *(("3 and 1/2", r"\frac72", 1.0), (r"3(\frac12)", r"\frac72", 0.0)),
+    *((r"3\left(\frac{1}{2}\right)", r"\frac32", 1.0),),
+    *((r"3\,\frac{1}{2}", "3.5", 1.0), (r"-3\frac12", "-3.5", 1.0)),
+    *((r"-3\frac12", "-2.5", 0.0),),
+    *((r"2\frac{3}{4}\text{ cups}", r"\frac{11}{4}", 1.0), (r"\neq 18", "18", 0.0)),
+    *((r"\approx 18", "18", 0.0), (r"18 \text{ or more}", "18", 0.0)),
+    *((r"\text{at least }18", "18", 0.0), ("18?", "18", 0.0)),
+    *((r"18\text{ million}", "18", 0.0), ("18 million", "18000000", 1.0)),
+    *(("18 - x", "18", 0.0), ("multiplied by 18", "18", 0.0), ("18-x", "18", 0.0)),
+    *(("So the total is 18", "18", 1.0), (r"\text{Option B}", r"\text{(B)}", 1.0)),
+    *(("choice (B)", r"\text{(B)}", 1.0), ("Option C", r"\text{(B)}", 0.0)),
+    *(("c = 18", "18", 1.0), ("18 = 9 + 9", "18", 1.0)),
+    *((r"\textbf{Evita}", r"\text{Evita}", 1.0),),
+    *(("Evita or Carla", r"\text{Evita}", 0.0),),
+    *((r"3, 5,\text{ and }7", "3,5,7", 1.0), (r"x \neq 2", "x = 2", 0.0)),
+    *((r"0.06\%", "6", 0.0), ("half of 36 is **18**", "18", 0.0)),
     *((r"-7\text{th}", "-7", 0.0), ("the 18th", "18", 0.0), ("So the total is **18**", "18", 1.0)),
     *((r"18^{th}", r"18^{\text{th}}", 1.0), ("21st", "21", 0.0), ("3 rods", "3", 1.0)),
     *((r"3\frac{1}{2}", r"\frac{7}{2}", 1.0), (r"3\frac{1}{2}", "31/2", 0.0)),
@@ -448,6 +529,8 @@ SAME: tuple[tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...]], ...] = (
         (
             ("B", "B. iron", "(b)", "**B**", "Option B", r"\boxed{B}", "b. iron", "iron"),
             ("A", "wood", "A. wood"),
+            ("D", "**D**. air", "<b>D</b>", "air (Option D)", "- D. air", r"\textbf{D} air"),
+            ("I think B",),
             ("B. wood",),
             ("B or C",),
             ("copper", "Copper."),
@@ -460,7 +543,15 @@ SAME: tuple[tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...]], ...] = (
             ("18", "18 dollars", r"\boxed{18}", "9+9=18", "9 + 9 = 18", "$18.00", r"\mathbf{18}"),
             ("-18", "- 18", "minus 18"),
             ("18 or 20",),
-            ("20", "20 miles/hour", "The answer is 20"),
+            ("multiplied by 18",),
+            (
+                "20",
+                "20 miles/hour",
+                "The answer is 20",
+                "**20** miles",
+                "(**20**%)",
+                "4 times 5 is 20",
+            ),
             ("B", "(b)", "Option B"),
             ("x > y", "x  >  y."),
             ("x < y",),
@@ -472,6 +563,9 @@ SAME: tuple[tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...]], ...] = (
         (
             ("18", "18 dollars", r"\boxed{18}", "9+9=18", "9 + 9 = 18", "$18.00", r"\mathbf{18}"),
             ("-18",),
+            ("6", r"6\%", "**6**%", "6 percent"),
+            (r"\neq 18",),
+            (r"18\text{ million}",),
             ("x+1", "1+x", "x + 1"),
             ("x-1",),
             ("x > y", "$x > y$"),
@@ -483,7 +577,7 @@ SAME: tuple[tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...]], ...] = (
         "f1",
         (),
         (
-            ("yes", "Yes.", "YES"),
+            ("yes", "Yes.", "YES", "<b>yes</b>", r"\text{yes}", "yes\u200b"),
             ("no", "No!"),
             ("no, yes",),
             ("Paris", "the Paris", "paris."),
@@ -636,6 +730,12 @@ def test_choice_number_letter_or_text_is_what_exact_match_compares(
 ) -> None:
     assert EXACT_MATCH.same(a, b, choices) is is_same
     assert EXACT_MATCH.same(b, a, choices) is is_same
+
+
+def test_mathematics_beside_choices_says_only_what_its_choice_does() -> None:
+    assert MATH.says_only("(B)", "B", ("7", "8"))
+    assert MATH.says_only("8", "8.0", ("7", "8"))
+    assert not MATH.says_only("8 metres", "8", ("7", "8"))  # another word
 
 
 @pytest.mark.parametrize("letter", ["**B**", "Option B", r"\boxed{B}", "(b)", "b. volcano", "B."])

@@ -16,6 +16,7 @@ from optima.tasks import TASKS
 from optima.tasks.judging import Judge, JudgeError
 from optima.tasks.loading import load_problems
 from optima.tasks.metrics import EXACT_MATCH, F1, MATH
+from optima.tasks.task import Metric
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HANGS = "9^{9^{9^{9^9}}}"
@@ -86,6 +87,24 @@ def test_an_answer_that_hangs_is_an_error_that_names_it_within_seconds(judge: Ju
         judge.score(MATH, HANGS, ["7y"])
     assert time.monotonic() - start < 20
     assert judge.score(MATH, "1+x", ["x+1"]) == 1.0  # a fresh process took over
+
+
+def test_an_answer_is_blamed_for_a_failed_comparison_only_if_it_fails_beside_its_choices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_points.py").write_text(
+        "def points(answer, gold, choices):\n"
+        "    if not {answer.lower(), gold.lower()} <= set(choices):\n"
+        "        raise ValueError('is no choice')\n"
+        "    return float(answer.lower() == gold.lower())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    metric, choices = Metric("own", "own_points:points"), ("ice", "iron")
+    with Judge(n_workers=1) as judge:
+        assert not judge.are_same(metric, "Ice", "slush", choices)
+        assert judge.are_same(metric, "Ice", "ice", choices)  # was not to blame
+        assert not judge.are_same(metric, "SLUSH", "slush", choices)
+        assert judge.are_same(metric, "SLUSH", "slush", ("slush",))  # beside others it can be
 
 
 def test_many_answers_off_the_main_thread_with_a_hanging_one_among_them(judge: Judge) -> None:

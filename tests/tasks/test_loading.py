@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from optima.tasks.loading import (
     sample_problems,
 )
 from optima.tasks.rows import RawRow, find_files
+from optima.tasks.task import Task
+from optima.types import Problem
 from tests.tasks.rows import HUB_ROW, ROWS
 
 GSM8K = TASKS["gsm8k"]
@@ -508,3 +511,63 @@ def test_every_benchmark_names_its_hub_source_and_files() -> None:
             assert task.hub is not None
             assert task.train_files
             assert task.test_files
+
+
+def _own(*problems: Any) -> Task:
+    """Return a task of another package that makes these problems."""
+    return replace(TASKS["two_hop"], source="own 1.0", generate=lambda *_: iter(problems))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"golds": ()}, "problem p has no gold answer"),
+        ({"golds": ("x", " ")}, "problem p has no gold answer, or an empty one"),
+        ({"contexts": ("a",)}, "problem p has 1 contexts for 2 agents"),
+        ({"contexts": ("a", "b")}, None),
+        ({"contexts": ("a", "b", "c")}, "problem p has 3 contexts for 2 agents"),
+    ],
+)
+def test_problem_that_another_package_makes_is_checked(
+    change: dict[str, Any], message: str | None
+) -> None:
+    made = Problem(
+        **{"problem_id": "p", "task": "theirs", "question": "?", "golds": ("x",), **change}
+    )
+    if message is None:
+        (problem,) = load_problems(_own(made), DataSection(), "train", n_agents=2, seed=0).problems
+        assert problem == made.model_copy(update={"task": "two_hop"})
+        return
+    with pytest.raises(DataError, match=message):
+        load_problems(_own(made), DataSection(), "train", n_agents=2, seed=0)
+
+
+def test_what_another_package_makes_is_one_problem_an_id() -> None:
+    first, second = (
+        Problem(problem_id=key, task="two_hop", question=key, golds=("x",)) for key in "pq"
+    )
+    for made, message in (
+        ((first, second, first), "problems 1 and 3 have one problem_id, 'p'"),
+        ((), "it made no problem"),
+        ((first, {}), "a dict was made, not a Problem"),
+    ):
+        with pytest.raises(DataError, match=rf"own 1.0\): its generate fails .*{message}"):
+            load_problems(_own(*made), DataSection(), "test", n_agents=2, seed=0)
+
+
+def test_rows_of_one_id_are_a_repetition_only_if_they_are_one_problem() -> None:
+    task = replace(
+        GSM8K, source="own 1.0", parse=lambda row, _: Problem(
+            problem_id=row["id"], task="gsm8k", question=row["q"], golds=("1",)
+        ),
+    )  # fmt: skip
+
+    def parsed(*questions: str) -> LoadedProblems:
+        rows = [RawRow(f"line {k}", {"id": "p", "q": q}) for k, q in enumerate(questions, 1)]
+        return parse_rows(task, rows, Dealing(2, 0))
+
+    loaded = parsed("a", "A ")
+    assert [row.reason for row in loaded.skipped] == ["line 2: same as row 1"]
+    with pytest.raises(DataError, match=r"line 2: task gsm8k .* the problem_id 'p' of row 1"):
+        parsed("a", "b")

@@ -15,7 +15,7 @@ from optima.tasks.dealing import NO_CONTEXT, Dealing
 from optima.tasks.judging import Judge, Judgement
 from optima.tasks.loading import LoadedProblems, Split, load_problems, told_to_one
 from optima.tasks.metrics import EXACT_MATCH, F1, MATH
-from optima.tasks.task import MalformedRowError, Task
+from optima.tasks.task import MalformedRowError, Task, describe
 from optima.tasks.texts import normalise_text
 from optima.types import Problem
 from tests.tasks.rows import ROWS
@@ -234,7 +234,7 @@ def test_trivia_deals_the_descriptions_of_search_results_in_turn() -> None:
         assert lines != snippets  # shuffled
 
 
-def test_trivia_deals_whole_documents_when_asked(shared_data: Path) -> None:
+def test_trivia_deals_whole_documents_when_asked() -> None:
     parse = TASKS["trivia_qa"].parse
     assert parse is not None
     whole = parse(_trivia_row(), Dealing(2, 0, passages="document"))
@@ -246,8 +246,13 @@ def test_trivia_deals_whole_documents_when_asked(shared_data: Path) -> None:
     assert sorted(short.contexts) == ["Ann: Ann made lamps. Many.", "Lamp: Lamps glow."]
     whole = parse(_trivia_row(**page), Dealing(2, 0, passages="document"))
     assert "Ann: Ann made lamps. Many. Then she stopped." in whole.contexts
-    if not shared_data.is_dir():
-        pytest.skip(f"no benchmark rows in {shared_data}")
+
+
+def test_trivia_snippets_are_short_and_documents_long_in_the_rows_at_hand(
+    shared_data: Path,
+) -> None:
+    parse = TASKS["trivia_qa"].parse
+    assert parse is not None
     lines = (shared_data / "trivia_qa/train.jsonl").read_text(encoding="utf-8").splitlines()
     for row in map(json.loads, lines):
         if row["search_results"]["description"]:
@@ -271,6 +276,30 @@ def test_joined_trivia_rows_load_under_their_own_file_names(shared_data: Path) -
     loaded = _load(shared_data, "trivia_qa", train_file="joined_train.jsonl")
     assert len(loaded.problems) == 873
     assert sum(bool(p.evidence) for p in loaded.problems) > 800
+
+
+def test_each_task_goes_by_its_name_and_tells_what_it_is() -> None:
+    assert [task.name for task in TASKS.values()] == list(TASKS)
+    told = {name for name, task in TASKS.items() if task.setting == "information_exchange"}
+    assert told == {"hotpot_qa", "mwh_qa", "trivia_qa", "cbt", "two_hop"}
+    assert {name for name in told if TASKS[name].metric is not F1} == set()
+    assert {name for name, task in TASKS.items() if task.has_evidence is not True} == {
+        "arc",
+        "mmlu",
+    }
+    assert {name for name, task in TASKS.items() if task.answer_style == "boxed"} == {
+        "math",
+        "gsm8k",
+    }
+    original = {name: task.n_original_test for name, task in TASKS.items()}
+    assert {name for name, n in original.items() if n == 1000} == told - {"two_hop"}
+    assert {original[name] for name in ("two_hop", "math", "gsm8k", "arc", "mmlu")} == {None}
+
+
+def test_long_value_is_cut_in_a_message() -> None:
+    assert describe("x" * 58) == repr("x" * 58)  # of 60 characters with its quotes
+    assert describe("x" * 59) == "'" + "x" * 56 + "..."
+    assert describe(None) == "missing"
 
 
 def test_cbt_gives_each_agent_its_half_and_shows_the_candidates() -> None:
