@@ -18,6 +18,7 @@ from optima.recipe.serving import base_url
 from optima.reward import needs_losses, scores_trees
 from optima.runs.directory import check_same_recipe
 from optima.runs.files import RECIPE, is_owned
+from optima.runs.layout import read_done
 from optima.search.exchange import read_conversational
 from optima.serving.client import Server
 from optima.serving.fleet import endpoint_key, gpu_groups, server_argv
@@ -48,7 +49,7 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
     task = get_task(recipe.task)
     n_agents = len(recipe.agents.names)
     train, test = load_splits(task, recipe.data, n_agents=n_agents, seed=recipe.seed)
-    if not (run_dir / "problems/DONE.json").exists():
+    if read_done(run_dir / "problems") is None:
         check_unseen(recipe, (base_model(recipe),), held_out_problems(test.problems, recipe))
     vllm_env = require_environment(vllm_spec, "vllm")
     train_env = require_environment(train_spec, "train")
