@@ -165,9 +165,11 @@ def stated_number(text: str) -> Fraction | None:
 def number_and_unit(text: str) -> tuple[Fraction, str] | None:
     """Return the number of ``text`` and its unit, "" without one or behind a calculation."""
     value = parse_number(text, units="ignore")
+    if value is None:
+        return None
     plain = _plain_notation(text, is_unwrapped=True)
     match = _PLAIN.match(plain)
-    if value is None or match is None:
+    if match is None:
         return None
     is_bare = "=" in plain or parse_number(text) is not None
     return value, "" if is_bare else plain[match.end() :].strip().lower()
@@ -175,6 +177,8 @@ def number_and_unit(text: str) -> tuple[Fraction, str] | None:
 
 def is_bound_or_doubt(text: str) -> bool:
     r"""Tell whether ``text`` takes back or only bounds what it states: "at least 5", "\neq 5"."""
+    if len(text) > MAX_CHARACTERS:
+        return True
     text = _plain_notation(text, is_unwrapped=True)
     before = re.split(r"\d", text, maxsplit=1)[0]
     is_hedged = _is_hedged(text) or (_is_hedged(before, _HEDGES_BEFORE) and "=" not in before)

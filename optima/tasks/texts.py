@@ -27,7 +27,7 @@ _SWITCH = re.compile(  # "\\bf 18", and "{\\bf 18}" where its group is closed at
     r"LARGE|huge|Huge|normalsize|small)(?![A-Za-z])\s*(?P<rest>\S.*)",
     re.DOTALL,
 )
-_LATEX_SPACE_AT_END = re.compile(r"(?:\s|\\[,;:! ]|\\$|(?<!^)~)+$|^(?:\s|\\[,;:!])+")
+_LATEX_SPACE_AT_END = re.compile(r"(?:\\[,;:!]?|(?<=.)~)\Z|\A\\[,;:! ]")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is none
 _PAIRS = (
     *(("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("`", "`"), ("$$", "$$"), ("$", "$")),
@@ -78,7 +78,9 @@ def undress(text: str) -> str:
     text = text.translate(_CHARACTERS)
     for _ in range(MAX_LAYERS):
         before = text
-        text = _without_wrapper(_without_stop(_LATEX_SPACE_AT_END.sub("", text))).strip()
+        text = _without_wrapper(
+            _without_stop(_LATEX_SPACE_AT_END.sub("", text.strip()).strip())
+        ).strip()
         if text == before:
             break
     return text
