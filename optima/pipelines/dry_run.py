@@ -29,6 +29,7 @@ from optima.serving.fleet import base_url, endpoint_key, gpu_groups, server_argv
 from optima.serving.probe import served_as, served_models
 from optima.serving.reply import RetryableError
 from optima.serving.scorer import scorer_argv
+from optima.stages import read_done
 from optima.tasks import get_task
 from optima.tasks.loading import load_splits
 from optima.training.launch import check_trackers, training_argv, training_devices
@@ -49,7 +50,7 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
     task = get_task(recipe.task)
     n_agents = len(recipe.agents.names)
     train, test = load_splits(task, recipe.data, n_agents=n_agents, seed=recipe.seed)
-    if not (run_dir / "problems/DONE.json").exists():
+    if read_done(run_dir / "problems") is None:
         check_unseen(recipe, (base_model(recipe),), held_out_problems(test.problems, recipe))
     vllm_env = require_environment(vllm_spec, "vllm")
     train_env = require_environment(train_spec, "train")
