@@ -25,14 +25,10 @@ from optima.serving.fleet import endpoint_key, gpu_groups, server_argv
 from optima.serving.probe import served_as, served_models
 from optima.serving.reply import RetryableError
 from optima.serving.scorer import scorer_argv
-<<<<<<< HEAD:optima/studies/dry_run.py
 from optima.stages.context import Places, serving_recipe, split_devices
 from optima.stages.opening import base_model, check_start, loss_codec, model_codec, read_formats
 from optima.stages.problems import check_unseen, held_out_problems
 from optima.stages.room import check_fit, context_window, footprint, is_trained
-=======
-from optima.stages import read_done
->>>>>>> corners:optima/pipelines/dry_run.py
 from optima.tasks import get_task
 from optima.tasks.loading import load_splits
 from optima.training.launch import check_trackers, training_argv, training_devices
