@@ -126,7 +126,7 @@ def show_recipe(
     return 0
 
 
-def tasks() -> int:
+def tasks(*, as_json: AsJson = False) -> int:
     """List the benchmarks.
 
     List them with their setting, their metric, whether their rows carry gold evidence, as
@@ -146,6 +146,9 @@ def tasks() -> int:
         evidence = "yes" if task.has_evidence else "no"
         source = task.source or "built in"
         rows.append((task.name, task.setting, task.metric.name, evidence, source, task.title))
+    if as_json:
+        print(json.dumps([dict(zip(rows[0], row, strict=True)) for row in rows[1:]]))
+        return _failed(failed)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -153,8 +156,12 @@ def tasks() -> int:
     for group, what in ((plugins.PROMPTS, "role set"), (plugins.FORMATS, "pool of formats")):
         for plugin in plugins.installed(group):
             print(f"{what} {plugin}: {plugin.reference}")
-    if failed:
-        raise UsageError("\n".join(dict.fromkeys(failed)))
+    return _failed(failed)
+
+
+def _failed(messages: list[str]) -> int:
+    if messages:
+        raise UsageError("\n".join(dict.fromkeys(messages)))
     return 0
 
 
@@ -240,6 +247,7 @@ def pairs(
         Path | None,
         path(metavar="FILE", help="file to export them to (default: they are counted only)"),
     ] = None,
+    as_json: AsJson = False,
 ) -> int:
     """Rebuild preference pairs from a run's trees, or export them.
 
@@ -259,7 +267,8 @@ def pairs(
         raise UsageError(
             f"{wrong[0]}: only fields of pairs can be changed here, such as pairs.theta_diff=0.1"
         )
-    print(rebuild_pairs(run, iteration, changes, out))
+    table = rebuild_pairs(run, iteration, changes, out)
+    print(json.dumps(table.records()) if as_json else table.text())
     return 0
 
 

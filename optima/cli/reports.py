@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from optima.cli.options import MANY, path, paths, whole
+from optima.cli.options import MANY, AsJson, path, paths, whole
 
 STATUS = """\
 examples:
@@ -33,6 +34,8 @@ Runs = Annotated[list[Path], paths("directory of a run, or of several")]
 
 def status(
     run: Annotated[Path, paths("directory of a run, an evaluation, or several")],
+    *,
+    as_json: AsJson = False,
 ) -> int:
     """Say where a run stands.
 
@@ -45,12 +48,15 @@ def status(
 
     members = read_folder(run)
     if members is not None:
-        print(folder_text(run, members))
+        if as_json:
+            print(json.dumps([{**asdict(one), "state": one.state} for one in members]))
+        else:
+            print(folder_text(run, members))
         states = {member.state for member in members}
         has_stopped = "running" not in states and not states <= {"done"}
         return 1 if has_stopped or "damaged" in states else 0
     found = read_status(run)
-    print(status_text(run, found))
+    print(json.dumps(asdict(found)) if as_json else status_text(run, found))
     return 1 if found.state == "stopped" else 0
 
 

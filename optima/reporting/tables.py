@@ -4,11 +4,12 @@ Each builder takes figures with their places, the words that begin a line, such 
 Scores are in per cent, tokens and turns per conversation.
 """
 
+import contextlib
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from optima.evaluation.agents import AgentFigures
 from optima.evaluation.figures import Figures
@@ -60,6 +61,16 @@ class Table:
         ]
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
+    def records(self) -> list[dict[str, Any]]:
+        """Return a line each by the names of the columns, for JSON; figures are numbers."""
+        return [
+            {
+                name: cell if i < self.n_left else _number(cell)
+                for i, (name, cell) in enumerate(zip(self.head, row, strict=True))
+            }
+            for row in self.rows
+        ]
+
     def markdown(self) -> str:
         """Return a table of GitHub's Markdown, with its last newline."""
         rule = ["---" if i < self.n_left else "---:" for i in range(len(self.head))]
@@ -73,6 +84,14 @@ class Table:
         out = io.StringIO()
         csv.writer(out).writerows((self.head, *self.rows))
         return out.getvalue()
+
+
+def _number(cell: str) -> int | float | str | None:
+    """Return the number that a cell shows, None for one that shows there is none."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(cell)
+    return None if cell in ("", "-") else cell
 
 
 @dataclass(frozen=True, slots=True)

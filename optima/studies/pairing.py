@@ -23,7 +23,7 @@ HEAD = ("iteration", "trees", "pairs", "kept", "problems", "chosen", "rejected")
 
 def rebuild_pairs(
     run_dir: Path, iteration: str | None, overrides: Sequence[str], out: Path | None
-) -> str:
+) -> Table:
     """Return a table of the pairs of every iteration; with ``out`` export them in their order.
 
     What trainings decide is left out: with strategy ``influence`` all pairs above the thresholds
@@ -57,7 +57,7 @@ def rebuild_pairs(
     if out is not None:
         with atomic_writer(out) as file:
             file.writelines(export_lines(_training_rows(recipe, problems, kept)))
-    return Table(HEAD, tuple(rows)).text()
+    return Table(HEAD, tuple(rows))
 
 
 def _figures(name: str, harvest: Harvest) -> tuple[str, ...]:
