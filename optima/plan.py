@@ -80,10 +80,6 @@ class Counts:
 
 def iterations(recipe: Recipe) -> tuple[Iteration, ...]:
     """Return the iterations of a run in order."""
-    start = recipe.train.start
-    is_previous = start == "previous"
-    if start == "auto":  # paper: in information exchange only
-        is_previous = get_task(recipe.task).builds_on_previous
     first = last = COLD_START if recipe.cold_start else BASE
     found = []
     is_initialised = recipe.method == "dpo" and recipe.initialise is not False
@@ -93,10 +89,16 @@ def iterations(recipe: Recipe) -> tuple[Iteration, ...]:
     for t in range(recipe.iterations - is_initialised):
         for training in _TRAININGS[recipe.method]:
             label = f"iter_{t}_{training}" if recipe.method == "sft_dpo" else f"iter_{t}"
-            begin = last if training == "dpo" or is_previous else first
+            begin = last if training == "dpo" or _builds_on_previous(recipe) else first
             found.append(Iteration(label, last, begin, training, t))
             last = label
     return tuple(found)
+
+
+def _builds_on_previous(recipe: Recipe) -> bool:
+    """Tell whether an SFT starts from the model before it; paper: in information exchange only."""
+    start = recipe.train.start
+    return get_task(recipe.task).builds_on_previous if start == "auto" else start == "previous"
 
 
 _TRAININGS: dict[str, tuple[Training, ...]] = {
