@@ -41,7 +41,10 @@ def read_pins() -> ModuleType:
 
 
 # The folders whose tests start processes.
-LONG = tuple(ROOT / "tests" / name for name in ("pipelines", "scripts", "reporting", "cli"))
+LONG = tuple(
+    ROOT / "tests" / name
+    for name in ("methods", "studies", "runs", "stages", "scripts", "reporting", "cli")
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

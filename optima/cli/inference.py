@@ -1,7 +1,7 @@
 """``optima-infer`` and ``optima-multi-sc``: models on a task's test problems (paper section 4)."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -26,9 +26,6 @@ from optima.cli.options import (
     whole,
 )
 from optima.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 INFER = """\
 Evaluate models on a task's test problems.

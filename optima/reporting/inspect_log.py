@@ -15,6 +15,7 @@ from optima.evaluation.figures import JudgedConversation
 from optima.runs.files import Evaluation
 from optima.runs.reader import Run
 from optima.tasks import get_task
+from optima.tasks.loading import told_to_one
 
 VERSION = 2
 
@@ -69,6 +70,8 @@ def _sample(
     said: JudgedConversation, model: str, metric: str, names: Iterable[str]
 ) -> dict[str, Any]:
     problem, talk, reward = said.problem, said.conversation, said.reward
+    if talk.stop_reason == "alone":
+        problem, names = told_to_one(problem), [turn.name for turn in talk.turns]
     told = [
         {"role": "system", "content": f"{name} is told:\n\n{context}"}
         for name, context in zip(names, problem.contexts, strict=False)

@@ -158,7 +158,7 @@ def split_requests(items: Sequence[Item], max_chars: int, max_items: int) -> lis
     )
     parts: list[list[Item]] = []
     n_chars = 0
-    for item in sorted(distinct, key=lambda item: (-len(item[0]) - len(item[1]), *item)):
+    for item in distinct:
         size = len(item[0]) + len(item[1])
         if not parts or n_chars + size > max_chars or len(parts[-1]) == max_items:
             parts.append([])

@@ -70,19 +70,25 @@ def read_test_problems(context: RunContext, models: Iterable[Model] = ()) -> tup
 
     stored = context.do(Step("problems", ""), split, recipe.task, recipe.data, recipe.seed)
     problems = tuple(read_records(stored.path / TEST, Problem))
-    check_unseen(recipe, models, problems)
+    check_unseen(recipe, models, problems, with_starts=False)  # an older release checked no more
     logger.info("problems: %d of the test split", len(problems))
     return problems
 
 
-def check_unseen(recipe: Recipe, models: Iterable[Model], problems: Sequence[Problem]) -> None:
+def check_unseen(
+    recipe: Recipe,
+    models: Iterable[Model],
+    problems: Sequence[Problem],
+    *,
+    with_starts: bool = True,
+) -> None:
     """Raise DataError when a model was trained on some of the problems, or its start model was.
 
     Known are the problems of runs whose directories are there.
     """
     if get_task(recipe.task).generate is not None:
         return  # its splits are made apart, whatever the seed
-    for train in sorted(run / "problems" / TRAIN for run in _runs_behind(models)):
+    for train in sorted(run / "problems" / TRAIN for run in _runs_behind(models, with_starts)):
         if train.is_file() and (seen := overlap(read_records(train, Problem), problems)):
             what = describe_overlap(seen, len(problems), str(train))
             if recipe.data.overlap != "keep":
@@ -93,7 +99,7 @@ def check_unseen(recipe: Recipe, models: Iterable[Model], problems: Sequence[Pro
             logger.warning("%s: kept, scores tell little", what)
 
 
-def _runs_behind(models: Iterable[Model]) -> set[Path]:
+def _runs_behind(models: Iterable[Model], with_starts: bool) -> set[Path]:
     """Return the runs that trained the models, and those that trained what these started from."""
     places = [place for model in models for place in (model.ref.adapter, model.ref.path) if place]
     found: set[Path] = set()
@@ -102,6 +108,8 @@ def _runs_behind(models: Iterable[Model]) -> set[Path]:
         if run is None or run in found:
             continue
         found.add(run)
+        if not with_starts:
+            continue
         try:
             places.append(Run(run).recipe.model.path)
         except OptimaError as error:

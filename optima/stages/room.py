@@ -60,7 +60,11 @@ def footprint(recipe: Recipe, run_dir: Path, counts: Counts) -> Iterator[str]:
         checkpoints *= _OPTIMIZER_FACTOR
     # The bound on tokens is far above what agents say; a tenth is still several times the paper's.
     needed = n_models * weights.n_bytes + checkpoints + n_tokens * _BYTES_PER_TOKEN // 10
-    stored = sum(path.lstat().st_size for path in run_dir.rglob("*") if path.is_file())
+    stored = sum(
+        path.lstat().st_size
+        for path in run_dir.rglob("*")
+        if path.is_file() and ".superseded-" not in str(path.relative_to(run_dir))
+    )
     needed = max(0, needed - stored)  # a run that goes on has some of it already
     place = existing_parent(run_dir)
     free = shutil.disk_usage(place).free

@@ -5,6 +5,7 @@ the losses of its turns), and each iteration's selection is made again, beside t
 keep their shape: which of their nodes were expanded followed from the rewards of the run.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -110,13 +111,27 @@ def rescore(root: Path, overrides: Sequence[str], metric: Metric | None = None) 
     _ = run.recipe  # says what is wrong with the stored one by itself
     finished = {done.stage for done in run.stages}
     labels = list(dict.fromkeys(done.stage.partition("/")[0] for done in run.stages))
+    recipe = load_recipe(root / RECIPE, overrides)
+    if _takes_more_than_trees(recipe) and not _takes_more_than_trees(run.recipe):
+        raise UsageError(
+            f"{root}: pairs.strategy=influence takes trainings and pairs.path a file; rescore with "
+            "pairs.strategy=value or random"
+        )
+    # Of a run whose pairs came from more than its trees, what it trained on is not found again.
+    harvested = () if _takes_more_than_trees(run.recipe) else labels
     with Judge() as judge:
-        changed = _Changed(run, load_recipe(root / RECIPE, overrides), judge, metric)
+        changed = _Changed(run, recipe, judge, metric)
         return Rescored(
             tuple(changed.selection(label) for label in labels if f"{label}/rank" in finished),
-            tuple(changed.pairs(label) for label in labels if f"{label}/pairs" in finished),
+            tuple(changed.pairs(label) for label in harvested if f"{label}/pairs" in finished),
             tuple(changed.evaluation(label) for label in run.evaluated),
         )
+
+
+def _takes_more_than_trees(recipe: Recipe) -> bool:
+    """Tell whether pairs are chosen by trainings, or come from a file as well."""
+    pairs = recipe.pairs
+    return pairs is not None and (pairs.strategy == "influence" or pairs.path is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +216,12 @@ class _Changed:
         """Yield the trees of an iteration, their rollouts rewarded by the changed recipe."""
         own, section = search_reward(self._run.recipe), search_reward(self._recipe)
         self._check_losses(own, section, "search")
+        limit = own.max_loss_tokens
+        if section.lambda_loss > 0 and limit and (section.max_loss_tokens or math.inf) > limit:
+            raise UsageError(
+                f"reward.max_loss_tokens: {self._run.root} kept no losses of rollouts of over "
+                f"{limit} tokens; leave it, or lower it"
+            )
         problem_by_id = self._run.problems("train")
         for tree in self._run.trees(label):
             problem = problem_by_id[tree.problem_id]

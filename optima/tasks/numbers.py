@@ -58,7 +58,8 @@ _OPERAND = re.compile(  # before a number, what makes it a part of something, or
     r"(?:root|square|cube|logarithm|factorial|multiples?|divisors?|power|out)\s+of|"
     r"(?<!by\sa\s)factors?\s+of|divisible\s+by|(?:add|subtract)(?:ing)?|"
     r"(?:multipl(?:y|ies|ied|ying)|divid(?:e|es|ed|ing))(?:\s+(?:it|that|this))?(?:\s+by)?|"
-    rf"(?:{_COUNT})\s+(?:in|of|out\s+of)|(?:could|may)\s+be)\W*$|\bc\.\s*$|"
+    rf"(?:{_COUNT})\s+(?:in|of|out\s+of)|(?:could|may)\s+be|before|since|within|beyond)[^\w:]*$|"
+    r"\bc\.\s*$|"
     r"^\W*(?:is|are|was|were|does|did|could|would|should)\s+(?:it|that|this|the|there)\b",
     re.IGNORECASE,
 )
@@ -118,7 +119,7 @@ _HEDGES_BEFORE = _HEDGES | frozenset(
     (
         *("about", "above", "almost", "around", "between", "from", "less", "more", "nearly"),
         *("negative", "over", "than", "times", "to", "under", "until", "up", "double", "triple"),
-        *("ca", "near", "before", "since", "within", "beyond", "exceeds", "exceeding"),
+        *("ca", "near", "exceeds", "exceeding"),
         *("approaches", "approaching"),
     )
 )
@@ -180,8 +181,9 @@ def is_bound_or_doubt(text: str) -> bool:
     if len(text) > MAX_CHARACTERS:
         return True
     text = _plain_notation(text, is_unwrapped=True)
-    before = re.split(r"\d", text, maxsplit=1)[0]
-    is_hedged = _is_hedged(text) or (_is_hedged(before, _HEDGES_BEFORE) and "=" not in before)
+    stated = text.rpartition("=")[2]  # before it stands what is stated: "no. of ways = 5"
+    before = re.split(r"\d", stated, maxsplit=1)[0]
+    is_hedged = _is_hedged(stated) or _is_hedged(before, _HEDGES_BEFORE)
     return is_hedged or _NOT_EQUAL.search(text) is not None
 
 

@@ -141,11 +141,13 @@ def _layers(model: ModelSection) -> list[str]:
 
 def _shapes(model: ModelSection) -> dict[str, Sequence[int]]:
     """Return the shape of each tensor that the model's files list, here or on the hub."""
-    from huggingface_hub import HfApi, parse_local_safetensors_file_metadata, snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     folder, revision, files = Path(model.path), model.revision, []
     is_here = folder.is_dir()
     with contextlib.suppress(Exception):  # a damaged file is left to the training
+        from huggingface_hub import parse_local_safetensors_file_metadata  # of 2.0 and later
+
         if not is_here:
             found = snapshot_download(model.path, revision=revision, local_files_only=True)
             folder = Path(found)

@@ -47,6 +47,17 @@ def test_log_has_every_conversation_with_its_score(
         assert usage["output_tokens"] == talk.n_generated
 
 
+def test_an_agent_alone_was_told_everything(tmp_path: Path) -> None:
+    baselines = TRAINING.parent / "baselines"
+    assert main(["export", f"{baselines}:cot", "--output", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    said = list(optima.open_run(baselines).evaluation("cot"))
+    for sample, one in zip(json.loads(path.read_text())["samples"], said, strict=True):
+        (told,) = [m["content"] for m in sample["messages"] if m["role"] == "system"]
+        (speaker,) = {turn.name for turn in one.conversation.turns}
+        assert told == "\n".join([f"{speaker} is told:\n", *one.problem.contexts])
+
+
 def test_models_and_exports_have_files_of_their_own(tmp_path: Path) -> None:
     for label in ("base", "iter_0_sft", "base"):
         assert main(["export", f"{TRAINING}:{label}", "--output", str(tmp_path)]) == 0

@@ -95,6 +95,11 @@ def test_a_metric_of_another_package_is_named_by_its_place() -> None:
         ([str(TRAINING), "search.n_rounds=2"], "search.n_rounds=2: decides what is generated"),
         ([str(TRAINING), "reward.lambda_tokens=2"], "did you mean lambda_token?"),
         ([str(TRAINING.parent / "inference")], "is an evaluation, which selects nothing"),
+        (
+            [str(TRAINING), "pairs.strategy=influence"],
+            "rescore with pairs.strategy=value or random",
+        ),
+        ([str(TRAINING), "pairs.path=p.jsonl"], "rescore with pairs.strategy=value or random"),
         (["nowhere"], "nowhere: is not a run directory"),
         ([str(TRAINING), "--metric", "bleu"], "metric bleu: take one of"),
     ],
@@ -126,3 +131,23 @@ def test_losses_that_a_run_did_not_take_cannot_be_weighed(tmp_path: Path) -> Non
         rescore(run, ["reward.lambda_loss=0.5"])
     with pytest.raises(UsageError, match=r"search\.lambda_loss: .* took no losses"):
         rescore(run, ["search.lambda_loss=0.5"])
+
+
+def test_losses_that_a_rule_left_out_cannot_be_weighed(tmp_path: Path) -> None:
+    run = Path(shutil.copytree(TRAINING, tmp_path / "run"))
+    recipe = (run / "recipe.yaml").read_text()
+    assert "  max_loss_tokens: null\n" in recipe
+    (run / "recipe.yaml").write_text(recipe.replace("max_loss_tokens: null", "max_loss_tokens: 30"))
+    assert rescore(run, ["reward.max_loss_tokens=20"]).pairs
+    for change in ("reward.max_loss_tokens=null", "reward.max_loss_tokens=40"):
+        with pytest.raises(UsageError, match="kept no losses of rollouts of over 30 tokens"):
+            rescore(run, [change])
+
+
+def test_pairs_that_took_trainings_are_left_out(tmp_path: Path) -> None:
+    run = Path(shutil.copytree(TRAINING, tmp_path / "run"))
+    recipe = (run / "recipe.yaml").read_text()
+    assert "strategy: value" in recipe
+    (run / "recipe.yaml").write_text(recipe.replace("strategy: value", "strategy: influence"))
+    found = rescore(run, ["reward.lambda_token=0.3"])
+    assert (len(found.selections), found.pairs) == (1, ())
