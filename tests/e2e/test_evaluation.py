@@ -45,7 +45,7 @@ def test_a_model_is_served_and_evaluated_and_gives_the_same_figures_from_an_endp
     again = run("infer", *argv, str(tmp_path / "endpoint"), endpoint=endpoint)
     line, other = (text.splitlines()[2].split() for text in (table, again))
     assert line[0] == "model"
-    assert line[:-1] == other[:-1]  # the last column is seconds
+    assert line[:-2] == other[:-2]  # the last column is seconds
     held = _conversations(tmp_path / "served/model")
     assert len(held) == 3
     assert all(record["error"] is None for record in held)
@@ -72,7 +72,7 @@ def test_baselines_of_a_model_are_compared_problem_by_problem(
 ) -> None:
     output = tmp_path / "baselines"
     table = run(
-        "main", "baselines", "--model", str(endpoint.model), "--config", str(RECIPE), "--limit",
+        "optima", "baselines", "--model", str(endpoint.model), "--config", str(RECIPE), "--limit",
         "2", "--n-votes", "2", "--output", str(output), endpoint=endpoint,
     )  # fmt: skip
     methods = ["cot", "sc", "mad", "autoform"]
@@ -98,7 +98,7 @@ def test_a_model_is_evaluated_on_two_tasks(endpoint: Endpoint, tmp_path: Path) -
     row = {"question": "Ann has 3 pens and buys 4. How many?", "answer": "3 + 4 = 7\n#### 7"}
     (rows / "test.jsonl").write_text(json.dumps(row) + "\n")
     table = run(
-        "main", "transfer", "--models", str(endpoint.model), "--tasks", "two_hop,gsm8k", "--data",
+        "optima", "transfer", "--models", str(endpoint.model), "--tasks", "two_hop,gsm8k", "--data",
         f"gsm8k={rows}", "--config", str(RECIPE), "--limit", "2", "--output",
         str(tmp_path / "out"), endpoint=endpoint,
     )  # fmt: skip
