@@ -8,12 +8,12 @@ keep their shape: which of their nodes were expanded followed from the rewards o
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from optima.conversation.dialogue import find_faults, last_answer
 from optima.errors import UsageError
+from optima.evaluation.figures import JudgedConversation
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe, RewardSection
 from optima.reporting.tables import Table
@@ -23,13 +23,13 @@ from optima.runs.reader import Run
 from optima.search.pairs import Harvest, harvest_pairs
 from optima.search.tree import Tree
 from optima.selection import best_of_each, select_top
+from optima.stages.rank import in_batches
 from optima.tasks import get_task
 from optima.tasks.judging import Judge, JudgeError, Judgement
 from optima.tasks.task import Metric
 from optima.types import Conversation, DialogueTree, Problem, RewardParts
 
 CHANGEABLE = ("reward.", "select.", "pairs.", "search.lambda_token=", "search.lambda_loss=")
-BATCH = 4096  # conversations in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,8 @@ class _Changed:
         """Return the selection of an iteration of SFT."""
         section, run = self._recipe.reward, self._run
         stored = best_of_each(one.reward for one in run.candidates(label))
-        best = best_of_each(self._rewards(self._candidates(label), section))
+        said = self._stored(run.candidates(label), f"{label}/score")
+        best = best_of_each(self._rewards(said, section))
         before, after = select_top(stored, run.recipe.select), select_top(best, self._recipe.select)
         keys = [{(one.problem_id, one.n) for one in chosen} for chosen in (before, after)]
         n_common = len(keys[0] & keys[1])
@@ -180,30 +181,20 @@ class _Changed:
     def evaluation(self, label: str) -> Evaluated:
         """Return what an evaluated model gets."""
         stored = [one.reward for one in self._run.evaluation(label)]
-        losses = self._losses(f"evaluate/{label}/score", self._recipe.reward)
-        said = (
-            _Stored(one.problem, one.conversation, one.reward, next(losses))
-            for one in self._run.evaluation(label)
-        )
+        said = self._stored(self._run.evaluation(label), f"evaluate/{label}/score")
         changed = list(self._rewards(said, self._recipe.reward))
         scores = [_mean([parts.task for parts in parts_]) or 0.0 for parts_ in (stored, changed)]
         rewards = [_mean([parts.total for parts in parts_]) for parts_ in (stored, changed)]
         return Evaluated(label, *scores, *rewards)
 
-    def _candidates(self, label: str) -> Iterator[_Stored]:
-        losses = self._losses(f"{label}/score", self._recipe.reward)
-        for one in self._run.candidates(label):
-            yield _Stored(one.problem, one.conversation, one.reward, next(losses))
-
-    def _losses(
-        self, stage: str, section: RewardSection
-    ) -> Iterator[tuple[float | None, ...] | None]:
-        """Yield the losses of every conversation's turns, None for each where they do not count."""
-        if section.lambda_loss == 0:
-            while True:
-                yield None
-        self._check_losses(self._run.recipe.reward, section, "reward")
-        yield from (one.losses for one in self._run.losses(stage))
+    def _stored(self, judged: Iterable[JudgedConversation], scored: str) -> Iterator[_Stored]:
+        """Yield conversations with the losses that the stage ``scored`` took, where they count."""
+        if self._recipe.reward.lambda_loss == 0:
+            yield from (_Stored(o.problem, o.conversation, o.reward, None) for o in judged)
+            return
+        self._check_losses(self._run.recipe.reward, self._recipe.reward, "reward")
+        for one, turns in zip(judged, self._run.losses(scored), strict=True):
+            yield _Stored(one.problem, one.conversation, one.reward, turns.losses)
 
     def _check_losses(self, own: RewardSection, section: RewardSection, where: str) -> None:
         if section.lambda_loss > 0 and own.lambda_loss == 0:
@@ -259,8 +250,7 @@ class _Changed:
 
     def _rewards(self, stored: Iterable[_Stored], section: RewardSection) -> Iterator[RewardParts]:
         """Yield the reward of every conversation by ``section``."""
-        stream = iter(stored)
-        while batch := list(islice(stream, BATCH)):
+        for batch in in_batches(stored):
             for one, score in zip(batch, self._scores(batch), strict=True):
                 yield compute_reward(
                     one.conversation,
