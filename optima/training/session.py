@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -42,6 +43,7 @@ R = TypeVar("R", bound=Record)
 
 _COMPLETE = "COMPLETE"
 _WATCHED = ("loss", "grad_norm", "eval_loss")
+_WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+ \w+)")  # as torch says it
 LEAST_LOSS = 1.0  # nats: a loss near zero may grow many times before anything is lost
 
 
@@ -333,14 +335,47 @@ def run_job(run: Callable[[TrainJob], TrainResult], argv: Sequence[str] | None =
         if is_lost:  # the next attempt starts over, not from what may be lost already
             for name in (CHECKPOINTS_DIR, TEMPORARY_MODEL_DIR):
                 shutil.rmtree(Path(job.output_dir) / name, ignore_errors=True)
-        sys.stdout.write(f"{ERROR_MARK}{error}{_remedy(job) if is_lost else ''}\n")
-        sys.stdout.flush()
-        return 1
+        return _fail(f"{error}{_remedy(job) if is_lost else ''}")
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _fail(_explain_memory(job, error))
     if PartialState().is_main_process:
         shutil.rmtree(Path(job.output_dir) / CHECKPOINTS_DIR, ignore_errors=True)
         write_text(job.result_path, result.model_dump_json(indent=1) + "\n")
     PartialState().wait_for_everyone()
     return 0
+
+
+def _fail(said: str) -> int:
+    sys.stdout.write(f"{ERROR_MARK}{said}\n")
+    sys.stdout.flush()
+    return 1
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _explain_memory(job: TrainJob, error: RuntimeError) -> str:
+    """Say that memory lacks, what others hold of it, and what makes a step smaller."""
+    section, fields = ("train", job.train) if job.dpo is None else ("dpo", job.dpo)
+    remedies = ["end what else uses it"]
+    if job.train.batching != "packing" and fields.micro_batch_size > 1:
+        remedies.append(f"lower {section}.micro_batch_size (it is {fields.micro_batch_size})")
+    if not job.train.gradient_checkpointing:
+        remedies.append("take train.gradient_checkpointing=true")
+    if job.train.lora is None:
+        remedies.append("take train.lora={}")
+    remedies.append(f"lower train.max_length (it is {job.train.max_length})")
+    held = ""
+    if torch.cuda.is_available():
+        free, there = torch.cuda.mem_get_info()
+        others = there - free - torch.cuda.memory_reserved()
+        held = f" of {there / 2**30:.1f} GiB, others hold {max(others, 0) / 2**30:.1f}"
+    wanted = _WANTED.search(str(error))
+    asked = f" (for {wanted[1]})" if wanted else ""
+    return f"training: out of memory{asked}{held}; {', or '.join(remedies)}"
 
 
 def _remedy(job: TrainJob) -> str:

@@ -1,6 +1,7 @@
 """Trainings that go bad: what notices it, and (e2e) that nothing of a lost model is left."""
 
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -168,3 +169,49 @@ def test_weights_that_no_log_told_of_are_not_written(
     with pytest.raises(StageError, match=r"weight .* is not finite at the end; the model would"):
         _train(job, tmp_path)
     _assert_nothing_is_left(tmp_path)
+
+
+def _more_than_there_is(_: TrainJob) -> TrainResult:
+    torch.empty(2**50)
+    raise AssertionError
+
+
+def _more_than_the_gpu_has(_: TrainJob) -> TrainResult:
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 266.00 MiB. GPU 0 has a total capacity of 140 GiB."
+    )
+
+
+@pytest.mark.parametrize(
+    ("run", "kind", "line"),
+    [
+        (
+            _more_than_there_is,
+            "sft",
+            r"error: training: out of memory \(for 4503599627370496 bytes\); end what else uses "
+            r"it, or lower train\.micro_batch_size \(it is 2\), or take "
+            r"train\.gradient_checkpointing=true, or take train\.lora={}, or lower "
+            r"train\.max_length \(it is 256\)",
+        ),
+        (
+            _more_than_the_gpu_has,
+            "dpo",
+            r"error: training: out of memory \(for 266\.00 MiB\); .* dpo\.micro_batch_size \(.*",
+        ),
+    ],
+)
+def test_training_without_the_memory_says_what_makes_a_step_smaller(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    run: Any,
+    kind: str,
+    line: str,
+) -> None:
+    for patch in ("avoid_cudnn_attention", "score_trained_positions_only"):  # of a whole process
+        monkeypatch.setattr(session, patch, lambda: None)
+    job = _job(_model(tmp_path / "model"), tmp_path, kind)
+    path = tmp_path / "job.json"
+    path.write_text(job.model_dump_json(), encoding="utf-8")
+    assert session.run_job(run, ["--job", str(path)]) == 1
+    assert re.fullmatch(line, capfd.readouterr().out.splitlines()[-1])
