@@ -32,9 +32,9 @@ from optima.selection import share_of
 from optima.serving.client import CompletionClient, Server
 from optima.serving.fleet import Fleet
 from optima.stages.context import Made, Model, RunContext, Sampling, Team
+from optima.tasks.answers import assents, restates
 from optima.tasks.choices import named_choice
 from optima.tasks.judging import Judge
-from optima.tasks.restatement import assents, restates
 from optima.tasks.task import JudgeError, Metric
 from optima.types import Conversation, Problem
 
