@@ -10,11 +10,11 @@ from optima.recipe import schema, serving, training
 from optima.recipe import schema as sections
 from optima.recipe.schema import Recipe
 from optima.runs import identity
-from optima.tasks import data
+from optima.tasks import task
 from optima.types import Section, section_of
 
 NO_USE = {
-    module.__file__ for module in (types, data, schema, sections, serving, training, identity)
+    module.__file__ for module in (types, task, schema, sections, serving, training, identity)
 }
 
 

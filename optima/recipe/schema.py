@@ -20,7 +20,7 @@ from optima.recipe.training import LoraSection as LoraSection
 from optima.recipe.training import PairSection as PairSection
 from optima.recipe.training import SearchSection as SearchSection
 from optima.recipe.training import TrainSection as TrainSection
-from optima.tasks.data import DataSection as DataSection
+from optima.tasks.task import DataSection as DataSection
 from optima.types import Section, section_of
 
 ChoiceAnswer = Literal["text", "letter"]

@@ -27,11 +27,11 @@ from typing import TypeGuard
 
 from optima.seeding import digest
 from optima.tasks.choices import choice_letter
-from optima.tasks.data import DataSection
 from optima.tasks.dealing import Dealing
 from optima.tasks.metrics import EXACT_MATCH, exact_match
 from optima.tasks.rows import RawRow, read_file, read_hub_split
 from optima.tasks.task import (
+    DataSection,
     Excluded,
     HubSource,
     MalformedRowError,
