@@ -25,8 +25,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "core",
         (
             "optima.recipe.schema",
-            "optima.recipe.serving",
-            "optima.recipe.training",
+            "optima.recipe.sections",
             "optima.tasks",
             "optima.prompts",
             "optima.conversation",

@@ -14,7 +14,7 @@ from optima.processes.devices import Devices, check_sockets, core_warning, detec
 from optima.processes.environment import Environment, require_environment
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
-from optima.recipe.serving import base_url
+from optima.recipe.sections import base_url
 from optima.reward import needs_losses, scores_trees
 from optima.runs.directory import check_same_recipe
 from optima.runs.files import RECIPE, is_owned
