@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from optima.conversation.agent import Speaker
-from optima.conversation.dialogue import Completion
+from optima.conversation.dialogue import Completion, Speaker
 from optima.conversation.tokens import Ids
 from optima.types import Turn
 from tests.tokenizers import codec, encoder

@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from optima.conversation.agent import Speaker, utterance
+from optima.conversation.dialogue import Speaker, utterance
 from optima.recipe.schema import PairSection, SearchSection
 from optima.search.tree import Node, Tree
 from optima.seeding import rng

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
-from optima.conversation.agent import Speaker
+from optima.conversation.dialogue import Speaker
 from optima.conversation.tokens import ChatCodec
 from optima.errors import UsageError
 from optima.plan import Step

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import optima
-from optima.conversation.agent import prove_talk
+from optima.conversation.dialogue import prove_talk
 from optima.conversation.loading import load_codec
 from optima.conversation.tokens import ChatCodec
 from optima.plan import Counts

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from optima.conversation.agent import Speaker, prove_talk
+from optima.conversation.dialogue import Speaker, prove_talk
 from optima.conversation.template import ChatTemplate
 from optima.conversation.tokens import ChatCodec, Encoder
 from optima.errors import ModelError

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from optima.conversation.agent import Speaker
-from optima.conversation.dialogue import Completion, Dialogue, Request
+from optima.conversation.dialogue import Completion, Dialogue, Request, Speaker
 from optima.recipe.schema import ConversationSection, SearchSection
 from optima.search.grow import TreeGrower
 from optima.search.pairs import preference_row, sibling_pairs

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from optima.conversation.agent import Speaker
+from optima.conversation.dialogue import Speaker
 from optima.conversation.tokens import ChatCodec
 from optima.search.pairs import preference_row
 from optima.trainset import conversation_rows
