@@ -28,7 +28,7 @@ from optima.cli.options import (
 from optima.errors import UsageError
 
 if TYPE_CHECKING:
-    from optima.conversation.template import Roles
+    from optima.conversation.codec import Roles
     from optima.recipe.schema import ModelSection
 
 ABOUT = """\

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from optima.conversation.tokens import HOLE, ChatCodec, Encoder, Ids, TokenRow
+from optima.conversation.codec import HOLE, ChatCodec, Encoder, Ids, TokenRow
 from optima.errors import ContextOverflowError, ModelError, OptimaError
 from optima.recipe.schema import ConversationSection
 from optima.seeding import derive_seed

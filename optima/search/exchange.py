@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from optima.conversation.tokens import ChatCodec
+from optima.conversation.codec import ChatCodec
 from optima.errors import DataError
 from optima.types import Message, PreferenceRow
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
+from optima.conversation.codec import ChatCodec
 from optima.conversation.dialogue import Speaker
-from optima.conversation.tokens import ChatCodec
 from optima.errors import UsageError
 from optima.plan import Step
 from optima.processes.devices import Devices

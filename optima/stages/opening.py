@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import optima
+from optima.conversation.codec import ChatCodec
 from optima.conversation.dialogue import prove_talk
 from optima.conversation.loading import load_codec
-from optima.conversation.tokens import ChatCodec
 from optima.plan import Counts
 from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices
 from optima.processes.environment import Environment, package_versions
