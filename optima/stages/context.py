@@ -19,8 +19,7 @@ from optima.errors import UsageError
 from optima.plan import Step
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
-from optima.prompts.formats import Format
-from optima.prompts.rendering import PromptStyle, cue, system_prompt
+from optima.prompts.rendering import Format, PromptStyle, cue, system_prompt
 from optima.recipe.schema import Recipe
 from optima.reward import needs_losses
 from optima.runs.directory import RunDir, Stage

@@ -23,7 +23,7 @@ from optima.errors import StageError
 from optima.evaluation.health import HealthCount, TalkHealth
 from optima.plan import Step
 from optima.processes import interruption
-from optima.prompts.formats import Format
+from optima.prompts.rendering import Format
 from optima.records import RecordAppender, atomic_writer, repair_tail
 from optima.runs.directory import Stage
 from optima.runs.files import CONVERSATIONS

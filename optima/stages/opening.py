@@ -17,8 +17,7 @@ from optima.conversation.loading import load_codec
 from optima.plan import Counts
 from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices
 from optima.processes.environment import Environment, package_versions
-from optima.prompts.formats import Format, load_formats
-from optima.prompts.rendering import PromptStyle
+from optima.prompts.rendering import Format, PromptStyle, load_formats
 from optima.recipe.schema import Recipe
 from optima.records import disk_errors, write_text
 from optima.runs.directory import RunDir

@@ -20,7 +20,7 @@ from optima.errors import UsageError
 from optima.evaluation.figures import Figures
 from optima.methods import run_method
 from optima.processes.environment import Environment
-from optima.prompts.formats import load_formats
+from optima.prompts.rendering import load_formats
 from optima.recipe.schema import AgentsSection, Recipe, SelectSection
 from optima.runs.files import RECIPE, write_stages
 from optima.runs.reader import BASELINES, Baseline, Run

@@ -24,7 +24,7 @@ from optima.evaluation.consistency import group_answers
 from optima.evaluation.figures import Figures
 from optima.plan import Step
 from optima.processes.environment import Environment
-from optima.prompts.formats import Format
+from optima.prompts.rendering import Format
 from optima.recipe.layers import Layers
 from optima.recipe.loading import change_recipe, foreign_fields
 from optima.recipe.schema import Recipe
