@@ -11,8 +11,7 @@ from optima.records import atomic_writer
 from optima.reporting.tables import Table
 from optima.runs.files import RECIPE, TREES
 from optima.runs.reader import Run
-from optima.search.exchange import export_lines
-from optima.search.pairs import Harvest, harvest_pairs, preference_row
+from optima.search.pairs import Harvest, export_lines, harvest_pairs, preference_row
 from optima.stages.context import speakers_of
 from optima.stages.opening import model_codec
 from optima.tasks import get_task
