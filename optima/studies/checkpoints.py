@@ -8,8 +8,7 @@ from pathlib import Path
 from optima.errors import ModelError, StageError, UsageError
 from optima.records import check_path
 from optima.runs.files import INPUTS, RECIPE
-from optima.runs.layout import check_model, is_stage, read_done
-from optima.runs.outputs import WEIGHTS, weight_files
+from optima.runs.layout import WEIGHTS, check_model, is_stage, read_done, weight_files
 from optima.seeding import digest
 from optima.stages.context import Model
 from optima.types import ModelRef
