@@ -49,10 +49,9 @@ from optima.reporting.tables import (
     votes_table,
 )
 from optima.reporting.trees import Trees
-from optima.runs.comparison import differences
+from optima.runs.comparison import differences, open_runs, transfers
 from optima.runs.files import PROVENANCE, RECIPE
 from optima.runs.reader import Run
-from optima.runs.several import open_runs, transfers
 from optima.tasks import get_task
 
 logger = logging.getLogger(__name__)
