@@ -52,7 +52,7 @@ def _count(one: JudgedConversation, by_number: dict[int, AgentFigures], metric: 
     for turn in one.conversation.turns:
         agent = by_number.setdefault(turn.agent, _new(turn.name, metric))
         agent.n_turns += 1
-        agent.n_tokens += turn.n_tokens if turn.n_spoken is None else turn.n_spoken
+        agent.n_tokens += turn.n_counted
         agent.seconds += turn.seconds
         if turn.answer is None:
             continue
