@@ -254,7 +254,7 @@ class _Changed:
             for one, score in zip(batch, self._scores(batch), strict=True):
                 yield compute_reward(
                     one.conversation,
-                    task_score=str(score) if isinstance(score, JudgeError) else score,
+                    task_score=score,
                     normaliser_tokens=_normaliser(one.parts),
                     turn_losses=one.losses,
                     section=section,
