@@ -16,10 +16,11 @@ from optima.tasks.texts import normalise_text
 class AgentFigures:
     """One agent in all conversations of a model; counts, and sums of tokens and seconds.
 
-    ``n_first`` are the conversations in which it marks the first answer, ``first_score`` the sum of
-    those answers' scores. ``n_changed`` are the answers that differ in their words from the last
-    one marked, ``n_better`` and ``n_worse`` those that score higher and lower. Scores are None
-    where the metric is too slow to take every answer.
+    ``n_first`` are the conversations in which it marks the first answer, ``n_scored`` those of them
+    whose answer can be scored, ``first_score`` the sum of the scores. ``n_changed`` are the answers
+    that differ in their words from the last one marked, ``n_better`` and ``n_worse`` those that
+    score higher and lower; what cannot be scored is neither. Scores are None where the metric is
+    too slow to take every answer.
     """
 
     name: str
@@ -29,6 +30,7 @@ class AgentFigures:
     seconds: float = 0.0
     n_marked: int = 0
     n_first: int = 0
+    n_scored: int = 0
     n_changed: int = 0
     first_score: float | None = None
     n_better: int | None = None
@@ -59,15 +61,22 @@ def _count(one: JudgedConversation, by_number: dict[int, AgentFigures], metric: 
         agent.n_marked += 1
         if before is None:
             agent.n_first += 1
-            if agent.first_score is not None:
-                agent.first_score += _score(turn.answer, one, metric)
+            score = _score(turn.answer, one, metric)
+            if agent.first_score is not None and score is not None:
+                agent.n_scored += 1
+                agent.first_score += score
         elif normalise_text(before) != normalise_text(turn.answer):
             agent.n_changed += 1
-            if agent.n_better is not None and agent.n_worse is not None:
-                gain = _score(turn.answer, one, metric) - _score(before, one, metric)
-                agent.n_better += gain > 0
-                agent.n_worse += gain < 0
+            was, now = (_score(answer, one, metric) for answer in (before, turn.answer))
+            _rate_change(agent, was, now)
         before = turn.answer
+
+
+def _rate_change(agent: AgentFigures, was: float | None, now: float | None) -> None:
+    if was is None or now is None or agent.n_better is None or agent.n_worse is None:
+        return
+    agent.n_better += now > was
+    agent.n_worse += now < was
 
 
 def _new(name: str, metric: Metric) -> AgentFigures:
@@ -76,12 +85,11 @@ def _new(name: str, metric: Metric) -> AgentFigures:
     return AgentFigures(name, first_score=0.0, n_better=0, n_worse=0)
 
 
-def _score(answer: str, one: JudgedConversation, metric: Metric) -> float:
-    """Return the score of an answer marked on the way; 0 for one that cannot be scored."""
-    scores = []
-    for gold in one.problem.golds:
-        try:
-            scores.append(metric.points(answer, gold, one.problem.choices))
-        except JudgeError:
-            scores.append(0.0)
-    return max(scores)
+def _score(answer: str, one: JudgedConversation, metric: Metric) -> float | None:
+    """Return the score of an answer marked on the way; None for one that cannot be scored here."""
+    if metric.is_slow:
+        return None
+    try:
+        return max(metric.points(answer, gold, one.problem.choices) for gold in one.problem.golds)
+    except JudgeError:
+        return None

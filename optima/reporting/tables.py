@@ -226,7 +226,7 @@ def _agent_cells(agent: AgentFigures) -> tuple[str, ...]:
         f"{agent.n_turns / said:.2f}", f"{agent.n_tokens / turns:.1f}",
         f"{agent.seconds / turns:.2f}", f"{100 * agent.n_marked / turns:.0f} %",
         f"{100 * agent.n_first / said:.0f} %",
-        "" if score is None or not agent.n_first else f"{100 * score / agent.n_first:.1f}",
+        "" if score is None or not agent.n_scored else f"{100 * score / agent.n_scored:.1f}",
         str(agent.n_changed),
         *("" if n is None else str(n) for n in (agent.n_better, agent.n_worse)),
     )  # fmt: skip
