@@ -24,7 +24,7 @@ from jinja2 import Environment
 from tqdm import tqdm
 
 from optima.errors import StageError, UsageError
-from optima.evaluation.agents import AgentFigures, agents_of
+from optima.evaluation.figures import AgentFigures, agents_of
 from optima.records import (
     atomic_writer,
     clear_temporaries,

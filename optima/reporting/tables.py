@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from optima.evaluation.agents import AgentFigures
-from optima.evaluation.figures import Figures
+from optima.evaluation.figures import AgentFigures, Figures
 from optima.evaluation.statistics import Estimate
 from optima.runs.comparison import Compared
 from optima.runs.costs import SPENT_ON, EvaluationCost, ModelCost, repaid_after

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from optima.evaluation.agents import AgentFigures, agents_of
-from optima.evaluation.figures import JudgedConversation
+from optima.evaluation.figures import AgentFigures, JudgedConversation, agents_of
 from optima.reporting.tables import agents_table
 from optima.tasks import Metric, get_metric
 from optima.types import Conversation, Problem, RewardParts, Turn
