@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from optima.evaluation.consistency import Point
-from optima.evaluation.statistics import Estimate, estimate_means, percentile
+from optima.evaluation.statistics import Estimate, Point, estimate_means, percentile
 from optima.tasks.task import JudgeError, Metric
 from optima.tasks.texts import normalise_text
 from optima.types import Conversation, Problem, RewardParts

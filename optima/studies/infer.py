@@ -20,8 +20,8 @@ from typing import Any
 from tqdm import tqdm
 
 from optima.errors import UsageError
-from optima.evaluation.consistency import group_answers
 from optima.evaluation.figures import Figures
+from optima.evaluation.statistics import group_answers
 from optima.plan import Step
 from optima.processes.environment import Environment
 from optima.prompts.rendering import Format
