@@ -27,8 +27,7 @@ from optima.runs.reader import BASELINES, Baseline, Run
 from optima.stages.context import Model, RunContext
 from optima.stages.opening import open_run
 from optima.stages.problems import TRAIN, read_test_problems
-from optima.studies.checkpoints import find_models
-from optima.studies.infer import hold, measured
+from optima.studies.infer import find_models, hold, measured
 from optima.tasks.loading import told_to_one
 from optima.types import Problem
 

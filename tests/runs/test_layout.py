@@ -14,7 +14,7 @@ from optima.runs.directory import RunDir, read_recipe
 from optima.runs.files import read_outline
 from optima.runs.layout import finished_stages, read_attempts, read_done, stage_folders
 from optima.runs.status import read_folder, read_status
-from optima.studies.checkpoints import find_models
+from optima.studies.infer import find_models
 from tests.reporting import made
 from tests.runs.test_directory import recipe
 from tests.runs.test_outputs import trained
