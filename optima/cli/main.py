@@ -256,7 +256,7 @@ def pairs(
     chosen, rejected). Only fields of pairs can be changed, such as pairs.theta_diff=0.1 (or
     select.theta_diff=0.1).
     """
-    from optima.studies.pairing import rebuild_pairs
+    from optima.studies.rescore import rebuild_pairs
 
     changes = [
         change.replace("select.", "pairs.", 1) if change.startswith("select.") else change
