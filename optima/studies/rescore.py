@@ -313,7 +313,7 @@ def _of_pairs(harvest: Harvest) -> Chosen:
     return Chosen(
         harvest.n_found, len(chosen), len({one.problem_id for one in chosen}),
         _mean([one.chosen_value for one in chosen]), _mean([one.rejected_value for one in chosen]),
-        _mean([one.chosen.n_tokens for one in chosen]),
+        _mean([one.chosen.n_counted for one in chosen]),
     )  # fmt: skip
 
 
