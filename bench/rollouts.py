@@ -18,8 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from optima.conversation.agent import Speaker
-from optima.conversation.dialogue import Completion, Dialogue, Request, hold_conversations
+from optima.conversation.dialogue import Completion, Dialogue, Request, Speaker, hold_conversations
 from optima.conversation.loading import load_codec
 from optima.processes.managed import ManagedProcess
 from optima.prompts.rendering import PromptStyle, system_prompt

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from optima.conversation.agent import Speaker
+from optima.conversation.dialogue import Speaker
 from optima.conversation.loading import load_codec
 from optima.processes.devices import Devices, detect_devices
 from optima.processes.environment import resolve_environment

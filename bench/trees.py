@@ -24,7 +24,7 @@ from bench.rollouts import ask_only, dialogues, fake_server_argv, first_request
 from optima.conversation.dialogue import Completion, Dialogue, Request
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import DataSection, RewardSection, SearchSection, ServingSection
-from optima.search.grow import Forest
+from optima.search.tree import Forest
 from optima.serving.client import CompletionClient, Server
 from optima.serving.probe import is_healthy
 from optima.serving.worker import free_port

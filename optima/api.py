@@ -98,8 +98,7 @@ def evaluate(
     """
     from optima.reporting.results import write_inference
     from optima.runs.reader import open_run
-    from optima.studies.checkpoints import name_model
-    from optima.studies.infer import run_inference
+    from optima.studies.infer import name_model, run_inference
 
     if isinstance(model, str | Path):
         models: tuple[Model, ...] = (name_model(str(model), "model"),)
@@ -137,7 +136,7 @@ def name_models(specs: Sequence[Place]) -> "tuple[Model, ...]":
 
     ``iter_0/train/model`` is called by its run and iteration.
     """
-    from optima.studies.checkpoints import name_model
+    from optima.studies.infer import name_model
 
     found = []
     for spec in specs:
@@ -155,7 +154,7 @@ def read_models(
     model: str | None, root: Path | None, base: str | None = None
 ) -> "tuple[Model, ...]":
     """Return one model, or all in and below ``root``, the base first."""
-    from optima.studies.checkpoints import find_models, name_model
+    from optima.studies.infer import find_models, name_model
 
     if root is None and model is None:
         raise UsageError("--model-root or --model: is missing; name a run, a folder, or a model")

@@ -11,20 +11,21 @@ import math
 from collections.abc import Sequence
 
 from optima.recipe.schema import Recipe, RewardSection
+from optima.tasks.task import JudgeError
 from optima.types import Conversation, RewardParts
 
 
 def compute_reward(
     conversation: Conversation,
     *,
-    task_score: float | str,
+    task_score: float | JudgeError,
     normaliser_tokens: int,
     turn_losses: Sequence[float | None] | None,
     section: RewardSection,
 ) -> RewardParts:
     """Return the reward with its parts.
 
-    ``task_score`` is R_task, or the reason why it could not be computed. ``normaliser_tokens`` is
+    ``task_score`` is R_task, or why it could not be computed. ``normaliser_tokens`` is
     the largest token count of the group (search: of the probe; evaluation: of the first model).
     ``turn_losses`` has one entry per turn, None where the turn is empty or could not be scored;
     it may be None as a whole when lambda_loss is 0. A reward that cannot be computed has
@@ -32,12 +33,12 @@ def compute_reward(
     """
     n_tokens = conversation.n_tokens
     error = conversation.error
-    if error is None and isinstance(task_score, str):
-        error = task_score
+    if error is None and isinstance(task_score, JudgeError):
+        error = str(task_score)
     loss, of_loss = None, 0.0
     if error is None:
         loss, of_loss, error = loss_term(conversation, turn_losses, section)
-    task = task_score if isinstance(task_score, float) else 0.0
+    task = 0.0 if isinstance(task_score, JudgeError) else task_score
     token = min(1.0, n_tokens / normaliser_tokens)
     of_tokens = token_term(conversation, token, section)
     total: float | None = None

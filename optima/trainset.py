@@ -6,7 +6,7 @@ without the pool; only what it sampled carries loss.
 
 from collections.abc import Iterable, Sequence
 
-from optima.conversation.agent import Speaker
+from optima.conversation.dialogue import Speaker
 from optima.seeding import SEED_BITS, derive_seed
 from optima.selection import share_of
 from optima.types import TrainingRow, Turn

@@ -47,6 +47,14 @@ class Problem(Record):
     choices: tuple[str, ...] = ()
 
 
+def spoken_tokens(n_tokens: int, n_spoken: int | None) -> int:
+    """Return the tokens of an utterance by the paper's count: label in, end of turn out (#Tok).
+
+    Where a run of before it was kept has none, those generated stand for them.
+    """
+    return n_tokens if n_spoken is None else n_spoken
+
+
 class Turn(Record):
     """One utterance. ``f"{name}:{text}"`` is what every agent sees of it.
 
@@ -68,6 +76,11 @@ class Turn(Record):
     seconds: float
     token_ids: tuple[int, ...] | None = None
 
+    @property
+    def n_counted(self) -> int:
+        """Its tokens as they are counted (``spoken_tokens``)."""
+        return spoken_tokens(self.n_tokens, self.n_spoken)
+
 
 class Conversation(Record):
     """Sample ``n`` of the conversations about one problem; ``answer`` is the last one marked."""
@@ -85,7 +98,7 @@ class Conversation(Record):
     @property
     def n_tokens(self) -> int:
         """Tokens of the utterances by the paper's count: label in, end of turn out (#Tok)."""
-        return sum(turn.n_tokens if turn.n_spoken is None else turn.n_spoken for turn in self.turns)
+        return sum(turn.n_counted for turn in self.turns)
 
     @property
     def n_generated(self) -> int:

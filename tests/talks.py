@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from optima.conversation.agent import Speaker
-from optima.conversation.dialogue import Completion
-from optima.conversation.tokens import Ids
+from optima.conversation.codec import Ids
+from optima.conversation.dialogue import Completion, Speaker
 from optima.types import Turn
 from tests.tokenizers import codec, encoder
 

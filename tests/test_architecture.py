@@ -25,8 +25,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "core",
         (
             "optima.recipe.schema",
-            "optima.recipe.serving",
-            "optima.recipe.training",
+            "optima.recipe.sections",
             "optima.tasks",
             "optima.prompts",
             "optima.conversation",
@@ -83,10 +82,12 @@ OUTSIDE = {
 }  # fmt: skip
 ASKS_THE_HUB = {"optima.tasks.rows": {"datasets"}}
 N_LINES_MAX = 450
-# How far the imports go that a reader follows, as measured on 2026-11-27; they may only fall.
-# Aimed at: chains of 16 modules, and 50 modules from the first command to a trained model.
-N_CHAIN_MAX = 17
-N_REACHED_MAX = 100  # from optima.cli.training
+# How many modules there are, and how far the imports go that a reader follows, as measured on
+# 2026-11-27; they may only fall. Aimed at: 110 modules, and 50 from the first command to a trained
+# model.
+N_MODULES_MAX = 131
+N_CHAIN_MAX = 16
+N_REACHED_MAX = 87  # from optima.cli.training
 
 
 def _module_name(path: Path) -> str:
@@ -182,6 +183,10 @@ def test_imports_point_one_way() -> None:
                 names = LAYERS[own][0], LAYERS[layer][0]
                 wrong.append(f"{module}:{line}: {names[0]} imports {target} ({names[1]})")
     assert wrong == []
+
+
+def test_modules_are_few() -> None:
+    assert len(TREES) <= N_MODULES_MAX
 
 
 def test_chains_of_imports_are_short_and_end() -> None:

@@ -14,8 +14,7 @@ import pytest
 
 from optima import plugins
 from optima.errors import DataError, RecipeError, UsageError
-from optima.prompts.formats import load_formats
-from optima.prompts.rendering import PromptStyle, system_prompt
+from optima.prompts.rendering import PromptStyle, load_formats, system_prompt
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import DataSection
 from optima.stages.generate import TaskAgreement

@@ -6,6 +6,7 @@ import pytest
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import RewardSection
 from optima.reward import compute_reward, has_repeated_utterance, needs_losses, search_reward
+from optima.tasks.task import JudgeError
 from optima.types import Conversation, Fault, RewardParts, Turn
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -189,8 +190,8 @@ def test_faulty_conversation_is_rewarded_but_not_eligible(fault: Fault) -> None:
 @pytest.mark.parametrize(
     ("made", "score", "losses", "reason"),
     [
-        (conversation(" a", error="no server"), "the judge hung", (None,), "no server"),
-        (conversation(" a"), "the judge hung", (None,), "the judge hung"),
+        (conversation(" a", error="no server"), JudgeError("the judge hung"), (None,), "no server"),
+        (conversation(" a"), JudgeError("the judge hung"), (None,), "the judge hung"),
         (conversation(), 1.0, (), "every utterance is empty"),
         (conversation(" a"), 1.0, (None,), "turn 0: the base model gave no finite loss"),
         (conversation("", " b"), 1.0, (None, None), "turn 1: the base model gave no finite loss"),
@@ -199,7 +200,7 @@ def test_faulty_conversation_is_rewarded_but_not_eligible(fault: Fault) -> None:
     ],
 )
 def test_reward_that_cannot_be_computed_is_an_error_and_never_a_number(
-    made: Conversation, score: float | str, losses: tuple[float | None, ...], reason: str
+    made: Conversation, score: float | JudgeError, losses: tuple[float | None, ...], reason: str
 ) -> None:
     parts = compute_reward(
         made, task_score=score, normaliser_tokens=10, turn_losses=losses, section=RewardSection()

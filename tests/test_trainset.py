@@ -1,6 +1,6 @@
 import pytest
 
-from optima.conversation.agent import Speaker
+from optima.conversation.dialogue import Speaker
 from optima.trainset import conversation_rows, is_held_out
 from tests.talks import NAMES, ids_of, speakers, turn
 from tests.templates import FAMILIES

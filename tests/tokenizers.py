@@ -14,8 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from optima.conversation.template import ChatTemplate, Roles
-from optima.conversation.tokens import ChatCodec, Encoder
+from optima.conversation.codec import ChatCodec, ChatTemplate, Encoder, Roles
 from tests.templates import FAMILIES, SPECIAL_TOKENS
 
 VOCABULARY = 900

@@ -28,7 +28,7 @@ from optima.cli.options import (
 from optima.errors import UsageError
 
 if TYPE_CHECKING:
-    from optima.conversation.template import Roles
+    from optima.conversation.codec import Roles
     from optima.recipe.schema import ModelSection
 
 ABOUT = """\
@@ -256,7 +256,7 @@ def pairs(
     chosen, rejected). Only fields of pairs can be changed, such as pairs.theta_diff=0.1 (or
     select.theta_diff=0.1).
     """
-    from optima.studies.pairing import rebuild_pairs
+    from optima.studies.rescore import rebuild_pairs
 
     changes = [
         change.replace("select.", "pairs.", 1) if change.startswith("select.") else change

@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from optima.conversation.template import ChatTemplate, Roles
-from optima.conversation.tokens import ChatCodec, Encoder
+from optima.conversation.codec import ChatCodec, ChatTemplate, Encoder, Roles
 from optima.errors import ModelError
 from optima.models import check_fetched
 

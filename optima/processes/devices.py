@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from optima.errors import UsageError
-from optima.recipe.serving import ServingSection
+from optima.recipe.sections import ServingSection
 
 _SMI_TIMEOUT_S = 60.0
 _LOST = "Unable to determine the device handle"  # of a GPU that fell off the bus

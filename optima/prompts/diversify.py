@@ -15,7 +15,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from rapidfuzz import fuzz
 
 from optima.errors import ServerError, UsageError
-from optima.prompts.formats import Format, load_formats
+from optima.prompts.rendering import Format, load_formats
 from optima.records import write_text
 from optima.seeding import derive_seed, digest, rng
 

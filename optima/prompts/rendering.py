@@ -1,8 +1,11 @@
-"""System prompts, rendered from the text files in ``templates/`` or from a recipe's own.
+"""System prompts, rendered from the files in ``templates/`` or a recipe's own, and the formats.
 
 The same arguments give the same bytes at generation and at training: nothing here depends on the
 iteration, the time, or the order of a dict. Templates get ``open_mark`` and ``close_mark``, never a
 mark with a placeholder in it: small models copy what stands there (docs/decisions/0005-prompts.md).
+
+A communication format is an instruction that a template takes in (paper section 3.1: iteration 0
+draws from a pool): a text file in ``formats/``, whose name without the ending is its id.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +23,7 @@ from optima.types import AnswerStyle, Problem, Setting
 
 TEMPLATE_DIR = Path(__file__).parent / "templates"
 MARKS: dict[AnswerStyle, tuple[str, str]] = {"tag": ("<A>", "</A>"), "boxed": (r"\boxed{", "}")}
+POOL_DIR = Path(__file__).parent / "formats"
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,3 +260,47 @@ def _template(name: str, folders: tuple[Path, ...]) -> jinja2.Template:
 
 def _listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """An instruction how to write messages."""
+
+    format_id: str
+    text: str
+
+
+def load_formats(more: str | Path | None = None) -> tuple[Format, ...]:
+    """Return the built-in pool and the formats of ``more``, in the order of their names.
+
+    ``more`` is a directory, or a plug-in (``plugins.FORMATS``) that is one. Raises UsageError when
+    it has no ``*.txt`` file, a file is empty, or an id is taken.
+    """
+    paths = sorted(POOL_DIR.glob("*.txt"))
+    if more is not None:
+        folder = _folder(str(more))
+        extra = sorted(folder.glob("*.txt"))
+        if not extra:
+            raise UsageError(
+                f"sampling.format_pool_path={more}: holds no *.txt file; write one file a "
+                "format, or make some with `optima prompts diversify`"
+            )
+        paths += extra
+    formats: dict[str, Format] = {}
+    for path in paths:
+        text = path.read_text(encoding="utf-8").strip()
+        if not text:
+            raise UsageError(f"{path}: is empty; write the instruction or remove the file")
+        if path.stem in formats:
+            raise UsageError(f"{path}: the name {path.stem} is taken by another format; rename it")
+        formats[path.stem] = Format(path.stem, text)
+    return tuple(formats.values())
+
+
+def _folder(name: str) -> Path:
+    """Return the directory that a recipe names; one that is there comes before a plug-in."""
+    try:
+        plugin = None if Path(name).is_dir() else plugins.find(plugins.FORMATS, name)
+        return Path(name) if plugin is None else plugins.load(plugin, Path)
+    except UsageError as error:
+        raise UsageError(f"sampling.format_pool_path: {error}") from error

@@ -4,7 +4,7 @@ Defaults are the paper's (arXiv 2410.08115, Table 8 and App. A) where it gives o
 holds only what differs. Paths of artifacts are not fields: they derive from the run directory. An
 upper bound is beyond what anyone wants and within what a machine can take. A check over several
 fields begins its message with the key of one of them, relative to the section that is checked:
-``key: what is wrong; remedy``. Serving and training have modules of their own.
+``key: what is wrong; remedy``. Those of serving and training stand in ``sections``.
 """
 
 import unicodedata
@@ -13,14 +13,14 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from optima.recipe.serving import ServingSection as ServingSection
-from optima.recipe.training import DpoSection as DpoSection
-from optima.recipe.training import InfluenceSection as InfluenceSection
-from optima.recipe.training import LoraSection as LoraSection
-from optima.recipe.training import PairSection as PairSection
-from optima.recipe.training import SearchSection as SearchSection
-from optima.recipe.training import TrainSection as TrainSection
-from optima.tasks.data import DataSection as DataSection
+from optima.recipe.sections import DpoSection as DpoSection
+from optima.recipe.sections import InfluenceSection as InfluenceSection
+from optima.recipe.sections import LoraSection as LoraSection
+from optima.recipe.sections import PairSection as PairSection
+from optima.recipe.sections import SearchSection as SearchSection
+from optima.recipe.sections import ServingSection as ServingSection
+from optima.recipe.sections import TrainSection as TrainSection
+from optima.tasks.task import DataSection as DataSection
 from optima.types import Section, section_of
 
 ChoiceAnswer = Literal["text", "letter"]

@@ -24,8 +24,8 @@ from optima.reporting.drawing import (
     render,
     shorten,
 )
+from optima.runs.comparison import transfers
 from optima.runs.reader import Run
-from optima.runs.several import transfers
 
 # Numbers of their looks, the same in every figure.
 _STOPS = {"agreement": 0, "alone": 2, "max_turns": 1, "context_overflow": 3, "error": 4}

@@ -9,9 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from optima.evaluation.consistency import Point
 from optima.evaluation.figures import Figures
-from optima.evaluation.statistics import Estimate
+from optima.evaluation.statistics import Estimate, Point
 from optima.reporting.drawing import (
     COLOURS,
     DASHES,

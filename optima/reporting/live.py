@@ -17,8 +17,8 @@ from aiohttp import web
 from optima.errors import OptimaError, UsageError
 from optima.reporting.archive import StaleError
 from optima.reporting.report import Content, contents, page_parts
+from optima.runs.comparison import find_runs
 from optima.runs.files import CONVERSATIONS, DONE, ROUNDS
-from optima.runs.several import find_runs
 from optima.runs.status import read_status, status_text
 from optima.seeding import digest
 

@@ -24,7 +24,7 @@ from jinja2 import Environment
 from tqdm import tqdm
 
 from optima.errors import StageError, UsageError
-from optima.evaluation.agents import AgentFigures, agents_of
+from optima.evaluation.figures import AgentFigures, agents_of
 from optima.records import (
     atomic_writer,
     clear_temporaries,
@@ -49,10 +49,9 @@ from optima.reporting.tables import (
     votes_table,
 )
 from optima.reporting.trees import Trees
-from optima.runs.comparison import differences
+from optima.runs.comparison import differences, open_runs, transfers
 from optima.runs.files import PROVENANCE, RECIPE
 from optima.runs.reader import Run
-from optima.runs.several import open_runs, transfers
 from optima.tasks import get_task
 
 logger = logging.getLogger(__name__)

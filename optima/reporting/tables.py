@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from optima.evaluation.agents import AgentFigures
-from optima.evaluation.figures import Figures
+from optima.evaluation.figures import AgentFigures, Figures
 from optima.evaluation.statistics import Estimate
 from optima.runs.comparison import Compared
 from optima.runs.costs import SPENT_ON, EvaluationCost, ModelCost, repaid_after
@@ -226,7 +225,7 @@ def _agent_cells(agent: AgentFigures) -> tuple[str, ...]:
         f"{agent.n_turns / said:.2f}", f"{agent.n_tokens / turns:.1f}",
         f"{agent.seconds / turns:.2f}", f"{100 * agent.n_marked / turns:.0f} %",
         f"{100 * agent.n_first / said:.0f} %",
-        "" if score is None or not agent.n_first else f"{100 * score / agent.n_first:.1f}",
+        "" if score is None or not agent.n_scored else f"{100 * score / agent.n_scored:.1f}",
         str(agent.n_changed),
         *("" if n is None else str(n) for n in (agent.n_better, agent.n_worse)),
     )  # fmt: skip

@@ -41,12 +41,13 @@ from optima.runs.layout import (
     GENERATED,
     StageDone,
     check_outputs,
+    file_digest,
+    find_files,
     finished_stages,
     read_done,
     read_marker,
     stage_folders,
 )
-from optima.runs.outputs import file_digest, find_files
 from optima.seeding import digest
 from optima.types import Record
 

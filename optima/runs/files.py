@@ -25,7 +25,7 @@ from optima.errors import StageError
 from optima.recipe.schema import Recipe
 from optima.records import make_folder, read_record, write_text
 from optima.runs.layout import StageDone, read_done, stage_folders
-from optima.types import Record
+from optima.types import Record, spoken_tokens
 
 RECIPE, PROVENANCE, METRICS, LOCK = "recipe.yaml", "provenance.json", "metrics.jsonl", "LOCK"
 PLAN, RESULTS = "plan.json", "results.json"
@@ -216,10 +216,7 @@ def parsed(line: bytes, place: object) -> dict[str, Any]:
 
 def n_spoken(talk: Mapping[str, Any]) -> int:
     """Return the tokens of a parsed conversation by the paper's count."""
-    return sum(
-        turn["n_tokens"] if turn.get("n_spoken") is None else turn["n_spoken"]
-        for turn in talk["turns"]
-    )
+    return sum(spoken_tokens(turn["n_tokens"], turn.get("n_spoken")) for turn in talk["turns"])
 
 
 def _began(stage: Path, path: Path) -> float:

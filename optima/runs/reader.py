@@ -17,8 +17,8 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ValidationError
 
 from optima.errors import StageError, UsageError
-from optima.evaluation.consistency import Point, Sample, scaling_curve, vote_of_all
 from optima.evaluation.figures import Figures, Judged, JudgedConversation, figures_of, tally
+from optima.evaluation.statistics import Point, Sample, scaling_curve, vote_of_all
 from optima.plan import BASE, COLD_START, iterations
 from optima.recipe.schema import Recipe
 from optima.records import R, check_path, read_records

@@ -1,4 +1,4 @@
-"""Preference pairs from a grown tree (paper Alg. 5); pure.
+"""Preference pairs: from a grown tree (paper Alg. 5), and in the format of other projects.
 
 Of the children of a node the one of highest and the one of lowest final value are a pair when
 
@@ -6,19 +6,32 @@ Of the children of a node the one of highest and the one of lowest final value a
 
 and of a problem's pairs the share ``keep_share`` with the best chosen child is kept, at least one.
 The chosen child's own utterance is never faulty (role leakage, cut at the token limit).
+
+Others' preferences come, and ours go, in the common conversational format: one JSON object a line,
+with a list of messages (``role``, ``content``) under each of prompt, chosen and rejected. Other
+keys are ignored on reading; a line whose sides are not one assistant message each is refused.
 """
 
+import json
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from optima.conversation.agent import Speaker, utterance
+from pydantic import ValidationError
+
+from optima.conversation.codec import ChatCodec
+from optima.conversation.dialogue import Speaker, utterance
+from optima.errors import DataError
 from optima.recipe.schema import PairSection, SearchSection
 from optima.search.tree import Node, Tree
 from optima.seeding import rng
 from optima.selection import share_of
 from optima.types import DialogueTree, Message, PreferencePair, PreferenceRow
+
+SIDES = ("prompt", "chosen", "rejected")
 
 
 @dataclass(slots=True)
@@ -133,3 +146,67 @@ def _pair(
 
 def _by_chosen_value(pair: PreferencePair) -> tuple[float, int]:
     return (-pair.chosen_value, pair.parent)
+
+
+def to_conversational(row: PreferenceRow) -> dict[str, list[dict[str, str]]]:
+    """Return the row as trainers of other projects take it."""
+    tree: dict[str, Any] = row.model_dump(mode="json", include=set(SIDES))
+    return {side: tree[side] for side in SIDES}
+
+
+def export_lines(rows: Iterable[PreferenceRow]) -> Iterator[str]:
+    """Yield one line of JSON per row, with its newline."""
+    for row in rows:
+        yield json.dumps(to_conversational(row), ensure_ascii=False) + "\n"
+
+
+def read_conversational(path: Path, codec: ChatCodec) -> tuple[PreferenceRow, ...]:
+    """Read a file of preferences and tokenise them; DataError names the first line that is none."""
+    try:
+        lines = path.read_bytes().split(b"\n")  # texts may hold other ends of lines, as U+2028
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check pairs.path") from error
+    return tuple(
+        _row(line, f"{path}:{number}", number, codec)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    )
+
+
+def _row(line: bytes, place: str, number: int, codec: ChatCodec) -> PreferenceRow:
+    try:
+        tree = json.loads(line)
+        prompt, chosen, rejected = (
+            tuple(Message.model_validate(message) for message in _messages(tree[side]))
+            for side in SIDES
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
+        raise DataError(
+            f"{place}: is not a preference ({reason}); write lists of messages under prompt, "
+            "chosen and rejected"
+        ) from error
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if len(side) != 1 or side[0].role != "assistant":
+            roles = ", ".join(f"role {message.role}" for message in side) or "no message"
+            raise DataError(
+                f"{place}: {name}: {roles}: a side of a preference is one assistant message"
+            )
+    if not prompt:
+        raise DataError(f"{place}: prompt: is empty; a preference needs at least one message")
+    prompt_ids, chosen_ids = codec.continuation(prompt, chosen[0])
+    return PreferenceRow(
+        problem_id=f"imported/{number}",
+        agent=0,
+        prompt=prompt,
+        chosen=(chosen[0],),
+        rejected=(rejected[0],),
+        prompt_ids=prompt_ids,
+        chosen_ids=chosen_ids,
+        rejected_ids=codec.continuation(prompt, rejected[0])[1],
+        n_retokenised=2,
+    )
+
+
+def _messages(value: Any) -> list[dict[str, Any]]:
+    return [{"role": message["role"], "content": message["content"]} for message in value]

@@ -21,8 +21,7 @@ from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import Recipe
-from optima.recipe.serving import base_url
-from optima.recipe.training import MAX_SERVED_RANK
+from optima.recipe.sections import MAX_SERVED_RANK, base_url
 from optima.serving.client import HOST, MODEL_NAME, Server
 from optima.serving.probe import served_as, with_retries
 from optima.serving.worker import EndpointWorker, Worker

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
-from optima.conversation.agent import Speaker
-from optima.conversation.tokens import ChatCodec
+from optima.conversation.codec import ChatCodec
+from optima.conversation.dialogue import Speaker
 from optima.errors import UsageError
 from optima.plan import Step
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
-from optima.prompts.formats import Format
-from optima.prompts.rendering import PromptStyle, cue, system_prompt
+from optima.prompts.rendering import Format, PromptStyle, cue, system_prompt
 from optima.recipe.schema import Recipe
 from optima.reward import needs_losses
 from optima.runs.directory import RunDir, Stage

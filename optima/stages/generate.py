@@ -23,7 +23,7 @@ from optima.errors import StageError
 from optima.evaluation.health import HealthCount, TalkHealth
 from optima.plan import Step
 from optima.processes import interruption
-from optima.prompts.formats import Format
+from optima.prompts.rendering import Format
 from optima.records import RecordAppender, atomic_writer, repair_tail
 from optima.runs.directory import Stage
 from optima.runs.files import CONVERSATIONS
@@ -32,9 +32,9 @@ from optima.selection import share_of
 from optima.serving.client import CompletionClient, Server
 from optima.serving.fleet import Fleet
 from optima.stages.context import Made, Model, RunContext, Sampling, Team
+from optima.tasks.answers import assents, restates
 from optima.tasks.choices import named_choice
 from optima.tasks.judging import Judge
-from optima.tasks.restatement import assents, restates
 from optima.tasks.task import JudgeError, Metric
 from optima.types import Conversation, Problem
 

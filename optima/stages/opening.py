@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import optima
-from optima.conversation.agent import prove_talk
+from optima.conversation.codec import ChatCodec
+from optima.conversation.dialogue import prove_talk
 from optima.conversation.loading import load_codec
-from optima.conversation.tokens import ChatCodec
 from optima.plan import Counts
 from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices
 from optima.processes.environment import Environment, package_versions
-from optima.prompts.formats import Format, load_formats
-from optima.prompts.rendering import PromptStyle
+from optima.prompts.rendering import Format, PromptStyle, load_formats
 from optima.recipe.schema import Recipe
 from optima.records import disk_errors, write_text
 from optima.runs.directory import RunDir

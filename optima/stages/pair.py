@@ -9,8 +9,7 @@ from optima.recipe.schema import PairSection
 from optima.records import read_records, write_records
 from optima.runs.directory import Stage
 from optima.runs.files import EVAL_ROWS, PAIRS, ROWS, TREES
-from optima.search.exchange import read_conversational
-from optima.search.pairs import Harvest, harvest_pairs, preference_row
+from optima.search.pairs import Harvest, harvest_pairs, preference_row, read_conversational
 from optima.selection import share_of
 from optima.stages.context import Made, RunContext, speakers_of
 from optima.stages.select import write_rows

@@ -97,7 +97,7 @@ def rank(
                 for conversation, score in zip(batch, scores, strict=True):
                     parts = compute_reward(
                         conversation,
-                        task_score=str(score) if isinstance(score, JudgeError) else score,
+                        task_score=score,
                         normaliser_tokens=max(1, divisors[conversation.problem_id]),
                         turn_losses=next(turn_losses).losses if turn_losses else None,
                         section=context.recipe.reward,
@@ -257,7 +257,7 @@ class RewardDesk:
             return [
                 compute_reward(
                     conversation,
-                    task_score=str(score) if isinstance(score, JudgeError) else score,
+                    task_score=score,
                     normaliser_tokens=self._yardstick.normaliser_tokens,
                     turn_losses=[known[turn.text.strip()] for turn in conversation.turns]
                     if self._scoring

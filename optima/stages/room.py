@@ -22,8 +22,7 @@ from optima.plan import COLD_START, Counts, iterations, plan
 from optima.processes.devices import Devices, gpu_memory
 from optima.processes.environment import Environment, package_versions
 from optima.recipe.schema import LoraSection, ModelSection, Recipe
-from optima.runs.layout import read_done
-from optima.runs.outputs import WEIGHTS
+from optima.runs.layout import WEIGHTS, read_done
 from optima.training.jobs import n_processes, plan_batches, resolve_parallelism
 from optima.training.launch import n_devices
 

@@ -26,7 +26,7 @@ from optima.records import (
 )
 from optima.runs.directory import Stage
 from optima.runs.files import CONVERSATIONS, ROUNDS, TREES
-from optima.search.grow import Forest
+from optima.search.tree import Forest
 from optima.stages.context import LossModel, Made, RunContext, Sampling, Team
 from optima.stages.generate import check_errors, completing, dialogue_about
 from optima.stages.rank import RewardDesk, RewardMeans, search_yardstick

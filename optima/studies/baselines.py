@@ -20,15 +20,14 @@ from optima.errors import UsageError
 from optima.evaluation.figures import Figures
 from optima.methods import run_method
 from optima.processes.environment import Environment
-from optima.prompts.formats import load_formats
+from optima.prompts.rendering import load_formats
 from optima.recipe.schema import AgentsSection, Recipe, SelectSection
 from optima.runs.files import RECIPE, write_stages
 from optima.runs.reader import BASELINES, Baseline, Run
 from optima.stages.context import Model, RunContext
 from optima.stages.opening import open_run
 from optima.stages.problems import TRAIN, read_test_problems
-from optima.studies.checkpoints import find_models
-from optima.studies.infer import hold, measured
+from optima.studies.infer import find_models, hold, measured
 from optima.tasks.loading import told_to_one
 from optima.types import Problem
 

@@ -14,12 +14,12 @@ from optima.processes.devices import Devices, check_sockets, core_warning, detec
 from optima.processes.environment import Environment, require_environment
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
-from optima.recipe.serving import base_url
+from optima.recipe.sections import base_url
 from optima.reward import needs_losses, scores_trees
 from optima.runs.directory import check_same_recipe
 from optima.runs.files import RECIPE, is_owned
 from optima.runs.layout import read_done
-from optima.search.exchange import read_conversational
+from optima.search.pairs import read_conversational
 from optima.serving.client import Server
 from optima.serving.fleet import endpoint_key, gpu_groups, server_argv
 from optima.serving.probe import served_as, served_models

@@ -2,11 +2,12 @@
 
 Every stored conversation is rewarded again from what the run keeps of it (its answer, its tokens,
 the losses of its turns), and each iteration's selection is made again, beside the one it had. Trees
-keep their shape: which of their nodes were expanded followed from the rewards of the run.
+keep their shape: which of their nodes were expanded followed from the rewards of the run. Their
+pairs can also be rebuilt alone, with other thresholds, and exported.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,34 @@ from typing import Any
 from optima.conversation.dialogue import find_faults, last_answer
 from optima.errors import UsageError
 from optima.evaluation.figures import JudgedConversation
+from optima.prompts.rendering import PromptStyle
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe, RewardSection
+from optima.records import atomic_writer
 from optima.reporting.tables import Table
 from optima.reward import compute_reward, search_reward
-from optima.runs.files import RECIPE
+from optima.runs.files import RECIPE, TREES
 from optima.runs.reader import Run
-from optima.search.pairs import Harvest, harvest_pairs
+from optima.search.pairs import Harvest, export_lines, harvest_pairs, preference_row
 from optima.search.tree import Tree
 from optima.selection import best_of_each, select_top
+from optima.stages.context import speakers_of
+from optima.stages.opening import model_codec
 from optima.stages.rank import in_batches
 from optima.tasks import get_task
 from optima.tasks.judging import Judge, JudgeError, Judgement
 from optima.tasks.task import Metric
-from optima.types import Conversation, DialogueTree, Problem, RewardParts
+from optima.types import (
+    Conversation,
+    DialogueTree,
+    PreferencePair,
+    PreferenceRow,
+    Problem,
+    RewardParts,
+)
 
 CHANGEABLE = ("reward.", "select.", "pairs.", "search.lambda_token=", "search.lambda_loss=")
+PAIRS_HEAD = ("iteration", "trees", "pairs", "kept", "problems", "chosen", "rejected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +267,7 @@ class _Changed:
             for one, score in zip(batch, self._scores(batch), strict=True):
                 yield compute_reward(
                     one.conversation,
-                    task_score=str(score) if isinstance(score, JudgeError) else score,
+                    task_score=score,
                     normaliser_tokens=_normaliser(one.parts),
                     turn_losses=one.losses,
                     section=section,
@@ -300,7 +313,7 @@ def _of_pairs(harvest: Harvest) -> Chosen:
     return Chosen(
         harvest.n_found, len(chosen), len({one.problem_id for one in chosen}),
         _mean([one.chosen_value for one in chosen]), _mean([one.rejected_value for one in chosen]),
-        _mean([one.chosen.n_tokens for one in chosen]),
+        _mean([one.chosen.n_counted for one in chosen]),
     )  # fmt: skip
 
 
@@ -338,3 +351,57 @@ def _models_table(found: Sequence[Evaluated]) -> Table:
 
 def _shown(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def rebuild_pairs(
+    run_dir: Path, iteration: str | None, overrides: Sequence[str], out: Path | None
+) -> Table:
+    """Return a table of the pairs of every iteration; with ``out`` export them in their order.
+
+    What trainings decide is left out: with strategy ``influence`` all pairs above the thresholds
+    count as kept.
+
+    Raises UsageError when the directory holds no such run or iteration, or ``out`` has no folder.
+    """
+    run = Run(run_dir)
+    _ = run.recipe  # says what is wrong with the stored one by itself
+    recipe = load_recipe(run_dir / RECIPE, overrides)
+    if recipe.search is None or recipe.pairs is None:
+        raise UsageError(
+            f"--run {run_dir}: is a run of method {recipe.method}, which has no trees; name one of "
+            "optima-dpo or optima-sft-dpo"
+        )
+    grown = [search.label for search in run.searches if search.is_finished]
+    labels = [label for label in grown if iteration in (None, label)]
+    if not labels:
+        what = f"--iteration {iteration}" if iteration else f"--run {run_dir}"
+        remedy = f"take one of {', '.join(grown)}" if grown else "let the run grow some first"
+        raise UsageError(f"{what}: has no finished trees ({run_dir}/*/search/{TREES}); {remedy}")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out}: its folder does not exist; make it first")
+    rows: list[tuple[str, ...]] = []
+    kept: list[PreferencePair] = []
+    problems = run.problems("train")
+    for label in labels:
+        harvest = _harvest(run.trees(label), recipe)
+        kept += harvest.chosen
+        chosen = _of_pairs(harvest)
+        rows.append(
+            (
+                label, str(harvest.n_trees), str(chosen.n_found), str(chosen.n_chosen),
+                str(chosen.n_problems), _shown(chosen.high, 3), _shown(chosen.low, 3),
+            )
+        )  # fmt: skip
+    if out is not None:
+        with atomic_writer(out) as file:
+            file.writelines(export_lines(_training_rows(recipe, problems, kept)))
+    return Table(PAIRS_HEAD, tuple(rows))
+
+
+def _training_rows(
+    recipe: Recipe, problem_by_id: Mapping[str, Problem], pairs: Sequence[PreferencePair]
+) -> Iterator[PreferenceRow]:
+    codec = model_codec(recipe, recipe.model.path)
+    style = PromptStyle.of(recipe, get_task(recipe.task))
+    for pair in pairs:
+        yield preference_row(pair, speakers_of(style, codec, problem_by_id[pair.problem_id]))

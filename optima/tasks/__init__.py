@@ -1,4 +1,4 @@
-"""The benchmarks, one file each, the table of them, and the tasks of other packages.
+"""The benchmarks (ARC and MMLU share a file), the table of them, and the tasks of other packages.
 
 What a task of another package is made of can be imported from here (docs/tasks.md).
 """
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from optima import plugins
 from optima.errors import UsageError
-from optima.tasks import arc, cbt, gsm8k, hotpot_qa, math, mmlu, trivia_qa, two_hop
+from optima.tasks import arc_mmlu, cbt, gsm8k, hotpot_qa, math, trivia_qa, two_hop
 from optima.tasks.dealing import Dealing as Dealing
 from optima.tasks.metrics import EXACT_MATCH, F1, MATH
 from optima.tasks.task import HubSource as HubSource
@@ -29,8 +29,8 @@ TASKS: dict[str, Task] = {
     "cbt": cbt.TASK,
     "math": math.TASK,
     "gsm8k": gsm8k.TASK,
-    "arc": arc.TASK,
-    "mmlu": mmlu.TASK,
+    "arc": arc_mmlu.ARC,
+    "mmlu": arc_mmlu.MMLU,
     "two_hop": two_hop.TASK,
 }
 METRICS: dict[str, Metric] = {"f1": F1, "exact_match": EXACT_MATCH, "math": MATH}

@@ -16,11 +16,18 @@ from typing import Literal, TypeVar
 from optima.errors import DataError, OptimaError
 from optima.plugins import describe_error
 from optima.seeding import derive_seed, digest
-from optima.tasks.data import DataSection
 from optima.tasks.dealing import NO_CONTEXT, Dealing
 from optima.tasks.judging import Judge, JudgeError
 from optima.tasks.rows import RawRow, read_hub, read_path
-from optima.tasks.task import Excluded, MalformedRowError, Row, Task, WithheldGoldError, describe
+from optima.tasks.task import (
+    DataSection,
+    Excluded,
+    MalformedRowError,
+    Row,
+    Task,
+    WithheldGoldError,
+    describe,
+)
 from optima.types import Problem
 
 T = TypeVar("T")

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from optima.errors import DataError
-from optima.tasks.data import DataSection
-from optima.tasks.task import HubSource, MalformedRowError, Row, Task, describe
+from optima.tasks.task import DataSection, HubSource, MalformedRowError, Row, Task, describe
 
 PARQUET_BATCH = 256  # rows held at once as Python objects
 N_LISTED = 20  # names of a directory in a message

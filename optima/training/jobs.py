@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from optima.errors import RecipeError
-from optima.recipe.training import DpoSection, TrainSection
+from optima.recipe.sections import DpoSection, TrainSection
 from optima.types import ModelRef, Record
 
 JOB_FILE = "job.json"

@@ -31,7 +31,7 @@ from optima.processes.devices import Devices, free_port
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import ModelSection, Recipe
-from optima.recipe.training import TrainSection
+from optima.recipe.sections import TrainSection
 from optima.records import disk_errors, move_aside
 from optima.training.jobs import (
     CHECKPOINTS_DIR,

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.integrations import unset_hf_deepspeed_config
 
 from optima.errors import StageError
-from optima.recipe.training import TrainSection
+from optima.recipe.sections import TrainSection
 from optima.records import write_text
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR, Logprobs, TrainJob
 from optima.types import ModelRef

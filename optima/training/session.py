@@ -24,7 +24,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 
 from optima.errors import OptimaError, StageError
-from optima.recipe.training import TrainSection
+from optima.recipe.sections import TrainSection
 from optima.records import read_records, write_text
 from optima.selection import share_of
 from optima.training.jobs import (

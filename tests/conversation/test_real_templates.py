@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from optima.conversation.agent import Speaker, prove_talk
-from optima.conversation.template import ChatTemplate
-from optima.conversation.tokens import ChatCodec, Encoder
+from optima.conversation.codec import ChatCodec, ChatTemplate, Encoder
+from optima.conversation.dialogue import Speaker, prove_talk
 from optima.errors import ModelError
 from tests.conversation.test_token_identity import Spy, dialogue
 from tests.talks import NAMES

@@ -4,9 +4,9 @@ from typing import Literal
 
 import pytest
 
-from optima.conversation.agent import Speaker
+from optima.conversation.codec import ChatTemplate
+from optima.conversation.dialogue import Speaker
 from optima.conversation.loading import ModelFiles, load_codec, load_template
-from optima.conversation.template import ChatTemplate
 from optima.errors import ModelError
 from optima.types import Message
 from tests.talks import turn

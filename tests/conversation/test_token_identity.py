@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from optima.conversation.agent import Speaker
-from optima.conversation.dialogue import Completion, Dialogue, Request
+from optima.conversation.dialogue import Completion, Dialogue, Request, Speaker
 from optima.recipe.schema import ConversationSection, SearchSection
-from optima.search.grow import TreeGrower
 from optima.search.pairs import preference_row, sibling_pairs
+from optima.search.tree import TreeGrower
 from optima.trainset import conversation_rows
 from optima.types import Conversation, PreferencePair, RewardParts
 from tests.talks import NAMES, Reply, SameText, ids_of, speakers

@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, normalizers
 
-from optima.conversation.agent import Speaker, prove_talk
-from optima.conversation.dialogue import sampled_ids
+from optima.conversation.codec import ChatCodec, ChatTemplate, Encoder
+from optima.conversation.dialogue import Speaker, prove_talk, sampled_ids
 from optima.conversation.loading import ModelFiles, load_codec, load_encoder
-from optima.conversation.template import ChatTemplate
-from optima.conversation.tokens import ChatCodec, Encoder
 from optima.errors import ModelError
 from optima.search.pairs import preference_row
 from optima.types import Message, PreferencePair

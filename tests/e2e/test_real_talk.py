@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from optima.conversation.codec import ChatCodec
 from optima.conversation.dialogue import Completion, Dialogue, Request
 from optima.conversation.loading import load_codec
-from optima.conversation.tokens import ChatCodec
 from optima.processes.devices import Devices
 from optima.processes.environment import resolve_environment
 from optima.prompts.rendering import PromptStyle

@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from optima.conversation.agent import Speaker
-from optima.conversation.dialogue import Completion, Dialogue, Request
+from optima.conversation.codec import ChatCodec
+from optima.conversation.dialogue import Completion, Dialogue, Request, Speaker
 from optima.conversation.loading import load_codec
-from optima.conversation.tokens import ChatCodec
 from optima.processes.devices import Devices
 from optima.processes.environment import resolve_environment
 from optima.recipe.loading import load_recipe

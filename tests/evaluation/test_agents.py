@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from optima.evaluation.agents import AgentFigures, agents_of
-from optima.evaluation.figures import JudgedConversation
-from optima.tasks import get_metric
+from optima.evaluation.figures import AgentFigures, JudgedConversation, agents_of
+from optima.reporting.tables import agents_table
+from optima.tasks import Metric, get_metric
 from optima.types import Conversation, Problem, RewardParts, Turn
 
 PROBLEM = Problem(problem_id="p", task="two_hop", question="Who?", golds=("Ann Lee",))
@@ -39,12 +39,12 @@ def test_firsts_changes_and_their_worth_are_counted_per_agent() -> None:
     # F1 of "Ann" for "Ann Lee" is 2/3. Alice: Bo -> Ann Lee is better, Ann -> Bo is worse.
     assert alice == AgentFigures(
         "Alice", n_conversations=3, n_turns=5, n_tokens=28, seconds=2.5, n_marked=4, n_first=2,
-        n_changed=2, first_score=1.0 + 2 / 3, n_better=1, n_worse=1,
+        n_scored=2, n_changed=2, first_score=1.0 + 2 / 3, n_better=1, n_worse=1,
     )  # fmt: skip
     # Bob: "ann lee." says the same words again; Ann Lee -> Ann is worse.
     assert bob == AgentFigures(
         "Bob", n_conversations=3, n_turns=4, n_tokens=20, seconds=2.0, n_marked=4, n_first=1,
-        n_changed=1, first_score=0.0, n_better=0, n_worse=1,
+        n_scored=1, n_changed=1, first_score=0.0, n_better=0, n_worse=1,
     )  # fmt: skip
 
 
@@ -52,6 +52,29 @@ def test_a_slow_metric_scores_no_answer_on_the_way() -> None:
     (alice, bob) = agents_of([judged([turn(0, "Bo"), turn(1, "Ann Lee")])], get_metric("math"))
     assert (alice.first_score, bob.n_better, bob.n_worse) == (None, None, None)
     assert (alice.n_first, bob.n_changed) == (1, 1)
+
+
+def score_of_known_names(answer: str, gold: str, choices: Sequence[str]) -> float:
+    if answer == "?":
+        raise ValueError("it names nobody")
+    return float(answer == gold)
+
+
+def test_answers_that_cannot_be_scored_are_left_out_and_not_counted_as_wrong() -> None:
+    metric = Metric("names", score_of_known_names)
+    talks = [
+        judged([turn(0, "?"), turn(1, "Bo"), turn(0, "Ann Lee")]),
+        judged([turn(0, "Ann Lee"), turn(1, "?"), turn(0, "Bo")]),
+    ]
+    alice, bob = agents_of(talks, metric)
+    # Of Alice's first answers one can be scored, and is right. ? -> Bo and Ann Lee -> ? are neither
+    # better nor worse, nor is ? -> Bo in the second talk; Bo -> Ann Lee is better.
+    assert (alice.n_first, alice.n_scored, alice.first_score) == (2, 1, 1.0)
+    assert (alice.n_changed, alice.n_better, alice.n_worse) == (2, 1, 0)
+    assert (bob.n_changed, bob.n_better, bob.n_worse) == (2, 0, 0)
+    table = agents_table([((), alice), ((), bob)], ())
+    column = table.head.index("their score")
+    assert [row[column] for row in table.rows] == ["100.0", ""]
 
 
 def test_an_agent_alone_has_a_line_of_its_own() -> None:

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from optima.evaluation.consistency import (
+from optima.evaluation.statistics import (
     IsSame,
     Sample,
     group_answers,

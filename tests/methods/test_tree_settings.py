@@ -10,7 +10,7 @@ import pytest
 
 from optima.runs.status import read_status
 from optima.stages.influence import best_groups, deal_groups
-from optima.studies.checkpoints import find_models
+from optima.studies.infer import find_models
 from tests.fake_runs import attempt, debate_data, results, run, start, wait_until
 from tests.fakes import commands, fake_environment
 

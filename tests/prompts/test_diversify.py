@@ -10,7 +10,7 @@ import pytest
 
 from optima.errors import ServerError, UsageError
 from optima.prompts.diversify import diversify
-from optima.prompts.formats import Format, load_formats
+from optima.prompts.rendering import Format, load_formats
 
 KEY = "a key"
 PROPOSALS = (

@@ -8,7 +8,7 @@ from rapidfuzz import fuzz
 
 from optima.errors import UsageError
 from optima.prompts.diversify import MAX_SIMILARITY
-from optima.prompts.formats import load_formats
+from optima.prompts.rendering import load_formats
 
 
 def test_pool_has_at_least_24_formats_of_one_to_three_sentences() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from optima.evaluation.consistency import Sample, scaling_curve
+from optima.evaluation.statistics import Sample, scaling_curve
 from optima.recipe.layers import Layers
 from optima.recipe.loading import build_recipe, dump_recipe
 from optima.recipe.schema import Recipe

@@ -9,7 +9,7 @@ import pytest
 
 from optima.reporting.drawing import COLOURS, INK, Figure, shorten
 from optima.reporting.report import figures_of, write_figures
-from optima.runs.several import open_runs
+from optima.runs.comparison import open_runs
 from tests.reporting import made
 
 DARK = "#15171a"

@@ -8,8 +8,8 @@ import pytest
 
 from optima.cli.main import main
 from optima.errors import StageError, UsageError
+from optima.runs.comparison import find_runs, open_runs
 from optima.runs.reader import Run
-from optima.runs.several import find_runs, open_runs
 from optima.runs.status import read_status
 from tests.reporting import made
 

@@ -3,8 +3,8 @@
 import pytest
 
 from optima.reporting.report import figures_of, tables_of
+from optima.runs.comparison import open_runs
 from optima.runs.reader import Run
-from optima.runs.several import open_runs
 from tests.commands import command
 from tests.fake_runs import run
 from tests.fakes import fake_environment

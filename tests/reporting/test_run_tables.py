@@ -4,8 +4,8 @@ from pathlib import Path
 
 from optima.reporting.report import Limits, tables_of, write_report, write_tables
 from optima.reporting.tables import Table
+from optima.runs.comparison import open_runs
 from optima.runs.reader import Run
-from optima.runs.several import open_runs
 from tests.reporting import made
 
 GOLDEN = Path(__file__).parent / "golden"

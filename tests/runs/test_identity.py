@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from optima.prompts.formats import Format
-from optima.prompts.rendering import PromptStyle
+from optima.prompts.rendering import Format, PromptStyle
 from optima.recipe.schema import (
     ColdStartSection,
     DataSection,

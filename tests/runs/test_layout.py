@@ -9,12 +9,12 @@ import pytest
 
 from optima.errors import StageError, UsageError
 from optima.records import write_text
+from optima.runs.comparison import open_runs
 from optima.runs.directory import RunDir, read_recipe
 from optima.runs.files import read_outline
 from optima.runs.layout import finished_stages, read_attempts, read_done, stage_folders
-from optima.runs.several import open_runs
 from optima.runs.status import read_folder, read_status
-from optima.studies.checkpoints import find_models
+from optima.studies.infer import find_models
 from tests.reporting import made
 from tests.runs.test_directory import recipe
 from tests.runs.test_outputs import trained

@@ -9,9 +9,8 @@ import pytest
 
 from optima.errors import ModelError, StageError
 from optima.runs.directory import RunDir, Stage
-from optima.runs.layout import check_model, check_run
-from optima.runs.outputs import find_cut_weights
-from optima.studies.checkpoints import find_models, read_model
+from optima.runs.layout import check_model, check_run, find_cut_weights
+from optima.studies.infer import find_models, read_model
 from optima.types import ModelRef
 from tests.runs.test_directory import recipe
 

@@ -7,8 +7,7 @@ its reward is that number over 10. What is said depends on (prompt, seed) alone.
 import hashlib
 from collections.abc import Sequence
 
-from optima.conversation.agent import Speaker
-from optima.conversation.dialogue import Completion, Dialogue, Request
+from optima.conversation.dialogue import Completion, Dialogue, Request, Speaker
 from optima.recipe.schema import ConversationSection
 from optima.types import Conversation, RewardParts
 from tests.talks import Reply, SameText

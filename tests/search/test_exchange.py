@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from optima.errors import DataError
-from optima.search.exchange import export_lines, read_conversational, to_conversational
+from optima.search.pairs import export_lines, read_conversational, to_conversational
 from optima.types import Message, PreferenceRow
 from tests.tokenizers import codec, encoder, text_of
 

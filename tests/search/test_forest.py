@@ -9,7 +9,7 @@ import pytest
 
 from optima.conversation.dialogue import Dialogue, Request
 from optima.recipe.schema import SearchSection
-from optima.search.grow import Forest, Reward, TreeGrower
+from optima.search.tree import Forest, Reward, TreeGrower
 from optima.types import Conversation, RewardParts, TreeRound
 from tests.search.game import complete, dialogue, reward
 from tests.talks import Reply

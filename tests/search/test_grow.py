@@ -10,9 +10,8 @@ import pytest
 from optima.conversation.dialogue import Complete, Completion, Request
 from optima.errors import ContextOverflowError, ServerError
 from optima.recipe.schema import SearchSection
-from optima.search.grow import TreeGrower
 from optima.search.pairs import sibling_pairs
-from optima.search.tree import Node, Tree
+from optima.search.tree import Node, Tree, TreeGrower
 from optima.types import TreeRound
 from tests.search.game import complete, dialogue, reward
 from tests.talks import Reply

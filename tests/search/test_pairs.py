@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optima.recipe.schema import PairSection, SearchSection
-from optima.search.grow import TreeGrower
 from optima.search.pairs import harvest_pairs, preference_row, select_pairs, sibling_pairs
-from optima.search.tree import Tree
+from optima.search.tree import Tree, TreeGrower
 from optima.types import DialogueTree, Fault, PreferencePair, TreeRound
 from tests.search.game import complete, dialogue, reward
 from tests.talks import ids_of, turn

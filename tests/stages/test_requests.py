@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from optima.processes.environment import Environment
-from optima.prompts.formats import load_formats
+from optima.prompts.rendering import load_formats
 from optima.seeding import derive_seed
 from optima.serving.probe import PROMPT_IDS
 from tests.fake_runs import run

@@ -5,8 +5,8 @@ from functools import partial
 
 import pytest
 
-from optima.evaluation.consistency import Sample, group_answers, vote_of_all
 from optima.evaluation.figures import Judged, figures_of, tally
+from optima.evaluation.statistics import Sample, group_answers, vote_of_all
 from optima.tasks.judging import Judge, JudgeError
 from optima.tasks.metrics import MATH
 from optima.tasks.task import Metric

@@ -28,6 +28,10 @@ def test_nothing_changed_gives_what_the_run_has() -> None:
     stored = list(run.pairs("iter_0_dpo"))
     assert (pairs.after.n_chosen, pairs.n_common) == (len(stored), len(stored))
     assert pairs.after.high == pytest.approx(sum(p.chosen_value for p in stored) / len(stored))
+    # As those of a conversation: label in, end of turn out.
+    spoken = [pair.chosen.n_spoken or 0 for pair in stored]
+    assert all(n != pair.chosen.n_tokens for n, pair in zip(spoken, stored, strict=True))
+    assert pairs.after.tokens == pytest.approx(sum(spoken) / len(spoken))
     for one in found.evaluations:
         assert (one.score_before, one.reward_before) == (one.score_after, one.reward_after)
         rewards = [said.reward.total or 0.0 for said in run.evaluation(one.model)]

@@ -5,11 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optima.tasks import METRICS
-from optima.tasks.answers import last_marked_answer, marked_answers
+from optima.tasks.answers import last_marked_answer, marked_answers, restates
 from optima.tasks.choices import choice_letter, named_choice
 from optima.tasks.metrics import MATH, exact_match
 from optima.tasks.numbers import parse_number, stated_number
-from optima.tasks.restatement import restates
 from optima.tasks.texts import f1_score, normalise_latex, normalise_text, undress
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optima.tasks import METRICS
-from optima.tasks.restatement import assents, restates
+from optima.tasks.answers import assents, restates
 
 METALS = ("wood", "iron", "water", "air")
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from optima.conversation.agent import Speaker
-from optima.conversation.tokens import ChatCodec
+from optima.conversation.codec import ChatCodec
+from optima.conversation.dialogue import Speaker
 from optima.search.pairs import preference_row
 from optima.trainset import conversation_rows
 from optima.types import PreferencePair, PreferenceRow, TrainingRow

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from optima.conversation.agent import Speaker
+from optima.conversation.dialogue import Speaker
 from optima.conversation.loading import ModelFiles, load_codec, load_template
 from optima.recipe.schema import TrainSection
 from optima.training.jobs import TrainJob

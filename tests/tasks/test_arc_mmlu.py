@@ -11,8 +11,8 @@ import pytest
 
 from optima.recipe.schema import DataSection
 from optima.tasks import TASKS
+from optima.tasks.arc_mmlu import arc_questions
 from optima.tasks.loading import LoadedProblems, load_problems
-from optima.tasks.mmlu import arc_questions
 
 CHOICES = {"text": ["x", "y"], "label": ["A", "B"]}
 ARC: list[dict[str, Any]] = [
