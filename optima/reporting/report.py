@@ -88,7 +88,9 @@ _WORDS = {
     "rewards": (
         "Reward of the candidates",
         "Means over the conversations that an iteration draws from the model before it. R = R_task "
-        "- λ_token · R_token + loss term; eligible: share that may be selected.",
+        "- λ_token · R_token + loss term; eligible: share that may be selected; trained before: "
+        "share of the problems that an earlier iteration was trained on; R_task of others: of the "
+        "problems that none was.",
     ),
     "stop-reasons": (
         "How conversations ended",
@@ -281,7 +283,11 @@ def _tables(runs: Sequence[Run]) -> Iterator[Table]:
     points = [(place(run, one.label), one) for run, one in shown if run.kind == "consistency"]
     if points:
         yield _called(votes_table(points, (*run_head, "model")), "self-consistency")
-    drawn = [(place(run, label), metrics) for run in runs for label, metrics in run.drawn.items()]
+    drawn = [
+        (place(run, label), {**metrics, **run.remembered.get(label, {})})
+        for run in runs
+        for label, metrics in run.drawn.items()
+    ]
     if drawn:
         yield _called(rewards_table(drawn, (*run_head, "iteration")), "rewards")
     talks: list[tuple[tuple[str, ...], Mapping[str, float]]] = []

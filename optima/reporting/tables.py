@@ -22,6 +22,7 @@ Placed = tuple[tuple[str, ...], Figures]
 _REWARDS = {
     "R": "reward/total", "R_task": "reward/task", "R_token": "reward/token",
     "loss term": "reward/loss_term", "eligible": "reward/eligible",
+    "trained before": "problems/trained_before", "R_task of others": "reward/task_others",
 }  # fmt: skip
 # Why conversations ended, and what else went wrong in them, by their metrics.
 _ENDS = {

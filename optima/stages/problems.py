@@ -19,6 +19,7 @@ from optima.tasks.loading import (
     load_splits,
     overlap,
     sample_problems,
+    take_in_turn,
 )
 from optima.types import Problem
 
@@ -38,14 +39,22 @@ class Problems:
     n_train: int | None
     n_trees: int | None
     seed: int
+    is_in_turn: bool = False
 
     def for_iteration(self, t: int) -> tuple[Problem, ...]:
-        """Return the problems of iteration ``t``, a seeded sample of its own."""
-        return sample_problems(self.train, self.n_train, seed=self.seed, stage=f"iter_{t}")
+        """Return the problems of iteration ``t``: a seeded sample of its own, or the next ones."""
+        return self._take(self.n_train, t, f"iter_{t}")
 
     def for_trees(self, t: int) -> tuple[Problem, ...]:
-        """Return the problems whose trees iteration ``t`` grows, a seeded sample of its own."""
-        return sample_problems(self.train, self.n_trees, seed=self.seed, stage=f"iter_{t}/trees")
+        """Return the problems whose trees iteration ``t`` grows, likewise."""
+        return self._take(self.n_trees, t, f"iter_{t}/trees", backwards=True)
+
+    def _take(
+        self, n: int | None, t: int, stage: str, *, backwards: bool = False
+    ) -> tuple[Problem, ...]:
+        if self.is_in_turn:
+            return take_in_turn(self.train, n, t, seed=self.seed, stage=stage, backwards=backwards)
+        return sample_problems(self.train, n, seed=self.seed, stage=stage)
 
 
 def read_test_problems(context: RunContext, models: Iterable[Model] = ()) -> tuple[Problem, ...]:
@@ -127,6 +136,7 @@ def read_problems(context: RunContext) -> Problems:
         n_train=recipe.data.n_train,
         n_trees=(recipe.search.n_problems if recipe.search else None) or recipe.data.n_train,
         seed=recipe.seed,
+        is_in_turn=recipe.data.draw == "in_turn",
     )
     logger.info("problems: %d to train on, %d held out", len(problems.train), len(problems.test))
     return problems

@@ -12,7 +12,7 @@ from optima.seeding import rng
 from optima.stages.context import Made, RunContext, Team
 from optima.stages.select import write_rows
 from optima.tasks.answers import last_marked_answer
-from optima.tasks.loading import sample_problems
+from optima.tasks.loading import sample_problems, take_in_turn
 from optima.trainset import conversation_rows
 from optima.types import Conversation, Problem, Turn
 
@@ -25,11 +25,11 @@ def script(
     section: ColdStartSection,
 ) -> Made:
     """Write conversations of the team about problems with evidence, and their training rows."""
-    chosen = sample_problems(
-        [problem for problem in problems if problem.evidence],
-        section.n_problems,
-        seed=context.recipe.seed,
-        stage=out.name,
+    told, n, seed = [p for p in problems if p.evidence], section.n_problems, context.recipe.seed
+    chosen = (
+        take_in_turn(told, n, 0, seed=seed, stage=out.name, backwards=True)
+        if context.recipe.data.draw == "in_turn"
+        else sample_problems(told, n, seed=seed, stage=out.name)
     )
     if not chosen:
         raise StageError(

@@ -300,14 +300,46 @@ def sample_problems(
     The same problems are drawn whatever their order; a larger ``n`` contains a smaller one. None,
     or more than there are, takes all.
     """
-    if n is None or n >= len(problems):
-        if n is not None and n > len(problems):
-            logger.warning(
-                "%s: %d problems asked for, %d there; taking all", stage, n, len(problems)
-            )
+    if _takes_all(n, problems, stage):
         return tuple(problems)
+    ranks = _ranks(problems, seed, stage)
+    return _pick(problems, ranks[:n])
+
+
+def take_in_turn(
+    problems: Sequence[Problem],
+    n: int | None,
+    t: int,
+    *,
+    seed: int,
+    stage: str,
+    backwards: bool = False,
+) -> tuple[Problem, ...]:
+    """Return the ``t``-th ``n`` problems of one seeded order, in their given order.
+
+    Behind its last the order begins again. ``backwards`` goes through it from its end, so that
+    two kinds of stages share problems only where there are too few. All as in ``sample_problems``.
+    """
+    if n is None or _takes_all(n, problems, stage):
+        return tuple(problems)
+    order = _ranks(problems, seed, "in_turn")[:: -1 if backwards else 1]
+    return _pick(problems, [order[k % len(order)] for k in range(t * n, (t + 1) * n)])
+
+
+def _takes_all(n: int | None, problems: Sequence[Problem], stage: str) -> bool:
+    if n is not None and n > len(problems):
+        logger.warning("%s: %d problems asked for, %d there; taking all", stage, n, len(problems))
+    return n is None or n >= len(problems)
+
+
+def _ranks(problems: Sequence[Problem], seed: int, stage: str) -> list[str]:
+    """Return the ids in an order drawn by (seed, stage, problem id)."""
     ranks = {p.problem_id: derive_seed(seed, stage, "sample", p.problem_id) for p in problems}
-    drawn = set(sorted(ranks, key=lambda problem_id: (ranks[problem_id], problem_id))[:n])
+    return sorted(ranks, key=lambda problem_id: (ranks[problem_id], problem_id))
+
+
+def _pick(problems: Sequence[Problem], ids: Iterable[str]) -> tuple[Problem, ...]:
+    drawn = set(ids)
     return tuple(problem for problem in problems if problem.problem_id in drawn)
 
 

@@ -44,6 +44,11 @@ class DataSection(Section):
     """Name of the test split on the hub; None takes the task's own."""
     n_train: int | None = Field(default=None, ge=1, le=10_000_000)
     """Problems per iteration, a seeded sample of the train split; None takes all."""
+    draw: Literal["anew", "in_turn"] = "anew"
+    """How an iteration comes to its problems: by a sample of its own (reference), or by the next in
+    one seeded order, so that none comes again before all have come; trees and scripts of a cold
+    start take them from that order's other end. For small train splits: a problem that was trained
+    on is remembered, and what is selected of it teaches little."""
     n_test: int | None = Field(default=None, ge=1, le=10_000_000)
     """Held-out problems evaluated after each iteration, a seeded sample; None takes all."""
     first_test: int | None = Field(default=None, ge=1, le=10_000_000)

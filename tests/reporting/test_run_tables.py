@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
+from optima.records import write_records
 from optima.reporting.report import Limits, tables_of, write_report, write_tables
 from optima.reporting.tables import Table
 from optima.runs.comparison import open_runs
-from optima.runs.reader import Run
+from optima.runs.reader import Run, open_run
 from tests.reporting import made
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -143,3 +146,20 @@ def test_tables_are_written_as_markdown_and_csv(tmp_path: Path) -> None:
     lines = (tmp_path / "out/rewards.csv").read_text().splitlines()
     assert lines[1].startswith("first,iter_0,0.400,0.200,0.500,0.400,")
     assert len(lines) == 1 + 3
+
+
+def test_candidates_about_problems_trained_on_before_are_told_apart(tmp_path: Path) -> None:
+    maker = made.Maker(tmp_path / "run")
+    for label, scores in (("iter_0", (1.0, 0.0, 0.0)), ("iter_1", (1.0, 0.5, 0.0))):
+        maker.iteration(label, reward=0.4, n_generated=100, seconds=1.0)
+        parts = [made.reward_parts(i, 0, score, 10) for i, score in enumerate(scores)]
+        write_records(tmp_path / "run" / label / "rank/rewards.jsonl", parts)
+        write_records(maker.stage(f"{label}/select") / "selected.jsonl", parts[:1])
+    assert open_run(tmp_path / "run").remembered == {
+        "iter_0": {"problems/trained_before": 0.0, "reward/task_others": pytest.approx(1 / 3)},
+        "iter_1": {"problems/trained_before": pytest.approx(1 / 3), "reward/task_others": 0.25},
+    }
+    write_tables(tables_of(open_runs([tmp_path / "run"])), tmp_path / "out")
+    lines = (tmp_path / "out/rewards.csv").read_text().splitlines()
+    assert lines[0].split(",")[-5:-3] == ["trained before", "R_task of others"]
+    assert lines[2].split(",")[-5:-3] == ["0.333", "0.250"]

@@ -24,6 +24,7 @@ from optima.tasks.loading import (
     load_splits,
     parse_rows,
     sample_problems,
+    take_in_turn,
 )
 from optima.tasks.rows import RawRow, find_files
 from optima.tasks.task import Task
@@ -571,3 +572,24 @@ def test_rows_of_one_id_are_a_repetition_only_if_they_are_one_problem() -> None:
     assert [row.reason for row in loaded.skipped] == ["line 2: same as row 1"]
     with pytest.raises(DataError, match=r"line 2: task gsm8k .* the problem_id 'p' of row 1"):
         parsed("a", "b")
+
+
+def test_problems_come_in_turn_and_again_only_when_all_have_come() -> None:
+    problems = parse_rows(
+        GSM8K, (RawRow("here", _row(k)) for k in range(10)), Dealing(2, seed=0)
+    ).problems
+
+    def take(t: int, n: int | None = 4, seed: int = 0, backwards: bool = False) -> list[int]:
+        taken = take_in_turn(problems, n, t, seed=seed, stage="x", backwards=backwards)
+        return [int(problem.golds[0]) for problem in taken]
+
+    first, second, third = take(0), take(1), take(2)
+    assert not set(first) & set(second)
+    assert len(third) == 4
+    assert set(first) | set(second) | set(third) == set(range(1, 11))
+    assert len(set(third) & set(first)) == 2  # the order began again
+    assert first == sorted(first)  # in the split's own order
+    assert set(first) | set(second) | set(take(0, n=2, backwards=True)) == set(range(1, 11))
+    assert not set(take(0, n=5, backwards=True)) & set(take(0, n=5))
+    assert any(take(0) != take(0, seed=seed) for seed in (1, 2))
+    assert take(3, n=None) == take(3, n=10) == list(range(1, 11))
