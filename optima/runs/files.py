@@ -195,6 +195,15 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             offset += len(line)
 
 
+def by_problem(path: Path, field: str = "problem_id") -> dict[str, list[Any]]:
+    """Return a field of every record about a problem, by the problem; of no file nothing."""
+    found: dict[str, list[Any]] = {}
+    for n, (_, line) in enumerate(raw_lines(path), start=1):
+        record = parsed(line, f"{path}:{n}")
+        found.setdefault(record["problem_id"], []).append(record.get(field))
+    return found
+
+
 def parsed(line: bytes, place: object) -> dict[str, Any]:
     """Return a line of a record file, only parsed; StageError names its place when it is not one.
 

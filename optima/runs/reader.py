@@ -195,30 +195,18 @@ class Run:
 
     @cached_property
     def remembered(self) -> dict[str, dict[str, float]]:
-        """How much of what an iteration drew is about problems that were trained on before it.
-
-        Per iteration that selects: ``problems/trained_before``, their share, and
-        ``reward/task_others``, the mean R_task of the conversations about the others, which is
-        missing where there are none. What a model remembers lifts the R_task of all.
-        """
-        found: dict[str, dict[str, float]] = {}
-        trained: set[str] = set()
+        """Per iteration: the share of its problems that an earlier one was trained on, and the mean
+        R_task of the conversations about the others; what is remembered lifts that of all."""
+        found, trained = dict[str, dict[str, float]](), set[str]()
         for label in self.drawn:
-            rewards = self.root / label / "rank" / files.REWARDS
-            drawn: dict[str, list[float]] = {}
-            for n, (_, line) in enumerate(files.raw_lines(rewards), start=1):
-                parts = files.parsed(line, f"{rewards}:{n}")
-                drawn.setdefault(parts["problem_id"], []).append(parts["task"] or 0.0)
-            if drawn:
-                others = [score for key in drawn.keys() - trained for score in drawn[key]]
-                share = len(drawn.keys() & trained) / len(drawn)
-                found[label] = {"problems/trained_before": share}
-                if others:
-                    found[label]["reward/task_others"] = sum(others) / len(others)
-            for file in (f"select/{files.SELECTED}", f"pairs/{files.PAIRS}"):
-                chosen = self.root / label / file
-                for n, (_, line) in enumerate(files.raw_lines(chosen), start=1):
-                    trained.add(files.parsed(line, f"{chosen}:{n}")["problem_id"])
+            folder = self.root / label
+            if drawn := files.by_problem(folder / "rank" / files.REWARDS, "task"):
+                share_seen = len(drawn.keys() & trained) / len(drawn)
+                found[label] = {"problems/trained_before": share_seen}
+            if others := [r or 0.0 for key in drawn.keys() - trained for r in drawn[key]]:
+                found[label]["reward/task_others"] = sum(others) / len(others)
+            for chosen in (f"select/{files.SELECTED}", f"pairs/{files.PAIRS}"):
+                trained |= files.by_problem(folder / chosen).keys()
         return found
 
     @cached_property
