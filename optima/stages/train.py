@@ -1,6 +1,7 @@
 """The stage that trains a model on selected rows, and the model that it leaves."""
 
 import logging
+import math
 from pathlib import Path
 
 from optima.plan import Step
@@ -15,6 +16,7 @@ from optima.training.launch import run_training
 from optima.types import ModelRef
 
 logger = logging.getLogger(__name__)
+_FEW_STEPS = 5  # of the optimizer
 
 
 def train_model(
@@ -40,7 +42,11 @@ def train(
 
     A ``DpoSection`` makes it a preference training, whose rows are pairs.
     """
-    logger.info("%s: %d rows from %s", out.name, int(rows.metrics["rows/train"]), start.label)
+    n_rows = int(rows.metrics["rows/train"])
+    n_steps = count_steps(section, n_rows)
+    logger.info("%s: %d rows from %s, %d steps", out.name, n_rows, start.label, n_steps)
+    if warning := explain_few_steps(section, n_rows, is_cold=section != context.recipe.train):
+        logger.warning("%s: %s", out.name, warning)
     check_model(start.ref)
     context.device.vacate()
     result = run_training(
@@ -53,6 +59,24 @@ def train(
     logprobs = (path.name for path in out.path.glob(LOGPROBS_FILE))
     line = f"loss {result.train_loss:.3f}, {result.tokens_per_s:.0f} tokens/s"
     return Made((RESULT_FILE, MODEL_DIR, *logprobs), _train_metrics(result), line)
+
+
+def count_steps(section: TrainSection | DpoSection, n_rows: int) -> int:
+    """Return the steps of the optimizer that a training on ``n_rows`` makes."""
+    return round(math.ceil(n_rows / section.batch_size) * section.epochs)
+
+
+def explain_few_steps(
+    section: TrainSection | DpoSection, n_rows: int, *, is_cold: bool = False
+) -> str | None:
+    """Return what to change where a training makes too few steps to change a model, else None."""
+    if count_steps(section, n_rows) >= _FEW_STEPS:
+        return None
+    name = "dpo" if isinstance(section, DpoSection) else "cold_start" if is_cold else "train"
+    return (
+        f"so few steps change a model little; lower {name}.batch_size (it is {section.batch_size}) "
+        f"or raise {name}.epochs (it is {section.epochs:g})"
+    )
 
 
 def _job(
