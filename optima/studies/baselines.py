@@ -27,7 +27,7 @@ from optima.runs.reader import BASELINES, Baseline, Run
 from optima.stages.context import Model, RunContext
 from optima.stages.opening import open_run
 from optima.stages.problems import TRAIN, read_test_problems
-from optima.studies.infer import find_models, hold, measured
+from optima.studies.infer import hold, last_model, measured
 from optima.tasks.loading import told_to_one
 from optima.types import Problem
 
@@ -88,7 +88,7 @@ def train_control(
 ) -> Model:
     """Train, or finish training, the control of ``run`` in ``target``; return its last model."""
     run_method(control_recipe(read_run(run)), target, vllm_env=vllm_env, train_env=train_env)
-    return replace(find_models(target)[-1], label=label)
+    return replace(last_model(target), label=label)
 
 
 def read_run(run: Path) -> Recipe:

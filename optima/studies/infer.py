@@ -10,7 +10,9 @@ groups; every k from 1 to that number is then computed from them. Which answers 
 stage of its own, as comparing mathematical expressions takes time.
 """
 
+import concurrent.futures
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,6 +56,9 @@ from optima.tasks import get_task
 from optima.tasks.judging import Judge
 from optima.types import AnswerGroups, Conversation, ModelRef, Problem
 
+logger = logging.getLogger(__name__)
+_MANY_BYTES = 2**30  # take seconds to read
+_N_READERS = 4
 _CONFIGURATIONS = ("config.json", "adapter_config.json")
 _NUMBER = re.compile(r"(\d+)")
 _TRIAL = re.compile(r"/influence/group_\d+/train/model/")
@@ -74,6 +79,22 @@ def find_models(root: Path) -> tuple[Model, ...]:
     Raises UsageError when there is no such directory or no model in it, ModelError for one without
     its weights.
     """
+    folders = _find_folders(root)
+    n_bytes = sum(file.stat().st_size for folder in folders for file in weight_files(folder))
+    if n_bytes > _MANY_BYTES:
+        logger.info("reading %.1f GiB of weights to see whether they are whole", n_bytes / 2**30)
+    with concurrent.futures.ThreadPoolExecutor(_N_READERS) as pool:
+        return tuple(pool.map(lambda path: read_model(path, _label(root, path)), folders))
+
+
+def last_model(root: Path) -> Model:
+    """Return the last of the models that ``find_models`` finds, without reading the others."""
+    path = _find_folders(root)[-1]
+    return read_model(path, _label(root, path))
+
+
+def _find_folders(root: Path) -> list[Path]:
+    """Return the folders of the models in ``root`` and below it, in their order."""
     if not root.is_dir():
         raise UsageError(
             f"--model-root {root}: is not a directory; give a run or a folder of models"
@@ -89,8 +110,7 @@ def find_models(root: Path) -> tuple[Model, ...]:
             f"--model-root {root}: holds no model (no {' or '.join(_CONFIGURATIONS)} below it); "
             "give a run that has trained one, or a folder of models"
         )
-    folders = sorted(set(found), key=lambda path: _order(root, path))
-    return tuple(read_model(path, _label(root, path)) for path in folders)
+    return sorted(set(found), key=lambda path: _order(root, path))
 
 
 def name_model(spec: str, label: str) -> Model:
@@ -103,7 +123,7 @@ def name_model(spec: str, label: str) -> Model:
     if path.is_dir():
         if not any((path / name).is_file() for name in _CONFIGURATIONS):
             if (path / RECIPE).is_file():
-                return replace(find_models(path)[-1], label=label)
+                return replace(last_model(path), label=label)
             raise ModelError(
                 f"{spec}: holds no model (no {' or '.join(_CONFIGURATIONS)}); name the directory "
                 "with its files, or a run"

@@ -10,7 +10,8 @@ import pytest
 from optima.errors import ModelError, StageError
 from optima.runs.directory import RunDir, Stage
 from optima.runs.layout import check_model, check_run, find_cut_weights
-from optima.studies.infer import find_models, read_model
+from optima.studies import infer
+from optima.studies.infer import find_models, last_model, name_model, read_model
 from optima.types import ModelRef
 from tests.runs.test_directory import recipe
 
@@ -100,10 +101,10 @@ def weights(n_bytes: int = 64) -> bytes:
     return struct.pack("<Q", len(header)) + header + bytes(range(n_bytes))
 
 
-def trained(root: Path) -> Path:
+def trained(root: Path, label: str = "iter_0") -> Path:
     """Finish a training in a run; return its model."""
     with RunDir(root, recipe()) as run:
-        stage = run.stage("iter_0/train", "inputs")
+        stage = run.stage(f"{label}/train", "inputs")
         model = stage.path / "model"
         model.mkdir()
         (model / "config.json").write_text("{}")
@@ -131,6 +132,27 @@ def test_model_is_checked_when_it_is_used_and_not_before(
     if (model / "config.json").exists():
         with pytest.raises(ModelError, match=r"has a configuration and no weights|run again"):
             find_models(tmp_path / "run")
+
+
+def test_last_model_of_a_run_needs_no_other(tmp_path: Path) -> None:
+    first, second = (trained(tmp_path / "run", label) for label in ("iter_0", "iter_1"))
+    (first / "model.safetensors").write_bytes(b"")
+    assert last_model(tmp_path / "run").ref == ModelRef(path=str(second))
+    assert name_model(str(tmp_path / "run"), "mine").label == "mine"
+    with pytest.raises(ModelError, match="iter_0"):
+        find_models(tmp_path / "run")
+
+
+def test_large_weights_are_announced_before_they_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(tmp_path / "run")
+    caplog.set_level("INFO")
+    find_models(tmp_path / "run")
+    assert "weights" not in caplog.text
+    monkeypatch.setattr(infer, "_MANY_BYTES", 10)
+    find_models(tmp_path / "run")
+    assert "reading 0.0 GiB of weights" in caplog.text
 
 
 def test_model_that_is_gone_is_named(tmp_path: Path) -> None:
