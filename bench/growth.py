@@ -62,6 +62,7 @@ class Maker:
         for file, content in files.items():
             with (folder / file).open("w") as out:
                 out.writelines(content)
+        write_text(folder / "INPUTS", "")
         self._clock += 60
         done = StageDone(
             stage=name, inputs="", outputs={file: file_digest(folder / file) for file in files},
@@ -171,7 +172,8 @@ def do(step: str, root: Path, out: Path) -> None:
     elif step == "view":
         from optima.reporting.report import contents
 
-        contents([root])
+        content = contents([root])
+        assert len(content.archive) or len(content.trees)
     elif step == "pairs":
         from optima.search.pairs import harvest_pairs
 
