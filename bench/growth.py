@@ -20,14 +20,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from optima.runs.outputs import file_digest
-
 from bench.report import losses_of, make_conversation, make_problem, reward_of
 from optima.recipe.layers import Layers
 from optima.recipe.loading import build_recipe, dump_recipe
 from optima.records import read_records, write_text
 from optima.runs.files import TREES
-from optima.runs.layout import StageDone
+from optima.runs.layout import StageDone, file_digest
 from optima.types import DialogueTree, Problem, Record, Rollout, TreeNode, TreeRound
 
 N_SAMPLES = 10
