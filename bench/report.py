@@ -106,6 +106,7 @@ class Maker:
                 stage=f"{folder}/{part}", inputs="", outputs={}, started_unix_s=self._clock,
                 seconds=60.0, metrics={key: float(value) for key, value in figures.items()},
             )  # fmt: skip
+            write_text(self.root / folder / part / "INPUTS", "")
             write_text(self.root / folder / part / "DONE.json", done.model_dump_json())
 
 

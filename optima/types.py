@@ -16,9 +16,12 @@ Fault = Literal["role_leakage", "overflow"]
 
 
 class Record(BaseModel):
-    """A frozen row of an artifact; unknown keys and wrong types are refused on reading."""
+    """A frozen row of an artifact; unknown keys and wrong types are refused on reading.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    Its validator is built when it is first used: most commands use few of them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 class Fact(Record):

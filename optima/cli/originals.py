@@ -143,10 +143,12 @@ def free_output(output: Path, recipe: "Recipe", name: str) -> Path:
 
 def _translate_inference(words: list[str], spellings: Spellings, n_gpus: int) -> list[str]:
     made, given = _translate(words, spellings, lambda device: _servers(device, n_gpus))
+    task = given.get("dataset_type")
+    if task is None:
+        return made
     from optima.tasks import get_task
 
-    task = given.get("dataset_type")
-    n_first = None if task is None else get_task(task).n_original_test
+    n_first = get_task(task).n_original_test
     if n_first is None:
         return made
     fields = {word.partition("=")[0] for word in made}

@@ -17,7 +17,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import jinja2
@@ -182,8 +182,8 @@ class ChatTemplate:
 class Encoder:
     """A model's own tokenizer: pieces of text to ids and back, nothing added at either end.
 
-    ``special_ids`` are its special tokens: they end turns and belong to no utterance. All ids are
-    below ``n_ids``, those included that a model of ``n_rows`` embeddings has beyond its tokenizer.
+    ``special_ids`` are its special tokens: they end turns and belong to no utterance. ``n_ids``
+    counts those ids too that a model of ``n_rows`` embeddings has beyond its tokenizer.
     """
 
     def __init__(
@@ -196,13 +196,18 @@ class Encoder:
             {index for index, token in added.items() if token.special}
             | {index for index in named if index is not None}
         )
-        ids = tokenizer.get_vocab(with_added_tokens=True).values()
-        self.n_ids = max(n_rows, 1 + max(ids, default=-1))
+        self._n_rows = n_rows
         self._cached = lru_cache(maxsize=N_CACHED_PIECES)(self.encode_once)
         self._anchor = self.encode_once(ANCHORS[0])
         self._anchor_text = self._text(self._anchor)
         # SentencePiece's tokenizers begin every text with a space that is not in it.
         self._adds_space = self.token(self.encode_once("a")[0]).startswith("\u2581")
+
+    @cached_property
+    def n_ids(self) -> int:
+        """How many ids there are; all of them are below it."""
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        return max(self._n_rows, 1 + max(ids, default=-1))
 
     def encode(self, text: str) -> Ids:
         """Return the ids of a piece of text; special tokens written in it are recognised."""

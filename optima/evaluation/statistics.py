@@ -17,12 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from optima.seeding import rng
 from optima.selection import share_of
+
+if TYPE_CHECKING:  # slow to import, and commands read runs that need none of it
+    import numpy as np
+    from numpy.typing import NDArray
 
 N_RESAMPLES = 10_000
 LEVEL = 0.95
@@ -47,7 +49,7 @@ class Estimate:
 
 
 def estimate_mean(
-    values_P: Sequence[float] | NDArray[np.float64],
+    values_P: "Sequence[float] | NDArray[np.float64]",
     *,
     seed: int,
     n_resamples: int = N_RESAMPLES,
@@ -58,13 +60,15 @@ def estimate_mean(
 
 
 def estimate_means(
-    values_MP: Sequence[Sequence[float] | NDArray[np.float64]], *, seed: int,
+    values_MP: "Sequence[Sequence[float] | NDArray[np.float64]]", *, seed: int,
     n_resamples: int = N_RESAMPLES, level: float = LEVEL,
 ) -> list[Estimate]:  # fmt: skip
     """Return the mean with its interval of each of M rows, as ``estimate_mean`` of it alone.
 
     Rows of equal length share their draws. ValueError for a row without values.
     """
+    import numpy as np
+
     rows = [np.asarray(values_P, dtype=np.float64) for values_P in values_MP]
     if any(values.size == 0 for values in rows):
         raise ValueError("a mean needs at least one value")
@@ -80,9 +84,11 @@ def estimate_means(
 
 
 def _resampled_means(
-    values_MP: NDArray[np.float64], seed: int, n_resamples: int
-) -> NDArray[np.float64]:
+    values_MP: "NDArray[np.float64]", seed: int, n_resamples: int
+) -> "NDArray[np.float64]":
     """Return the means of ``n_resamples`` draws with replacement, the same draws for each row."""
+    import numpy as np
+
     n_rows, size = values_MP.shape
     generator = np.random.default_rng(seed)
     sums_MR = np.empty((n_rows, n_resamples))
@@ -102,7 +108,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
     Exact, as it may be rounded down: the 85th percentile of 0, 1, ..., 100 is 85 and not 84.99….
     """
-    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    ordered = sorted(values)
     place = share_of(share, len(ordered) - 1) / 100
     low, high = (Fraction(float(ordered[at])) for at in (int(place), math.ceil(place)))
     return float(low + (place - int(place)) * (high - low))
@@ -184,6 +190,8 @@ def scaling_curve(
     samples_by_problem: Mapping[str, Sequence[Sample]], *, seed: int, n_orders: int = N_ORDERS
 ) -> list[Point]:
     """Return one point for each k from 1 to the least number of samples of a problem."""
+    import numpy as np
+
     n_most = min(map(len, samples_by_problem.values()))
     shape = (len(samples_by_problem), n_most)
     scores_PK, bests_PK, tokens_PK = np.zeros(shape), np.zeros(shape), np.zeros(shape)

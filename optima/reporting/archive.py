@@ -8,21 +8,23 @@ iterations. Runs are only read, and may be going on: what is not there yet is le
 
 import base64
 import gzip
-from collections import defaultdict
+import math
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, get_args
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from optima.runs.files import PROBLEMS, SPLITS, Talk, find_talks, n_spoken, parsed, raw_lines
 from optima.runs.reader import Run
 from optima.seeding import rng
 from optima.types import StopReason
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 STOPS: tuple[StopReason, ...] = get_args(StopReason)
 CHUNK_BYTES = 400_000  # of JSON; about 10 ms to unpack and parse
@@ -33,6 +35,7 @@ _KINDS = {
     "problem": "<u4", "source": "<u2", "n": "<u2", "stop": "<u1", "flags": "<u1",
     "turns": "<u2", "tokens": "<u4", "task": "<f4", "reward": "<f4",
 }  # fmt: skip
+_PLACES = {"n_bytes": "<i8", "said_at": "<i8", "reward_at": "<i8", "losses_at": "<i8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +46,10 @@ class Source:
     talk: Talk
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(NamedTuple):
     """A conversation: the values of its columns, the bytes of its record, and where that stands.
 
-    ``at`` are the offsets of the conversation, its reward and its losses, -1 where there is none.
+    ``said_at``, ``reward_at`` and ``losses_at`` are offsets, -1 where there is none.
     """
 
     problem: int
@@ -60,7 +62,9 @@ class _Row:
     task: float
     reward: float
     n_bytes: int
-    at: tuple[int, int, int]
+    said_at: int
+    reward_at: int
+    losses_at: int
 
 
 class StaleError(Exception):
@@ -85,27 +89,24 @@ class Archive:
         self._inodes = [one.talk.conversations.stat().st_ino for one in self.sources]
         self.problems = Problems(runs)
         self.n_left_out = 0
-        found: dict[int, list[_Row]] = defaultdict(list)
-        for index, source in enumerate(self.sources):
-            for row in _scan(index, source.talk, self.problems):
-                found[row.problem].append(row)
-        self._rows: list[_Row] = []
+        found = self._scanned()
+        n_by_problem = dict(zip(*_counted(found["problem"]), strict=True))
+        kept = self._sample(n_by_problem, n_most)
+        chosen = _ordered(found, kept)
+        self.columns: dict[str, NDArray[Any]] = {name: found[name][chosen] for name in _KINDS}
+        self._places = {name: found[name][chosen] for name in _PLACES}
         self.chunk_starts: list[int] = []
-        size = CHUNK_BYTES
-        for problem in self._sample(found, n_most):
+        start, size = 0, CHUNK_BYTES
+        for problem in kept:
             if size >= CHUNK_BYTES:
-                self.chunk_starts.append(len(self._rows))
+                self.chunk_starts.append(start)
                 size = 0
-            rows = sorted(found.pop(problem), key=lambda row: (row.source, row.n))
-            self._rows += rows
-            size += sum(row.n_bytes for row in rows) + self.problems.size(problem)
-        self.columns: dict[str, NDArray[Any]] = {
-            name: np.array([getattr(row, name) for row in self._rows], dtype=kind)
-            for name, kind in _KINDS.items()
-        }
+            end = start + n_by_problem[problem]
+            size += int(self._places["n_bytes"][start:end].sum()) + self.problems.size(problem)
+            start = end
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.columns["problem"])
 
     @property
     def n_chunks(self) -> int:
@@ -119,7 +120,8 @@ class Archive:
         ``l`` its losses (null where there are none). Raises StaleError.
         """
         start, end = [*self.chunk_starts, len(self)][number : number + 2]
-        rows = self._rows[start:end]
+        named = ("said_at", "reward_at", "losses_at")
+        places = zip(*(self._places[name][start:end].tolist() for name in named), strict=True)
         with ExitStack() as stack:
             files: dict[Path, IO[bytes]] = {}
 
@@ -132,13 +134,14 @@ class Archive:
                 return files[path].readline().strip()
 
             lines = []
-            for row in rows:
-                talk = self.sources[row.source].talk
-                if talk.conversations.stat().st_ino != self._inodes[row.source]:
+            for source, at in zip(self.columns["source"][start:end].tolist(), places, strict=True):
+                talk = self.sources[source].talk
+                if talk.conversations.stat().st_ino != self._inodes[source]:
                     raise StaleError(str(talk.conversations))
                 paths = (talk.conversations, talk.rewards, talk.losses)
-                lines.append(b'{"c":%b,"r":%b,"l":%b}' % tuple(map(line, paths, row.at)))
-            problems = {str(p): self.problems.read(p) for p in sorted({r.problem for r in rows})}
+                lines.append(b'{"c":%b,"r":%b,"l":%b}' % tuple(map(line, paths, at)))
+            shown = sorted({*self.columns["problem"][start:end].tolist()})
+            problems = {str(p): self.problems.read(p) for p in shown}
         return b'{"problems":%b,"rows":[%b]}' % (orjson.dumps(problems), b",".join(lines))
 
     def header(self) -> dict[str, Any]:
@@ -159,18 +162,37 @@ class Archive:
             "chunks": self.chunk_starts,
         }
 
-    def _sample(self, found: Mapping[int, Sequence[object]], n_most: int | None) -> list[int]:
+    def _scanned(self) -> "dict[str, NDArray[Any]]":
+        """Return the columns of all conversations in the order of their sources.
+
+        Arrays of numbers, not objects: those of a million conversations take 60 MB, not 500.
+        """
+        import numpy as np
+
+        kinds = [np.dtype(kind) for kind in (*_KINDS.values(), *_PLACES.values())]
+        columns: list[Any] = [array(kind.char) for kind in kinds]
+        appends = [column.append for column in columns]
+        for index, source in enumerate(self.sources):
+            for row in _scan(index, source.talk, self.problems):
+                for append, value in zip(appends, row, strict=True):
+                    append(value)
+        return {
+            name: np.frombuffer(column, kind) if column else np.empty(0, kind)
+            for name, column, kind in zip(_Row._fields, columns, kinds, strict=True)
+        }
+
+    def _sample(self, n_by_problem: Mapping[int, int], n_most: int | None) -> list[int]:
         """Return the problems that are kept, in order."""
-        n_all = sum(map(len, found.values()))
+        n_all = sum(n_by_problem.values())
         if n_most is None or n_all <= n_most:
-            return sorted(found)
-        drawn = sorted(found)
+            return sorted(n_by_problem)
+        drawn = sorted(n_by_problem)
         rng(0, "archive").shuffle(drawn)
         kept, n = [], 0
         for problem in drawn:
-            if n + len(found[problem]) <= n_most:
+            if n + n_by_problem[problem] <= n_most:
                 kept.append(problem)
-                n += len(found[problem])
+                n += n_by_problem[problem]
         self.n_left_out = n_all - n
         return sorted(kept)
 
@@ -227,16 +249,33 @@ def packed(content: bytes) -> str:
     return base64.b64encode(gzip.compress(content, compresslevel=6, mtime=0)).decode()
 
 
+def _counted(problems: "NDArray[Any]") -> tuple[list[int], list[int]]:
+    """Return the problems that there are, and how many conversations each has."""
+    import numpy as np
+
+    found, counts = np.unique(problems, return_counts=True)
+    return found.tolist(), counts.tolist()
+
+
+def _ordered(columns: "Mapping[str, NDArray[Any]]", kept: Sequence[int]) -> "NDArray[Any]":
+    """Return the places of the conversations about the problems kept: by problem, source and n."""
+    import numpy as np
+
+    order = np.lexsort([columns[name] for name in ("n", "source", "problem")])
+    chosen: NDArray[Any] = order[np.isin(columns["problem"][order], kept)]
+    return chosen
+
+
 def _scan(source: int, talk: Talk, problems: Problems) -> Iterator[_Row]:
     """Yield a row of each conversation that is there."""
-    rewards, losses = list(raw_lines(talk.rewards)), list(raw_lines(talk.losses))
+    rewards, losses = raw_lines(talk.rewards), raw_lines(talk.losses)
     selected = (parsed(raw, talk.selected) for _, raw in raw_lines(talk.selected))
     chosen = {(record["problem_id"], record["n"]) for record in selected}
-    for line, (offset, raw) in enumerate(raw_lines(talk.conversations)):
+    for offset, raw in raw_lines(talk.conversations):
         record = parsed(raw, talk.conversations)
         key = (record["problem_id"], record["n"])
-        reward_at, reward = _beside(rewards, line, key, talk.rewards)
-        losses_at, _ = _beside(losses, line, key, talk.losses)
+        reward_at, reward = _beside(next(rewards, None), key, talk.rewards)
+        losses_at, _ = _beside(next(losses, None), key, talk.losses)
         total = reward.get("total")
         flags = (
             ANSWERED * (record["answer"] is not None)
@@ -253,19 +292,21 @@ def _scan(source: int, talk: Talk, problems: Problems) -> Iterator[_Row]:
             flags=flags,
             turns=len(record["turns"]),
             tokens=n_spoken(record),
-            task=reward.get("task", np.nan),
-            reward=np.nan if total is None else total,
+            task=reward.get("task", math.nan),
+            reward=math.nan if total is None else total,
             n_bytes=len(raw),
-            at=(offset, reward_at, losses_at),
+            said_at=offset,
+            reward_at=reward_at,
+            losses_at=losses_at,
         )
 
 
 def _beside(
-    lines: Sequence[tuple[int, bytes]], line: int, key: tuple[str, int], path: Path
+    line: tuple[int, bytes] | None, key: tuple[str, int], path: Path
 ) -> tuple[int, dict[str, Any]]:
     """Return (offset, record) of a line if it is about ``key``, else (-1, {})."""
-    if line < len(lines):
-        offset, raw = lines[line]
+    if line is not None:
+        offset, raw = line
         record = parsed(raw, path)
         if (record["problem_id"], record["n"]) == key:
             return offset, record

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment
 from tqdm import tqdm
@@ -33,9 +33,7 @@ from optima.records import (
     write_bytes,
     write_text,
 )
-from optima.reporting import bars, curves
 from optima.reporting.archive import Archive, StaleError, packed
-from optima.reporting.drawing import Figure
 from optima.reporting.tables import (
     Spent,
     Table,
@@ -53,6 +51,9 @@ from optima.runs.comparison import differences, open_runs, transfers
 from optima.runs.files import PROVENANCE, RECIPE
 from optima.runs.reader import Run
 from optima.tasks import get_task
+
+if TYPE_CHECKING:
+    from optima.reporting.drawing import Figure
 
 logger = logging.getLogger(__name__)
 PAGE = "report.html"
@@ -125,7 +126,7 @@ class Content:
     archive: Archive
     trees: Trees
     tables: Sequence[Table]
-    figures: Sequence[Figure]
+    figures: "Sequence[Figure]"
     live: bool = False
     version: str = ""
 
@@ -193,8 +194,11 @@ def tables_of(runs: Sequence[Run]) -> tuple[Table, ...]:
     return tuple(_tables(runs))
 
 
-def figures_of(runs: Sequence[Run]) -> tuple[Figure, ...]:
+def figures_of(runs: Sequence[Run]) -> "tuple[Figure, ...]":
     """Return the figures of runs."""
+    # Imported here: they bring matplotlib, which takes a second, and what is no run needs none.
+    from optima.reporting import bars, curves
+
     found = [
         curves.score_figure(runs),
         curves.tokens_figure(runs),
@@ -219,7 +223,7 @@ def write_tables(tables: Sequence[Table], folder: Path) -> None:
         write_text(folder / f"{one.name}.csv", one.csv())
 
 
-def write_figures(figures: Sequence[Figure], folder: Path) -> None:
+def write_figures(figures: "Sequence[Figure]", folder: Path) -> None:
     """Write ``<name>.svg`` and ``<name>.png`` of every figure into a folder, made if missing."""
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ everywhere. Which pairs were trained on is what the run stored, not computed aga
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
@@ -18,8 +18,10 @@ from optima.reporting.archive import Archive
 from optima.runs.files import TREES, parsed, raw_lines
 from optima.search.pairs import sibling_pairs
 from optima.search.tree import Tree
-from optima.types import PreferencePair, TreeRound
+from optima.seeding import digest
+from optima.types import TreeRound
 
+_Pair = tuple[int, str]  # a parent, and the digest of the chosen utterance
 T = TypeVar("T")
 
 
@@ -49,11 +51,10 @@ class Trees:
         self._places: list[_Place] = []
         self.n_left_out = 0
         for index, (_, search) in enumerate(self._searches):
-            found = _grown(search.grown)
-            kept = list(found.items())[:n_most]
-            self.n_left_out += len(found) - len(kept)
-            self._places += [_Place(index, key, grown) for key, grown in kept]
-        self._pairs: dict[int, dict[str, list[PreferencePair]]] = {}
+            found, n_others = _grown(search.grown, n_most)
+            self.n_left_out += n_others
+            self._places += [_Place(index, key, grown) for key, grown in found.items()]
+        self._pairs: dict[int, dict[str, set[_Pair]]] = {}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -143,25 +144,28 @@ class Trees:
 
     def _pair_lines(self, place: _Place, tree: Tree) -> Iterator[dict[str, Any]]:
         """Yield every best and worst sibling, and whether the run trained on them."""
-        trained = {(pair.parent, pair.chosen.text) for pair in self._trained_on(place)}
+        trained = self._trained_on(place)
         for pair in sibling_pairs(tree, place.problem_id):
             id_by_text = {child.text: child.node_id for child in tree.nodes[pair.parent].children}
             yield {
                 "parent": pair.parent,
                 "chosen": id_by_text[pair.chosen.text],
                 "rejected": id_by_text[pair.rejected.text],
-                "is_trained": (pair.parent, pair.chosen.text) in trained,
+                "is_trained": (pair.parent, digest(pair.chosen.text)) in trained,
             }
 
-    def _trained_on(self, place: _Place) -> Sequence[PreferencePair]:
+    def _trained_on(self, place: _Place) -> set[_Pair]:
+        """Return which pairs of a tree were trained on; those of its search are read once."""
         if place.search not in self._pairs:
-            found: dict[str, list[PreferencePair]] = defaultdict(list)
+            shown = {one.problem_id for one in self._places if one.search == place.search}
+            found: dict[str, set[_Pair]] = defaultdict(set)
             run, search = self._searches[place.search]
             if f"{search.label}/pairs" in self._archive.runs[run].metrics:
                 for pair in self._archive.runs[run].pairs(search.label):
-                    found[pair.problem_id].append(pair)
+                    if pair.problem_id in shown:
+                        found[pair.problem_id].add((pair.parent, digest(pair.chosen.text)))
             self._pairs[place.search] = found
-        return self._pairs[place.search].get(place.problem_id, ())
+        return self._pairs[place.search].get(place.problem_id, set())
 
 
 def _complete(by_number: Mapping[int, T]) -> list[T]:
@@ -169,15 +173,28 @@ def _complete(by_number: Mapping[int, T]) -> list[T]:
     return [by_number[number] for number in takewhile(by_number.__contains__, count())]
 
 
-def _grown(path: Path) -> dict[str, _Grown]:
-    """Return what a search has grown about each problem, read in one pass."""
+def _grown(path: Path, n_most: int | None) -> tuple[dict[str, _Grown], int]:
+    """Return what a search has grown about the first problems, and how many others it has.
+
+    Read in one pass; the lines of whole trees that are not shown are only counted.
+    """
     found: dict[str, _Grown] = defaultdict(_Grown)
+    others: set[str] = set()
+    is_whole = path.name == TREES
+    n_counted = 0
     for offset, line in raw_lines(path):
+        is_full = n_most is not None and len(found) >= n_most
+        if is_full and is_whole:
+            n_counted += 1
+            continue
         record = parsed(line, path)
+        if is_full and record["problem_id"] not in found:
+            others.add(record["problem_id"])
+            continue
         grown = found[record["problem_id"]]
         grown.offsets.append(offset)
-        for finished in record["rounds"] if path.name == TREES else (record,):
+        for finished in record["rounds"] if is_whole else (record,):
             totals = (rollout["reward"]["total"] for rollout in finished["rollouts"])
             best = max((total for total in totals if total is not None), default=None)
             grown.rounds[finished["number"]] = (len(finished["nodes"]), best)
-    return found
+    return found, n_counted + len(others)

@@ -13,9 +13,8 @@ import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import aiohttp
 import orjson
 
 from optima.conversation.dialogue import Completion, Request
@@ -23,6 +22,9 @@ from optima.errors import ServerError
 from optima.recipe.schema import ServingSection
 from optima.seeding import rng
 from optima.serving.reply import Reply, RetryableError, check_reply, read_reply, refusal
+
+if TYPE_CHECKING:
+    import aiohttp  # a tenth of a second, which what asks no server need not wait for
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +72,11 @@ class CompletionClient:
     serving: ServingSection
     n_at_once: int | None = None
     n_vocabulary: int | None = None
-    _session: aiohttp.ClientSession | None = field(default=None, init=False)
+    _session: "aiohttp.ClientSession | None" = field(default=None, init=False)
 
     async def __aenter__(self) -> Self:
+        import aiohttp
+
         n_at_once = self.n_at_once or self.serving.concurrency * len(self.servers)
         n_connections = _allow_connections(n_at_once)
         self._session = aiohttp.ClientSession(
@@ -179,6 +183,8 @@ class CompletionClient:
             await asyncio.sleep(_WAIT_POLL_S)
 
     async def _post(self, server: Server, body: bytes, request: Request) -> Completion:
+        import aiohttp
+
         assert self._session is not None, "the client is used outside its context"
         url = server.base_url
         try:

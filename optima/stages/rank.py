@@ -132,7 +132,8 @@ class RewardMeans:
 
     def __init__(self) -> None:
         names = ("total", "task", "token", "loss_term", "loss", "eligible")
-        self._values: dict[str, list[float]] = {name: [] for name in names}
+        self._sums = dict.fromkeys(names, 0.0)
+        self._counts = dict.fromkeys(names, 0)
 
     def add(self, parts: RewardParts) -> None:
         """Count one reward more."""
@@ -146,12 +147,13 @@ class RewardMeans:
         }
         for name, value in found.items():
             if value is not None:
-                self._values[name].append(value)
+                self._sums[name] += value
+                self._counts[name] += 1
 
     def metrics(self) -> dict[str, float]:
         """Return the means by the names of metrics, 0 of nothing."""
-        n_errors = len(self._values["task"]) - len(self._values["total"])
-        means = {f"reward/{k}": sum(v) / max(1, len(v)) for k, v in self._values.items()}
+        n_errors = self._counts["task"] - self._counts["total"]
+        means = {f"reward/{k}": v / max(1, self._counts[k]) for k, v in self._sums.items()}
         return {**means, "reward/errors": float(n_errors)}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from optima.errors import StageError
 from optima.evaluation.health import Remedies, examine
 from optima.recipe.schema import SelectSection
-from optima.records import read_records, write_records
+from optima.records import atomic_writer, read_records, write_records, write_text
 from optima.runs.directory import Stage
 from optima.runs.files import CONVERSATIONS, EVAL_ROWS, REWARDS, ROWS, SELECTED
 from optima.selection import best_of_each, select_top, share_of
@@ -114,16 +114,20 @@ def write_rows(
 ) -> dict[str, float]:
     """Write rows to train on and rows for evaluation loss, split by problem; return the counts."""
     seed, share = context.recipe.seed, context.recipe.train.eval_share
-    kept: tuple[list[TrainingRow | PreferenceRow], list[TrainingRow | PreferenceRow]] = ([], [])
+    counts = {False: 0, True: 0}
     n_retokenised = 0
-    for row in rows:
-        n_retokenised += row.n_retokenised
-        kept[is_held_out(row.problem_id, seed=seed, share=share)].append(row)
-    train_rows, eval_rows = kept
-    if not train_rows:  # a handful of problems, all of them drawn for evaluation
-        train_rows, eval_rows = eval_rows, []
+    with atomic_writer(path / ROWS) as train, atomic_writer(path / EVAL_ROWS) as held_out:
+        for row in rows:
+            n_retokenised += row.n_retokenised
+            is_out = is_held_out(row.problem_id, seed=seed, share=share)
+            (held_out if is_out else train).write(row.model_dump_json() + "\n")
+            counts[is_out] += 1
+    if not counts[False]:  # a handful of problems, all of them drawn for evaluation
+        (path / EVAL_ROWS).replace(path / ROWS)
+        write_text(path / EVAL_ROWS, "")
+        counts = {False: counts[True], True: 0}
     return {
-        "rows/train": float(write_records(path / ROWS, train_rows)),
-        "rows/eval": float(write_records(path / EVAL_ROWS, eval_rows)),
+        "rows/train": float(counts[False]),
+        "rows/eval": float(counts[True]),
         "rows/retokenised": float(n_retokenised),
     }

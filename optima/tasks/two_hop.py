@@ -125,7 +125,9 @@ def _told(facts: list[str], needed: str | None, dealing: Dealing) -> str:
 
 
 def _others(generator: random.Random, values: tuple[str, ...] | list[str], taken: str) -> list[str]:
-    return generator.sample([value for value in values if value != taken], N_FACTS - 1)
+    place = values.index(taken)
+    drawn = generator.sample(range(len(values) - 1), N_FACTS - 1)
+    return [values[k + (k >= place)] for k in drawn]
 
 
 TASK = Task(

@@ -57,6 +57,19 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_run_imports_none_of_what_takes_longest(tmp_path: Path) -> None:
+    code = (
+        "import sys; from optima.cli.training import sft; status = sft(sys.argv[1:])\n"
+        "heavy = {'aiohttp', 'numpy', 'matplotlib', 'pyarrow', 'huggingface_hub', 'datasets'}\n"
+        "print(status, sorted(heavy & {*sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments(tmp_path)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "0 []"
+
+
 def _sums(folder: Path, *ks: int) -> list[str]:
     """Write rows of gsm8k as the train split, the last of them as the test split too."""
     rows = [{"question": f"{k} + 1?", "answer": f"Sum.\n#### {k + 1}"} for k in ks]

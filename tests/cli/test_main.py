@@ -294,10 +294,29 @@ def test_shell_is_told_what_can_follow(name: str, words: str, offered: list[str]
 def test_help_imports_nothing_that_runs_a_model_or_reads_a_run() -> None:
     code = (
         "import sys; from optima.cli.main import main; main(['--help'])\n"
-        "heavy = ('optima.stages', 'optima.serving', 'optima.reporting', 'matplotlib')\n"
+        "from optima.cli.inference import infer; infer(['--help'])\n"
+        "heavy = ('optima.tasks', 'optima.stages', 'optima.serving', 'optima.reporting', "
+        "'pydantic')\n"
         "print([n for n in sys.modules if n.startswith(heavy)], file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stderr == "[]\n"
+
+
+def test_mistake_is_answered_without_importing_what_takes_longest() -> None:
+    mistakes = (
+        *("status nowhere", "report nowhere", "rescore nowhere", "compare nowhere elsewhere"),
+        *("pairs --run nowhere", "try --config nowhere.yaml", "export nowhere --output nowhere"),
+    )
+    code = (
+        "import sys; from optima.cli.main import main\n"
+        f"print([main(words.split()) for words in {mistakes}])\n"
+        "heavy = {'aiohttp', 'numpy', 'matplotlib', 'pyarrow', 'huggingface_hub', 'datasets'}\n"
+        "print(sorted(heavy & {*sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{[2] * len(mistakes)}\n[]\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,11 @@ import pytest
 import optima
 from optima.errors import EnvironmentNotFoundError
 from optima.processes import environment
-from optima.processes.environment import require_environment, resolve_environment
+from optima.processes.environment import (
+    package_versions,
+    require_environment,
+    resolve_environment,
+)
 
 
 def make_prefix(path: Path) -> Path:
@@ -182,3 +187,25 @@ def test_packages_count_that_the_users_path_brings_as_they_do_for_a_server(
     metadata.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.24.0\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     assert require_environment(str(prefix), "vllm").prefix == prefix
+
+
+def test_versions_are_those_that_the_environment_imports_however_they_were_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    said = {
+        first / "Foo_Bar-1.2+cpu.dist-info" / "METADATA": "1.2+cpu",
+        first / "half-3.dist-info" / "RECORD": "",  # what an interrupted removal leaves
+        first / "old_way.egg-info" / "PKG-INFO": "0.7.dev1",
+        second / "foo_bar-9.dist-info" / "METADATA": "9",
+    }
+    for path, version in said.items():
+        path.parent.mkdir(parents=True)
+        name = path.parent.name.partition("-")[0].removesuffix(".egg")
+        path.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (first, second))))
+    environment = resolve_environment(str(make_prefix(tmp_path / "env")), "train")
+    found = package_versions(environment, ("foo-bar", "half", "old-way", "none-such"))
+    assert found == {
+        "python": platform.python_version(), "foo-bar": "1.2+cpu", "old-way": "0.7.dev1"
+    }  # fmt: skip
