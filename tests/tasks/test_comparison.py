@@ -49,6 +49,9 @@ PETS = ("cat", "dog", "the cat's dog", "cat dog")
 BOUNDS = ("a > b", "a < b", "a ≥ b", "a ≤ b")
 DISTANCES = ("1,000 km", "2,000 km", "1,000 m", "10,000 km")
 LINES = ("y = 2x + 3", "y = 2x - 3", "y = 3x + 2", "2x + 3 = 0")
+TENS = ("5", "10", "15", "20")
+PRICES = ("$5.00", "$50.0", "$0.50", "500")
+HOURS = ("3:00 pm", "3:00 am", "3:30")
 MIXED = ("11/2", "1 1/2", "1/2", "2")
 
 # (choices, gold, answers that are it, answers that are not)
@@ -238,6 +241,34 @@ CHOICES: tuple[tuple[tuple[str, ...], str, tuple[str, ...], tuple[str, ...]], ..
         "A",
         ("The answer is it is done as it is right.", "A. it is done as it is right", "A is right"),
         ("it is done", "as it is right", "B is right"),
+    ),
+    (
+        METALS,
+        "B",
+        ("B. iron (it rusts)", "B. iron has atoms", "B. iron, as it conducts heat"),
+        (
+            *("B: iron (wood)", "B. iron [wood]", "B. non-iron", "B. without iron"),
+            *("B. never iron", "B. iron excluded", "B. everything except iron"),
+            *("iron, A", "iron A", "iron: A", "iron, C"),
+            *("B. iron is ruled out", "B. rather than iron", "B. iron is unlikely"),
+        ),
+    ),
+    (
+        TENS,
+        "B",
+        ("10 (B)", "B = 10", "10, B", "(B) 10 apples"),
+        ("10 (C)", "C = 10", "10 (option C)"),
+    ),
+    (TENS, "C", ("15 (c)", "C. 15", "15 m"), ("15 (B)", "A = 15", "10 (C)", "15, A")),
+    (PRICES, "A", ("$5", "5 dollars", "A. 5 USD"), ("5 cents", "5%", "A. 50 dollars")),
+    (PRICES, "C", ("$0.5", "0.5"), ("50 cents or more", "5 dollars")),
+    (PRICES, "B", ("B", "50 dollars", "$50", "50"), ("50 cents", "50%", "B. 50 cents")),
+    (HOURS, "A", ("3:00PM", "3:00 pm", "A. 3:00PM"), ("3:00AM", "3:00", "A. 3:00AM")),
+    (
+        ("increases", "increases then decreases"),
+        "A",
+        ("A. increases (always)",),
+        ("A. increases (then decreases)", "A. increases [then decreases]"),
     ),
     (("slower", "faster", "the same"), "A", ("A", "slower", "A) slower"), ("D", "faster", "B")),
     (("a", "b", "c", "d", "e e"), "E", ("E", "e e", "E. e e"), ("e f", "A", "D")),
@@ -445,7 +476,24 @@ NUMBERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("12,000,000,000", ("12 billion", "12 bn", "12,000 million", "$12bn"), ("12", "12 million")),
     ("10:30", ("10:30", "**10:30**", "The answer is 10:30"), ("10.30", "1030", "22:30")),
     ("3:4", ("3:4", "It is 3:4"), ("4:3", "3/4", "0.75", "34")),
-    ("2/3", (r"\frac{2}{3}", "4/6", "2/3 of a pound"), ("0.67", "3/2", "23", "2", "-2/3")),
+    ("4.5", ("4 1/2", "9 halves"), ("3 3/2", "3 and 3/2")),
+    ("4", ("4", "4 fifth graders", "4 m2", "4 cm3", "4 ft2"), ("3 2/2", "3 and 2/2", "4 fifths")),
+    (
+        "18",
+        ("18 months", "18 seconds", "18 dozen"),
+        ("18 tenths", "18-hundredths", "upwards of 18"),
+    ),
+    ("1800000", ("18 lakh", "1.8 mln"), ("18 crore", "18 tn", "18")),
+    (
+        "0.1",
+        ("1 tenth", "1 tenth.", "100 thousandths"),
+        ("10", "1 tenth grader", "1 tenth or more"),
+    ),
+    (
+        "2/3",
+        (r"\frac{2}{3}", "4/6", "2/3 of a pound", "2 thirds of it"),
+        ("0.67", "3/2", "23", "2", "-2/3"),
+    ),
     ("May 5", ("May 5", "may 5."), ("5", "May 6", "5 May 5")),
 )
 
@@ -489,6 +537,15 @@ EXPRESSIONS: tuple[tuple[str, str, float], ...] = (  # answer, gold, score by th
     *((r"\text{least value} = 5", "5", 1.0), (r"\text{no. of ways} = 5", "5", 1.0)),
     *((r"\text{Point } A = 5", "5", 1.0), (r"x = \text{at least } 5", "5", 0.0)),
     *((r"\approx 18", "18", 0.0), (r"18 \text{ or more}", "18", 0.0)),
+    *((rf"{sign} 18", "18", 0.0) for sign in (r"\le", r"\geq", r"\leqslant", r"\gt", r"\cong")),
+    *((f"{sign} 18", "18", 0.0) for sign in "<>\u2264\u2265\u2245"),
+    *(("9 + 9 => 18", "18", 1.0), (r"\left(18\right)", "18", 1.0), (r"\therefore 18", "18", 1.0)),
+    *(("19 = 18", "18", 0.0), ("x = 19 = 18", "18", 0.0), ("20 - 2 = 18.0", "18", 1.0)),
+    *((r"1 = 100\%", "1", 1.0), (r"\frac{7}{3} = 2.33", "2.33", 1.0)),
+    *((r"11\!:\!00 \text{ AM}", r"11:00\text{ a.m.}", 1.0), ("11", r"11:00\text{ a.m.}", 0.0)),
+    *(("noon", "12:00", 0.0), (r"11:30\text{ p.m.}", r"11:30\text{ a.m.}", 0.0)),
+    *(("11:30", r"11:30\text{ a.m.}", 1.0), ("11 a.m.", "11:00", 1.0)),
+    *((r"18\text{ tenths}", "18", 0.0), ("18 halves", "9", 1.0)),
     *((r"\text{at least }18", "18", 0.0), ("18?", "18", 0.0)),
     *((r"18\text{ million}", "18", 0.0), ("18 million", "18000000", 1.0)),
     *(("18 - x", "18", 0.0), ("multiplied by 18", "18", 0.0), ("18-x", "18", 0.0)),
@@ -702,6 +759,21 @@ def test_what_is_decided_without_the_judge_is_what_it_would_say(
         ("B", "C", None),
         ("B", "x", None),
         ("x+1", "1+x", None),
+        ("19 = 18", "18", False),
+        ("18 = 18", "18", True),
+        (r"\le 18", "18", False),
+        ("5:00", "05:00", True),
+        ("5:00", "6:00", False),
+        ("5:00", "5", False),
+        ("5 p.m.", "5:00 PM", True),
+        ("5 p.m.", "5 a.m.", False),
+        ("5:30 p.m.", "5:30", True),
+        ("5:30 p.m.", "5:31", False),
+        ("5:30 p.m.", "6:30 p.m.", False),
+        ("5:30 p.m.", "x", False),
+        ("5 p.m.", "5", True),
+        ("2:05", "4:10", None),  # may be ratios
+        ("2:05", "x", None),
     ],
 )
 def test_texts_numbers_units_bases_and_letters_are_compared_without_the_judge(
