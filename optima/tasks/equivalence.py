@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-from optima.tasks.metrics import MATH
 from optima.tasks.texts import bare
 
 MAX_CHARACTERS = 2000  # a longer one is no formula but a text; golds of MATH have up to 100 or so
@@ -16,11 +15,9 @@ TARGETS = (LatexExtractionConfig(), ExprExtractionConfig())
 def equivalence(answer: str, gold: str, choices: Sequence[str] = ()) -> float:
     """Return 1 when ``answer`` means the same as ``gold``, else 0; may hang.
 
-    Equal texts and numbers are equal; anything else is for math-verify. What cannot be parsed as
+    What texts and numbers tell is decided before it (``metrics``). What cannot be parsed as
     mathematics is not equivalent; a failing comparison raises.
     """
-    if MATH.same(answer, gold):
-        return 1.0
     meant = _parsed(answer) if len(answer) <= MAX_CHARACTERS else []
     # timeout None: the package's own timeouts need the main thread's SIGALRM, ours are the limits
     return float(

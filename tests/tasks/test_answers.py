@@ -134,6 +134,14 @@ def test_placeholders_of_choices_are_none_beside_choices(content: str) -> None:
     assert marked_answers(f"<A>{content}</A>", "tag", ("wood", content)) == [content]
 
 
+def test_letters_and_words_beside_choices_are_answers() -> None:
+    said = ["B", "iron", "B. iron", "b", "a metal"]
+    marks = " ".join(f"<A>{answer}</A>" for answer in said)
+    assert marked_answers(marks, "tag", ("wood", "iron")) == said
+    assert marked_answers("<A>X</A>", "tag", tuple(map(str, range(24)))) == ["X"]  # A to X
+    assert marked_answers("<A>X</A>", "tag", tuple(map(str, range(23)))) == []
+
+
 def test_placeholders_of_numbers_are_none_in_a_box() -> None:
     for content in ("number", "value", "the final value", "result", "expression"):
         assert marked_answers(rf"\boxed{{{content}}}", "boxed") == []

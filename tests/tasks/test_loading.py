@@ -26,7 +26,7 @@ from optima.tasks.loading import (
     sample_problems,
 )
 from optima.tasks.rows import RawRow, find_files
-from optima.tasks.task import Task
+from optima.tasks.task import HubSource, Task
 from optima.types import Problem
 from tests.tasks.rows import HUB_ROW, ROWS
 
@@ -57,11 +57,12 @@ def test_all_file_forms_give_the_same_problems(tmp_path: Path) -> None:
     _write_lines(tmp_path / "b/train.json", [json.dumps(rows)])
     _write_lines(tmp_path / "c/train.json", [json.dumps({"data": rows})])
     _write_lines(tmp_path / "d/train.json", lines)
+    _write_lines(tmp_path / "f/train.json", [json.dumps({"Data": rows})])  # as TriviaQA's own
     (tmp_path / "e").mkdir()
     for part, chunk in enumerate((rows[:4], rows[4:])):
         table = pyarrow.Table.from_pylist(chunk)
         parquet.write_table(table, tmp_path / f"e/train-0000{part}-of-00002.parquet")
-    loaded = [_load(tmp_path / name).problems for name in "abcde"]
+    loaded = [_load(tmp_path / name).problems for name in "abcdef"]
     assert len(loaded[0]) == 7
     assert all(problems == loaded[0] for problems in loaded)
 
@@ -430,12 +431,17 @@ def test_the_hub_is_asked_for_id_configuration_split_and_revision(
     data = DataSection(hub_id="mine/gsm8k", hub_revision="abc")
     loaded = load_problems(GSM8K, data, "train", n_agents=2, seed=0)
     assert len(loaded.problems) == 1
+    pinned = replace(GSM8K, hub=HubSource("openai/gsm8k", ("main",), "train", "test", "1a2b"))
+    for data in (DataSection(), DataSection(hub_id="mine/gsm8k")):  # which has other commits
+        load_problems(pinned, data, "test", n_agents=2, seed=0)
     data = DataSection(hub_configs=("a", "b"), train_split="fit", test_split="exam")
     for split in ("train", "test"):
         load_problems(GSM8K, data, split, n_agents=2, seed=0)
     assert asked == [
         ("openai/gsm8k", "main", "test", None),
         ("mine/gsm8k", "main", "train", "abc"),
+        ("openai/gsm8k", "main", "test", "1a2b"),
+        ("mine/gsm8k", "main", "test", None),
         ("openai/gsm8k", "a", "fit", None),
         ("openai/gsm8k", "b", "fit", None),
         ("openai/gsm8k", "a", "exam", None),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optima.tasks import METRICS
-from optima.tasks.restatement import assents, restates
+from optima.tasks.restatement import MAX_CHARACTERS, assents, restates
 
 METALS = ("wood", "iron", "water", "air")
 
@@ -98,6 +98,13 @@ def test_a_choice_is_restated_by_letter_or_text(text: str, answer: str) -> None:
 )  # fmt: skip
 def test_another_choice_or_a_reason_is_no_restatement(text: str) -> None:
     assert not restates(text, "B", metric=METRICS["exact_match"], choices=METALS)
+
+
+def test_utterance_of_more_than_the_limit_says_more_than_an_answer() -> None:
+    for n_characters in (MAX_CHARACTERS, MAX_CHARACTERS + 1):
+        is_short = n_characters == MAX_CHARACTERS
+        assert restates("18".rjust(n_characters), "18", metric=METRICS["exact_match"]) is is_short
+        assert assents("Right" + "." * (n_characters - 5)) is is_short
 
 
 WORDS = st.sampled_from(
