@@ -4,11 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optima.tasks import METRICS
+from optima.tasks import METRICS, choices
 from optima.tasks.answers import last_marked_answer, marked_answers
 from optima.tasks.choices import choice_letter, named_choice
 from optima.tasks.metrics import MATH, exact_match
-from optima.tasks.numbers import parse_number, stated_number
+from optima.tasks.numbers import (
+    MAX_CHARACTERS,
+    is_bound_or_doubt,
+    parse_number,
+    stated_number,
+)
 from optima.tasks.restatement import restates
 from optima.tasks.texts import f1_score, normalise_latex, normalise_text, undress
 
@@ -273,6 +278,19 @@ def test_numbers_are_read_exactly(text: str, number: float | None) -> None:
 )
 def test_units_are_ignored_on_request(text: str, number: float | None) -> None:
     assert parse_number(text, units="ignore") == number
+
+
+def test_text_of_more_than_the_limit_is_no_number_and_no_choice() -> None:
+    for n_characters in (MAX_CHARACTERS, MAX_CHARACTERS + 1):
+        text = "5".rjust(n_characters)
+        is_short = n_characters == MAX_CHARACTERS
+        assert (parse_number(text) == 5) is (stated_number(text) == 5) is is_short
+        assert is_bound_or_doubt(text) is not is_short
+    for n_characters in (choices.MAX_CHARACTERS, choices.MAX_CHARACTERS + 1):
+        text = "B".rjust(n_characters)
+        is_short = n_characters == choices.MAX_CHARACTERS
+        assert (choice_letter(text) == "B") is is_short
+        assert (named_choice(text, ("wood", "iron")) == 1) is is_short
 
 
 @pytest.mark.parametrize(

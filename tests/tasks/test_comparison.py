@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from optima.recipe.schema import DataSection
 from optima.tasks import METRICS, TASKS
 from optima.tasks.answers import is_placeholder
+from optima.tasks.equivalence import equivalence
 from optima.tasks.judging import Judge
 from optima.tasks.loading import Split, load_problems
 from optima.tasks.metrics import EXACT_MATCH, F1, MATH
@@ -270,6 +271,7 @@ CHOICES: tuple[tuple[tuple[str, ...], str, tuple[str, ...], tuple[str, ...]], ..
         ("A. increases (always)",),
         ("A. increases (then decreases)", "A. increases [then decreases]"),
     ),
+    (DAYS[1:2], "A", ("A. Planetary days will be shorter",), ("A. Planetary nights", "B")),
     (("slower", "faster", "the same"), "A", ("A", "slower", "A) slower"), ("D", "faster", "B")),
     (("a", "b", "c", "d", "e e"), "E", ("E", "e e", "E. e e"), ("e f", "A", "D")),
 )
@@ -582,6 +584,28 @@ EXPRESSIONS: tuple[tuple[str, str, float], ...] = (  # answer, gold, score by th
     *(("111111111", r"111, \! 111, \! 111", 1.0), (r"\text{Odd}", r"\text{odd}", 1.0)),
 )
 
+FORMULAS_BY_MEANING: tuple[tuple[str, str, float], ...] = (  # one, another, whether they are equal
+    *(
+        ("3\u221a2", r"3\sqrt{2}", 1.0),
+        ("\u221a18", r"3\sqrt2", 1.0),
+        ("\u221a12", r"\sqrt{1}2", 0.0),
+    ),
+    *(
+        ("2\u221a(x+1)", r"2\sqrt{x+1}", 1.0),
+        ("\u221ax", r"\sqrt{x}", 1.0),
+        ("2\u221a2", r"3\sqrt2", 0.0),
+    ),
+    *(("x\u00b2+1", "x^2+1", 1.0), ("x\u00b2", "x^3", 0.0), ("x\u00b9\u2070", "x^{10}", 1.0)),
+    *(("3x\u207b\u00b9", r"\frac{3}{x}", 1.0), ("2\u00b73x", "6x", 1.0)),
+    *(("(-\u221e,2]\u222a[3,\u221e)", r"(-\infty,2]\cup[3,\infty)", 1.0),),
+    *(("(-\u221e,2)\u222a[3,\u221e)", r"(-\infty,2]\cup[3,\infty)", 0.0),),
+    *(("x\u2208[0,1]", "[0,1]", 1.0), ("x\u2208[0,1]", "(0,1)", 0.0), ("-\u221e", r"\infty", 0.0)),
+    *((r"3(\frac12)x", r"\frac{3x}{2}", 1.0), (r"3\left(\dfrac12\right)", "1.5", 1.0)),
+    *(("$1+x$", "x+1", 1.0), ("**1+x**", "x+1", 1.0), ("so x+1", "y", 0.0), ("", "x", 0.0)),
+    *(("$x$+$1$", "x+1", 1.0), (f"x{' ' * 1997}+1", "x+1", 1.0)),  # of 2,000 characters
+    *((f"x{' ' * 1998}+1", "x+1", 0.0),),
+)
+
 # (metric, choices, groups of the same answers); answers of two groups are not the same
 SAME: tuple[tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...]], ...] = (
     (
@@ -705,6 +729,13 @@ def test_texts_score_by_the_official_f1(answer: str, gold: str, score: float, ju
 @pytest.mark.parametrize(("answer", "gold", "score"), EXPRESSIONS)
 def test_expressions_score_by_meaning(answer: str, gold: str, score: float, judge: Judge) -> None:
     assert judge.score(MATH, answer, (gold,)) == score
+
+
+@pytest.mark.parametrize(("answer", "gold", "score"), FORMULAS_BY_MEANING)
+def test_formulas_of_latex_and_of_signs_score_by_meaning(
+    answer: str, gold: str, score: float
+) -> None:
+    assert equivalence(answer, gold) == score
 
 
 @pytest.mark.parametrize(("metric", "choices", "a", "b", "is_same"), PAIRS)

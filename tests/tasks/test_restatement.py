@@ -19,6 +19,7 @@ METALS = ("wood", "iron", "water", "air")
         ("The answer is **18**", "18", "exact_match"),
         ("Final answer: 18 dollars!", "18", "exact_match"),
         ("That's right, the answer is 18.", "18", "exact_match"),
+        ("That\u2019s right, it\u2019s 18.", "18", "exact_match"),
         ("Correct. The final answer is 18.00", "18", "exact_match"),
         ("18 is correct.", "18", "exact_match"),
         ("18. I agree.", "18", "exact_match"),

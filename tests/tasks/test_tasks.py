@@ -299,9 +299,17 @@ def test_each_task_goes_by_its_name_and_tells_what_it_is() -> None:
 
 
 def test_problem_names_its_task_and_has_an_id_of_all_that_it_asks() -> None:
+    listed = list(zip(*ROWS["hotpot_qa"]["context"].values(), strict=True))
     changes: dict[str, list[dict[str, Any]]] = {
-        "hotpot_qa": [{"question": "Who?"}, {"answer": "Bob"}],
-        "trivia_qa": [{"question": "Who?"}, {"answer": {"value": "Bob", "aliases": []}}],
+        "hotpot_qa": [
+            {"question": "Who?"},
+            {"answer": "Bob"},
+            {"context": [*listed, ["A", ["b"]]]},
+        ],
+        "trivia_qa": [
+            *({"question": "Who?"}, {"answer": {"value": "Bob", "aliases": []}}),
+            {"search_results": {"description": ["Ann?"], "title": ["t"], "search_context": ["x"]}},
+        ],
         "cbt": [{"question": "He XXXXX ."}, {"answer": "Bob"}, {"options": ["Ann", "Bob", "Eve"]}],
         "math": [{"problem": "r"}, {"solution": "So $\\boxed{4}$."}],
         "gsm8k": [{"question": "r"}, {"answer": "One.\n#### 2"}],
