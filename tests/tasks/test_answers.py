@@ -107,6 +107,8 @@ def test_the_last_mark_wins_and_an_empty_one_counts_as_none() -> None:
             "the correct answer",
         ),
         *(r"\text{answer}", r"\ldots", "answer in words", "[number]", "my answer"),
+        *("example answer", "sample answer", "[placeholder]", "<blank>", "answer in one word"),
+        *("yes/no", "Yes | No", "true/false", "answer in a few words", "your string"),
     ],
 )
 def test_a_placeholder_is_no_answer(content: str) -> None:
@@ -120,6 +122,7 @@ def test_a_placeholder_is_no_answer(content: str) -> None:
     [
         *("letter", "choice", "text", "X", "x", "solution", "The Final Solution", "number", "word"),
         *("Answer the Call", "none", "unknown", "-", "+", "A", "U.S.", "[0, 1]", "(-5)", "XXX"),
+        *("yes or no", "blank", "example", "sample", "string", "placeholder", "one word"),
         *("a letter of intent", "...And Justice for All", "[Paris]", "yes", "option", "no answer"),
     ],
 )
@@ -148,7 +151,15 @@ def test_letters_and_words_beside_choices_are_answers() -> None:
 
 
 def test_placeholders_of_numbers_are_none_in_a_box() -> None:
-    for content in ("number", "value", "the final value", "result", "expression"):
+    for content in (
+        "number",
+        "numerical value",
+        "integer",
+        "value",
+        "the final value",
+        "result",
+        "expression",
+    ):
         assert marked_answers(rf"\boxed{{{content}}}", "boxed") == []
     for content in ("x", "n", "X", r"\text{even}", r"\text{no solution}", "(answer, 1)"):
         assert marked_answers(rf"\boxed{{{content}}}", "boxed") == [content]
