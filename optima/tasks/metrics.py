@@ -152,8 +152,10 @@ def _equates_other(text: str, number: Fraction) -> bool:
 def _adds_no_unit(text: str, answer: str, choices: Sequence[str]) -> bool:
     if choices:
         return _adds_no_word(text, answer, choices)
-    numbers = number_and_unit(text), number_and_unit(answer)
-    return numbers[0] is None or numbers[1] is None or numbers[0][1] in (*UNITS, numbers[1][1])
+    said, meant = number_and_unit(text), number_and_unit(answer)
+    if said is None:
+        return meant is None  # a sentence about a number has other words: "Bob has 18"
+    return meant is None or said[1] in (*UNITS, meant[1])
 
 
 def _adds_no_word(text: str, answer: str, choices: Sequence[str]) -> bool:

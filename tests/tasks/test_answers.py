@@ -291,6 +291,20 @@ def test_units_are_ignored_on_request(text: str, number: float | None) -> None:
     assert parse_number(text, units="ignore") == number
 
 
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("N = no. of ways = 5", False),
+        ("no 5", True),
+        (r"x = \text{18?}", True),
+        (r"x = \text{at least }5", True),
+        (r"\text{at least } n = 5", False),
+    ],
+)
+def test_what_stands_before_the_last_sign_of_equality_is_no_bound(text: str, is_one: bool) -> None:
+    assert is_bound_or_doubt(text) is is_one
+
+
 def test_text_of_more_than_the_limit_is_no_number_and_no_choice() -> None:
     for n_characters in (MAX_CHARACTERS, MAX_CHARACTERS + 1):
         text = "5".rjust(n_characters)

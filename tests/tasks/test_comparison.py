@@ -11,10 +11,10 @@ from optima.recipe.schema import DataSection
 from optima.tasks import METRICS, TASKS
 from optima.tasks.answers import is_placeholder
 from optima.tasks.equivalence import equivalence
-from optima.tasks.judging import Judge
+from optima.tasks.judging import Judge, JudgeError
 from optima.tasks.loading import Split, load_problems
 from optima.tasks.metrics import EXACT_MATCH, F1, MATH
-from optima.tasks.task import Task
+from optima.tasks.task import Metric, Task
 
 METALS = ("wood", "iron", "water", "air")
 DAYS = ("Planetary days will become longer.", "Planetary days will become shorter.", "No change.")
@@ -367,7 +367,14 @@ NUMBERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
             *("18 miles/hour", "18 miles per hour", "18 apples", "18%", "18 m^2", "18°"),
             *(r"18 \text{ cm}^2", r"18^\circ", "18kg", "18 USD", "USD 18", "18 (eighteen)"),
             *("The answer is 18", "Answer: 18", "the total is 18 dollars", "She makes $18 a day."),
-            *("18 = 18.0", "18,", "54/3 = 18", "(20 - 2) = 18"),
+            *(
+                "US$18",
+                r"the total is \text{18} dollars",
+                "18 = 18.0",
+                "18,",
+                "54/3 = 18",
+                "(20 - 2) = 18",
+            ),
         ),
         (
             *("19", "-18", "1.8", "180", "18 or 20", "18, 20", "18 and 20", "18-20", "18 to 20"),
@@ -377,7 +384,11 @@ NUMBERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
             *("the answer is not 18", "x = 18 or x = 20", "18 million", "maybe 18", "18 minus"),
         ),
     ),
-    ("-5", ("-5", "\u22125", "- 5", "-$5", "minus 5", "x = -5"), ("5", "+5", "5 - 10", "-50")),
+    (
+        "-5",
+        ("-5", "\u22125", "\u20135", "- 5", "-$5", "minus 5", "x = -5"),
+        ("5", "+5", "5 - 10", "-50"),
+    ),
     ("5", ("5", "10 - 5 = 5"), ("-5", "is - 5", "a loss of -5", "minus 5", "negative 5")),
     ("1,080", ("1080", "1,080", "$1,080.0", "1{,}080", r"1\,080"), ("1,08", "10 80", "108")),
     ("109,200,000", ("109200000", "109.2 million", "$109,200,000"), ("109.2", "109,200")),
@@ -778,6 +789,8 @@ def test_what_is_decided_without_the_judge_is_what_it_would_say(
         ("5 m", "5 M", True),
         ("5 m", "5 km", None),
         ("5 m", "6 m", None),
+        ("5 m", "5.0 m", True),
+        ("-5 m", "5", False),
         ("x = 5 m", "5 m", True),
         ("110_2", "110_{2}", True),
         ("110_{2}", "110_2", True),
@@ -837,6 +850,20 @@ def test_choice_number_letter_or_text_is_what_exact_match_compares(
 ) -> None:
     assert EXACT_MATCH.same(a, b, choices) is is_same
     assert EXACT_MATCH.same(b, a, choices) is is_same
+
+
+def test_own_metric_is_asked_both_ways_with_the_choices_and_named_when_it_fails() -> None:
+    asked: list[tuple[str, str, tuple[str, ...]]] = []
+
+    def score(answer: str, gold: str, choices: tuple[str, ...]) -> float:
+        asked.append((answer, gold, choices))
+        return 1.0 / (gold != "z")
+
+    own = Metric("own", score)  # type: ignore[arg-type]
+    assert own.same("x", "y", ("c",)) is True
+    assert asked == [("x", "y", ("c",)), ("y", "x", ("c",))]
+    with pytest.raises(JudgeError, match="answer 'x' against 'z': metric own raised Zero"):
+        own.points("x", "z")
 
 
 def test_mathematics_beside_choices_says_only_what_its_choice_does() -> None:

@@ -68,6 +68,16 @@ def test_all_file_forms_give_the_same_problems(tmp_path: Path) -> None:
     assert all(problems == loaded[0] for problems in loaded)
 
 
+def test_malformed_row_of_parquet_is_named_by_its_place(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_pylist([_row(1), {"question": "q", "answer": "no mark"}])
+    parquet.write_table(table, tmp_path / "train.parquet")
+    (skipped,) = _load(tmp_path, max_malformed=0.5).skipped
+    assert skipped.reason.startswith("train.parquet[1]: ")
+
+
 def test_one_object_a_file_below_a_directory_as_math_is_released(tmp_path: Path) -> None:
     for subject in ("geometry", "algebra"):
         row = {"problem": subject, "solution": r"\boxed{1}", "level": "Level ?", "type": subject}

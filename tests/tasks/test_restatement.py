@@ -73,6 +73,9 @@ def test_what_only_says_the_answer_restates_it(text: str, answer: str, metric: s
         ("No.", "yes", "f1"),
         ("No, the answer is yes.", "yes", "f1"),
         ("9 + 9 = 18", "18", "math"),
+        ("Bob has 18.", "18", "math"),
+        ("18 of them are left.", "18", "math"),
+        ("The answer is 18 apples.", "18", "math"),
         ("The answer is x + 2.", "x+1", "math"),
         ("The answer is 1 + x.", "x+1", "math"),  # the judge would say so, and is not asked
         ("Yes, " * 200 + "18", "18", "exact_match"),

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -365,6 +366,10 @@ def test_gsm8k_gold_and_rationale() -> None:
             assert judge.score(EXACT_MATCH, answer, problem.golds) == 0.0
 
 
+def test_gsm8k_gold_stands_behind_the_last_mark() -> None:
+    assert _parse("gsm8k", {"question": "q", "answer": "Not #### 3.\n#### 4"}).golds == ("4",)
+
+
 def test_math_gold_is_the_last_box_and_the_evidence_the_solution() -> None:
     solution = r"First $\boxed{1}$, so $\boxed{\frac{1}{2}}$, a $\boxed{\text{number}}$."
     problem = _parse("math", {"problem": "p", "solution": solution, "level": "Level ?"})
@@ -443,6 +448,7 @@ def test_a_choice_that_reads_like_a_letter_is_answered_by_its_own_letter_only() 
         ("cbt", {"answer": "absent"}, "is not one of the options"),
         ("cbt", {"question": "no blank"}, "XXXXX"),
         ("cbt", {"sentences": ["one ."]}, "too few"),
+        ("hotpot_qa", {"context": {"title": ["x"]}}, "'context' does not have two lists of equal"),
         ("gsm8k", {"answer": "no mark"}, "####"),
         ("gsm8k", {"answer": "x #### many"}, "not a number"),
         ("math", {"solution": "none"}, "boxed"),
@@ -484,6 +490,11 @@ def test_names_and_their_spellings() -> None:
     assert all(task.name == name for name, task in TASKS.items())
     with pytest.raises(UsageError, match="did you mean hotpot_qa"):
         get_task("hotpotqa")
+    assert get_task("optima.tasks.arc:TASK").metric is EXACT_MATCH
+    with pytest.raises(UsageError, match="of type Metric, where an object of type Task"):
+        get_task("optima.tasks.metrics:F1")
+    with pytest.raises(ValueError, match="setting: must be one of information_exchange, debate"):
+        replace(TASKS["arc"], setting="talk")  # type: ignore[arg-type]
 
 
 def test_golds_with_several_words_are_compared_as_squad_does(shared_data: Path) -> None:

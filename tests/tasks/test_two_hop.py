@@ -86,6 +86,9 @@ def test_a_split_has_its_default_size_even_where_fewer_are_sampled_from_it() -> 
         for split in ("train", "test")
     ]
     assert sizes == [2000, 200]
+    more = DataSection(n_train=2001, n_test=5)
+    loaded = load_problems(TASKS["two_hop"], more, "train", n_agents=2, seed=0)
+    assert len(loaded.problems) == 2001
 
 
 def test_the_vocabulary_has_no_repeats_and_no_city_is_a_person() -> None:
