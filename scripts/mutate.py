@@ -107,6 +107,7 @@ def copy_tree() -> bool:
     Unchanged files keep their times, and so mutmut its results.
     """
     is_changed = False
+    changed_tests = set()
     for name in COPIED:
         for base in (TREE, TREE / "mutants"):
             for stale in (base / name).rglob("*.py"):
@@ -123,10 +124,22 @@ def copy_tree() -> bool:
                 copied_tests = TREE / "mutants" / path.relative_to(ROOT)
                 if name == "tests" and copied_tests.exists():
                     shutil.copyfile(path, copied_tests)
+                    changed_tests.add(str(path.relative_to(ROOT)))
+    forget(changed_tests)
     for name in ("pyproject.toml", "README.md"):
         shutil.copyfile(ROOT / name, TREE / name)
     (TREE / "setup.cfg").write_text(settings())
     return is_changed
+
+
+def forget(test_files: Set[str]) -> None:
+    """Let mutmut find out anew what these tests run, as it does for tests that it never saw."""
+    path = TREE / "mutants" / "mutmut-stats.json"
+    if path.exists() and test_files:
+        stats = json.loads(path.read_text())
+        seconds = stats["duration_by_test"].items()
+        stats["duration_by_test"] = {t: s for t, s in seconds if t.split("::")[0] not in test_files}
+        path.write_text(json.dumps(stats, indent=4))
 
 
 def settings() -> str:
@@ -183,7 +196,7 @@ def decide_by_cpu_time(names: Set[str]) -> None:
         for name in names & statuses.keys():
             if statuses[name] in TIMED_OUT:
                 tests = stats["tests_by_mangled_function_name"][name.rpartition("__mutmut_")[0]]
-                seconds = sum(stats["duration_by_test"][test] for test in tests)
+                seconds = sum(stats["duration_by_test"].get(test, 1.0) for test in tests)
                 statuses[name] = run_tests(name, tests, CPU_S + round(10 * seconds))
                 path.write_text(json.dumps(meta, indent=4))
 

@@ -72,6 +72,20 @@ def test_a_mutant_that_only_timed_out_is_decided_by_the_cpu_time_of_its_tests(
     ]  # fmt: skip
 
 
+def test_what_changed_tests_run_is_found_out_anew(
+    mutate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutate, "TREE", tmp_path)
+    mutate.forget({"tests/test_a.py"})  # nothing is known yet
+    stats = tmp_path / "mutants/mutmut-stats.json"
+    stats.parent.mkdir()
+    known = {"tests/test_a.py::test_x[1]": 0.1, "tests/test_ab.py::test_y": 0.2}
+    stats.write_text(json.dumps({"duration_by_test": known, "stats_time": 3}))
+    mutate.forget({"tests/test_a.py"})
+    kept = {"tests/test_ab.py::test_y": 0.2}
+    assert json.loads(stats.read_text()) == {"duration_by_test": kept, "stats_time": 3}
+
+
 def test_sample_is_by_seed_and_survivors_are_listed_unless_equivalent(
     mutate: ModuleType,
     tmp_path: Path,
