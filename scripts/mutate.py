@@ -13,13 +13,14 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import venv
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 MUTMUT = "mutmut==3.8.1"
@@ -29,7 +30,10 @@ TREE = WORK / "tree"
 PYTHON = WORK / "env" / "bin" / "python"
 EQUIVALENT = ROOT / "tests" / "equivalent_mutants.txt"
 COPIED = ("optima", "tests", "recipes", "docs", "scripts")
-NOTICED = (1, 3, 24, 36, 152, 255, -24)  # a test failed, or never ended
+TIMED_OUT = (24, 36, 255, -24)  # after some seconds, which on a busy machine says nothing
+ENDLESS = 152  # the tests used up all CPU time that they were given
+CPU_S = 60  # to start, and ten times what the tests need
+NOTICED = (1, 3, ENDLESS)  # a test failed, or never ended
 PACKAGES = {  # the sources of a package, and the tests that are about it
     "method": (
         ("reward.py", "selection.py", "trainset.py"),
@@ -77,14 +81,11 @@ def main() -> int:
     for package in args.packages or PACKAGES:
         samples = {seed: sample(package, args.sample, seed) for seed in args.seed}
         status_by_name = results()
-        undecided = {
-            name
-            for names in samples.values()
-            for name in names
-            if is_open(status_by_name[name], args.again)
-        }
+        drawn = {name for names in samples.values() for name in names}
+        undecided = {name for name in drawn if is_open(status_by_name[name], args.again)}
         if undecided and time.monotonic() < deadline:
             run_mutmut(sorted(undecided), args.jobs, deadline)
+        decide_by_cpu_time(drawn)
         share += [report(package, names, seed) for seed, names in samples.items()]
     return 0 if all(one >= 0.9 for one in share) else 1
 
@@ -106,6 +107,7 @@ def copy_tree() -> bool:
     Unchanged files keep their times, and so mutmut its results.
     """
     is_changed = False
+    changed_tests = set()
     for name in COPIED:
         for base in (TREE, TREE / "mutants"):
             for stale in (base / name).rglob("*.py"):
@@ -122,10 +124,22 @@ def copy_tree() -> bool:
                 copied_tests = TREE / "mutants" / path.relative_to(ROOT)
                 if name == "tests" and copied_tests.exists():
                     shutil.copyfile(path, copied_tests)
+                    changed_tests.add(str(path.relative_to(ROOT)))
+    forget(changed_tests)
     for name in ("pyproject.toml", "README.md"):
         shutil.copyfile(ROOT / name, TREE / name)
     (TREE / "setup.cfg").write_text(settings())
     return is_changed
+
+
+def forget(test_files: Set[str]) -> None:
+    """Let mutmut find out anew what these tests run, as it does for tests that it never saw."""
+    path = TREE / "mutants" / "mutmut-stats.json"
+    if path.exists() and test_files:
+        stats = json.loads(path.read_text())
+        seconds = stats["duration_by_test"].items()
+        stats["duration_by_test"] = {t: s for t, s in seconds if t.split("::")[0] not in test_files}
+        path.write_text(json.dumps(stats, indent=4))
 
 
 def settings() -> str:
@@ -171,6 +185,37 @@ def run_mutmut(names: Sequence[str], jobs: int, deadline: float) -> None:
             return
     if status:
         raise SystemExit(f"mutmut ended with status {status}; see the end of {WORK / 'mutmut.log'}")
+
+
+def decide_by_cpu_time(names: Set[str]) -> None:
+    """Try those that timed out again, within CPU time, which a busy machine does not use up."""
+    stats = json.loads((TREE / "mutants" / "mutmut-stats.json").read_text())
+    for path in sorted((TREE / "mutants").rglob("*.meta")):
+        meta = json.loads(path.read_text())
+        statuses = meta["exit_code_by_key"]
+        for name in names & statuses.keys():
+            if statuses[name] in TIMED_OUT:
+                tests = stats["tests_by_mangled_function_name"][name.rpartition("__mutmut_")[0]]
+                seconds = sum(stats["duration_by_test"].get(test, 1.0) for test in tests)
+                statuses[name] = run_tests(name, tests, CPU_S + round(10 * seconds))
+                path.write_text(json.dumps(meta, indent=4))
+
+
+def run_tests(mutant: str, tests: Sequence[str], cpu_s: int) -> int | None:
+    """Return the exit status of a mutant's tests; None where they wait and compute nothing."""
+    try:
+        status = subprocess.run(
+            [PYTHON, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+            cwd=TREE / "mutants",
+            env={**os.environ, "PYTHONPATH": "", "MUTANT_UNDER_TEST": mutant},
+            stdout=subprocess.DEVNULL,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s)),
+            timeout=20 * cpu_s,
+            check=False,
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return None
+    return ENDLESS if status in (-signal.SIGXCPU, -signal.SIGKILL) else status
 
 
 def results() -> dict[str, int | None]:

@@ -34,10 +34,14 @@ _NOTHING = re.compile(
     r"math\w+|mbox|[ ,;:!]|$)|(?<!\\)[{}]|[\s,;:.&|/*`\"'\u201c\u201d\u2018\u2019_~#]"
 )
 _WHOSE = r"(?:(?:your|my|our|the|an?|insert|put|write|enter|type|state|give|place|\w+['\u2019]s) )*"
-_KIND = r"(?:(?:final|short|concise|exact|correct|right|agreed|same|actual|best|full) )*"
+_KIND = (
+    r"(?:(?:final|short|concise|exact|correct|right|agreed|same|actual|best|full|sample|example|"
+    r"numeric(?:al)?) )*"
+)
 _NOUNS = r"answers?|choices?|options?|letters?|texts?|numbers?|values?|words?|names?|results?|"
-_NOUNS += r"solutions?|responses?|expressions?|formulas?|phrases?"
-_PLACE = r"(?: (?:goes )?here| in words| in (?:its )?simplest form| text| to the question| only)"
+_NOUNS += r"solutions?|responses?|expressions?|formulas?|phrases?|strings?|placeholders?|blanks?"
+_PLACE = r"(?: (?:goes )?here| in (?:one |a few )?words?| in (?:its )?simplest form| text|"
+_PLACE += r" to the question| only)"
 _WORDS = (
     # "answer", "your final answer", "the answer here": no benchmark's answer is this
     re.compile(rf"{_WHOSE}{_KIND}answer(?: ?\d)?{_PLACE}?(?: is)?"),
@@ -50,10 +54,13 @@ _WORDS = (
     re.compile(rf"(?:insert |put |write |enter )?your {_KIND}(?:{_NOUNS}){_PLACE}?"),
     re.compile(rf"(?:insert |put |write |enter ){_WHOSE}{_KIND}(?:{_NOUNS}){_PLACE}?"),
     re.compile(rf"{_WHOSE}{_KIND}(?:{_NOUNS}) (?:goes )?here"),
+    re.compile(r"(?:yes|true) ?[/|] ?(?:no|false)"),
     re.compile(r"x{5,}|_+|[.\u2026\s]*[.\u2026]{2,}|\u2026|\?+|\\(?:[lc]?dots|ldots)"),
 )
 _NOUN = re.compile(rf"{_WHOSE}{_KIND}(?:{_NOUNS}){_PLACE}?")
-_MATHEMATICAL = re.compile(rf"{_WHOSE}{_KIND}(?:answer|number|value|result|expression|formula)")
+_MATHEMATICAL = re.compile(
+    rf"{_WHOSE}{_KIND}(?:answer|number|integer|value|result|expression|formula)"
+)
 _OF_CHOICES = re.compile(
     rf"{_WHOSE}{_KIND}(?:letter|choice|option|text|answer)(?: (?:letter|text|of (?:the|your) \w+))*"
 )

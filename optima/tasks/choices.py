@@ -8,6 +8,7 @@ letters, a hedge, or a letter beside the text of another choice name none. Signs
 import re
 import string
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 
 from rapidfuzz.distance import Indel
 
@@ -44,13 +45,17 @@ _INLINE_LATEX = re.compile(rf"(?:{LATEX_FONT}|\\f?boxed)\{{([^{{}}]*)\}}")
 _BULLET = re.compile(r"[-*]\s+(?=[A-Za-z][A-Za-z.)]|\()")
 _BRACKETED = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]")
 _IN_BRACKETS = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
+_BRACKET = re.compile(r"[()\[\]]")
 _OTHER_LETTER = re.compile(r"(?<![\w'])(?:[B-Z](?![\w'])|A(?=\s*(?:[).:,]|$)))")
 
 _REASON = re.compile(r"[\s,;(\-]*\b(?:because|since)\b.*", re.DOTALL | re.IGNORECASE)
 _NO_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 _LOOSE = re.compile(r"[!\"'`\u2018\u2019\u201c\u201d;:]|,(?!\d)|\.(?!\d)")
 _SIGN = re.compile(r"[^\w\s()\[\]/.,-]|\d")  # beside a choice's text, it says another thing
-_UNIT_SPACE = re.compile(r"(?<=\d)\s+(?=[^\W\d])")
+_UNIT_NAMES = (  # a sign, and the names of the unit that it stands for
+    *(("$", "dollars", "dollar", "usd"), ("%", "percent", "per cent"), ("\u20ac", "euros", "euro")),
+    *(("\u00a3", "pounds", "pound"), ("\u00b0", "degrees", "degree")),
+)
 _DASHES = re.compile(r"[\u2010-\u2015\u2212]")
 _ARTICLES = frozenset(("a", "an", "the"))
 _HEDGES = frozenset(
@@ -70,6 +75,8 @@ _HEDGES = frozenset(
         ),
         *("guess", "might", "could", "unless", "although", "no", "dont", "doesnt", "didnt"),
         *("arent", "wasnt", "werent", "wont", "wouldnt", "couldnt", "shouldnt", "hardly", "doubt"),
+        *("never", "without", "except", "excluding", "excluded", "eliminated", "ruled", "rather"),
+        *("non", "rejected", "unlikely", "disagree", "opposite", "contrary"),
     )
 )
 
@@ -167,8 +174,8 @@ def _index(letter: str, choices: Sequence[str]) -> int | None:
 def _by_text(text: str, choices: Sequence[str]) -> int | None:
     """Return the choice whose text this is, by the strictest form in which any is equal."""
     forms: list[Callable[[str], object]] = [undress, plain_text, normalise_latex]
-    if not text.startswith("A "):  # which may be a letter, with the text of another choice
-        forms += [words_of, lambda choice: _UNIT_SPACE.sub("", plain_text(choice))]
+    if not text.startswith("A ") and not text.endswith(" A"):  # which may be another's letter
+        forms += [words_of, lambda choice: normalise_latex(choice).lower()]
     for form in forms:
         wanted = form(text)
         found = [index for index, choice in enumerate(choices) if form(choice) == wanted]
@@ -179,18 +186,33 @@ def _by_text(text: str, choices: Sequence[str]) -> int | None:
 
 def _by_number(text: str, choices: Sequence[str]) -> int | None:
     """Return the only choice of the same number and unit, or of the number where one has none."""
-    said = number_and_unit(text)
-    if said is None:
-        return None
+    said = _number_and_unit(text)
+    letters = [_index(letter, choices) for letter, _ in _letters_and_rests(text)]
+    if said is None or any(index is not None for index in letters):
+        return None  # beside a letter the number is to agree with it
     units = {
         index: found[1]
         for index, choice in enumerate(choices)
-        if (found := number_and_unit(choice)) is not None and found[0] == said[0]
+        if (found := _number_and_unit(choice)) is not None and found[0] == said[0]
     }
     same = [index for index, unit in units.items() if unit == said[1]]
     if not same and len(units) == 1 and "" in (said[1], *units.values()):
         same = list(units)
     return same[0] if len(same) == 1 else None
+
+
+def _number_and_unit(text: str) -> tuple[Fraction, str] | None:
+    """Return a number and its unit, a sign where there is one for it: "5 dollars" are "$5"."""
+    found = number_and_unit(text)
+    if found is None:
+        return None
+    number, unit = found
+    signs = [
+        names[0]
+        for names in _UNIT_NAMES
+        if unit in names or (not unit and names[0] in undress(text))
+    ]
+    return number, signs[0] if signs else unit
 
 
 def _agrees(rest: str, index: int | None, choices: Sequence[str]) -> bool:
@@ -215,7 +237,8 @@ def _agrees(rest: str, index: int | None, choices: Sequence[str]) -> bool:
         return False
     others = [words_of(choice) for other, choice in enumerate(choices) if other != index]
     if _holds(said, own):
-        has_other = any(_holds(said, other) and not _holds(own, other) for other in others)
+        apart = words_of(_BRACKET.sub(" ", rest))
+        has_other = any(_holds(apart, other) and not _holds(own, other) for other in others)
         return not has_other and not _SIGN.search(added)
     if not all(word.isalpha() for word in (*said, *own)):
         return False  # signs and numbers are not nearly equal

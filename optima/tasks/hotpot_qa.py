@@ -13,6 +13,7 @@ import html
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -95,9 +96,9 @@ def _titled(title: str, paragraphs: Sequence[Paragraph]) -> list[int]:
     raise MalformedRowError(f"supporting title {title!r} is not in the context, or has no text")
 
 
-def _loose(title: str) -> str:
-    """Return a title without what differs between the fields of a row: case, white space, form."""
-    return " ".join(unicodedata.normalize("NFKC", html.unescape(title)).casefold().split())
+def _loose(title: str) -> list[str]:
+    """Return a title's words without what differs between the fields of a row: case and form."""
+    return unicodedata.normalize("NFKC", html.unescape(title)).casefold().split()
 
 
 def _with_sentence(
@@ -143,41 +144,32 @@ def _sentences(title: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _task(name: str, title: str, hub: HubSource, files: tuple[tuple[str, ...], ...]) -> Task:
-    return Task(
-        name=name,
-        title=title,
-        setting="information_exchange",
-        answer_style="tag",
-        metric=F1,
-        has_evidence=True,
-        hub=hub,
-        train_files=files[0],
-        test_files=files[1],
-        parse=partial(parse, name),
-        reads=frozenset({"data.paragraphs", "data.max_context_words"}),
-        n_original_test=1000,
-    )
-
-
-TASK = _task(
-    "hotpot_qa",
-    "HotpotQA (distractor)",
-    HubSource("hotpotqa/hotpot_qa", ("distractor",), "train", "validation"),
-    (
-        (*file_names("train"), "hotpot_train_v1.1.json"),
-        (
-            *file_names("validation", "dev"),
-            "hotpot_dev_distractor_v1.json",
-            *file_names("test"),
-        ),
+TASK = Task(
+    name="hotpot_qa",
+    title="HotpotQA (distractor)",
+    setting="information_exchange",
+    answer_style="tag",
+    metric=F1,
+    has_evidence=True,
+    hub=HubSource("hotpotqa/hotpot_qa", ("distractor",), "train", "validation"),
+    train_files=(*file_names("train"), "hotpot_train_v1.1.json"),
+    test_files=(
+        *file_names("validation", "dev"),
+        "hotpot_dev_distractor_v1.json",
+        *file_names("test"),
     ),
+    parse=partial(parse, "hotpot_qa"),
+    reads=frozenset({"data.paragraphs", "data.max_context_words"}),
+    n_original_test=1000,
 )
-MWH_QA = _task(
-    "mwh_qa",
-    "2WikiMultiHopQA",
+MWH_QA = replace(
+    TASK,
+    name="mwh_qa",
+    title="2WikiMultiHopQA",
     # xanhho/2WikiMultihopQA, the authors' own, is a loading script, which datasets 4 and later
     # refuse; this copy is parquet in HotpotQA's form, its validation split their dev.
-    HubSource("framolfese/2WikiMultihopQA", ("default",), "train", "validation"),
-    (file_names("train"), file_names("dev", "validation", "test")),
+    hub=HubSource("framolfese/2WikiMultihopQA", ("default",), "train", "validation"),
+    train_files=file_names("train"),
+    test_files=file_names("dev", "validation", "test"),
+    parse=partial(parse, "mwh_qa"),
 )

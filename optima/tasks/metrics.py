@@ -32,7 +32,7 @@ NEAR = Fraction(1, 10**5)
 UNITS = ("", "dollars", "dollar", "percent")  # what a number may carry where the answer does not
 
 _BASED = re.compile(r"([0-9A-Fa-f]+)_(?:\{(\d+)\}|(\d+))")  # 110_2, a number in base 2
-_ON_THE_HOUR = re.compile(r"0*(\d+):0+")
+_TIME = re.compile(r"(\d{1,2})(?::(\d\d?)(?:([ap])\.?m\.?)?|([ap])\.?m\.?)", re.IGNORECASE)
 _LATEX_LETTER = re.compile(
     r"(?:\\(?:text|mathrm|textbf|mathbf)\{)?(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-Z])\)?\}?"
 )
@@ -95,6 +95,8 @@ def _same_mathematics(a: str, b: str, choices: Sequence[str]) -> bool | None:
     for text, other in ((a, b), (b, a)):
         if (told := _is_number(text, other)) is not None:
             return told
+    if (told := _same_time(a, b)) is not None:
+        return told
     values = number_and_unit(a), number_and_unit(b)
     if values[0] is not None and values[1] is not None and values[0][0] == values[1][0]:
         units = {values[0][1], values[1][1]} - {""}
@@ -103,13 +105,25 @@ def _same_mathematics(a: str, b: str, choices: Sequence[str]) -> bool | None:
     if based[0] and based[1]:  # math-verify does not look at the base
         digits = [(match[1].lower(), match[2] or match[3]) for match in based if match]
         return digits[0] == digits[1]
-    clocks = [_ON_THE_HOUR.fullmatch(normalise_latex(text)) for text in (a, b)]
-    if clocks[0] or clocks[1]:  # which is no ratio, as it would divide by zero
-        return bool(clocks[0] and clocks[1] and clocks[0][1] == clocks[1][1])
     letters = [_LATEX_LETTER.fullmatch(text.strip()) for text in (a, b)]
     if letters[0] and letters[1]:
         return True if letters[0][1] == letters[1][1] else None
     return None
+
+
+def _same_time(a: str, b: str) -> bool | None:
+    """Tell whether two times of day are the same; None where neither is surely one.
+
+    "2:05" alone may be a ratio; "2:00" is none, as it would divide by zero.
+    """
+    found = [_TIME.fullmatch(normalise_latex(text)) for text in (a, b)]
+    times = [(int(m[1]), int(m[2] or 0), (m[3] or m[4] or "").lower()) for m in found if m]
+    if all(minutes and not half for _, minutes, half in times):
+        return None
+    if len(times) < len(found):
+        return False
+    halves = {half for _, _, half in times} - {""}
+    return times[0][:2] == times[1][:2] and len(halves) <= 1
 
 
 def _is_number(text: str, other: str) -> bool | None:
@@ -117,7 +131,7 @@ def _is_number(text: str, other: str) -> bool | None:
     number = number_and_unit(other)
     if number is None:
         return None
-    if is_bound_or_doubt(text):
+    if is_bound_or_doubt(text) or _equates_other(text, number[0]):
         return False
     if number[1]:
         return None
@@ -128,11 +142,20 @@ def _is_number(text: str, other: str) -> bool | None:
     return False if is_other and found and abs(found[0] - number[0]) >= NEAR else None
 
 
+def _equates_other(text: str, number: Fraction) -> bool:
+    """Tell whether a side of an equation is another whole number: "19 = 18" does not state 18."""
+    sides = [parse_number(side) for side in text.split("=") if "%" not in side]
+    whole = {side for side in (*sides, number) if side is not None and side.denominator == 1}
+    return "=" in text and number in whole and len(whole) > 1
+
+
 def _adds_no_unit(text: str, answer: str, choices: Sequence[str]) -> bool:
     if choices:
         return _adds_no_word(text, answer, choices)
-    numbers = number_and_unit(text), number_and_unit(answer)
-    return numbers[0] is None or numbers[1] is None or numbers[0][1] in (*UNITS, numbers[1][1])
+    said, meant = number_and_unit(text), number_and_unit(answer)
+    if said is None:
+        return meant is None  # a sentence about a number has other words: "Bob has 18"
+    return meant is None or said[1] in (*UNITS, meant[1])
 
 
 def _adds_no_word(text: str, answer: str, choices: Sequence[str]) -> bool:

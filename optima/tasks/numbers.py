@@ -34,7 +34,9 @@ _ASSIGNMENT = re.compile(r"[A-Za-z\\ ]+=([^=]+)")
 _NAME = re.compile(r"[A-Za-z ]+")  # the side of an equation that a number is assigned to
 _OPERATOR = re.compile(r"[-+*/×÷·]|\d\s*[xX]\s*[\d(]|[\d)]\s*[(^]")
 _ARITHMETIC = re.compile(r"[\d.,\s()+\-*/×÷·%°^]|(?<=[\d\s])[xX](?=\s*[\d(])|\b[A-Za-z]{2,}\b")
-_POWER = re.compile(r"\^\s*(?:\{\s*[23]\s*\}|[23])(?!\d)|[²³]")  # of a unit: m^2
+_POWER = re.compile(  # of a unit: m^2, cm2
+    r"\^\s*(?:\{\s*[23]\s*\}|[23])(?!\d)|[²³]|(?<=[\d\scdkm]m|ft|in)[23](?![\w.,])"
+)
 _UNIT = re.compile(
     r"(?:[\s\-\u2013\u2014/(\[]|(?=[A-Za-z]{2}))[A-Za-z\s.'\u00b7\-\u2013\u2014/()\[\]]*"
 )
@@ -42,14 +44,19 @@ _TERM = re.compile(r"\s*(?:\b(?:pi|[xyz]+)\b|[-\u2013\u2014]\s*\(?[a-z]\b)")  # 
 _VARIABLES = frozenset("abcdefijknopqrtuvwxyz")  # lone small letters that are no unit of theirs
 _BEFORE = re.compile(r"[A-Za-z\s.,:;'()]*[\s:(]")
 _WORD = re.compile(r"[A-Za-z']+")
+_PARTS = ("half", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _MULTIPLIERS = {
-    "hundred": 10**2,
-    "thousand": 10**3,
-    "million": 10**6,
-    "mn": 10**6,
-    "billion": 10**9,
-    "bn": 10**9,
-    "trillion": 10**12,
+    "hundred": Fraction(10**2),
+    "thousand": Fraction(10**3),
+    "lakh": Fraction(10**5),
+    **dict.fromkeys(("million", "mn", "mln"), Fraction(10**6)),
+    "crore": Fraction(10**7),
+    **dict.fromkeys(("billion", "bn"), Fraction(10**9)),
+    **dict.fromkeys(("trillion", "tn"), Fraction(10**12)),
+    **{f"{part}s": Fraction(1, n) for n, part in enumerate(_PARTS, start=2)},
+    "halves": Fraction(1, 2),
+    "hundredths": Fraction(1, 100),
+    "thousandths": Fraction(1, 1000),
 }
 _COUNT = r"one|two|three|four|five|six|seven|eight|nine|ten|twelve"
 _OPERAND = re.compile(  # before a number, what makes it a part of something, or of a calculation
@@ -71,7 +78,11 @@ _OPERATION = re.compile(
     re.IGNORECASE,
 )
 _SAID_EQUAL = re.compile(r"\bequals\b|(?<=\d)([^=\d]*)\b(?:is|makes|gives)\b(?=\s*[-+$£€(]*\d)")
-_NOT_EQUAL = re.compile(r"\\(?:neq?|not|approx|sim(?:eq)?)(?![A-Za-z])|[\u2260\u2248]|\?\s*$")
+_NOT_EQUAL = re.compile(
+    r"\\(?:neq?|not|neg|approx(?:eq)?|sim(?:eq)?|cong|doteq|propto|[lg](?:t|e|eq|eqq|eqslant)|"
+    r"lesssim|gtrsim)(?![A-Za-z])|[\u2243\u2245\u2248\u2260\u2264\u2265\u2272\u2273]|<(?!-)|"
+    r"(?<![-=])>|\?\s*$"
+)
 _SIGN_BY_WORD = {"plus": "+", "minus": "-", "divided by": "/"}  # of, times, multiplied by: *
 _IN_BRACKETS = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]|\{([^{}]*)\}")
 _BRACKET_BEHIND = re.compile(r"([^()]*\S)\s+\(([^()]*)\)")
@@ -109,7 +120,7 @@ _HEDGES = frozenset(
         *("or", "and", "but", "not", "either", "neither", "nor", "maybe", "perhaps", "probably"),
         *("possibly", "approximately", "approx", "circa", "roughly", "minus", "plus", "divided"),
         *("below", "ish", "twice", "thrice", "squared", "cubed", "doubled", "tripled", "halved"),
-        *("factorial", "point", "if", "hardly", "doubt", "nowhere"),
+        *("factorial", "point", "if", "hardly", "doubt", "nowhere", "upwards"),
         *("unless", "except", "least", "most", "no", "never", "without", "versus", "vs", "instead"),
         *("wrong", "incorrect", "false", "untrue", "impossible", "cannot", "unknown", "unsure"),
         *("guess", "guessing", "think", "believe", "might", "unlike", "excluding"),
@@ -250,7 +261,8 @@ def _with_unit(text: str) -> Fraction | None:
     if _TERM.match(unit) or (len(unit.strip()) == 1 and unit.strip() in _VARIABLES):
         return None  # 5 x is a term, not five of something
     value = _value(match[0].strip())
-    return None if value is None else value * _MULTIPLIERS.get(words[0], 1)
+    name = f"{words[0]}s" if words[0] in _PARTS and len(words) == 1 else words[0]  # "1 third"
+    return None if value is None else value * _MULTIPLIERS.get(name, 1)
 
 
 def _equation(text: str) -> Fraction | None:
@@ -291,7 +303,7 @@ def _is_hedged(text: str, hedges: frozenset[str] = _HEDGES) -> bool:
 
 
 def _fraction(numerator: str, denominator: str | None) -> Fraction | None:
-    digits = re.sub(r"[,\s]", "", numerator).rstrip(".")
+    digits = re.sub(r"[,\s]", "", numerator)
     if not re.search(r"\d", digits) or max(len(digits), len(denominator or "")) > MAX_DIGITS:
         return None
     divisor = int(denominator or 1)

@@ -9,6 +9,7 @@ from optima.evaluation.statistics import (
     IsSame,
     Sample,
     group_answers,
+    orders,
     scaling_curve,
     vote_of_all,
     votes,
@@ -83,12 +84,28 @@ def test_vote_of_all_samples_is_the_last_point_of_the_curve() -> None:
     assert last.score.mean == pytest.approx(sum(found.values()) / 2)
 
 
+def test_vote_of_all_hears_the_last_sample() -> None:
+    # the two wrong ones agree, whichever order they come in
+    samples = {"p": [Sample(0, 1.0, 1), Sample(1, 0.0, 1), Sample(1, 0.0, 1)]}
+    assert vote_of_all(samples, seed=0) == {"p": 0.0}
+
+
+def test_orders_are_drawn_from_seed_and_problem_and_differ_from_each_other() -> None:
+    samples = [Sample(k, 1.0, k) for k in range(8)]
+
+    def drawn(problem_id: str, seed: int) -> list[tuple[Sample, ...]]:
+        return [tuple(order) for order in orders(problem_id, samples, seed=seed)]
+
+    assert drawn("p", 0) == drawn("p", 0)
+    assert len({*drawn("p", 0), *drawn("p", 1), *drawn("q", 0)}) > 50  # of 60 among 40,320
+    assert all(set(order) == set(samples) for order in drawn("p", 0))
+
+
 def test_curve_is_the_mean_over_orders_of_votes_and_bests() -> None:
     # Of the 6 orders of (right, wrong, wrong) two begin with right: k = 1 and the tie of k = 2
     # score 1/3; both wrong ones agree, so k = 3 scores 0. Right is among two in 4 of 6 orders.
     samples = {"p": [Sample(0, 1.0, 1), Sample(1, 0.0, 1), Sample(1, 0.0, 1)]}
-    orders = list(itertools.permutations(samples["p"]))
-    votes_of = [list(votes(order)) for order in orders]
+    votes_of = [list(votes(order)) for order in itertools.permutations(samples["p"])]
     expected = [sum(column) / 6 for column in zip(*votes_of, strict=True)]
     assert expected == pytest.approx([1 / 3, 1 / 3, 0.0])
     points = scaling_curve(samples, seed=1, n_orders=3000)

@@ -93,7 +93,7 @@ def test_shares_stand_in_the_metrics_under_their_names() -> None:
         "health/repeated": 0.0, "health/empty": 0.0, "health/top_share": 1.0,
         "health/collapsed": 0.0,
     }  # fmt: skip
-    assert examine([], []).n == 0
+    assert [examine([held()] * n, [problem()]).n for n in (0, 1, 3)] == [0, 1, 3]
 
 
 @pytest.mark.parametrize(
@@ -178,9 +178,12 @@ def test_commonest_answer_of_a_problem_is_that_of_most_of_its_conversations() ->
 
 def test_text_of_a_choice_is_as_right_as_its_letter() -> None:
     choices = ("iron", "ice")
-    for answer in ("B", "ice"):
-        found = examine([held(answer=answer)], [problem(0, "B", choices)])
-        assert (found.top_share, found.top_gold_share) == (1.0, 1.0)
+    for gold, answers in (("A", ("A", "iron")), ("B", ("B", "ice"))):
+        for answer in answers:
+            found = examine([held(answer=answer)], [problem(0, gold, choices)])
+            assert (found.top_share, found.top_gold_share) == (1.0, 1.0)
+    found = examine([held(answer="ice")], [problem(0, "C", choices)])
+    assert (found.top_share, found.top_gold_share) == (1.0, 0.0)
 
 
 def _metrics(marked: float, empty: float = 0.0, n: float = 100.0) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """What scripts/mutate.py is told, without the hours that mutants take."""
 
 import importlib.util
+import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -37,6 +39,51 @@ def test_slow_tests_that_are_left_out_exist(mutate: ModuleType) -> None:
         assert option in mutate.left_out()
         path, _, name = option.removeprefix("--deselect=").partition("::")
         assert f"def {name}(" in (REPOSITORY / path).read_text(encoding="utf-8")
+
+
+def test_a_mutant_that_only_timed_out_is_decided_by_the_cpu_time_of_its_tests(
+    mutate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutate, "TREE", tmp_path)
+    monkeypatch.setattr(mutate, "PYTHON", sys.executable)
+    monkeypatch.setattr(mutate, "CPU_S", 3)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    names = [f"optima.x_f__mutmut_{k}" for k in range(5)]
+    (tmp_path / "mutants").mkdir()
+    (tmp_path / "mutants/test_f.py").write_text(
+        "import os\n"
+        "def test_f():\n"
+        "    n = int(os.environ['MUTANT_UNDER_TEST'][-1])\n"
+        "    while n == 2:\n"
+        "        pass\n"
+        "    assert n == 0\n"
+    )
+    (tmp_path / "mutants/mutmut-stats.json").write_text(
+        json.dumps({"tests_by_mangled_function_name": {"optima.x_f": ["test_f.py::test_f"]},
+                    "duration_by_test": {"test_f.py::test_f": 0.01}})
+    )  # fmt: skip
+    timed_out = dict.fromkeys(names, -24)
+    (tmp_path / "mutants/f.meta").write_text(json.dumps({"exit_code_by_key": timed_out}))
+    mutate.decide_by_cpu_time(set(names[:3]))
+    # the machine was slow, a test fails, a test never ends, and two that were not asked for
+    assert list(mutate.results().values()) == [0, 1, mutate.ENDLESS, -24, -24]
+    assert [status in mutate.NOTICED for status in mutate.results().values()] == [
+        *(False, True, True), *(False, False),
+    ]  # fmt: skip
+
+
+def test_what_changed_tests_run_is_found_out_anew(
+    mutate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mutate, "TREE", tmp_path)
+    mutate.forget({"tests/test_a.py"})  # nothing is known yet
+    stats = tmp_path / "mutants/mutmut-stats.json"
+    stats.parent.mkdir()
+    known = {"tests/test_a.py::test_x[1]": 0.1, "tests/test_ab.py::test_y": 0.2}
+    stats.write_text(json.dumps({"duration_by_test": known, "stats_time": 3}))
+    mutate.forget({"tests/test_a.py"})
+    kept = {"tests/test_ab.py::test_y": 0.2}
+    assert json.loads(stats.read_text()) == {"duration_by_test": kept, "stats_time": 3}
 
 
 def test_sample_is_by_seed_and_survivors_are_listed_unless_equivalent(

@@ -90,7 +90,7 @@ def test_further_keys_of_other_projects_are_ignored(tmp_path: Path) -> None:
     [
         ({"chosen": "yes"}, "is not a preference"),
         ({"chosen": []}, "chosen: no message"),
-        ({"rejected": [{"role": "user", "content": "x"}]}, "role user"),
+        ({"rejected": [{"role": "user", "content": "x"}]}, "rejected: role user"),
         ({"prompt": []}, "prompt: is empty"),
         ({"prompt": [{"role": "pope", "content": "x"}]}, "is not a preference"),
     ],

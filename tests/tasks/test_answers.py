@@ -4,11 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optima.tasks import METRICS
+from optima.tasks import METRICS, choices
 from optima.tasks.answers import last_marked_answer, marked_answers, restates
 from optima.tasks.choices import choice_letter, named_choice
 from optima.tasks.metrics import MATH, exact_match
-from optima.tasks.numbers import parse_number, stated_number
+from optima.tasks.numbers import (
+    MAX_CHARACTERS,
+    is_bound_or_doubt,
+    parse_number,
+    stated_number,
+)
 from optima.tasks.texts import f1_score, normalise_latex, normalise_text, undress
 
 
@@ -101,6 +106,8 @@ def test_the_last_mark_wins_and_an_empty_one_counts_as_none() -> None:
             "the correct answer",
         ),
         *(r"\text{answer}", r"\ldots", "answer in words", "[number]", "my answer"),
+        *("example answer", "sample answer", "[placeholder]", "<blank>", "answer in one word"),
+        *("yes/no", "Yes | No", "true/false", "answer in a few words", "your string"),
     ],
 )
 def test_a_placeholder_is_no_answer(content: str) -> None:
@@ -114,6 +121,7 @@ def test_a_placeholder_is_no_answer(content: str) -> None:
     [
         *("letter", "choice", "text", "X", "x", "solution", "The Final Solution", "number", "word"),
         *("Answer the Call", "none", "unknown", "-", "+", "A", "U.S.", "[0, 1]", "(-5)", "XXX"),
+        *("yes or no", "blank", "example", "sample", "string", "placeholder", "one word"),
         *("a letter of intent", "...And Justice for All", "[Paris]", "yes", "option", "no answer"),
     ],
 )
@@ -133,8 +141,24 @@ def test_placeholders_of_choices_are_none_beside_choices(content: str) -> None:
     assert marked_answers(f"<A>{content}</A>", "tag", ("wood", content)) == [content]
 
 
+def test_letters_and_words_beside_choices_are_answers() -> None:
+    said = ["B", "iron", "B. iron", "b", "a metal"]
+    marks = " ".join(f"<A>{answer}</A>" for answer in said)
+    assert marked_answers(marks, "tag", ("wood", "iron")) == said
+    assert marked_answers("<A>X</A>", "tag", tuple(map(str, range(24)))) == ["X"]  # A to X
+    assert marked_answers("<A>X</A>", "tag", tuple(map(str, range(23)))) == []
+
+
 def test_placeholders_of_numbers_are_none_in_a_box() -> None:
-    for content in ("number", "value", "the final value", "result", "expression"):
+    for content in (
+        "number",
+        "numerical value",
+        "integer",
+        "value",
+        "the final value",
+        "result",
+        "expression",
+    ):
         assert marked_answers(rf"\boxed{{{content}}}", "boxed") == []
     for content in ("x", "n", "X", r"\text{even}", r"\text{no solution}", "(answer, 1)"):
         assert marked_answers(rf"\boxed{{{content}}}", "boxed") == [content]
@@ -264,6 +288,33 @@ def test_numbers_are_read_exactly(text: str, number: float | None) -> None:
 )
 def test_units_are_ignored_on_request(text: str, number: float | None) -> None:
     assert parse_number(text, units="ignore") == number
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("N = no. of ways = 5", False),
+        ("no 5", True),
+        (r"x = \text{18?}", True),
+        (r"x = \text{at least }5", True),
+        (r"\text{at least } n = 5", False),
+    ],
+)
+def test_what_stands_before_the_last_sign_of_equality_is_no_bound(text: str, is_one: bool) -> None:
+    assert is_bound_or_doubt(text) is is_one
+
+
+def test_text_of_more_than_the_limit_is_no_number_and_no_choice() -> None:
+    for n_characters in (MAX_CHARACTERS, MAX_CHARACTERS + 1):
+        text = "5".rjust(n_characters)
+        is_short = n_characters == MAX_CHARACTERS
+        assert (parse_number(text) == 5) is (stated_number(text) == 5) is is_short
+        assert is_bound_or_doubt(text) is not is_short
+    for n_characters in (choices.MAX_CHARACTERS, choices.MAX_CHARACTERS + 1):
+        text = "B".rjust(n_characters)
+        is_short = n_characters == choices.MAX_CHARACTERS
+        assert (choice_letter(text) == "B") is is_short
+        assert (named_choice(text, ("wood", "iron")) == 1) is is_short
 
 
 @pytest.mark.parametrize(

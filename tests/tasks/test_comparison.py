@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from optima.recipe.schema import DataSection
 from optima.tasks import METRICS, TASKS
 from optima.tasks.answers import is_placeholder
-from optima.tasks.judging import Judge
+from optima.tasks.equivalence import equivalence
+from optima.tasks.judging import Judge, JudgeError
 from optima.tasks.loading import Split, load_problems
 from optima.tasks.metrics import EXACT_MATCH, F1, MATH
-from optima.tasks.task import Task
+from optima.tasks.task import Metric, Task
 
 METALS = ("wood", "iron", "water", "air")
 DAYS = ("Planetary days will become longer.", "Planetary days will become shorter.", "No change.")
@@ -49,6 +50,9 @@ PETS = ("cat", "dog", "the cat's dog", "cat dog")
 BOUNDS = ("a > b", "a < b", "a ≥ b", "a ≤ b")
 DISTANCES = ("1,000 km", "2,000 km", "1,000 m", "10,000 km")
 LINES = ("y = 2x + 3", "y = 2x - 3", "y = 3x + 2", "2x + 3 = 0")
+TENS = ("5", "10", "15", "20")
+PRICES = ("$5.00", "$50.0", "$0.50", "500")
+HOURS = ("3:00 pm", "3:00 am", "3:30")
 MIXED = ("11/2", "1 1/2", "1/2", "2")
 
 # (choices, gold, answers that are it, answers that are not)
@@ -239,6 +243,35 @@ CHOICES: tuple[tuple[tuple[str, ...], str, tuple[str, ...], tuple[str, ...]], ..
         ("The answer is it is done as it is right.", "A. it is done as it is right", "A is right"),
         ("it is done", "as it is right", "B is right"),
     ),
+    (
+        METALS,
+        "B",
+        ("B. iron (it rusts)", "B. iron has atoms", "B. iron, as it conducts heat"),
+        (
+            *("B: iron (wood)", "B. iron [wood]", "B. non-iron", "B. without iron"),
+            *("B. never iron", "B. iron excluded", "B. everything except iron"),
+            *("iron, A", "iron A", "iron: A", "iron, C"),
+            *("B. iron is ruled out", "B. rather than iron", "B. iron is unlikely"),
+        ),
+    ),
+    (
+        TENS,
+        "B",
+        ("10 (B)", "B = 10", "10, B", "(B) 10 apples"),
+        ("10 (C)", "C = 10", "10 (option C)"),
+    ),
+    (TENS, "C", ("15 (c)", "C. 15", "15 m"), ("15 (B)", "A = 15", "10 (C)", "15, A")),
+    (PRICES, "A", ("$5", "5 dollars", "A. 5 USD"), ("5 cents", "5%", "A. 50 dollars")),
+    (PRICES, "C", ("$0.5", "0.5"), ("50 cents or more", "5 dollars")),
+    (PRICES, "B", ("B", "50 dollars", "$50", "50"), ("50 cents", "50%", "B. 50 cents")),
+    (HOURS, "A", ("3:00PM", "3:00 pm", "A. 3:00PM"), ("3:00AM", "3:00", "A. 3:00AM")),
+    (
+        ("increases", "increases then decreases"),
+        "A",
+        ("A. increases (always)",),
+        ("A. increases (then decreases)", "A. increases [then decreases]"),
+    ),
+    (DAYS[1:2], "A", ("A. Planetary days will be shorter",), ("A. Planetary nights", "B")),
     (("slower", "faster", "the same"), "A", ("A", "slower", "A) slower"), ("D", "faster", "B")),
     (("a", "b", "c", "d", "e e"), "E", ("E", "e e", "E. e e"), ("e f", "A", "D")),
 )
@@ -334,7 +367,14 @@ NUMBERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
             *("18 miles/hour", "18 miles per hour", "18 apples", "18%", "18 m^2", "18°"),
             *(r"18 \text{ cm}^2", r"18^\circ", "18kg", "18 USD", "USD 18", "18 (eighteen)"),
             *("The answer is 18", "Answer: 18", "the total is 18 dollars", "She makes $18 a day."),
-            *("18 = 18.0", "18,", "54/3 = 18", "(20 - 2) = 18"),
+            *(
+                "US$18",
+                r"the total is \text{18} dollars",
+                "18 = 18.0",
+                "18,",
+                "54/3 = 18",
+                "(20 - 2) = 18",
+            ),
         ),
         (
             *("19", "-18", "1.8", "180", "18 or 20", "18, 20", "18 and 20", "18-20", "18 to 20"),
@@ -344,7 +384,11 @@ NUMBERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
             *("the answer is not 18", "x = 18 or x = 20", "18 million", "maybe 18", "18 minus"),
         ),
     ),
-    ("-5", ("-5", "\u22125", "- 5", "-$5", "minus 5", "x = -5"), ("5", "+5", "5 - 10", "-50")),
+    (
+        "-5",
+        ("-5", "\u22125", "\u20135", "- 5", "-$5", "minus 5", "x = -5"),
+        ("5", "+5", "5 - 10", "-50"),
+    ),
     ("5", ("5", "10 - 5 = 5"), ("-5", "is - 5", "a loss of -5", "minus 5", "negative 5")),
     ("1,080", ("1080", "1,080", "$1,080.0", "1{,}080", r"1\,080"), ("1,08", "10 80", "108")),
     ("109,200,000", ("109200000", "109.2 million", "$109,200,000"), ("109.2", "109,200")),
@@ -445,7 +489,24 @@ NUMBERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("12,000,000,000", ("12 billion", "12 bn", "12,000 million", "$12bn"), ("12", "12 million")),
     ("10:30", ("10:30", "**10:30**", "The answer is 10:30"), ("10.30", "1030", "22:30")),
     ("3:4", ("3:4", "It is 3:4"), ("4:3", "3/4", "0.75", "34")),
-    ("2/3", (r"\frac{2}{3}", "4/6", "2/3 of a pound"), ("0.67", "3/2", "23", "2", "-2/3")),
+    ("4.5", ("4 1/2", "9 halves"), ("3 3/2", "3 and 3/2")),
+    ("4", ("4", "4 fifth graders", "4 m2", "4 cm3", "4 ft2"), ("3 2/2", "3 and 2/2", "4 fifths")),
+    (
+        "18",
+        ("18 months", "18 seconds", "18 dozen"),
+        ("18 tenths", "18-hundredths", "upwards of 18"),
+    ),
+    ("1800000", ("18 lakh", "1.8 mln"), ("18 crore", "18 tn", "18")),
+    (
+        "0.1",
+        ("1 tenth", "1 tenth.", "100 thousandths"),
+        ("10", "1 tenth grader", "1 tenth or more"),
+    ),
+    (
+        "2/3",
+        (r"\frac{2}{3}", "4/6", "2/3 of a pound", "2 thirds of it"),
+        ("0.67", "3/2", "23", "2", "-2/3"),
+    ),
     ("May 5", ("May 5", "may 5."), ("5", "May 6", "5 May 5")),
 )
 
@@ -489,6 +550,15 @@ EXPRESSIONS: tuple[tuple[str, str, float], ...] = (  # answer, gold, score by th
     *((r"\text{least value} = 5", "5", 1.0), (r"\text{no. of ways} = 5", "5", 1.0)),
     *((r"\text{Point } A = 5", "5", 1.0), (r"x = \text{at least } 5", "5", 0.0)),
     *((r"\approx 18", "18", 0.0), (r"18 \text{ or more}", "18", 0.0)),
+    *((rf"{sign} 18", "18", 0.0) for sign in (r"\le", r"\geq", r"\leqslant", r"\gt", r"\cong")),
+    *((f"{sign} 18", "18", 0.0) for sign in "<>\u2264\u2265\u2245"),
+    *(("9 + 9 => 18", "18", 1.0), (r"\left(18\right)", "18", 1.0), (r"\therefore 18", "18", 1.0)),
+    *(("19 = 18", "18", 0.0), ("x = 19 = 18", "18", 0.0), ("20 - 2 = 18.0", "18", 1.0)),
+    *((r"1 = 100\%", "1", 1.0), (r"\frac{7}{3} = 2.33", "2.33", 1.0)),
+    *((r"11\!:\!00 \text{ AM}", r"11:00\text{ a.m.}", 1.0), ("11", r"11:00\text{ a.m.}", 0.0)),
+    *(("noon", "12:00", 0.0), (r"11:30\text{ p.m.}", r"11:30\text{ a.m.}", 0.0)),
+    *(("11:30", r"11:30\text{ a.m.}", 1.0), ("11 a.m.", "11:00", 1.0)),
+    *((r"18\text{ tenths}", "18", 0.0), ("18 halves", "9", 1.0)),
     *((r"\text{at least }18", "18", 0.0), ("18?", "18", 0.0)),
     *((r"18\text{ million}", "18", 0.0), ("18 million", "18000000", 1.0)),
     *(("18 - x", "18", 0.0), ("multiplied by 18", "18", 0.0), ("18-x", "18", 0.0)),
@@ -523,6 +593,28 @@ EXPRESSIONS: tuple[tuple[str, str, float], ...] = (  # answer, gold, score by th
     *(("5:00", r"05\!:\!00", 1.0), ("425", r"05\!:\!00", 0.0), ("6:00", r"05\!:\!00", 0.0)),
     *(("2:3", "4:6", 1.0), ("7:00", "7", 0.0), ("7:00", r"\frac{7}{2}", 0.0)),
     *(("111111111", r"111, \! 111, \! 111", 1.0), (r"\text{Odd}", r"\text{odd}", 1.0)),
+)
+
+FORMULAS_BY_MEANING: tuple[tuple[str, str, float], ...] = (  # one, another, whether they are equal
+    *(
+        ("3\u221a2", r"3\sqrt{2}", 1.0),
+        ("\u221a18", r"3\sqrt2", 1.0),
+        ("\u221a12", r"\sqrt{1}2", 0.0),
+    ),
+    *(
+        ("2\u221a(x+1)", r"2\sqrt{x+1}", 1.0),
+        ("\u221ax", r"\sqrt{x}", 1.0),
+        ("2\u221a2", r"3\sqrt2", 0.0),
+    ),
+    *(("x\u00b2+1", "x^2+1", 1.0), ("x\u00b2", "x^3", 0.0), ("x\u00b9\u2070", "x^{10}", 1.0)),
+    *(("3x\u207b\u00b9", r"\frac{3}{x}", 1.0), ("2\u00b73x", "6x", 1.0)),
+    *(("(-\u221e,2]\u222a[3,\u221e)", r"(-\infty,2]\cup[3,\infty)", 1.0),),
+    *(("(-\u221e,2)\u222a[3,\u221e)", r"(-\infty,2]\cup[3,\infty)", 0.0),),
+    *(("x\u2208[0,1]", "[0,1]", 1.0), ("x\u2208[0,1]", "(0,1)", 0.0), ("-\u221e", r"\infty", 0.0)),
+    *((r"3(\frac12)x", r"\frac{3x}{2}", 1.0), (r"3\left(\dfrac12\right)", "1.5", 1.0)),
+    *(("$1+x$", "x+1", 1.0), ("**1+x**", "x+1", 1.0), ("so x+1", "y", 0.0), ("", "x", 0.0)),
+    *(("$x$+$1$", "x+1", 1.0), (f"x{' ' * 1997}+1", "x+1", 1.0)),  # of 2,000 characters
+    *((f"x{' ' * 1998}+1", "x+1", 0.0),),
 )
 
 # (metric, choices, groups of the same answers); answers of two groups are not the same
@@ -650,6 +742,13 @@ def test_expressions_score_by_meaning(answer: str, gold: str, score: float, judg
     assert judge.score(MATH, answer, (gold,)) == score
 
 
+@pytest.mark.parametrize(("answer", "gold", "score"), FORMULAS_BY_MEANING)
+def test_formulas_of_latex_and_of_signs_score_by_meaning(
+    answer: str, gold: str, score: float
+) -> None:
+    assert equivalence(answer, gold) == score
+
+
 @pytest.mark.parametrize(("metric", "choices", "a", "b", "is_same"), PAIRS)
 def test_votes_and_talks_hold_the_same_answers_for_the_same(
     metric: str, choices: tuple[str, ...], a: str, b: str, is_same: bool, judge: Judge
@@ -690,6 +789,8 @@ def test_what_is_decided_without_the_judge_is_what_it_would_say(
         ("5 m", "5 M", True),
         ("5 m", "5 km", None),
         ("5 m", "6 m", None),
+        ("5 m", "5.0 m", True),
+        ("-5 m", "5", False),
         ("x = 5 m", "5 m", True),
         ("110_2", "110_{2}", True),
         ("110_{2}", "110_2", True),
@@ -702,6 +803,21 @@ def test_what_is_decided_without_the_judge_is_what_it_would_say(
         ("B", "C", None),
         ("B", "x", None),
         ("x+1", "1+x", None),
+        ("19 = 18", "18", False),
+        ("18 = 18", "18", True),
+        (r"\le 18", "18", False),
+        ("5:00", "05:00", True),
+        ("5:00", "6:00", False),
+        ("5:00", "5", False),
+        ("5 p.m.", "5:00 PM", True),
+        ("5 p.m.", "5 a.m.", False),
+        ("5:30 p.m.", "5:30", True),
+        ("5:30 p.m.", "5:31", False),
+        ("5:30 p.m.", "6:30 p.m.", False),
+        ("5:30 p.m.", "x", False),
+        ("5 p.m.", "5", True),
+        ("2:05", "4:10", None),  # may be ratios
+        ("2:05", "x", None),
     ],
 )
 def test_texts_numbers_units_bases_and_letters_are_compared_without_the_judge(
@@ -734,6 +850,20 @@ def test_choice_number_letter_or_text_is_what_exact_match_compares(
 ) -> None:
     assert EXACT_MATCH.same(a, b, choices) is is_same
     assert EXACT_MATCH.same(b, a, choices) is is_same
+
+
+def test_own_metric_is_asked_both_ways_with_the_choices_and_named_when_it_fails() -> None:
+    asked: list[tuple[str, str, tuple[str, ...]]] = []
+
+    def score(answer: str, gold: str, choices: tuple[str, ...]) -> float:
+        asked.append((answer, gold, choices))
+        return 1.0 / (gold != "z")
+
+    own = Metric("own", score)  # type: ignore[arg-type]
+    assert own.same("x", "y", ("c",)) is True
+    assert asked == [("x", "y", ("c",)), ("y", "x", ("c",))]
+    with pytest.raises(JudgeError, match="answer 'x' against 'z': metric own raised Zero"):
+        own.points("x", "z")
 
 
 def test_mathematics_beside_choices_says_only_what_its_choice_does() -> None:

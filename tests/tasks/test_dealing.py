@@ -197,6 +197,9 @@ def test_passages_are_cut_where_the_longest_is_longest_and_dealt_in_turn() -> No
     hands = deal_passages([passage], ["x"], "q", Dealing(3, 0), "key")
     assert sorted(hands.contexts) == ["P: a. b.", "P: c.", "P: d. e."]
     assert hands.evidence == ()
+    even = Paragraph("P", ("a.", "b.", "c.", "d."))
+    held = deal_passages([even], ["x"], "q", Dealing(2, 0), "key").contexts
+    assert sorted(held) == ["P: a. b.", "P: c. d."]
     four = [Paragraph("", (f"Paris {k}.", "The capital is Paris.", "End.")) for k in range(4)]
     hands = deal_passages(four, ["paris", "?"], "capital?", Dealing(3, 1, "lead_sentence"), "k")
     told = [f"Paris {k}. The capital is Paris. End." for k in range(4)]

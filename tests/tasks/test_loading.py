@@ -19,6 +19,7 @@ from optima.tasks import TASKS
 from optima.tasks.dealing import Dealing
 from optima.tasks.loading import (
     LoadedProblems,
+    SkippedRow,
     Split,
     load_problems,
     load_splits,
@@ -27,7 +28,7 @@ from optima.tasks.loading import (
     take_in_turn,
 )
 from optima.tasks.rows import RawRow, find_files
-from optima.tasks.task import Task
+from optima.tasks.task import HubSource, Task
 from optima.types import Problem
 from tests.tasks.rows import HUB_ROW, ROWS
 
@@ -58,13 +59,25 @@ def test_all_file_forms_give_the_same_problems(tmp_path: Path) -> None:
     _write_lines(tmp_path / "b/train.json", [json.dumps(rows)])
     _write_lines(tmp_path / "c/train.json", [json.dumps({"data": rows})])
     _write_lines(tmp_path / "d/train.json", lines)
+    _write_lines(tmp_path / "f/train.json", [json.dumps({"Data": rows})])  # as TriviaQA's own
     (tmp_path / "e").mkdir()
     for part, chunk in enumerate((rows[:4], rows[4:])):
         table = pyarrow.Table.from_pylist(chunk)
         parquet.write_table(table, tmp_path / f"e/train-0000{part}-of-00002.parquet")
-    loaded = [_load(tmp_path / name).problems for name in "abcde"]
+    loaded = [_load(tmp_path / name).problems for name in "abcdef"]
     assert len(loaded[0]) == 7
     assert all(problems == loaded[0] for problems in loaded)
+
+
+def test_malformed_row_of_parquet_is_named_by_its_place(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    wrong = {"question": "q", "answer": "no mark"}
+    table = pyarrow.Table.from_pylist([_row(1), wrong, wrong])
+    parquet.write_table(table, tmp_path / "train.parquet")
+    places = [row.reason.partition(":")[0] for row in _load(tmp_path, max_malformed=0.9).skipped]
+    assert places == ["train.parquet[1]", "train.parquet[2]"]
 
 
 def test_one_object_a_file_below_a_directory_as_math_is_released(tmp_path: Path) -> None:
@@ -96,6 +109,22 @@ def test_malformed_rows_are_named_and_skipped_up_to_the_limit(
 def test_bytes_that_are_no_utf8_are_a_malformed_row(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_bytes(json.dumps(_row(1)).encode() + b'\n{"q": "\xff"}\n')
     assert [row.row for row in _load(tmp_path, max_malformed=0.5).skipped] == [2]
+
+
+@pytest.mark.parametrize(("n_rows", "more"), [(5, False), (6, True)])
+def test_of_many_malformed_rows_the_first_are_named(
+    n_rows: int, more: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _write_lines(tmp_path / "train.jsonl", [json.dumps(_row(1)), *["3"] * n_rows])
+    _load(tmp_path, max_malformed=1.0)
+    assert "row 6: train.jsonl line 6" in caplog.text
+    assert ("; and 1 more" in caplog.text, " more" in caplog.text) == (more, more)
+
+
+def test_field_that_is_nested_too_deeply_is_a_malformed_row() -> None:
+    row = {**ROWS["hotpot_qa"], "context": "[" * 100_000}
+    loaded = parse_rows(TASKS["hotpot_qa"], [RawRow("here", row)], Dealing(2, seed=0))
+    assert loaded.skipped == (SkippedRow(1, "malformed", "here: is nested too deeply"),)
 
 
 def test_a_repeated_row_is_kept_once_and_counted_apart(tmp_path: Path) -> None:
@@ -424,19 +453,28 @@ def test_the_hub_is_asked_for_id_configuration_split_and_revision(
 
     def load(dataset_id: str, config: str, *, split: str, revision: str | None) -> list[Any]:
         asked.append((dataset_id, config, split, revision))
-        return [_row(1)]
+        return [_row(1), {"question": "q"}]
 
     _fake_hub(monkeypatch, load)
-    load_problems(GSM8K, DataSection(), "test", n_agents=2, seed=0)
-    data = DataSection(hub_id="mine/gsm8k", hub_revision="abc")
+    load_problems(GSM8K, DataSection(max_malformed=0.5), "test", n_agents=2, seed=0)
+    data = DataSection(hub_id="mine/gsm8k", hub_revision="abc", max_malformed=0.5)
     loaded = load_problems(GSM8K, data, "train", n_agents=2, seed=0)
     assert len(loaded.problems) == 1
-    data = DataSection(hub_configs=("a", "b"), train_split="fit", test_split="exam")
+    assert loaded.skipped[0].reason.startswith("mine/gsm8k/main train[1]: field 'answer'")
+    pinned = replace(GSM8K, hub=HubSource("openai/gsm8k", ("main",), "train", "test", "1a2b"))
+    for hub_id in (None, "mine/gsm8k"):  # which has other commits
+        data = DataSection(hub_id=hub_id, max_malformed=0.5)
+        load_problems(pinned, data, "test", n_agents=2, seed=0)
+    data = DataSection(
+        hub_configs=("a", "b"), train_split="fit", test_split="exam", max_malformed=0.5
+    )
     for split in ("train", "test"):
         load_problems(GSM8K, data, split, n_agents=2, seed=0)
     assert asked == [
         ("openai/gsm8k", "main", "test", None),
         ("mine/gsm8k", "main", "train", "abc"),
+        ("openai/gsm8k", "main", "test", "1a2b"),
+        ("mine/gsm8k", "main", "test", None),
         ("openai/gsm8k", "a", "fit", None),
         ("openai/gsm8k", "b", "fit", None),
         ("openai/gsm8k", "a", "exam", None),

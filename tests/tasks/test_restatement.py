@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optima.tasks import METRICS
-from optima.tasks.answers import assents, restates
+from optima.tasks.answers import MAX_RESTATEMENT_CHARACTERS, assents, restates
 
 METALS = ("wood", "iron", "water", "air")
 
@@ -19,6 +19,7 @@ METALS = ("wood", "iron", "water", "air")
         ("The answer is **18**", "18", "exact_match"),
         ("Final answer: 18 dollars!", "18", "exact_match"),
         ("That's right, the answer is 18.", "18", "exact_match"),
+        ("That\u2019s right, it\u2019s 18.", "18", "exact_match"),
         ("Correct. The final answer is 18.00", "18", "exact_match"),
         ("18 is correct.", "18", "exact_match"),
         ("18. I agree.", "18", "exact_match"),
@@ -72,6 +73,9 @@ def test_what_only_says_the_answer_restates_it(text: str, answer: str, metric: s
         ("No.", "yes", "f1"),
         ("No, the answer is yes.", "yes", "f1"),
         ("9 + 9 = 18", "18", "math"),
+        ("Bob has 18.", "18", "math"),
+        ("18 of them are left.", "18", "math"),
+        ("The answer is 18 apples.", "18", "math"),
         ("The answer is x + 2.", "x+1", "math"),
         ("The answer is 1 + x.", "x+1", "math"),  # the judge would say so, and is not asked
         ("Yes, " * 200 + "18", "18", "exact_match"),
@@ -98,6 +102,13 @@ def test_a_choice_is_restated_by_letter_or_text(text: str, answer: str) -> None:
 )  # fmt: skip
 def test_another_choice_or_a_reason_is_no_restatement(text: str) -> None:
     assert not restates(text, "B", metric=METRICS["exact_match"], choices=METALS)
+
+
+def test_utterance_of_more_than_the_limit_says_more_than_an_answer() -> None:
+    for n_characters in (MAX_RESTATEMENT_CHARACTERS, MAX_RESTATEMENT_CHARACTERS + 1):
+        is_short = n_characters == MAX_RESTATEMENT_CHARACTERS
+        assert restates("18".rjust(n_characters), "18", metric=METRICS["exact_match"]) is is_short
+        assert assents("Right" + "." * (n_characters - 5)) is is_short
 
 
 WORDS = st.sampled_from(

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from optima.tasks.dealing import NO_CONTEXT, Dealing
 from optima.tasks.judging import Judge, Judgement
 from optima.tasks.loading import LoadedProblems, Split, load_problems, told_to_one
 from optima.tasks.metrics import EXACT_MATCH, F1, MATH
-from optima.tasks.task import MalformedRowError, Task, describe
+from optima.tasks.task import MalformedRowError, Task, describe, shown
 from optima.tasks.texts import normalise_text
 from optima.types import Problem
 from tests.tasks.rows import ROWS
@@ -204,7 +205,9 @@ def test_both_forms_of_a_hotpot_row_give_the_same_problem() -> None:
     golds = [list(p) for p in zip(facts["title"], facts["sent_id"], strict=True)]
     listed = {**row, "context": pairs, "supporting_facts": golds}
     encoded = {**row, "context": json.dumps(pairs), "supporting_facts": json.dumps(golds)}
-    assert _parse("hotpot_qa", row) == _parse("hotpot_qa", listed) == _parse("hotpot_qa", encoded)
+    named = {**row, "context": {"title": context["title"], "content": context["sentences"]}}
+    for form in (listed, encoded, named):
+        assert _parse("hotpot_qa", form) == _parse("hotpot_qa", row)
 
 
 def _trivia_row(**change: Any) -> dict[str, Any]:
@@ -296,6 +299,38 @@ def test_each_task_goes_by_its_name_and_tells_what_it_is() -> None:
     assert {original[name] for name in ("two_hop", "math", "gsm8k", "arc", "mmlu")} == {None}
 
 
+def test_problem_names_its_task_and_has_an_id_of_all_that_it_asks() -> None:
+    listed = list(zip(*ROWS["hotpot_qa"]["context"].values(), strict=True))
+    changes: dict[str, list[dict[str, Any]]] = {
+        "hotpot_qa": [
+            {"question": "Who?"},
+            {"answer": "Bob"},
+            {"context": [*listed, ["A", ["b"]]]},
+        ],
+        "trivia_qa": [
+            *({"question": "Who?"}, {"answer": {"value": "Bob", "aliases": []}}),
+            {"search_results": {"description": ["Ann?"], "title": ["t"], "search_context": ["x"]}},
+        ],
+        "cbt": [{"question": "He XXXXX ."}, {"answer": "Bob"}, {"options": ["Ann", "Bob", "Eve"]}],
+        "math": [{"problem": "r"}, {"solution": "So $\\boxed{4}$."}],
+        "gsm8k": [{"question": "r"}, {"answer": "One.\n#### 2"}],
+        "arc": [{"question": "r"}, {"answerKey": "A"}],
+        "mmlu": [{"question": "r"}, {"answer": 0}, {"choices": ["x", "z"]}],
+    }
+    changes["mwh_qa"] = changes["hotpot_qa"]
+    assert changes.keys() == ROWS.keys()
+    for name, row in ROWS.items():
+        problems = [_parse(name, {**row, **change}) for change in ({}, *changes[name])]
+        assert {problem.task for problem in problems} == {name}
+        assert all(problem.problem_id.startswith(f"{name}-") for problem in problems)
+        assert len({problem.problem_id for problem in problems}) == len(problems)
+
+
+def test_long_answer_is_cut_in_a_message() -> None:
+    assert shown("x" * 80) == repr("x" * 80)
+    assert shown("x" * 81) == repr("x" * 77) + "..."
+
+
 def test_long_value_is_cut_in_a_message() -> None:
     assert describe("x" * 58) == repr("x" * 58)  # of 60 characters with its quotes
     assert describe("x" * 59) == "'" + "x" * 56 + "..."
@@ -331,8 +366,12 @@ def test_gsm8k_gold_and_rationale() -> None:
             assert judge.score(EXACT_MATCH, answer, problem.golds) == 0.0
 
 
+def test_gsm8k_gold_stands_behind_the_last_mark() -> None:
+    assert _parse("gsm8k", {"question": "q", "answer": "Not #### 3.\n#### 4"}).golds == ("4",)
+
+
 def test_math_gold_is_the_last_box_and_the_evidence_the_solution() -> None:
-    solution = r"First $\boxed{1}$, so $\boxed{\frac{1}{2}}$."
+    solution = r"First $\boxed{1}$, so $\boxed{\frac{1}{2}}$, a $\boxed{\text{number}}$."
     problem = _parse("math", {"problem": "p", "solution": solution, "level": "Level ?"})
     assert problem.golds == (r"\frac{1}{2}",)
     assert problem.evidence[0].text == solution
@@ -409,6 +448,7 @@ def test_a_choice_that_reads_like_a_letter_is_answered_by_its_own_letter_only() 
         ("cbt", {"answer": "absent"}, "is not one of the options"),
         ("cbt", {"question": "no blank"}, "XXXXX"),
         ("cbt", {"sentences": ["one ."]}, "too few"),
+        ("hotpot_qa", {"context": {"title": ["x"]}}, "'context' does not have two lists of equal"),
         ("gsm8k", {"answer": "no mark"}, "####"),
         ("gsm8k", {"answer": "x #### many"}, "not a number"),
         ("math", {"solution": "none"}, "boxed"),
@@ -450,6 +490,11 @@ def test_names_and_their_spellings() -> None:
     assert all(task.name == name for name, task in TASKS.items())
     with pytest.raises(UsageError, match="did you mean hotpot_qa"):
         get_task("hotpotqa")
+    assert get_task("optima.tasks.arc_mmlu:ARC").metric is EXACT_MATCH
+    with pytest.raises(UsageError, match="of type Metric, where an object of type Task"):
+        get_task("optima.tasks.metrics:F1")
+    with pytest.raises(ValueError, match="setting: must be one of information_exchange, debate"):
+        replace(TASKS["arc"], setting="talk")  # type: ignore[arg-type]
 
 
 def test_golds_with_several_words_are_compared_as_squad_does(shared_data: Path) -> None:

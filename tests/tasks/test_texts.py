@@ -19,6 +19,8 @@ from optima.tasks.texts import (
     [
         *((text, "B") for text in ("** B **", "“B”", "_B_", "'B'", "<b>B</b>", "Ｂ。", "B;", "B:")),
         *((text, "B") for text in (r"\boxed{\text{B}}", r"\fbox{B}", r"\(B\)", "$$B$$", "# B")),
+        *((text, "B") for text in (r"{\bf B}", r"\bf B", r"{ \it B}")),
+        *((text, text) for text in (r"{\bf B} or {\bf C}", r"{\bf B", r"{\bf {B} C")),
         *((text, text) for text in ("a..", ".", "#18", "*B* and *C*", "**", "****", "{B}", "((")),
         *((text, text) for text in (r"\boxed B", r"\boxed{B} or \boxed{C}", "", "$5$ or $6$")),
     ],

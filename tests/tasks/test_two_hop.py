@@ -4,8 +4,9 @@ from optima.errors import DataError, UsageError
 from optima.recipe.schema import DataSection
 from optima.seeding import digest
 from optima.tasks import TASKS
+from optima.tasks.dealing import Dealing
 from optima.tasks.loading import Split, load_problems
-from optima.tasks.two_hop import CITIES, LOOKS, PEOPLE, THINGS
+from optima.tasks.two_hop import CITIES, LOOKS, MAX_PROBLEMS, PEOPLE, THINGS, generate
 from optima.types import Problem
 
 
@@ -85,6 +86,9 @@ def test_a_split_has_its_default_size_even_where_fewer_are_sampled_from_it() -> 
         for split in ("train", "test")
     ]
     assert sizes == [2000, 200]
+    more = DataSection(n_train=2001, n_test=5)
+    loaded = load_problems(TASKS["two_hop"], more, "train", n_agents=2, seed=0)
+    assert len(loaded.problems) == 2001
 
 
 def test_the_vocabulary_has_no_repeats_and_no_city_is_a_person() -> None:
@@ -93,6 +97,12 @@ def test_the_vocabulary_has_no_repeats_and_no_city_is_a_person() -> None:
     assert not set(PEOPLE) & set(CITIES)
     assert all(city.isalpha() for city in CITIES)
     assert not {"Alice", "Bob", "Carol"} & set(PEOPLE)
+
+
+def test_as_many_problems_as_can_be_made_are_made_and_not_one_more() -> None:
+    assert next(generate("test", MAX_PROBLEMS["test"], Dealing(2, 0))).task == "two_hop"
+    with pytest.raises(UsageError, match="5001 is more than the 5000 problems"):
+        next(generate("test", MAX_PROBLEMS["test"] + 1, Dealing(2, 0)))
 
 
 def test_asking_for_too_many_or_for_files_is_refused() -> None:
