@@ -3,13 +3,14 @@
 Imports no torch.
 """
 
+import contextlib
 import os
 import re
 import socket
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -113,6 +114,46 @@ def gpu_memory(devices: Devices) -> int | None:
         return None
     lines = (line.strip() for line in answer.stdout.decode(errors="replace").splitlines())
     return max((int(line) for line in lines if line.isdecimal()), default=0) * 2**20 or None
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Return the bytes of memory that this host, or this job's share of it, has left.
+
+    Files that the kernel keeps in memory count as free. None where the host does not say.
+    """
+    try:
+        text = (root / "proc/meminfo").read_text(encoding="utf-8")
+        free = 1024 * int(_entries(text)["MemAvailable:"])
+    except (OSError, KeyError, ValueError):
+        return None
+    return min([free, *_left_to_groups(root)])
+
+
+def _left_to_groups(root: Path) -> Iterator[int]:
+    """Yield what limits on groups of processes leave to the groups that this process is in."""
+    kinds = (
+        ("0::", "", "memory.max", "memory.current", "inactive_file"),
+        ("memory:", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
+         "total_inactive_file"),
+    )  # fmt: skip
+    with contextlib.suppress(OSError):
+        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        for mark, mount, limit, used, cached in kinds:
+            base = root / "sys/fs/cgroup" / mount
+            named = [line.partition(mark)[2].lstrip("/") for line in groups if mark in line]
+            places = {place for name in named for place in (base / name, *(base / name).parents)}
+            for place in places:
+                # a container may see its own group where the host's name would lead nowhere
+                with contextlib.suppress(OSError, ValueError):
+                    most = int((place / limit).read_text(encoding="utf-8"))  # or "max"
+                    files = _entries((place / "memory.stat").read_text(encoding="utf-8"))
+                    taken = int((place / used).read_text(encoding="utf-8"))
+                    yield most - taken + int(files.get(cached, 0))
+
+
+def _entries(text: str) -> dict[str, str]:
+    lines = (line.split() for line in text.splitlines())
+    return {words[0]: words[1] for words in lines if len(words) > 1}
 
 
 @cache

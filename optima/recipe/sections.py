@@ -40,6 +40,7 @@ _OWN_OPTIONS = {
     "--uds": "remove it: servers are asked over 127.0.0.1",
     "--ssl-keyfile": "remove it: servers are asked over 127.0.0.1, without TLS",
     "--ssl-certfile": "remove it: servers are asked over 127.0.0.1, without TLS",
+    "--enable-sleep-mode": "set serving.keep",
     "--headless": "remove it: every server answers requests",
     "--config": "write the file's options here, one element each",
 }
@@ -239,6 +240,12 @@ class ServingSection(Section):
     """Conversations in flight per server."""
     cpu_kv_cache_gb: int = Field(default=2, ge=1, le=65_536)
     """GiB of key-value cache of a CPU server."""
+    keep: Literal["auto", "restart", "reload", "sleep", "stay"] = "auto"
+    """What becomes of servers when another model is to be served or something else computed.
+    ``restart`` starts them for every model. ``reload`` puts the weights of another trained model
+    into those that run, and stops them before scoring and training on their devices. ``sleep`` has
+    them give their memory back meanwhile (GPUs only), ``stay`` lets them keep it: training has to
+    fit beside serving.gpu_memory_utilization. ``auto`` is reload, and stay on a CPU with room."""
     enforce_eager: bool = False
     """Skip compilation: a faster start and slower tokens."""
     extra_args: tuple[str, ...] = ()

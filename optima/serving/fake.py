@@ -2,9 +2,10 @@
 
 For tests, dry measurements of the orchestrator, and trying a recipe without a model. It speaks
 /v1/completions, /v1/models and /health with the key from VLLM_API_KEY, as vLLM does, and can be
-made slow, failing, dying or deaf, or to lack what vLLM has: /health, token ids. A completion is a
-pure function of (prompt, seed): a few words and mostly a marked answer, taken from the prompt or,
-once one is marked there, agreeing with it.
+made slow, failing, dying or deaf, or to lack what vLLM has: /health, token ids. With
+VLLM_SERVER_DEV_MODE it takes other weights and sleeps as vLLM does. A completion is a pure function
+of (prompt, seed): a few words and mostly a marked answer, taken from the prompt or, once one is
+marked there, agreeing with it.
 Prompts are token ids or text. With the tokenizer of ``--tokenizer`` or ``--model`` it reads ids,
 gives them back and counts in them; without one words are its tokens, and ids are read as numbers.
 The log-probabilities of a prompt are a pure function of its ids and the weights in the directory.
@@ -17,7 +18,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ class Behaviour:
     no_token_ids: bool = False
     only_text: bool = False
     no_logprobs: bool = False
+    reload: str = "works"
+    no_sleep: bool = False
     notes: Path | None = None
     model: str | None = None
 
@@ -94,6 +97,8 @@ class FakeServer:
         self._authorization = f"Bearer {api_key}" if api_key else None
         self._behaviour = behaviour
         self._n_completions = 0
+        self._n_held = 2 if behaviour.reload == "late" else 0
+        self._is_asleep = False
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
@@ -105,10 +110,36 @@ class FakeServer:
                 body=b'{"error":"Unauthorized"}', status=401, content_type="application/json"
             )
         if path == "/v1/completions" and request.method == "POST":
+            if self._is_asleep:
+                return _error(500, "the fake server is asleep")
             return await self._complete(await request.read())
         if path == "/v1/models":
             return _answer({"object": "list", "data": [{"id": name} for name in self._models]})
+        if request.method == "POST" and os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
+            return self._obey(path, request.query, await request.read())
         return _error(404, "Not Found")
+
+    def _obey(self, path: str, query: Mapping[str, str], body: bytes) -> web.Response:
+        """Do what a request for development tells."""
+        how = self._behaviour.reload
+        if path == "/collective_rpc":
+            if how == "dies":
+                os._exit(1)
+            if how == "fails":
+                return _error(500, "the fake server takes no weights, as it was told")
+            if how != "stale":
+                self._behaviour.model = orjson.loads(body)["kwargs"]["weights_path"]
+                self._weights = Path(self._behaviour.model or "")
+        elif path == "/reset_prefix_cache":
+            self._n_held -= 1
+            return _answer({"success": self._n_held < 0 and how != "held"})
+        elif path == "/sleep" and not self._behaviour.no_sleep:
+            self._is_asleep, self._weights = True, None
+        elif path == "/wake_up":
+            self._is_asleep = query["tags"] != "kv_cache"
+        elif path not in ("/pause", "/resume"):
+            return _error(404, "Not Found")
+        return _answer({})
 
     async def _complete(self, body: bytes) -> web.Response:
         behaviour = self._behaviour
@@ -304,6 +335,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only-text", action="store_true", help="prompts of ids are refused")
     parser.add_argument("--no-logprobs", action="store_true", help="prompt_logprobs are null")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="those that it has instead")
+    parser.add_argument("--reload", choices=("works", "fails", "stale", "dies", "late", "held"),
+                        help="what comes of other weights; late, held: of the cache")  # fmt: skip
+    parser.add_argument("--no-sleep", action="store_true", help="/sleep is not there")
     parser.add_argument("--never-ready", action="store_true", help="/health answers 503")
     parser.add_argument("--mute", metavar="PART", help="say nothing as a model of this path")
     parser.add_argument("--overflow-chars", type=int, metavar="N", help="refuse longer prompts")

@@ -1,8 +1,9 @@
 """The vLLM servers of a model: one per GPU or group of GPUs, one on a CPU, or those of others.
 
 A context manager: inside it every server has generated a token, those that die are started again
-in place, and outside it nothing of them is left. Servers listen on the loopback interface with a
-random key, on ports the kernel gives, so that several runs share a host.
+in place, and outside it nothing of them is left. Other weights may be put into those that run.
+Servers listen on the loopback interface with a random key, on ports the kernel gives, so that
+several runs share a host.
 """
 
 import concurrent.futures
@@ -11,12 +12,12 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
-from optima.errors import ModelError, ServerError, UsageError
+from optima.errors import ModelError, OptimaError, ServerError, UsageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
@@ -24,13 +25,16 @@ from optima.recipe.schema import Recipe
 from optima.recipe.sections import MAX_SERVED_RANK, base_url
 from optima.serving.client import HOST, MODEL_NAME, Server
 from optima.serving.probe import served_as, with_retries
-from optima.serving.worker import EndpointWorker, Worker
+from optima.serving.weights import load_weights, obstacle, put_to_sleep, read_kept
+from optima.serving.worker import EndpointWorker, Launch, Worker
 from optima.types import ModelRef
 
 logger = logging.getLogger(__name__)
 
+GATE = "optima.serving.gate.Gate"  # as vLLM imports it
 _BASE_NAME = "base"  # of the weights below an adapter; nobody asks for it
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, MAX_SERVED_RANK)  # the limits that every release takes
+W = TypeVar("W", bound=Worker | EndpointWorker)
 
 
 @dataclass(eq=False)
@@ -44,6 +48,7 @@ class Fleet:
     """
 
     model: ModelRef
+    is_asleep: bool = field(default=False, init=False)
     _: KW_ONLY
     recipe: Recipe
     devices: Devices
@@ -51,6 +56,7 @@ class Fleet:
     log_dir: Path
     model_name: str = field(default=MODEL_NAME, init=False)
     _workers: tuple[Worker | EndpointWorker, ...] = field(default=(), init=False)
+    _kept: dict[str, object] | None = field(default=None, init=False)
 
     @property
     def servers(self) -> tuple[Server, ...]:
@@ -63,20 +69,59 @@ class Fleet:
             self._workers = self._endpoint_workers()
         else:
             self._workers = self._own_workers()
+            if Path(self.model.path).is_dir():  # which may be gone when another model is to come
+                self._kept = read_kept(self.model, self.recipe.model)
         logger.info(
             "starting %d server(s) of %s, logs in %s",
             len(self._workers), self.model.place, self.log_dir,
         )  # fmt: skip
-        try:
-            self._start_all()
-        except BaseException:
-            self.stop()
-            raise
+        self._all_at_once(lambda worker: worker.start(), self._workers)
+        for worker in self._workers:
+            worker.watch()
         logger.info("servers ready after %.1f s", time.monotonic() - started)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def take(self, model: ModelRef) -> bool:
+        """Have the running servers serve ``model`` instead; return whether they do.
+
+        If not, it takes a start. Those that failed to are stopped, and it is logged why.
+        """
+        workers = [worker for worker in self._workers if isinstance(worker, Worker)]
+        if not workers:  # endpoints
+            return False
+        started, section = time.monotonic(), self.recipe.model
+        try:
+            kept = self._kept or read_kept(self.model, section)
+            if why := obstacle(self.model, kept, model, section):
+                logger.debug("servers are started anew: %s", why)
+                return False
+            self._all_at_once(lambda worker: worker.take(model, load_weights), workers)
+        except OptimaError as error:
+            reason = str(error).partition("\n")[0]  # the end of a log may follow
+            logger.warning("weights not loaded, so servers are started anew: %s", reason)
+            return False
+        self.model, self.is_asleep = model, False
+        logger.info("weights loaded in %.1f s: %s", time.monotonic() - started, model.place)
+        return True
+
+    def sleep(self) -> bool:
+        """Have the servers give their memory back until ``take``; return whether they do.
+
+        Those that failed to are stopped.
+        """
+        workers = [worker for worker in self._workers if isinstance(worker, Worker)]
+        if not workers or self.model.adapter is not None:
+            return False
+        try:
+            self._all_at_once(lambda worker: worker.sleep(put_to_sleep), workers)
+        except OptimaError as error:
+            logger.warning("servers are stopped, as one does not sleep: %s", error)
+            return False
+        self.is_asleep = True
+        return True
 
     def stop(self) -> None:
         """Stop all servers at once and wait until they are gone."""
@@ -85,18 +130,16 @@ class Fleet:
             with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
                 list(pool.map(lambda worker: worker.stop(), workers))
 
-    def _start_all(self) -> None:
-        """Start all at once; the first failure ends the waiting for the others and rises."""
-        with concurrent.futures.ThreadPoolExecutor(len(self._workers)) as pool:
-            starts = [pool.submit(worker.start) for worker in self._workers]
+    def _all_at_once(self, act: Callable[[W], None], workers: Sequence[W]) -> None:
+        """Let all workers act; the first failure stops all servers, and rises."""
+        with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
+            acts = [pool.submit(act, worker) for worker in workers]
             try:
-                for start in concurrent.futures.as_completed(starts):
-                    start.result()
+                for done in concurrent.futures.as_completed(acts):
+                    done.result()
             except BaseException:
-                self.stop()  # what still starts gives up, else the pool would wait for it
+                self.stop()  # what still acts gives up, else the pool would wait for it
                 raise
-        for worker in self._workers:
-            worker.watch()
 
     def _own_workers(self) -> tuple[Worker, ...]:
         api_key = secrets.token_hex(16)
@@ -112,16 +155,13 @@ class Fleet:
             for index, gpus in enumerate(gpu_groups(self.recipe, self.devices))
         )
 
-    def _launcher(
-        self, index: int, gpus: tuple[int, ...], api_key: str
-    ) -> Callable[[int, Path], ManagedProcess]:
-        variables = server_environ(
-            self.model, recipe=self.recipe, devices=self.devices, gpus=gpus, api_key=api_key
-        )
+    def _launcher(self, index: int, gpus: tuple[int, ...], api_key: str) -> Launch:
+        recipe, devices = self.recipe, self.devices
 
-        def launch(port: int, log_path: Path) -> ManagedProcess:
-            argv = server_argv(
-                self.model, recipe=self.recipe, devices=self.devices, env=self.env, port=port
+        def launch(model: ModelRef, port: int, log_path: Path) -> ManagedProcess:
+            argv = server_argv(model, recipe=recipe, devices=devices, env=self.env, port=port)
+            variables = server_environ(
+                model, recipe=recipe, devices=devices, gpus=gpus, api_key=api_key
             )
             return ManagedProcess(
                 argv,
@@ -206,6 +246,7 @@ def server_argv(
     # repetition penalty of its own. Its stop tokens still count.
     argv += ["--generation-config", "vllm"]
     argv += ["--uvicorn-log-level", "warning"]  # no line per request
+    argv += ["--middleware", GATE]
     if model.adapter is None:
         argv += ["--served-model-name", MODEL_NAME]
     else:
@@ -230,6 +271,7 @@ def server_argv(
         # request, which torch cannot do on a CPU: the engine dies (vLLM 0.32, 2026-11-23).
         "no-enable-chunked-prefill": devices.kind == "cpu",
         "trust-remote-code": recipe.model.trust_remote_code,
+        "enable-sleep-mode": serving.keep == "sleep",
     }
     argv += [f"--{name}" for name, is_on in switches.items() if is_on]
     return (*argv, *serving.extra_args)
@@ -245,6 +287,8 @@ def server_environ(
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if recipe.serving.keep != "restart":
+        variables["VLLM_SERVER_DEV_MODE"] = "1"  # its paths want the key: serving/gate
     tokenizer = recipe.model.tokenizer
     if Path(model.path).is_dir() and (tokenizer is None or Path(tokenizer).is_dir()):
         variables["HF_HUB_OFFLINE"] = "1"

@@ -76,7 +76,7 @@ class _Scored(BaseModel):
 def is_healthy(server: Server, timeout_s: float, path: str | None = HEALTH_PATH) -> bool:
     """Return whether ``path`` answers 200 in time, or without a path, whether anything answers."""
     try:
-        status, _, _ = _ask(server, "GET", path or MODELS_PATH, None, timeout_s)
+        status, _, _ = ask(server, "GET", path or MODELS_PATH, None, timeout_s)
     except RetryableError:
         return False
     return path is None or status == 200
@@ -127,7 +127,7 @@ def prompt_logprobs(
         "model": model_name, "prompt": token_ids, "max_tokens": 1, "temperature": 0.0, "seed": 0,
         "prompt_logprobs": 0,
     }  # fmt: skip
-    status, headers, payload = _ask(server, "POST", "/v1/completions", asked, timeout_s)
+    status, headers, payload = ask(server, "POST", "/v1/completions", asked, timeout_s)
     if status != 200 and b"JSON compliant" in payload:  # how vLLM says that one is not a number
         return (math.nan,) * (len(token_ids) - 1)
     if status != 200:
@@ -201,7 +201,7 @@ def _complete(
         "model": model_name, "prompt": prompt, "max_tokens": 1, "temperature": 0.0, "seed": 0,
         "return_token_ids": True,
     }  # fmt: skip
-    status, headers, payload = _ask(server, "POST", "/v1/completions", asked, timeout_s)
+    status, headers, payload = ask(server, "POST", "/v1/completions", asked, timeout_s)
     try:
         if status != 200:
             raise refusal(server.base_url, status, payload, headers)
@@ -211,7 +211,7 @@ def _complete(
 
 
 def _cards(server: Server, timeout_s: float) -> tuple[_Card, ...]:
-    status, headers, payload = _ask(server, "GET", MODELS_PATH, None, timeout_s)
+    status, headers, payload = ask(server, "GET", MODELS_PATH, None, timeout_s)
     if status in _NO_ROUTE:
         return ()
     if status != 200:
@@ -228,7 +228,7 @@ def _last_part(name: str) -> str:
     return Path(name).name.lower()
 
 
-def _ask(
+def ask(
     server: Server, method: str, path: str, body: object, timeout_s: float
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
     """Return status, headers and body of an answer; RetryableError when there is none."""

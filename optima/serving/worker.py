@@ -32,7 +32,8 @@ WATCH_S = 0.25  # between two looks at whether the process lives
 HEALTH_S = 10.0  # between two health probes of a running server
 HEALTH_TIMEOUT_S = 30.0
 MAX_UNHEALTHY = 4  # failed probes in a row after which a running process counts as hung
-Launch = Callable[[int, Path], ManagedProcess]  # of a port and a log
+Launch = Callable[[ModelRef, int, Path], ManagedProcess]  # of a model, a port and a log
+Load = Callable[[Server, ModelRef, float, bool], None]  # its deadline; whether it sleeps
 _MAX_PORTS = 5
 _BIND_MARKS = ("address already in use", "errno 98")
 
@@ -77,6 +78,8 @@ class Worker(Watcher):
         self._log_dir = logs
         self._process: ManagedProcess | None = None
         self._lock = threading.Lock()
+        self._n_restarts = 0
+        self._is_asleep = False
 
     def start(self) -> None:
         """Start the server and wait until it generates.
@@ -87,7 +90,7 @@ class Worker(Watcher):
         deadline = time.monotonic() + self._serving.start_timeout_s
         for n_ports in range(1, _MAX_PORTS + 1):
             port = self._port()
-            process = self._launch(port, _new_log(self._log_dir, self.server.index))
+            process = self._launch(self._model, port, _new_log(self._log_dir, self.server.index))
             with self._lock:
                 if self._stopping.is_set():
                     return
@@ -117,6 +120,26 @@ class Worker(Watcher):
         if process is not None:
             process.stop()
         self._join(HEALTH_TIMEOUT_S + 5)
+
+    def take(self, model: ModelRef, load: Load) -> None:
+        """Let ``load`` have the running server serve ``model``; a restart begins with it too.
+
+        Raises OptimaError where it does not; it is then to be stopped.
+        """
+        self._model = model
+        if not self.server.is_alive:
+            raise ServerError(f"server {self.server.index}: {self.server.trouble}")
+        timeout_s = self._serving.start_timeout_s
+        load(self.server, model, timeout_s, self._is_asleep)
+        self._n_restarts, self._is_asleep = 0, False
+
+    def sleep(self, put: Callable[[Server, float], None]) -> None:
+        """Let ``put`` have the server give its memory back until ``take``; none restarts it then.
+
+        Raises ServerError where it does not; it is then to be stopped.
+        """
+        self._is_asleep = True
+        put(self.server, self._serving.start_timeout_s)
 
     def _port(self) -> int:
         """Return the recipe's port for this server, or a free one; ProcessError if it is taken."""
@@ -165,24 +188,25 @@ class Worker(Watcher):
                 return
 
     def _supervise(self) -> None:
-        n_restarts = 0
         failure: Exception | None
         while not self._stopping.is_set():
             failure = self._wait_for_end()
             if failure is None:
                 return
             self._note(failure)
+            if self._is_asleep:  # its memory is somebody else's now
+                return
             while not self._stopping.is_set():
-                if n_restarts == self._serving.max_restarts:
+                if (n := self._n_restarts) >= self._serving.max_restarts:
                     self.server.failure = (
-                        f"gave up after {n_restarts} restarts (serving.max_restarts): {failure}"
-                        if n_restarts
+                        f"gave up after {n} restarts (serving.max_restarts): {failure}"
+                        if n
                         else f"serving.max_restarts=0 allows no restart: {failure}"
                     )
                     logger.error("server %d: %s", self.server.index, self.server.failure)
                     return
-                n_restarts += 1
-                logger.info("server %d: restart %d", self.server.index, n_restarts)
+                self._n_restarts += 1
+                logger.info("server %d: restart %d", self.server.index, self._n_restarts)
                 try:
                     self.start()
                     logger.info("server %d: is back", self.server.index)

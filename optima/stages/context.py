@@ -2,8 +2,8 @@
 
 ``RunContext.do`` keeps the books of every stage. One GPU (or the CPU) serves models, scores losses
 and trains in turn: ``Device`` hands it to one tenant after the other and keeps a tenant as long as
-nobody else needs the place. Only where trees grow, which takes rewards while it generates, servers
-and scorer run side by side.
+nobody else needs the place, servers also longer where ``serving.keep`` says so. Only where trees
+grow, which takes rewards while it generates, servers and scorer run side by side.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.prompts.rendering import Format, PromptStyle, cue, system_prompt
 from optima.recipe.schema import Recipe
-from optima.reward import needs_losses
 from optima.runs.directory import RunDir, Stage
 from optima.runs.identity import identify
 from optima.runs.layout import check_model
 from optima.serving.fleet import Fleet
 from optima.serving.scorer import Item, LossScorer
+from optima.stages.room import keep_of, serving_recipe
 from optima.tasks.task import Task
 from optima.types import ModelRef, Problem
 
@@ -152,30 +152,40 @@ class Device:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.vacate()
-
-    def vacate(self) -> None:
-        """Stop what runs on the device and wait until it is gone."""
         with contextlib.ExitStack() as stack:
             for kind in list(self._running):
                 stack.callback(self._stop, kind)
 
+    def vacate(self) -> None:
+        """Free the device for a training, as far as ``serving.keep`` wants it free."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._make_room)
+            stack.callback(self._stop, LossScorer)
+
     def fleet(self, model: ModelRef) -> Fleet:
-        """Return ready servers of ``model``, the running ones if they serve it already."""
-        return self._tenant(Fleet, model, self._places.servers, self._environments.vllm)
+        """Return ready servers of ``model``: the running ones if they serve it, or can."""
+        running = self._running.get(Fleet)
+        if running is not None and running.model == model and not running.is_asleep:
+            return cast(Fleet, running)
+        check_model(model)
+        if self._recipe.search is None and self._keep() != "stay":
+            self._stop(LossScorer)
+        if running is not None and self._keep() != "restart" and running.take(model):
+            return cast(Fleet, running)
+        return self._start(Fleet, model, self._places.servers, self._environments.vllm)
 
     def scorer(self, model: ModelRef) -> LossScorer:
         """Return the scorer of ``model``'s losses, the running one if it is."""
-        return self._tenant(LossScorer, model, self._places.scorer, self._environments.train)
-
-    def _tenant(self, kind: type[T], model: ModelRef, devices: Devices, env: Environment) -> T:
-        running = self._running.get(kind)
+        running = self._running.get(LossScorer)
         if running is not None and running.model == model:
-            return cast(T, running)
+            return cast(LossScorer, running)
         check_model(model)
-        self._stop(kind)
         if self._recipe.search is None:
-            self.vacate()
+            self._make_room()
+        return self._start(LossScorer, model, self._places.scorer, self._environments.train)
+
+    def _start(self, kind: type[T], model: ModelRef, devices: Devices, env: Environment) -> T:
+        self._stop(kind)
         tenant = kind(
             model, recipe=self._recipe, devices=devices, env=env, log_dir=self._run.log_dir
         )
@@ -183,26 +193,32 @@ class Device:
         self._running[kind] = tenant
         return tenant
 
+    def _make_room(self) -> None:
+        """Take the device from the servers, unless they stay."""
+        fleet = self._running.get(Fleet)
+        if fleet is None or fleet.is_asleep or self._keep() == "stay":
+            return
+        if self._keep() != "sleep" or not fleet.sleep():
+            self._stop(Fleet)
+
+    def _keep(self) -> str:
+        return keep_of(self._recipe, self.devices)
+
     def _stop(self, kind: type[Any]) -> None:
         if running := self._running.pop(kind, None):
             running.stop()
 
 
-def serving_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe by which servers are started: they leave memory to a scorer beside them."""
-    search = recipe.search
-    if search is None or search.scorer_gpus or not needs_losses(recipe):
-        return recipe
-    share = min(search.gpu_memory_utilization, recipe.serving.gpu_memory_utilization)
-    return recipe.changed(serving={"gpu_memory_utilization": share})
-
-
 def split_devices(recipe: Recipe, devices: Devices) -> Places:
     """Return what servers and what the scorer run on: the same, or the last GPUs for the scorer.
 
-    Raises UsageError when what is left to the servers does not divide into groups, and when their
-    ports end above 65535.
+    Raises UsageError when what is left to the servers does not divide into groups, when their ports
+    end above 65535, and when they are to sleep and cannot.
     """
+    if recipe.serving.keep == "sleep" and devices.kind == "cpu":
+        raise UsageError(
+            "serving.keep: sleep: servers on a CPU cannot sleep; take auto, reload or stay"
+        )
     n_scoring = recipe.search.scorer_gpus if recipe.search else 0
     n_serving, group = len(devices.gpus) - n_scoring, recipe.serving.tensor_parallel
     port = recipe.serving.port

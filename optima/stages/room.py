@@ -14,14 +14,15 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from optima.conversation.loading import HUB_TIMEOUT_S, ModelFiles
 from optima.errors import EnvironmentNotFoundError, ModelError, StageError, UsageError
 from optima.plan import COLD_START, Counts, iterations, plan
-from optima.processes.devices import Devices, gpu_memory
+from optima.processes.devices import Devices, free_memory, gpu_memory
 from optima.processes.environment import Environment, package_versions
 from optima.recipe.schema import LoraSection, ModelSection, Recipe
+from optima.reward import needs_losses
 from optima.runs.layout import WEIGHTS, read_done
 from optima.training.jobs import n_processes, plan_batches, resolve_parallelism
 from optima.training.launch import n_devices
@@ -207,6 +208,7 @@ def in_gib(n_bytes: int) -> str:
 
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes
 _MAX_GPUS = 64  # of one host, beyond any
+_MARGIN = 4 * 2**30
 _STATES = 16  # bytes a parameter: float32 weights, gradients and moments, or what ZeRO keeps
 # What may help where memory lacks, in the words of a recipe: fields of ``train``.
 _LORA: dict[str, object] = {"lora": LoraSection()}
@@ -249,13 +251,43 @@ def check_fit(recipe: Recipe, devices: Devices, env: Environment) -> Iterator[st
     if there is None or n is None:
         return
     needed = bytes_per_gpu(recipe, n, n_gpus)
-    if needed > there:
+    left, place, remedy = there, "there", ""
+    if recipe.serving.keep == "stay" and needed <= there:
+        left = int(there * (1 - serving_recipe(recipe).serving.gpu_memory_utilization))
+        place, remedy = "left by servers that stay", "serving.keep=reload, or "
+    if needed > left:
         raise UsageError(
             f"train: weights, gradients and optimizer states of {n / 1e9:.1f} billion parameters "
-            f"take at least {in_gib(needed)} on each GPU, of {in_gib(there)} there; "
-            f"take {_remedies(recipe, n, n_gpus, there)}"
+            f"take at least {in_gib(needed)} on each GPU, of {in_gib(left)} {place}; "
+            f"take {remedy}{_remedies(recipe, n, n_gpus, left)}"
         )
-    yield f"memory     training takes at least {in_gib(needed)} of {in_gib(there)} on each GPU"
+    yield f"memory     training takes at least {in_gib(needed)} of {in_gib(left)} on each GPU"
+
+
+def serving_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe by which servers are started: they leave memory to a scorer beside them."""
+    search = recipe.search
+    if search is None or search.scorer_gpus or not needs_losses(recipe):
+        return recipe
+    share = min(search.gpu_memory_utilization, recipe.serving.gpu_memory_utilization)
+    return recipe.changed(serving={"gpu_memory_utilization": share})
+
+
+def keep_of(recipe: Recipe, devices: Devices) -> Literal["restart", "reload", "sleep", "stay"]:
+    """Return what ``serving.keep`` comes to: by itself, servers stay only on a CPU with room."""
+    keep = recipe.serving.keep
+    if keep != "auto":
+        return keep
+    if devices.kind == "cuda":
+        return "reload"
+    n, free = count_parameters(recipe.model), free_memory()
+    has_room = n is not None and free is not None and free >= room_for_training(recipe, n)
+    return "stay" if has_room else "reload"
+
+
+def room_for_training(recipe: Recipe, n_parameters: int) -> int:
+    """Return the bytes a training on the CPU surely does with: twice what it holds, and 4 GiB."""
+    return 2 * bytes_per_gpu(recipe, n_parameters, 1) + _MARGIN
 
 
 def check_batches(recipe: Recipe, n_devices: int) -> None:

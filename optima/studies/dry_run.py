@@ -25,16 +25,30 @@ from optima.serving.fleet import endpoint_key, gpu_groups, server_argv
 from optima.serving.probe import served_as, served_models
 from optima.serving.reply import RetryableError
 from optima.serving.scorer import scorer_argv
-from optima.stages.context import Places, serving_recipe, split_devices
+from optima.stages.context import Places, split_devices
 from optima.stages.opening import base_model, check_start, loss_codec, model_codec, read_formats
 from optima.stages.problems import check_unseen, held_out_problems
-from optima.stages.room import check_fit, context_window, footprint, is_trained
+from optima.stages.room import (
+    check_fit,
+    context_window,
+    footprint,
+    is_trained,
+    keep_of,
+    serving_recipe,
+)
 from optima.tasks import get_task
 from optima.tasks.loading import load_splits
 from optima.training.launch import check_trackers, training_argv, training_devices
 from optima.types import ModelRef
 
 _ENDPOINT_TIMEOUT_S = 10.0
+_KEPT = {
+    "restart": "are started for every model, and stopped for scoring and training",
+    "reload": "take the weights of other trained models, and are stopped for scoring and training",
+    "sleep": "take the weights of other trained models, and sleep during scoring and training",
+    "stay": "take the weights of other trained models, and stay during scoring and training",
+}
+_SCORER_RUNS = {"sleep": "while the servers sleep", "stay": "beside the servers"}
 
 
 def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: str | None) -> str:
@@ -143,10 +157,13 @@ def _processes(
             port=free_port(),
         )
         yield f"  server {index} on {_where(gpus)}: {shlex.join(argv)}"
+    keep = keep_of(recipe, devices)
+    yield f"  servers {_KEPT[keep]} (serving.keep={recipe.serving.keep})"
     if needs_losses(recipe):
         loss_ref = ModelRef(path=recipe.model.loss_path or recipe.model.path)
         scorer = scorer_argv(loss_ref, recipe=recipe, env=train_env, devices=places.scorer)
-        beside = "beside the servers" if recipe.search else "while no server runs"
+        apart = _SCORER_RUNS.get(keep, "while no server runs")
+        beside = _SCORER_RUNS["stay"] if recipe.search else apart
         yield f"  scorer on {_where(places.scorer.gpus)}, {beside}: {shlex.join(scorer)}"
     trained_on = training_devices(recipe.train, devices)
     first: dict[Training, str] = {}

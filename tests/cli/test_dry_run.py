@@ -70,6 +70,29 @@ def test_dry_run_imports_none_of_what_takes_longest(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
+def test_dry_run_says_what_becomes_of_servers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(*overrides: str) -> str:
+        assert main(arguments(tmp_path, *overrides)) == 0
+        return capsys.readouterr().out
+
+    weights = "  servers take the weights of other trained models, and "
+    monkeypatch.setattr("optima.stages.room.count_parameters", lambda _: 10**6)
+    monkeypatch.setattr("optima.stages.room.free_memory", lambda: 2**40)
+    out = said()
+    assert f"{weights}stay during scoring and training (serving.keep=auto)" in out
+    assert "scorer on CPU, beside the servers" in out
+    monkeypatch.setattr("optima.stages.room.free_memory", lambda: 2**30)
+    out = said()
+    assert f"{weights}are stopped for scoring and training (serving.keep=auto)" in out
+    assert "scorer on CPU, while no server runs" in out
+    out = said("serving.keep=restart")
+    assert "  servers are started for every model, and stopped for scoring and training" in out
+    assert main(arguments(tmp_path, "serving.keep=sleep")) == 2
+    assert "optima: serving.keep: sleep: servers on a CPU cannot" in capsys.readouterr().err
+
+
 def _sums(folder: Path, *ks: int) -> list[str]:
     """Write rows of gsm8k as the train split, the last of them as the test split too."""
     rows = [{"question": f"{k} + 1?", "answer": f"Sum.\n#### {k + 1}"} for k in ks]

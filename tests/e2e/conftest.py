@@ -25,7 +25,7 @@ OVERRIDES = (
     "data.n_train=4", "data.n_test=2", "sampling.n_samples=2", "iterations=1",
     "conversation.max_turns=4", "conversation.max_turn_tokens=32", "select.theta=-10.0",
     "reward.exclude_faults=false", "cold_start.n_problems=12", "train.epochs=1.0",
-    "serving.device=cpu",
+    "serving.device=cpu", "serving.keep=stay",
 )  # fmt: skip
 
 

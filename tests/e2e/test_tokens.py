@@ -130,7 +130,11 @@ def test_ids_come_back_are_the_text_and_are_trained_as_they_are(
 
 def n_cached(fleet: Fleet) -> float:
     """Return how many prompt tokens the server has found in its prefix cache so far."""
-    with urllib.request.urlopen(f"{fleet.servers[0].base_url}/metrics", timeout=10) as response:
+    server = fleet.servers[0]
+    asked = urllib.request.Request(
+        f"{server.base_url}/metrics", headers={"Authorization": f"Bearer {server.api_key}"}
+    )
+    with urllib.request.urlopen(asked, timeout=10) as response:
         lines = response.read().decode().splitlines()
     return sum(
         float(line.split()[-1])

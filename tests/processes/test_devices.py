@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from optima.errors import UsageError
-from optima.processes.devices import Devices, detect_devices, gpu_memory, lists_bfloat16
+from optima.processes.devices import (
+    Devices,
+    detect_devices,
+    free_memory,
+    gpu_memory,
+    lists_bfloat16,
+)
 from optima.recipe.schema import ServingSection
 
 
@@ -215,3 +221,45 @@ def test_memory_of_a_gpu_is_the_largest_one_listed(
     assert gpu_memory(Devices("cuda", (0,))) == expected
     assert gpu_memory(Devices("cpu")) is None
     assert gpu_memory(Devices("cuda", (0,), ("MIG-11",))) is None  # a part of a GPU
+
+
+def _write(root: Path, text_by_path: dict[str, str]) -> Path:
+    for name, text in text_by_path.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+MEMORY = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 8000 kB\nPages: 0\n"}
+
+
+def test_free_memory_is_what_the_host_has(tmp_path: Path) -> None:
+    assert free_memory(tmp_path) is None
+    assert free_memory(_write(tmp_path, MEMORY)) == 8000 * 1024
+    _write(tmp_path, {"proc/meminfo": "MemTotal: 9000 kB\n"})
+    assert free_memory(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "place", "names"),
+    [
+        ("0::/job/step\n", "sys/fs/cgroup/job", ("max", "current", "inactive_file")),
+        ("0::/gone\n", "sys/fs/cgroup", ("max", "current", "inactive_file")),  # in a container
+        ("5:devices:/\n4:memory:/job/step\n0::/\n", "sys/fs/cgroup/memory/job/step",
+         ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")),
+    ],
+)  # fmt: skip
+def test_free_memory_is_what_limits_on_the_job_leave(
+    groups: str, place: str, names: tuple[str, str, str], tmp_path: Path
+) -> None:
+    limit, used, cached = names
+    files = {
+        f"{place}/memory.{limit}": "5000\n",
+        f"{place}/memory.{used}": "3000\n",
+        f"{place}/memory.stat": f"anon 2500\n{cached} 400\nfile 500\n",
+    }
+    _write(tmp_path, MEMORY | {"proc/self/cgroup": groups} | files)
+    assert free_memory(tmp_path) == 5000 - 3000 + 400
+    (tmp_path / place / f"memory.{limit}").write_text("max\n")
+    assert free_memory(tmp_path) == 8000 * 1024

@@ -68,12 +68,14 @@ def wait_until(is_true: Callable[[], bool], timeout_s: float = 30.0) -> None:
         time.sleep(0.05)
 
 
-def status_of(server: Server, key: str | None) -> int:
+def status_of(
+    server: Server, key: str | None, method: str = "GET", path: str = "/v1/models"
+) -> int:
     url = urlsplit(server.base_url)
     assert url.hostname is not None
     connection = http.client.HTTPConnection(url.hostname, url.port, timeout=10)
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    connection.request("GET", "/v1/models", headers=headers)
+    connection.request(method, path, headers=headers)
     status = connection.getresponse().status
     connection.close()
     return status

@@ -103,6 +103,26 @@ def test_training_that_no_gpu_can_hold_is_refused_by_dry_run_and_run_alike(
     assert not any(call[0] == "-m" for call in commands(environment))
 
 
+def test_training_has_what_servers_that_stay_leave_of_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _host(tmp_path, monkeypatch, 1, 80)
+    environment = fake_environment(tmp_path)
+
+    def check(*overrides: str, gib: float = 1.5) -> str:  # 12 GiB to train
+        recipe = _recipe(tmp_path, *overrides, gib=gib)
+        return "\n".join(check_fit(recipe, ONE, environment))
+
+    assert "at least 12.0 GiB of 80.0 GiB on each GPU" in check()
+    with pytest.raises(UsageError, match=r"12\.0 GiB on each GPU, of 8\.0 GiB left by servers that "
+                       r"stay; take serving\.keep=reload, or train\.lora"):  # fmt: skip
+        check("serving.keep=stay")
+    room = "at least 12.0 GiB of 56.0 GiB on each GPU"
+    assert room in check("serving.keep=stay", "serving.gpu_memory_utilization=0.3")
+    with pytest.raises(UsageError, match=r"of 80\.0 GiB there; take train\.lora"):
+        check("serving.keep=stay", gib=16)
+
+
 def test_run_that_has_trained_all_it_trains_is_read_again_where_no_training_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

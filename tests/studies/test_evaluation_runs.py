@@ -111,8 +111,8 @@ def test_trained_single_agent_learns_from_its_own_correct_answers_with_the_runs_
     assert f"Trained single agent: {control}" in table
     held = [json.loads(line) for line in (output / "trained/talk/conversations.jsonl").open()]
     assert {record["stop_reason"] for record in held} == {"alone"}
-    served = [c[c.index("--model") + 1] for c in commands(environment) if "--model" in c]
-    assert served[-1] == str(control / "iter_1/train/model")
+    loaded = [line.rpartition(" s: ")[2] for line in err.splitlines() if "weights loaded" in line]
+    assert loaded[-1] == str(control / "iter_1/train/model")
     # The same data and budget, iteration by iteration.
     for t in (0, 1):
         drawn = [
