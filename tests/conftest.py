@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import importlib.util
+import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,10 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """Leave no level, such as that of a command with --quiet, to the tests after it."""
+    """Begin without, and leave, no level or handler such as those of a command with --quiet."""
     with commands.logging_as_it_was():
+        logging.getLogger().setLevel(logging.WARNING)
+        logger = logging.getLogger("optima")
+        logger.setLevel(logging.NOTSET)
+        logger.handlers, logger.propagate = [], True
         yield
