@@ -23,7 +23,7 @@ from typing import Any
 from bench.report import losses_of, make_conversation, make_problem, reward_of
 from optima.recipe.layers import Layers
 from optima.recipe.loading import build_recipe, dump_recipe
-from optima.records import read_records, write_text
+from optima.records import read_records, write_records, write_text
 from optima.runs.files import TREES
 from optima.runs.layout import StageDone, file_digest
 from optima.types import DialogueTree, Problem, Record, Rollout, TreeNode, TreeRound
@@ -174,14 +174,13 @@ def do(step: str, root: Path, out: Path) -> None:
         content = contents([root])
         assert len(content.archive) or len(content.trees)
     elif step == "pairs":
-        from optima.search.pairs import harvest_pairs
+        from optima.search.pairs import Harvest
 
         search, pairs = run.recipe.search, run.recipe.pairs
         assert search is not None
         assert pairs is not None
-        harvest_pairs(
-            read_records(root / "iter_1/search" / TREES, DialogueTree), search, pairs, seed=0
-        )
+        trees = read_records(root / "iter_1/search" / TREES, DialogueTree)
+        write_records(out / "pairs.jsonl", Harvest().gather(trees, search, pairs, seed=0))
 
 
 def _stage_of_sft(step: str, run: Any, out: Any, stages: dict[str, Any]) -> None:

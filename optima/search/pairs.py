@@ -16,7 +16,7 @@ import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,44 @@ SIDES = ("prompt", "chosen", "rejected")
 
 @dataclass(slots=True)
 class Harvest:
-    """The pairs selected from trees, and how many there were to select from and how good."""
+    """What is selected from trees, counted while ``gather`` yields it: nothing is kept.
 
-    chosen: list[PreferencePair] = field(default_factory=list)
+    ``chosen_value`` and ``rejected_value`` are sums over the ``n_chosen`` pairs; ``highest`` and
+    ``widest`` (chosen value, gap) are of all ``n_found``.
+    """
+
     n_trees: int = 0
     n_found: int = 0
+    n_chosen: int = 0
+    n_paired: int = 0  # trees, and so problems, with a chosen pair
+    chosen_value: float = 0.0
+    rejected_value: float = 0.0
     highest: float = -math.inf
     widest: float = -math.inf
+
+    def gather(
+        self,
+        trees: Iterable[DialogueTree],
+        search: SearchSection,
+        section: PairSection,
+        *,
+        seed: int,
+    ) -> Iterator[PreferencePair]:
+        """Yield the selected pairs of trees, in their order."""
+        for record in trees:
+            pairs = sibling_pairs(Tree(search, record.rounds), record.problem_id)
+            chosen = select_pairs(pairs, section, rng(seed, "pairs", record.problem_id))
+            self.n_trees += 1
+            self.n_found += len(pairs)
+            self.n_chosen += len(chosen)
+            self.n_paired += bool(chosen)
+            for pair in pairs:
+                self.highest = max(self.highest, pair.chosen_value)
+                self.widest = max(self.widest, pair.chosen_value - pair.rejected_value)
+            for pair in chosen:
+                self.chosen_value += pair.chosen_value
+                self.rejected_value += pair.rejected_value
+                yield pair
 
     def best(self) -> str:
         """Say how far the best of all pairs was."""
@@ -93,22 +124,6 @@ def select_pairs(
     if section.strategy == "random":
         return sorted(generator.sample(passed, n_kept), key=_by_chosen_value)
     return sorted(passed, key=_by_chosen_value)[:n_kept]
-
-
-def harvest_pairs(
-    trees: Iterable[DialogueTree], search: SearchSection, section: PairSection, *, seed: int
-) -> Harvest:
-    """Return the selected pairs of trees, in their order."""
-    harvest = Harvest()
-    for record in trees:
-        pairs = sibling_pairs(Tree(search, record.rounds), record.problem_id)
-        harvest.chosen += select_pairs(pairs, section, rng(seed, "pairs", record.problem_id))
-        harvest.n_trees += 1
-        harvest.n_found += len(pairs)
-        for pair in pairs:
-            harvest.highest = max(harvest.highest, pair.chosen_value)
-            harvest.widest = max(harvest.widest, pair.chosen_value - pair.rejected_value)
-    return harvest
 
 
 def preference_row(pair: PreferencePair, speakers: Sequence[Speaker]) -> PreferenceRow:

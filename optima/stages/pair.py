@@ -9,11 +9,11 @@ from optima.recipe.schema import PairSection
 from optima.records import read_records, write_records
 from optima.runs.directory import Stage
 from optima.runs.files import EVAL_ROWS, PAIRS, ROWS, TREES
-from optima.search.pairs import Harvest, harvest_pairs, preference_row, read_conversational
+from optima.search.pairs import Harvest, preference_row, read_conversational
 from optima.selection import share_of
 from optima.stages.context import Made, RunContext, speakers_of
 from optima.stages.select import write_rows
-from optima.types import DialogueTree, PreferenceRow, Problem
+from optima.types import DialogueTree, PreferencePair, PreferenceRow, Problem
 
 
 def pair(
@@ -29,52 +29,48 @@ def pair(
     Raises StageError when there are too few, and says how far the best one was.
     """
     assert context.recipe.search is not None
-    harvest = harvest_pairs(
-        read_records(trees.path / TREES, DialogueTree),
-        context.recipe.search,
-        section,
-        seed=context.recipe.seed,
+    harvest, records = Harvest(), read_records(trees.path / TREES, DialogueTree)
+    write_records(
+        out.path / PAIRS,
+        harvest.gather(records, context.recipe.search, section, seed=context.recipe.seed),
     )
-    chosen = harvest.chosen
-    n_paired = len({p.problem_id for p in chosen})
-    if not imported and (reason := _too_few(harvest, n_paired, len(problems), section)):
+    if not imported and (reason := _too_few(harvest, len(problems), section)):
         raise StageError(f"stage {out.name}: {reason}")
     problem_by_id = {problem.problem_id: problem for problem in problems}
     rows = (
         preference_row(p, speakers_of(context.style, context.codec, problem_by_id[p.problem_id]))
-        for p in chosen
+        for p in read_records(out.path / PAIRS, PreferencePair)
     )
-    write_records(out.path / PAIRS, chosen)
     counts = write_rows(context, out.path, chain(rows, imported))
-    n = max(1, len(chosen))
+    n = max(1, harvest.n_chosen)
     metrics = {
-        "pairs": float(len(chosen)),
+        "pairs": float(harvest.n_chosen),
         "pairs/imported": float(len(imported)),
         "pairs/candidates": float(harvest.n_found),
-        "pairs/problems": float(n_paired),
-        "pairs/chosen_value": sum(p.chosen_value for p in chosen) / n,
-        "pairs/rejected_value": sum(p.rejected_value for p in chosen) / n,
+        "pairs/problems": float(harvest.n_paired),
+        "pairs/chosen_value": harvest.chosen_value / n,
+        "pairs/rejected_value": harvest.rejected_value / n,
         **counts,
     }
     line = (
-        f"{len(chosen)} of {harvest.n_found} pairs kept, values "
+        f"{harvest.n_chosen} of {harvest.n_found} pairs kept, values "
         f"{metrics['pairs/chosen_value']:.3f} against {metrics['pairs/rejected_value']:.3f}"
     )
     return Made((PAIRS, ROWS, EVAL_ROWS), metrics, line)
 
 
-def _too_few(harvest: Harvest, n_paired: int, n_problems: int, section: PairSection) -> str | None:
+def _too_few(harvest: Harvest, n_problems: int, section: PairSection) -> str | None:
     """Say that there are no or too few pairs, and which fields to change; None if enough."""
-    if not harvest.chosen:
+    if not harvest.n_chosen:
         return (
             f"no pair to train on: {harvest.best()}, pairs.theta_filter is "
             f"{section.theta_filter} and pairs.theta_diff {section.theta_diff}; lower them, or "
             "raise search.n_rounds"
         )
-    if n_paired >= share_of(section.min_share, n_problems):
+    if harvest.n_paired >= share_of(section.min_share, n_problems):
         return None
     return (
-        f"{len(harvest.chosen)} pairs from {n_paired} of {n_problems} "
+        f"{harvest.n_chosen} pairs from {harvest.n_paired} of {n_problems} "
         f"problems, pairs.min_share is {section.min_share}: too few to learn from; raise "
         "search.n_rounds, lower pairs.theta_filter or pairs.theta_diff (`optima pairs` counts "
         "without generating), or, to train on so little, run again with a lower "

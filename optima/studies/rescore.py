@@ -23,7 +23,7 @@ from optima.reporting.tables import Table
 from optima.reward import compute_reward, search_reward
 from optima.runs.files import RECIPE, TREES
 from optima.runs.reader import Run
-from optima.search.pairs import Harvest, export_lines, harvest_pairs, preference_row
+from optima.search.pairs import Harvest, export_lines, preference_row
 from optima.search.tree import Tree
 from optima.selection import best_of_each, select_top
 from optima.stages.context import speakers_of
@@ -185,10 +185,10 @@ class _Changed:
             _harvest(self._revalued(label), self._recipe),
         ]
         keys = [
-            {(one.problem_id, one.parent, one.chosen.text, one.rejected.text) for one in h.chosen}
-            for h in found
+            {(one.problem_id, one.parent, one.chosen.text, one.rejected.text) for one in chosen}
+            for _, chosen in found
         ]
-        before, after = map(_of_pairs, found)
+        before, after = (_of_pairs(*one) for one in found)
         return Selection(label, before, after, len(keys[0] & keys[1]))
 
     def evaluation(self, label: str) -> Evaluated:
@@ -294,10 +294,12 @@ def _normaliser(parts: RewardParts) -> int:
     return max(1, round(parts.n_tokens / parts.token)) if parts.token else 1
 
 
-def _harvest(trees: Iterable[DialogueTree], recipe: Recipe) -> Harvest:
+def _harvest(trees: Iterable[DialogueTree], recipe: Recipe) -> tuple[Harvest, list[PreferencePair]]:
     assert recipe.search is not None
     assert recipe.pairs is not None
-    return harvest_pairs(trees, recipe.search, recipe.pairs, seed=recipe.seed)
+    harvest = Harvest()
+    gathered = harvest.gather(trees, recipe.search, recipe.pairs, seed=recipe.seed)
+    return harvest, list(gathered)
 
 
 def _of_selected(best: Sequence[RewardParts], chosen: Sequence[RewardParts]) -> Chosen:
@@ -308,10 +310,9 @@ def _of_selected(best: Sequence[RewardParts], chosen: Sequence[RewardParts]) -> 
     )  # fmt: skip
 
 
-def _of_pairs(harvest: Harvest) -> Chosen:
-    chosen = harvest.chosen
+def _of_pairs(harvest: Harvest, chosen: Sequence[PreferencePair]) -> Chosen:
     return Chosen(
-        harvest.n_found, len(chosen), len({one.problem_id for one in chosen}),
+        harvest.n_found, harvest.n_chosen, harvest.n_paired,
         _mean([one.chosen_value for one in chosen]), _mean([one.rejected_value for one in chosen]),
         _mean([one.chosen.n_counted for one in chosen]),
     )  # fmt: skip
@@ -383,9 +384,9 @@ def rebuild_pairs(
     kept: list[PreferencePair] = []
     problems = run.problems("train")
     for label in labels:
-        harvest = _harvest(run.trees(label), recipe)
-        kept += harvest.chosen
-        chosen = _of_pairs(harvest)
+        harvest, pairs = _harvest(run.trees(label), recipe)
+        kept += pairs
+        chosen = _of_pairs(harvest, pairs)
         rows.append(
             (
                 label, str(harvest.n_trees), str(chosen.n_found), str(chosen.n_chosen),

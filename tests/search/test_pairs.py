@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optima.recipe.schema import PairSection, SearchSection
-from optima.search.pairs import harvest_pairs, preference_row, select_pairs, sibling_pairs
+from optima.search.pairs import Harvest, preference_row, select_pairs, sibling_pairs
 from optima.search.tree import Tree, TreeGrower
 from optima.types import DialogueTree, Fault, PreferencePair, TreeRound
 from tests.search.game import complete, dialogue, reward
@@ -146,9 +146,14 @@ def test_harvest_says_how_far_the_best_of_all_pairs_was() -> None:
     gaps = [pair.chosen_value - pair.rejected_value for pair in pairs]
     every = PairSection(theta_filter=-9, theta_diff=0, keep_share=1.0)
     for in_order in (trees, trees[::-1]):  # the best pair comes last in one of them at most
-        harvest = harvest_pairs(in_order, section, every, seed=0)
-        found = (harvest.n_trees, harvest.n_found, len(harvest.chosen))
-        assert found == (2, len(pairs), len(pairs))
+        harvest = Harvest()
+        chosen = list(harvest.gather(in_order, section, every, seed=0))
+        assert sorted(chosen, key=repr) == sorted(pairs, key=repr)
+        assert (harvest.n_trees, harvest.n_found, harvest.n_chosen) == (2, len(pairs), len(pairs))
+        assert harvest.n_paired == len({pair.problem_id for pair in pairs})
+        assert harvest.chosen_value - harvest.rejected_value == pytest.approx(sum(gaps))
         assert harvest.highest == max(pair.chosen_value for pair in pairs)
         assert harvest.widest == max(gaps) > min(gaps)
-    assert harvest_pairs([], section, PairSection(), seed=0).best() == "no siblings differ in value"
+    nothing = Harvest()
+    assert list(nothing.gather([], section, PairSection(), seed=0)) == []
+    assert nothing.best() == "no siblings differ in value"
