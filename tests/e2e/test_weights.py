@@ -18,7 +18,7 @@ from optima.serving.fleet import Fleet
 from optima.serving.probe import distance, prompt_logprobs, read_logprobs
 from optima.training.jobs import LOGPROBS_FILE, Logprobs
 from optima.types import ModelRef
-from tests.e2e.conftest import RECIPE, SftRun
+from tests.e2e.conftest import HAS_ROOM, RECIPE, SftRun
 from tests.e2e.test_tokens import FACTS, MODEL, ask_all, first_request
 from tests.serving.test_fleet import process_of, wait_until
 
@@ -132,6 +132,7 @@ def test_weights_that_are_not_what_their_training_wrote_are_started_anew(
     assert "old weights" in caplog.text
 
 
+@pytest.mark.skipif(not HAS_ROOM, reason="needs 18 GiB of free memory")
 def test_run_starts_servers_once_and_serves_every_model_that_it_trains_with_them(
     sft_run: SftRun,
 ) -> None:

@@ -167,7 +167,7 @@ def test_servers_stay_on_a_cpu_that_has_room_for_a_training_beside_them(
         monkeypatch.setattr(room, "count_parameters", lambda _: 10**9)
         recipe = device._recipe
         needed = room_for_training(recipe, 10**9)
-        assert needed == 2 * 16 * 10**9 + 4 * 2**30
+        assert needed == 3 * 16 * 10**9 + 6 * 2**30
         free = None if spare is None else needed + spare
         monkeypatch.setattr(room, "free_memory", lambda: free)
         serve(device, first)
