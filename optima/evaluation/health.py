@@ -16,6 +16,8 @@ COLLAPSED_SHARE = 0.5  # of the problems with one and the same answer
 MIN_PROBLEMS = 10  # fewer agree on an answer by chance
 MUTE_SHARE = 0.9  # of the conversations with an utterance that says nothing
 FEW_MARKS = 0.1  # of the share that an earlier model marked
+ENDLESS_SHARE = 0.5  # of the conversations with a turn that is cut, after training
+ENDED_SHARE = 0.1  # of them, at most, with one before it
 MIN_MARKS = 5.0  # that an earlier model would have made; without one of them by chance in 1 of 150
 POOR_SHARE = 0.3  # of conversations with a fault above which its remedy is named
 
@@ -178,7 +180,7 @@ def examine(conversations: Iterable[Conversation], problems: Sequence[Problem]) 
 
 
 def find_loss_of_speech(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
-    """Say how a trained model lost what one before it could: to speak, or to mark answers.
+    """Say how a trained model lost what one before it could: to speak, to end, to mark answers.
 
     Both are metrics of conversations about the same problems; None where it did not.
     """
@@ -186,6 +188,12 @@ def find_loss_of_speech(before: Mapping[str, float], after: Mapping[str, float])
     had, was_empty = before.get("health/marked", 0.0), before.get("health/empty", 0.0)
     if empty >= MUTE_SHARE > was_empty and marked <= 1 - MUTE_SHARE:
         return f"{_percent(empty)} of its conversations hold an utterance that says nothing"
+    cut, was_cut = after.get("health/cut", 0.0), before.get("health/cut", 1.0)
+    if cut >= ENDLESS_SHARE and was_cut <= ENDED_SHARE:
+        return (
+            f"{_percent(cut)} of its conversations hold a turn that does not end by itself, of "
+            f"{_percent(was_cut)} before"
+        )
     if had * after.get("conversations", 0.0) >= MIN_MARKS and marked < FEW_MARKS * had:
         return f"{_percent(marked)} of its conversations mark an answer, of {_percent(had)} before"
     return None

@@ -9,12 +9,19 @@ unlike the group maximum of training, which shrinks with the model.
 from optima.errors import StageError
 from optima.evaluation.figures import Figures
 from optima.evaluation.health import find_loss_of_speech
+from optima.recipe.schema import Recipe
 from optima.runs.directory import Stage
 from optima.runs.reader import Run
 from optima.stages.context import Model, RunContext
 from optima.stages.generate import ask
 from optima.stages.rank import group_maximum, mark
 from optima.types import Problem
+
+
+def anchor_left(recipe: Recipe) -> str:
+    """Return the field that keeps a preference training near what is chosen, if that is off."""
+    is_off = recipe.dpo is not None and recipe.dpo.nll_weight == 0
+    return ", or raise dpo.nll_weight (it is 0)" if is_off else ""
 
 
 class Evaluations:
@@ -44,8 +51,9 @@ class Evaluations:
             if lost is not None:
                 raise StageError(
                     f"stage {talked.name}: {lost} ({earlier.label}): the training of {model.label} "
-                    "has ruined the model; lower the learning rate or the epochs of its training, "
-                    f"and give another --run-dir. What it said: {talked.path}"
+                    "has ruined the model; lower the learning rate or the epochs of its training"
+                    f"{anchor_left(self._context.recipe)}, and give another --run-dir. "
+                    f"What it said: {talked.path}"
                 )
         self._talks.append((model, talked))
 

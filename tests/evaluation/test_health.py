@@ -190,6 +190,10 @@ def _metrics(marked: float, empty: float = 0.0, n: float = 100.0) -> dict[str, f
     return {"health/marked": marked, "health/empty": empty, "conversations": n}
 
 
+def _cut(share: float) -> dict[str, float]:
+    return {**_metrics(1.0), "health/cut": share}
+
+
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
@@ -206,6 +210,12 @@ def _metrics(marked: float, empty: float = 0.0, n: float = 100.0) -> dict[str, f
         (_metrics(0.5, n=10), _metrics(0.0, n=10), "0 % of its conversations mark"),
         (_metrics(0.5, n=9), _metrics(0.0, n=9), None),  # 4.5 marks: none by chance
         (_metrics(0.0), _metrics(0.0), None),
+        # no longer ends its turns: half are cut, where a tenth at most were
+        (_cut(0.1), _cut(0.5), "50 % of its conversations hold a turn that does not end by itself"),
+        (_cut(0.0), _cut(1.0), "100 % of its conversations hold a turn that does not end"),
+        (_cut(0.0), _cut(0.49), None),
+        (_cut(0.11), _cut(1.0), None),  # the limit was low for it before
+        (_metrics(0.8), _cut(1.0), None),  # nothing is known of the earlier one
         ({}, {}, None),  # of a run whose metrics do not tell
     ],
 )

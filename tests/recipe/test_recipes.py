@@ -22,6 +22,7 @@ from optima.recipe.schema import (
     Recipe,
     SearchSection,
 )
+from optima.stages.evaluate import anchor_left
 from optima.tasks import TASKS
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -202,6 +203,8 @@ def test_every_model_goes_over_every_recipe(task: str, method: str, layer: Path)
     threshold = {"theta": 0.5, "threshold_on": "task"} if is_qwen else {}
     assert recipe.select == below.select.model_copy(update=threshold)
     assert (recipe.search is None) is (method == "sft")
+    if recipe.dpo is not None and below.dpo is not None:
+        assert recipe.dpo.nll_weight == (1 if is_qwen else below.dpo.nll_weight)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -269,3 +272,10 @@ def repeated_defaults(tree: dict[str, Any], section: type[BaseModel]) -> Iterato
             yield from (f"{key}.{rest}" for rest in repeated_defaults(value, nested))
         elif default is not PydanticUndefined and default == value:
             yield key
+
+
+def test_ruin_by_preferences_alone_has_one_remedy_more() -> None:
+    arc = RECIPES / "sft_dpo" / "arc.yaml"
+    assert anchor_left(load_recipe(arc)) == ", or raise dpo.nll_weight (it is 0)"
+    assert not anchor_left(load_recipe(arc, ["dpo.nll_weight=0.5"]))
+    assert not anchor_left(load_recipe(RECIPES / "sft" / "arc.yaml"))
