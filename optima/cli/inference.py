@@ -8,6 +8,7 @@ import typer
 from optima.cli import originals
 from optima.cli.options import (
     MANY,
+    AsJson,
     Limit,
     MaybeConfig,
     MetricName,
@@ -102,6 +103,7 @@ def evaluate(
     vllm_env: VllmEnv = None,
     n_samples: Annotated[int, whole(1, 10_000, "samples per problem")] = 50,
     temperature: Annotated[float, temperature("temperature of sampling")] = 0.5,
+    as_json: AsJson = False,
     num_thread: NumThread = None,
     output_path: OutputPath = None,
 ) -> int:
@@ -116,7 +118,12 @@ def evaluate(
             f"evaluation.n_samples={n_samples}", f"evaluation.temperature={temperature}", *words
         ]  # fmt: skip
     from optima import api
-    from optima.reporting.results import write_consistency, write_inference
+    from optima.reporting.results import (
+        results_json,
+        stored_results,
+        write_consistency,
+        write_inference,
+    )
     from optima.studies.infer import run_inference
 
     models = api.read_models(model, model_root, base)
@@ -130,7 +137,8 @@ def evaluate(
     environment = api.find_vllm(vllm_env, recipe)
     with api.output_named():
         rows = run_inference(recipe, models, place, vllm_env=environment, is_grouped=is_vote)
-    print((write_consistency if is_vote else write_inference)(recipe, rows, place))
+    text = (write_consistency if is_vote else write_inference)(recipe, rows, place)
+    print(results_json(stored_results(place)) if as_json else text)
     return 0
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -344,6 +345,7 @@ def doctor(
     config: MaybeConfig = None,
     vllm_env: VllmEnv = None,
     train_env: TrainEnv = None,
+    as_json: AsJson = False,
 ) -> int:
     """Check environments, GPUs, model, ports and disk.
 
@@ -354,8 +356,11 @@ def doctor(
 
     recipe = load_recipe(config, overrides or ()) if config else None
     findings = examine(recipe, vllm_env, train_env)
-    for finding in findings:
-        print(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.name}: {finding.text}")
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        for finding in findings:
+            print(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.name}: {finding.text}")
     return 0 if all(finding.is_ok for finding in findings) else 1
 
 

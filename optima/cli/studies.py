@@ -1,7 +1,5 @@
 """``optima baselines``, ``transfer``, ``compare``, ``sweep``, ``ablate``: models side by side."""
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,6 +88,7 @@ def baselines(
     output: Output = None,
     limit: Limit = None,
     vllm_env: VllmEnv = None,
+    as_json: AsJson = False,
 ) -> int:
     """Evaluate one model on a task's test problems by other methods, in one table.
 
@@ -103,7 +102,7 @@ def baselines(
     exclude(model_root=model_root, model=model)
     from optima import api
     from optima.processes.environment import require_environment
-    from optima.reporting.results import write_inference
+    from optima.reporting.results import results_json, stored_results, write_inference
     from optima.runs.files import RECIPE
     from optima.studies.baselines import UNTRAINED, Votes, read_run, run_baselines, train_control
 
@@ -143,7 +142,8 @@ def baselines(
             run, control, "trained", vllm_env=serving, train_env=training
         )
         text = f"\nTrained single agent: {control}"
-    print(evaluated() + text)
+    said = evaluated() + text
+    print(results_json(stored_results(place)) if as_json else said)
     return 0
 
 
@@ -170,6 +170,7 @@ def transfer(
     output: Output = None,
     limit: Limit = None,
     vllm_env: VllmEnv = None,
+    as_json: AsJson = False,
 ) -> int:
     """Evaluate models on tasks they were not trained on.
 
@@ -177,7 +178,7 @@ def transfer(
     scores.
     """
     from optima import api
-    from optima.reporting.results import write_transfer
+    from optima.reporting.results import results_json, stored_results, write_transfer
     from optima.studies.infer import run_transfer
     from optima.tasks import get_task
 
@@ -200,7 +201,8 @@ def transfer(
     environment = api.find_vllm(vllm_env, next(iter(recipes.values())))
     with api.output_named():
         rows = run_transfer(recipes, named, place, vllm_env=environment)
-    print(write_transfer(recipes, rows, place))
+    text = write_transfer(recipes, rows, place)
+    print(results_json(stored_results(place)) if as_json else text)
     return 0
 
 
@@ -234,6 +236,7 @@ def compare(
         comparison_table,
         comparison_text,
         decided_text,
+        results_json,
     )
     from optima.runs import comparison
 
@@ -246,7 +249,7 @@ def compare(
         for model, several in zip(made["models"][1:], found, strict=False):
             model["better"] = [one.row() for one in several if one.gain > 0][:problems]
             model["worse"] = [one.row() for one in several if one.gain < 0][:problems]
-        print(json.dumps(made, default=dataclasses.asdict))
+        print(results_json(made))
         return 0
     lists = [decided_text(rows[0], *pair, problems) for pair in zip(rows[1:], found, strict=False)]
     print("\n\n".join([comparison_text(rows), *lists]))
@@ -264,6 +267,7 @@ def sweep(
     run_dir: Annotated[Path, path(help="folder in which each value has its run")],
     vllm_env: VllmEnv = None,
     train_env: TrainEnv = None,
+    as_json: AsJson = False,
 ) -> int:
     """Run a recipe at several values of one field and compare.
 
@@ -272,13 +276,14 @@ def sweep(
     sweep goes on when the same command is given again.
     """
     from optima import api
-    from optima.reporting.results import sweep_text
+    from optima.reporting.results import results_json, sweep_results, sweep_text
     from optima.studies.sweep import folder_of, read_variants, run_sweep
 
     variants = read_variants(config, over, overrides or ())
     run_sweep(variants, over, run_dir, **api.find_both(vllm_env, train_env))
     roots = {value: run_dir / folder_of(value) for value in variants}
-    print(sweep_text(over.partition("=")[0], roots))
+    key = over.partition("=")[0]
+    print(results_json(sweep_results(key, roots)) if as_json else sweep_text(key, roots))
     return 0
 
 
@@ -289,6 +294,7 @@ def ablate(
     run_dir: Annotated[Path, path(help="folder of the three runs and their comparison")],
     vllm_env: VllmEnv = None,
     train_env: TrainEnv = None,
+    as_json: AsJson = False,
 ) -> int:
     """Run a recipe without each part of its reward and compare.
 
@@ -299,12 +305,13 @@ def ablate(
     again.
     """
     from optima import api
-    from optima.reporting.results import comparison_text
+    from optima.reporting.results import comparison_text, results_json, stored_results
     from optima.studies.sweep import read_ablations, run_ablations
 
     recipes = read_ablations(config, overrides or ())
     rows = run_ablations(recipes, run_dir, **api.find_both(vllm_env, train_env))
-    print(comparison_text(rows, run_dir))
+    text = comparison_text(rows, run_dir)
+    print(results_json(stored_results(run_dir)) if as_json else text)
     return 0
 
 

@@ -9,6 +9,7 @@ import typer
 from optima.cli import originals
 from optima.cli.console import set_up_logging
 from optima.cli.options import (
+    AsJson,
     MaybeConfig,
     Overrides,
     Program,
@@ -57,6 +58,7 @@ def train(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="log details")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="log warnings only")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """{summary}
 
@@ -84,13 +86,15 @@ def train(
             f"use {_name(recipe.method)}"
         )
     place = run_dir or api.default_run_dir(config, recipe)
+    if dry_run and as_json:
+        raise UsageError("--json: a dry run prints its plan as text; leave out one of the two")
     if dry_run:
         print(api.dry_run(recipe, place, vllm_env=vllm_env, train_env=train_env))
         return 0
-    from optima.reporting.results import training_text
+    from optima.reporting.results import results_json, training_results, training_text
 
     api.train(recipe, place, vllm_env=vllm_env, train_env=train_env)
-    print(training_text(place))
+    print(results_json(training_results(place)) if as_json else training_text(place))
     return 0
 
 

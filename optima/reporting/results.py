@@ -26,7 +26,7 @@ from optima.reporting.tables import (
 )
 from optima.runs.comparison import Compared, Decided
 from optima.runs.costs import EvaluationCost, ModelCost
-from optima.runs.files import COSTS_CSV, METRICS, RESULTS, TABLE_CSV, TABLE_MD
+from optima.runs.files import COSTS_CSV, METRICS, RESULTS, TABLE_CSV, TABLE_MD, find_talks
 from optima.runs.reader import Run, run_of
 
 MODELS_LEGEND = (
@@ -65,20 +65,53 @@ def training_text(root: Path) -> str:
     return "\n".join(lines) + cost_text([_spent(run, one, one.label) for one in run.figures])
 
 
+def training_results(root: Path) -> dict[str, Any]:
+    """Return what ``training_text`` tells, in full, as results.json has it of an inference."""
+    run = Run(root)
+    return {
+        "schema_version": 1,
+        "run": str(root),
+        "task": run.recipe.task,
+        "method": run.recipe.method,
+        "seed": run.recipe.seed,
+        "models": [_record(one) for one in run.figures],
+        "costs": [cost for one in run.figures if (cost := run.cost_of(one.label))],
+    }
+
+
+def sweep_results(key: str, root_by_value: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the results of several runs by the value of the field ``key``."""
+    values = [{"value": v, **training_results(root)} for v, root in root_by_value.items()]
+    return {"schema_version": 1, "field": key, "values": values}
+
+
+def stored_results(output: Path) -> dict[str, Any]:
+    """Return the results.json that a command has written to ``output``."""
+    found: dict[str, Any] = json.loads((output / RESULTS).read_bytes())
+    return found
+
+
+def results_json(results: Mapping[str, Any]) -> str:
+    """Return results in one line, for other programs."""
+    return json.dumps(results, default=dataclasses.asdict)
+
+
 def sweep_text(key: str, root_by_value: Mapping[str, Path]) -> str:
     """Return one table of the models of several runs by the value of the field ``key``.
 
-    What a run shares with the first one, figures and all, is shown once.
+    What a run shares with the first one, its conversations are one file, is shown once.
     """
-    shown, seen, spent = [], [], []
+    shown, spent = [], []
+    seen: set[tuple[int, int]] = set()
     for value, root in root_by_value.items():
         run = Run(root)
+        file_by_label = {talk.label: talk.conversations.stat() for talk in find_talks(root)}
         for one in run.figures:
             spent.append(_spent(run, one, f"{value}:{one.label}"))
-            alike = replace(one, model="", made_in_s=0.0)
-            if alike not in seen:
+            file = file_by_label[one.label]
+            if (file.st_dev, file.st_ino) not in seen:
                 shown.append(((value, one.label), one))
-                seen.append(alike)
+                seen.add((file.st_dev, file.st_ino))
     return _models_text(shown, (key, "model")) + cost_text(spent)
 
 
@@ -88,16 +121,7 @@ def write_inference(recipe: Recipe, rows: Sequence[Figures], output: Path) -> st
     Models that a run trained come with what they cost there.
     """
     table = models_table([((row.label,), row) for row in rows])
-    models = [
-        {
-            "label": row.label,
-            "model": row.model,
-            "summary": _summary(row),
-            "seconds": row.seconds,
-        }
-        for row in rows
-    ]
-    cost = _write(output, (table, table), recipe, rows, models)
+    cost = _write(output, (table, table), recipe, rows, [_record(row) for row in rows])
     n = rows[0].n_problems
     generated = sum(row.n_generated for row in rows)
     return (
@@ -142,6 +166,8 @@ def write_transfer(
         write_inference(recipe_by_task[task], rows, output / task)
     table = matrix_table(rows_by_task)
     _write_table(output, table, table)
+    results = {task: stored_results(output / task) for task in rows_by_task}
+    _write_json(output, {"schema_version": 1, "tasks": results})
     spent = []
     for i, row in enumerate(next(iter(rows_by_task.values()))):
         costs = [Run(output / task).evaluation_cost(row.label) for task in rows_by_task]
@@ -311,6 +337,15 @@ def _base_tokens(run: Run) -> tuple[str, float] | None:
     """Return a run's base model and its tokens per conversation; None where it was not asked."""
     talked = run.metrics.get("evaluate/base/talk")
     return (f"{run.root}:base", talked["tokens/conversation"]) if talked else None
+
+
+def _record(row: Figures) -> dict[str, Any]:
+    return {
+        "label": row.label,
+        "model": row.model,
+        "summary": _summary(row),
+        "seconds": row.seconds,
+    }
 
 
 def _summary(figures: Figures) -> dict[str, Any]:

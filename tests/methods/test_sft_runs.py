@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from optima.records import read_records
+from optima.reporting.results import results_json, training_results
 from optima.types import Conversation, TrainingRow
 from tests.fake_runs import (
     attempt,
@@ -76,6 +77,20 @@ def test_run_ends_with_a_table_of_all_models(undisturbed: tuple[dict[str, Any], 
     assert set(STAGES) <= set(stages)
     assert len(stages) == len(set(stages))
     assert json.loads((root / "provenance.json").read_text())["attempts"][0]["argv"]
+
+
+def test_finished_run_prints_its_models_for_other_programs(
+    undisturbed: tuple[dict[str, Any], str, Path],
+) -> None:
+    _, table, root = undisturbed
+    found = training_results(root)
+    results = json.loads(results_json(found))
+    assert (results["task"], results["method"], results["seed"]) == ("two_hop", "sft", 0)
+    rows = [line.split() for line in table.splitlines()[2:6]]
+    for model, row in zip(results["models"], rows, strict=True):
+        assert model["label"] == row[0]
+        assert f"{100 * model['summary']['score']['mean']:.1f}" == row[2]
+    assert [cost["label"] for cost in results["costs"]] == ["cold_start", "iter_0", "iter_1"]
 
 
 def test_run_stops_at_a_model_whose_training_cost_it_its_speech(tmp_path: Path) -> None:

@@ -434,6 +434,12 @@ def test_sweep_over_strategies_selects_from_the_same_trees(
     assert {name for name in alone if alone[name] != shared.get(name)} == set()
     n_commands = len(commands(environment))
     assert _optima(*argv)[:2] == (0, table)  # run again: nothing is done twice
+    found = json.loads(_optima(*argv, "--json")[1])
+    assert found["field"] == "pairs.strategy"
+    assert {one["value"]: [m["label"] for m in one["models"]] for one in found["values"]} == {
+        value: ["base", "cold_start", "initial", "iter_0", "iter_1"]
+        for value in ("value", "random")
+    }
     started = [c for c in commands(environment)[n_commands:] if "-c" not in c]
     assert started == []
 

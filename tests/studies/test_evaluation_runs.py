@@ -38,11 +38,12 @@ def optima(*argv: str) -> tuple[int, str, str]:
 def test_baselines_are_one_table_of_the_same_problems(finished: Path, tmp_path: Path) -> None:
     environment = fake_environment(tmp_path)
     output = tmp_path / "out"
-    status, table, err = optima(
+    argv = (
         "baselines", "--model", str(finished.parent / "model"), "--config",
         str(finished / "recipe.yaml"), "--limit", "4", "--n-votes", "3", "--output", str(output),
         "--vllm-env", str(environment.prefix),
     )  # fmt: skip
+    status, table, err = optima(*argv)
     assert status == 0, err
     assert [line.split()[0] for line in table.splitlines()[2:6]] == [
         "cot", "sc", "mad", "autoform"
@@ -63,6 +64,7 @@ def test_baselines_are_one_table_of_the_same_problems(finished: Path, tmp_path: 
     tokens = [sum(turn["n_spoken"] for turn in record["turns"]) for record in held["sc"]]
     assert sum(vote["tokens_by_problem"].values()) == sum(tokens)
     assert "evaluated: tokens" in table
+    assert json.loads(optima(*argv, "--json")[1]) == results
     # A comparison says of the vote what the table says, not the mean of its samples.
     status, compared, err = optima("compare", f"{output}:cot", f"{output}:sc")
     assert status == 0, err
@@ -164,17 +166,25 @@ def test_transfer_is_a_matrix(finished: Path, tmp_path: Path) -> None:
     row = {"question": "What is 1 + 1?", "answer": "One and one.\n#### 2"}
     (rows / "test.jsonl").write_text(json.dumps(row) + "\n")
     models = ",".join(str(finished / f"iter_{t}/train/model") for t in (0, 1))
-    status, table, err = optima(
+    argv = (
         "transfer", "--models", models, "--tasks", "two_hop,gsm8k", "--data", f"gsm8k={rows}",
         "--limit", "3", "--output", str(tmp_path / "out"), "--config",
         str(finished / "recipe.yaml"), "--vllm-env", str(environment.prefix),
     )  # fmt: skip
+    status, table, err = optima(*argv)
     assert status == 0, err
     lines = [line.split() for line in table.splitlines()]
     assert lines[0] == ["model", "two_hop", "gsm8k"]
     assert [line[0] for line in lines[2:4]] == ["run/iter_0", "run/iter_1"]
     assert len((tmp_path / "out/table.csv").read_text().splitlines()) == 3
     assert "tokens trained" in table
+    tasks = json.loads(optima(*argv, "--json")[1])["tasks"]
+    assert {task: len(found["models"]) for task, found in tasks.items()} == {
+        "two_hop": 2,
+        "gsm8k": 2,
+    }
+    one = json.loads((tmp_path / "out/gsm8k/results.json").read_text())
+    assert tasks["gsm8k"] == one
     status, text, err = optima("status", str(tmp_path / "out"))
     assert status == 0, err
     assert text.splitlines()[0] == f"{tmp_path / 'out'}: done, 2 of 2 runs done"
@@ -341,6 +351,7 @@ def test_ablations_run_and_compare_in_one_command(method: str, tmp_path: Path) -
     assert of_full["score_difference"] is None
     n_commands = len(commands(environment))
     assert optima(*argv)[:2] == (0, table)
+    assert json.loads(optima(*argv, "--json")[1])["models"][0] == of_full
     assert not [c for c in commands(environment)[n_commands:] if "-c" not in c]
     status, text, err = optima("status", str(root))
     assert status == 0, err

@@ -80,6 +80,8 @@ def test_models_of_a_run_are_evaluated_in_the_order_of_training(
     assert loaded == [model["model"] for model in results["models"][1:]]
     again = infer(environment, *argv, "--limit", "5")
     assert again[:2] == (0, table)
+    printed = infer(environment, *argv, "--limit", "5", "--json")[1]
+    assert json.loads(printed) == results
     assert len(_served(environment)) == 1
 
 
@@ -451,6 +453,8 @@ def test_votes_are_computed_for_every_k_from_one_sampling(finished: Path, tmp_pa
     assert points[0]["n_tokens"] == pytest.approx(tokens / n_problems / 5, rel=0.2)
     assert len((output / "table.csv").read_text().splitlines()) == 6
     assert consistency(environment, *argv)[:2] == (0, table)
+    printed = consistency(environment, *argv, "--json")[1]
+    assert json.loads(printed)["models"][0]["points"] == points
     assert len(_served(environment)) == 1
 
 
