@@ -400,6 +400,7 @@ def _program() -> Program:
     program.add(reports.status, name="status", epilog=reports.STATUS)
     program.add(reports.report, name="report", epilog=reports.REPORT)
     program.add(reports.view, name="view", epilog=reports.VIEW)
+    program.add(reports.rows, name="rows", epilog=reports.ROWS)
     program.add(reports.export, name="export", epilog=reports.EXPORT)
     return program.add(doctor, name="doctor")
 

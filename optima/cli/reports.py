@@ -10,6 +10,10 @@ import typer
 
 from optima.cli.options import MANY, AsJson, path, paths, whole
 
+ROWS = """\
+examples:
+  optima rows runs/sft-arc-seed0 --n 3
+  optima rows runs/sft-arc-seed0:iter_0 --first 10 --json"""
 STATUS = """\
 examples:
   optima status runs/sft-quickstart-seed0
@@ -102,6 +106,39 @@ def view(
 
     with contextlib.suppress(KeyboardInterrupt):
         interruption.run(serve(runs, port, announce))
+    return 0
+
+
+def rows(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN[:MODEL]", show_default=False,
+            help="directory of a training, and one of the models it made (default: its last)",
+        ),
+    ],
+    *,
+    first: Annotated[int, whole(0, MANY, "number of the first row shown, from 0")] = 0,
+    n: Annotated[int, whole(1, MANY, "rows shown")] = 1,
+    as_json: AsJson = False,
+) -> int:  # fmt: skip
+    """Show what a model was trained on, token by token.
+
+    Print rows of a model's training as the model sees them, special tokens included. What carries
+    loss stands in double brackets with a dot between its tokens; all else only conditions it.
+    Of a preference training each row is shown twice, with the chosen and the rejected utterance.
+    """
+    from optima.reporting.rows import read_rows
+    from optima.runs.comparison import find_trained
+    from optima.stages.opening import model_codec
+
+    made, label = find_trained(run)
+    encoder = model_codec(made.recipe, made.recipe.model.path).encoder
+    found = read_rows(made, label, first, n, encoder)
+    if as_json:
+        print(json.dumps([row.record() for row in found], ensure_ascii=False))
+    else:
+        print("\n\n".join(row.text() for row in found))
     return 0
 
 

@@ -38,6 +38,7 @@ _PROBES = ("optima-probe-one", "optima-probe-two", "optima-probe-three")
 HOLE = "\ue0a0optima\ue0a1"  # stands for what a model said while the template renders around it
 ANCHORS = ("\n", ":")  # texts that what follows them rarely merges with
 N_CACHED_PIECES = 8192  # system prompts of the problems under way, mostly
+_NO_CHARACTER, _MAX_BYTES = "\ufffd", 4  # of UTF-8: how a part decodes, and the most parts
 
 Ids = tuple[int, ...]
 
@@ -220,6 +221,26 @@ class Encoder:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids that go on from others, special tokens left out."""
         return self._text((*self._anchor, *ids))[len(self._anchor_text) :]
+
+    def pieces(self, ids: Sequence[int]) -> list[tuple[Ids, str]]:
+        """Return ids with their text, special tokens as written; one id each.
+
+        Only ids that hold parts of one character stand together.
+        """
+        found: list[tuple[Ids, str]] = []
+        held: Ids = ()
+        for index in ids:
+            if index in self.special_ids:
+                found += [(held, self.decode(held))] if held else []
+                found.append(((index,), self.token(index)))
+                held = ()
+                continue
+            held = (*held, index)
+            text = self.decode(held)
+            if not text.endswith(_NO_CHARACTER) or len(held) == _MAX_BYTES:
+                found.append((held, text))
+                held = ()
+        return found + ([(held, self.decode(held))] if held else [])
 
     def encode_once(self, text: str) -> Ids:
         """Return the ids of a piece that will not come again."""

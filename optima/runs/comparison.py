@@ -232,6 +232,23 @@ def find_evaluated(spec: str) -> tuple[Run, str]:
     return run, label or known[-1]
 
 
+def find_trained(spec: str) -> tuple[Run, str]:
+    """Return the run and the label that ``RUN:MODEL`` names, or ``RUN`` for the last it trained.
+
+    Raises UsageError for what is not a training, has trained nothing, or not that model.
+    """
+    check_path(spec, "RUN")
+    root, separator, label = (spec, "", "") if Path(spec).is_dir() else spec.rpartition(":")
+    run = Run(root or spec)
+    names = (stage.stage.rpartition("/") for stage in run.stages)
+    made = [label for label, _, kind in names if kind == "train" and "/" not in label]
+    if not made:
+        raise UsageError(f"{run.root}: has trained no model yet; give a training that has")
+    if separator and label not in made:
+        raise UsageError(f"{spec}: {run.root} has trained no {label}; it has {', '.join(made)}")
+    return run, label or made[-1]
+
+
 def _read(spec: str) -> tuple[Run, Figures]:
     """Return the run and the figures of the model that ``RUN`` or ``RUN:MODEL`` names."""
     run, label = find_evaluated(spec)

@@ -40,8 +40,10 @@ from optima.types import (
     DialogueTree,
     ModelRef,
     PreferencePair,
+    PreferenceRow,
     Problem,
     RewardParts,
+    TrainingRow,
     TurnLosses,
 )
 
@@ -313,6 +315,16 @@ class Run:
     def pairs(self, label: str) -> Iterator[PreferencePair]:
         """Yield the preference pairs of those trees that passed the thresholds."""
         yield from self._records(f"{label}/pairs", files.PAIRS, PreferencePair)
+
+    def rows(self, label: str) -> Iterator[TrainingRow | PreferenceRow]:
+        """Yield the rows that ``label`` was trained on: of an SFT or cold start, or of pairs."""
+        done = {stage.stage for stage in self.stages}
+        for kind in ("influence/selected", "pairs"):
+            if f"{label}/{kind}" in done:
+                yield from self._records(f"{label}/{kind}", files.ROWS, PreferenceRow)
+                return
+        kind = "script" if f"{label}/script" in done else "select"
+        yield from self._records(f"{label}/{kind}", files.ROWS, TrainingRow)
 
     def to_frame(self, label: str | None = None) -> Any:
         """Return a pandas data frame: of an evaluation, a row a conversation; else a row a model.

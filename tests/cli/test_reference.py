@@ -32,7 +32,7 @@ def test_every_command_is_on_the_page() -> None:
     named = (
         *PROGRAMS, "optima recipes", "optima recipes show", "optima tasks", "optima doctor",
         "optima prompts", "optima prompts show", "optima prompts diversify", "optima pairs",
-        "optima rescore", "optima export",
+        "optima rescore", "optima export", "optima rows",
         "optima try", "optima sweep", "optima ablate", "optima baselines", "optima transfer",
         "optima compare", "optima status", "optima report", "optima view",
     )  # fmt: skip

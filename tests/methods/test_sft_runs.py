@@ -13,6 +13,7 @@ import pytest
 from optima.records import read_records
 from optima.reporting.results import results_json, training_results
 from optima.types import Conversation, TrainingRow
+from tests.commands import command
 from tests.fake_runs import (
     attempt,
     debate_data,
@@ -91,6 +92,22 @@ def test_finished_run_prints_its_models_for_other_programs(
         assert model["label"] == row[0]
         assert f"{100 * model['summary']['score']['mean']:.1f}" == row[2]
     assert [cost["label"] for cost in results["costs"]] == ["cold_start", "iter_0", "iter_1"]
+
+
+def test_rows_of_a_run_are_shown_as_its_models_read_them(
+    undisturbed: tuple[dict[str, Any], str, Path],
+) -> None:
+    *_, root = undisturbed
+    status, text, err = command("optima", "rows", f"{root}:iter_0", "--n", "2")
+    assert status == 0, err
+    assert text.count("iter_0, row ") == 2
+    assert "You are Alice." in text
+    status, text, err = command("optima", "rows", str(root), "--first", "1", "--json")
+    (row,) = json.loads(text)
+    (stored,) = list(read_records(root / "iter_1/select/rows.jsonl", TrainingRow))[1:2]
+    assert tuple(index for piece in row["pieces"] for index in piece["ids"]) == stored.input_ids
+    n_trained = sum(len(piece["ids"]) for piece in row["pieces"] if piece["is_trained"])
+    assert n_trained == sum(end - start for start, end in stored.trained)
 
 
 def test_run_stops_at_a_model_whose_training_cost_it_its_speech(tmp_path: Path) -> None:
