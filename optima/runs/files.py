@@ -12,6 +12,7 @@ problems/{train,test}.jsonl             Problem
 plan.json  results.json                 what an evaluation or a folder of runs will hold, and held
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,13 @@ from typing import Any, Literal
 
 import orjson
 import psutil
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 
-from optima.errors import StageError
+from optima.errors import StageError, UsageError
+from optima.evaluation.statistics import Point
 from optima.recipe.schema import Recipe
 from optima.records import make_folder, read_record, write_text
+from optima.runs.costs import ModelCost
 from optima.runs.layout import StageDone, read_done, stage_folders
 from optima.types import Record, spoken_tokens
 
@@ -124,8 +127,10 @@ def write_trial(root: Path, recipe: Recipe) -> None:
 
 
 def write_members(root: Path, names: Sequence[str]) -> None:
-    """Note that the folder ``root`` has these runs."""
+    """Note that the folder ``root`` has these runs; UsageError where it is a run itself."""
     make_folder(root, "--run-dir")
+    if (root / RECIPE).is_file():
+        raise UsageError(f"{root}: is a run, or holds its recipe; give a folder of its own")
     _write(root, Outline(runs=tuple(names)))
 
 
@@ -140,6 +145,40 @@ def read_outline(root: Path) -> Outline | None:
 
 def _write(root: Path, outline: Outline) -> None:
     write_text(root / PLAN, outline.model_dump_json(indent=1) + "\n")
+
+
+class Result(BaseModel):
+    """What is read of a model in results.json: where it is, and the curve of its votes."""
+
+    label: str
+    model: str = ""
+    points: tuple[Point, ...] | None = None
+
+
+class Results(BaseModel):
+    """What is read of results.json, which may hold more."""
+
+    models: tuple[Result, ...] = ()
+    costs: tuple[ModelCost, ...] = ()
+
+
+def read_results(root: Path) -> Results:
+    """Return results.json as an evaluation wrote it; empty before.
+
+    Raises StageError when it cannot be read.
+    """
+    path = root / RESULTS
+    if not os.path.lexists(path):
+        return Results()
+    try:
+        return Results.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        found = error.errors()[0] if isinstance(error, ValidationError) else None
+        reason = " ".join((*map(str, found["loc"]), found["msg"])) if found else str(error)
+        raise StageError(
+            f"{path}: is not the JSON of an evaluation ({reason}); it was damaged: give the "
+            "command that wrote it again"
+        ) from error
 
 
 def find_talks(root: Path) -> tuple[Talk, ...]:

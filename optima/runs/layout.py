@@ -11,6 +11,7 @@ wrote have no digest; of those the size is held against what their own header sa
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -102,7 +103,7 @@ def find_cut_weights(folder: Path) -> Damage | None:
     for index in sorted(folder.glob("*.index.json")):
         try:
             shards = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return Damage(index, "is not an index of weights")
         for shard in sorted(shards):
             if not (folder / shard).is_file():
@@ -139,7 +140,7 @@ def _stated_size(path: Path) -> int | None:
         tensors: dict[str, Any] = json.loads(header)
         ends = [row["data_offsets"][1] for key, row in tensors.items() if key != "__metadata__"]
         return 8 + n_header + max(ends, default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return None
 
 
@@ -187,7 +188,7 @@ def read_attempts(root: Path) -> list[dict[str, Any]]:
     Raises StageError when it cannot be read.
     """
     path = root / "provenance.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
     try:
         attempts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["attempts"]
@@ -195,7 +196,7 @@ def read_attempts(root: Path) -> list[dict[str, Any]]:
             if not isinstance(attempt["devices"]["gpus"], list):
                 raise TypeError("devices.gpus is not a list")
             time.strptime(attempt.get("started", "1970-01-01T00:00:00Z"), STARTED_FORMAT)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StageError(
             f"{path}: cannot be read ({error}); it was damaged from outside: remove it, then run "
             "again"
@@ -313,5 +314,7 @@ def read_marker(path: Path) -> str:
 def _read_or_empty(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return ""
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
+            return ""
+        raise

@@ -8,13 +8,11 @@ compared with the digests in its DONE.json the first time it is read.
 import contextlib
 import importlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
-
-from pydantic import BaseModel, ValidationError
 
 from optima.errors import StageError, UsageError
 from optima.evaluation.figures import Figures, Judged, JudgedConversation, figures_of, tally
@@ -54,19 +52,18 @@ VOTES: Baseline = "sc"  # whose figures are those of its votes
 _OTHERS = ("score", "groups")  # stages of an evaluation, besides talk and rank
 
 
-class _Result(BaseModel):
-    """What is read of a model in results.json: where it is, and the curve of its votes."""
+class _Problems(dict[str, Problem]):
+    """The problems of a file by their ids; one that a record is about and is missing is damage."""
 
-    label: str
-    model: str = ""
-    points: tuple[Point, ...] | None = None
+    def __init__(self, path: Path, problems: Iterable[Problem]) -> None:
+        super().__init__((problem.problem_id, problem) for problem in problems)
+        self._path = path
 
-
-class _Results(BaseModel):
-    """What is read of results.json, which may hold more."""
-
-    models: tuple[_Result, ...] = ()
-    costs: tuple[ModelCost, ...] = ()
+    def __missing__(self, key: str) -> Problem:
+        raise StageError(
+            f"{self._path}: has no problem {key!r}, which records of this run are about; put the "
+            f"file back from a copy, or move {self._path.parent} away and run again"
+        )
 
 
 class Run:
@@ -228,25 +225,13 @@ class Run:
         return next((cost for cost in self.costs if cost.label == label), None)
 
     @cached_property
-    def _results(self) -> _Results:
-        """results.json as an evaluation wrote it; empty before."""
-        path = self.root / files.RESULTS
-        if not path.exists():
-            return _Results()
-        try:
-            return _Results.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            found = error.errors()[0]
-            reason = " ".join((*map(str, found["loc"]), found["msg"]))
-            raise StageError(
-                f"{path}: is not the JSON of an evaluation ({reason}); it was damaged: give the "
-                "command that wrote it again"
-            ) from error
+    def _results(self) -> files.Results:
+        return files.read_results(self.root)
 
     def problems(self, split: Literal["train", "test"] = "test") -> dict[str, Problem]:
         """Return the problems of a split by their ids; ``test`` are the held-out ones."""
-        problems = self._records("problems", f"{split}.jsonl", Problem)
-        return {problem.problem_id: problem for problem in problems}
+        path = self._checked_file(files.PROBLEMS, f"{split}.jsonl")
+        return _Problems(path, read_records(path, Problem))
 
     def evaluation(self, label: str) -> Iterator[JudgedConversation]:
         """Yield what a model said about the held-out problems."""
@@ -342,10 +327,10 @@ class Run:
             raise UsageError(f"{self.root}: has evaluated no {label}; it has {known}")
         return found[label]
 
-    def _result(self, label: str) -> _Result:
+    def _result(self, label: str) -> files.Result:
         """Return what was written of a model; nothing where its evaluation is not finished."""
         written = (row for row in self._results.models if row.label == label)
-        return next(written, _Result(label=label))
+        return next(written, files.Result(label=label))
 
     def _place(self, label: str) -> str:
         """Return where a model is; empty where an evaluation is not finished."""
@@ -380,6 +365,8 @@ class Run:
         rewards = self._records(ranked, files.REWARDS, RewardParts)
         with self._one_for_each(f"{ranked}/{files.REWARDS}"):
             for talk, reward in zip(conversations, rewards, strict=True):
+                if (talk.problem_id, talk.n) != (reward.problem_id, reward.n):
+                    raise ValueError(f"{reward.problem_id} stands beside {talk.problem_id}")
                 yield JudgedConversation(problem_by_id[talk.problem_id], talk, reward)
 
     def _lightly(self, folder: str) -> Iterator[Judged]:
@@ -391,6 +378,8 @@ class Run:
             for n, ((_, line), (_, beside)) in enumerate(lines, start=1):
                 talk = files.parsed(line, f"{said}:{n}")
                 parts = files.parsed(beside, f"{ranked}:{n}")
+                if talk["problem_id"] != parts["problem_id"]:
+                    raise ValueError(f"{parts['problem_id']} stands beside {talk['problem_id']}")
                 yield Judged(
                     problem_id=talk["problem_id"],
                     score=parts["task"],
@@ -423,7 +412,7 @@ class Run:
 
     @contextlib.contextmanager
     def _one_for_each(self, name: str) -> Iterator[None]:
-        """Turn the ValueError of files of unequal length into a StageError."""
+        """Turn the ValueError of files that do not go together into a StageError."""
         try:
             yield
         except ValueError as error:

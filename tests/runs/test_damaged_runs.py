@@ -1,5 +1,6 @@
 """A finished run that was damaged: every command that uses a file says so in one line."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from optima.cli import main, training
 from optima.errors import StageError
 from optima.processes.environment import Environment
 from optima.reporting.live import LiveReport
-from optima.runs.layout import check_model
+from optima.runs.layout import check_model, file_digest
 from optima.runs.status import read_status
 from optima.types import ModelRef
 from tests.fake_runs import results, run
@@ -178,3 +179,62 @@ def test_half_a_result_of_a_training_that_was_not_finished_is_no_result(
     assert training.dpo([*argv, "--quiet"]) == 0, capsys.readouterr().err
     assert results(root) == before
     assert not list(root.rglob("*.superseded-*"))
+
+
+def as_written(stage: Path) -> None:
+    """Note what lies in a stage as what it wrote, as where a user made both."""
+    done = json.loads((stage / "DONE.json").read_text())
+    done["outputs"] = {name: file_digest(stage / name) for name in done["outputs"]}
+    done["sizes"] = {name: (stage / name).stat().st_size for name in done["outputs"]}
+    (stage / "DONE.json").write_text(json.dumps(done))
+
+
+@pytest.mark.parametrize(
+    ("split", "command"),
+    [
+        ("test", ["export", "RUN", "--output", "OUT"]),
+        ("test", ["compare", "RUN:base", "RUN", "--problems", "9"]),
+        ("train", ["rescore", "RUN"]),
+        ("train", ["pairs", "--run", "RUN", "--out", "OUT"]),
+    ],
+)
+def test_problem_that_is_missing_is_named_wherever_a_record_is_about_it(
+    split: str, command: list[str], damaged: tuple[Path, list[str]],
+    capsys: pytest.CaptureFixture[str], tmp_path: Path,
+) -> None:  # fmt: skip
+    root, _ = damaged
+    file = root / f"problems/{split}.jsonl"
+    empty(file)
+    as_written(root / "problems")
+    words = [word.replace("RUN", str(root)).replace("OUT", str(tmp_path / "o")) for word in command]
+    assert main.main(words) == 1
+    said = line_of(capsys)
+    assert said.startswith(f"optima: {file}: has no problem 'two_hop-")
+    assert f"move {root / 'problems'} away and run again" in said
+
+
+def test_rewards_of_other_conversations_are_not_taken_for_theirs(
+    damaged: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = damaged
+    file = root / "evaluate/base/rank/rewards.jsonl"
+    first, *rest = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*rest, first]))
+    as_written(file.parent)
+    for words in (["compare", f"{root}:base"], ["rescore", str(root)]):
+        assert main.main(words) == 1
+        assert f"{file}: has not one record for each conversation" in line_of(capsys)
+
+
+@pytest.mark.parametrize(
+    "file", ["plan.json", "problems/DONE.json", "problems/INPUTS", "results.json"]
+)
+def test_link_to_itself_in_a_run_is_one_line_at_most(
+    file: str, damaged: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = damaged
+    (root / file).unlink(missing_ok=True)
+    (root / file).symlink_to(Path(file).name)
+    for words in (["status", str(root)], ["compare", str(root)], ["rescore", str(root)]):
+        main.main(words)
+        assert len(capsys.readouterr().err.splitlines()) <= 1
