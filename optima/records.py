@@ -19,6 +19,7 @@ from optima.types import Record
 
 R = TypeVar("R", bound=Record)
 NAME_BYTES = 255  # the most that Linux takes
+_DEVICES = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 PATH_BYTES = 3840  # Linux takes 4,095; what stands below needs some
 
 
@@ -76,7 +77,7 @@ def read_record(path: Path, kind: type[R], remedy: str) -> R | None:
         return kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (IsADirectoryError, ValidationError) as error:
+    except (OSError, ValidationError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
         raise StageError(f"{path}: cannot be read ({reason}); {remedy}") from error
 
@@ -129,8 +130,13 @@ def repair_tail(path: Path) -> int:
 def atomic_writer(path: Path) -> Iterator[TextIO]:
     """Open a temporary file beside ``path``; sync it and rename it on success.
 
+    What is no file, such as ``/dev/stdout`` or a named pipe, is written into and stays what it is.
     Raises StageError when the disk refuses it.
     """
+    if path.parent in _DEVICES or (path.exists() and not path.is_file() and not path.is_dir()):
+        with disk_errors(path), path.open("w", encoding="utf-8") as file:
+            yield file
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
         try:
@@ -177,6 +183,10 @@ def explain_disk_error(error: OSError, path: Path | None = None) -> str | None:
         errno.ENOTDIR: "a file stands where a directory belongs; move it away",
         errno.EEXIST: "a file stands where a directory belongs; move it away",
         errno.EISDIR: "a directory stands where a file belongs; move it away",
+        errno.EBUSY: "it is in use by the system; give another",
+        errno.ELOOP: "it is a link to itself; remove it, or give another directory",
+        errno.ETIMEDOUT: "the file system does not answer; check it, or give another directory",
+        errno.EHOSTDOWN: "the network file system is down; mount it again",
     }
     named = error.filename2 or error.filename
     place = Path(os.fsdecode(named)) if isinstance(named, str | bytes) else path
@@ -235,8 +245,8 @@ def clear_temporaries(folder: Path) -> None:
 def check_path(path: str | Path, option: str) -> None:
     """Raise UsageError for what can name no directory or file of ours, whatever is there.
 
-    That is nothing, a line break or another control character, bytes that are not UTF-8, a name of
-    over 255 bytes, or a path of over 4,095.
+    That is nothing, a line break or another control character, bytes that are not UTF-8, a link to
+    itself, a name of over 255 bytes, or a path of over 4,095.
     """
     text = os.fspath(path)
     shown = text.encode("utf-8", "backslashreplace").decode()
@@ -250,7 +260,18 @@ def check_path(path: str | Path, option: str) -> None:
         names = [name.encode() for name in text.split("/")]
     except UnicodeEncodeError as error:
         raise UsageError(f"{place}: is not UTF-8 text; give another name") from error
+    if _is_loop(path):
+        raise UsageError(f"{place}: is a link to itself; remove it, or give another")
     if max(map(len, names)) > NAME_BYTES:
         raise UsageError(f"{place}: a name in it has over {NAME_BYTES} bytes; give a shorter one")
     if len(os.fsencode(os.path.abspath(text))) > PATH_BYTES:  # noqa: PTH100  no link is followed
         raise UsageError(f"{place}: has over {PATH_BYTES} bytes; give a shorter one")
+
+
+def _is_loop(path: str | Path) -> bool:
+    """Tell whether links on a path lead back to themselves."""
+    try:
+        Path(path).stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False

@@ -3,11 +3,12 @@
 Imports nothing of ours. Everything here is frozen; a record on disk is one JSON line.
 """
 
+import os
 import types
 import typing
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 Setting = Literal["information_exchange", "debate"]
 AnswerStyle = Literal["tag", "boxed"]  # <A>answer</A> or \boxed{answer}
@@ -277,6 +278,7 @@ class AnswerGroups(Record):
     groups: tuple[int | None, ...]
 
 
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home directory
 _FREE_LISTS = ("extra_args", "names")  # words of a command line; agents, who have their own rule
 
 
@@ -292,7 +294,7 @@ class Section(BaseModel):
 
     @model_validator(mode="after")
     def _check_values(self) -> Self:
-        """Refuse an empty text, which says nothing, and a list that names a thing twice."""
+        """Refuse an empty text, which says nothing, one of lines, and a thing named twice."""
         for name in type(self).model_fields:
             value = getattr(self, name)
             items = value if isinstance(value, tuple) and name not in _FREE_LISTS else ()
@@ -302,6 +304,8 @@ class Section(BaseModel):
                 raise ValueError(
                     f'{name}: is the empty text "{value}"; give it a value or remove it'
                 )
+            if isinstance(value, str) and "\n" in value:
+                raise ValueError(f"{name}: {value!r} has a line break; remove it")
         return self
 
 

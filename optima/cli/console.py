@@ -66,9 +66,9 @@ def _run(command: Callable[[], int]) -> int:
         if error.errno == errno.ENAMETOOLONG:
             complain(f"{str(error.filename)[:60]}...: is too long for a name; give a shorter one")
             return EXIT_USAGE
-        if said is None:
+        if said is None and error.filename is None:
             raise
-        complain(said)
+        complain(said or f"{error.filename}: {(error.strerror or '').lower()}; give another")
         _forget_output()
         return EXIT_FAILED
 

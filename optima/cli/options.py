@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 MANY = 10_000_000  # problems or conversations, as in recipes
 MAX_TEMPERATURE = 2.0
 CONFIG_NAMES = ("--config", "--recipe")
+_REPEATED = (*CONFIG_NAMES, "--data")
 CONFIG_HELP = "recipe file (YAML), and layers that go over it, from left to right"
 # Objects between two collections of garbage: with Python's 700, all that is being imported is
 # looked through dozens of times, a tenth of the time of a dry run (2026-11-27).
 GC_THRESHOLD = 20_000
 _WIDTH = 100
+_HOME = re.compile(r"(--[\w-]+=|[a-z_][\w.]*=|)~(?=/)")  # in a field a lone ~ is null to YAML
 _COMPLETION = re.compile(r"_OPTIMA\w*_COMPLETE")  # set by the shell that asks what could follow
 # What typer says of wrong words -> the same as place, rule
 _TEXTS = (
@@ -100,7 +102,9 @@ class Program:
         if any(_COMPLETION.fullmatch(name) for name in os.environ):
             command.main(**settings)
         try:
-            given = list(_one_by_one(self._translate(list(words))))
+            words = [_at_home(word) for word in words]
+            _check_words(words)
+            given = list(_one_by_one(self._translate(words)))
             call = command.main(given, standalone_mode=False, **settings)
         except typer.TyperException as error:
             named = [self.name]
@@ -166,9 +170,22 @@ def _path(text: str | Path) -> Path:
     return Path(text)
 
 
+def _new_file(text: str | Path) -> Path:
+    found = _path(text)
+    if found.is_dir():
+        raise typer.BadParameter(f"{text}: is a directory; name a file in it")
+    if not found.absolute().parent.is_dir():
+        raise typer.BadParameter(f"{text}: its folder does not exist; make it first")
+    return found
+
+
 def path(*names: str, help: str, metavar: str = "DIR", hidden: bool = False) -> Any:  # noqa: A002
-    """Return an option that takes a path; what can be the name of nothing is refused."""
-    return typer.Option(*names, metavar=metavar, parser=_path, help=help, hidden=hidden)
+    """Return an option that takes a path; what can be the name of nothing is refused.
+
+    With the metavar FILE it is that of a file to write.
+    """
+    read = _new_file if metavar == "FILE" else _path
+    return typer.Option(*names, metavar=metavar, parser=read, help=help, hidden=hidden)
 
 
 def paths(help: str, metavar: str = "RUN") -> Any:  # noqa: A002
@@ -303,6 +320,33 @@ def _one_by_one(words: Sequence[str]) -> Iterator[str]:
         else:
             option = ""
             yield word
+
+
+def _at_home(word: str) -> str:
+    """Return a word with ``~`` written out after ``=`` too, where shells leave it."""
+    named = _HOME.match(word)
+    return word if named is None else f"{named[1]}{Path.home()}{word[named.end() :]}"
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Raise typer's error for a word that says nothing, or that no line of a message can hold, and
+    for an option given twice, of which one value would be lost."""
+    before, seen = "", set[str]()
+    for word in words[: words.index("--")] if "--" in words else words:
+        name, has_value, value = word.partition("=")
+        is_option = name.startswith("--") and bool(has_value)
+        place, text = (name, value) if is_option else (before or "argument", word)
+        if not text.strip():
+            raise typer.BadParameter(f"{place}: {text!r}: is empty; give a value, or leave it out")
+        is_field = not is_option and "=" in word  # read as YAML
+        if not is_field and any(ord(c) < 32 or ord(c) == 127 for c in text):
+            raise typer.BadParameter(
+                f"{place}: {text!r:.80}: has a line break or control character; remove it"
+            )
+        before = word if word.startswith("--") and not has_value else ""
+        if name.startswith("--") and name in seen and name not in _REPEATED:
+            raise typer.BadParameter(f"{name}: is given twice; give it once")
+        seen.add(name)
 
 
 def _is_end(word: str) -> bool:

@@ -98,7 +98,7 @@ class ModelFiles:
         text = self.text(name)
         try:
             tree = json.loads(text) if text is not None else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._unreadable(name, error) from error
         if not isinstance(tree, dict):
             raise self._unreadable(name, "it is not a mapping")
@@ -151,36 +151,43 @@ def _default_of(found: object, place: str) -> str:
 
 def _hub_file(files: ModelFiles, name: str) -> Path | None:
     """Fetch one file of a hub model, or find it in the local cache; None when it has none."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each of its retries
+    try:  # its variables (HF_HUB_...) are read when it is imported
+        from huggingface_hub import errors, hf_hub_download
+    except Exception as error:
+        raise _unusable_hub(files, error) from error
     try:
         return Path(
             hf_hub_download(files.model, name, revision=files.revision, etag_timeout=HUB_TIMEOUT_S)
         )
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise ModelError(
             f"{files.place}: access to it must be asked for on the hub; then set HF_TOKEN"
         ) from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise ModelError(
             f"{files.place}: the hub knows no such model; check the id, or set HF_TOKEN"
         ) from error
-    except LocalEntryNotFoundError as error:
+    except errors.LocalEntryNotFoundError as error:
         raise ModelError(
             f"{files.place}: not in the local cache, and the hub cannot be reached; give the "
             "directory of a model, or fetch it where there is a network"
         ) from error
-    except EntryNotFoundError:
+    except errors.EntryNotFoundError:
         return None
-    except OSError as error:
+    except errors.HFValidationError as error:
         raise ModelError(
-            f"{files.place}: not readable from the hub ({type(error).__name__}); check the "
-            "id and the network"
+            f"{files.place}: no such directory and not a hub id ({error}); give the directory of a "
+            "model, or an id such as meta-llama/Meta-Llama-3-8B-Instruct"
         ) from error
+    except Exception as error:
+        raise _unusable_hub(files, error) from error
+
+
+def _unusable_hub(files: ModelFiles, error: Exception) -> ModelError:
+    """Return the error for what the library of the hub says of the network, or of its variables."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return ModelError(
+        f"{files.place}: not readable from the hub ({reason[:200]}); check the id, the network and "
+        "the variables HF_* and *_PROXY"
+    )

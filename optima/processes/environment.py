@@ -171,7 +171,7 @@ def resolve_environment(spec: str | None, role: Role) -> Environment:
 
 
 def _named(spec: str, place: str) -> Environment:
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))  # noqa: PTH111  raises nothing
     if os.sep in spec or path.is_dir():
         path = path.absolute()
         if path.is_dir():
@@ -207,9 +207,9 @@ def _conda_environments() -> dict[str, Path]:
                 timeout=_CONDA_TIMEOUT_S,
             )
             prefixes = json.loads(answer.stdout)["envs"]
-        except (OSError, subprocess.SubprocessError, ValueError, KeyError):
+            return {Path(prefix).name: Path(prefix) for prefix in reversed(prefixes)}
+        except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
             continue
-        return {Path(prefix).name: Path(prefix) for prefix in reversed(prefixes)}
     return {}
 
 

@@ -8,6 +8,7 @@ A communication format is an instruction that a template takes in (paper section
 draws from a pool): a text file in ``formats/``, whose name without the ending is its id.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -191,7 +192,7 @@ def _named(prompts: str | None, roles: RoleSet) -> tuple[Path | None, RoleSet]:
         return None, roles
     try:
         plugin = plugins.find(plugins.PROMPTS, prompts)
-        directory = Path(prompts).expanduser()
+        directory = Path(os.path.expanduser(prompts))  # noqa: PTH111  raises nothing
         if plugin is None:
             if not directory.is_dir():
                 raise UsageError(

@@ -21,7 +21,7 @@ from optima.recipe.sections import SearchSection as SearchSection
 from optima.recipe.sections import ServingSection as ServingSection
 from optima.recipe.sections import TrainSection as TrainSection
 from optima.tasks.task import DataSection as DataSection
-from optima.types import Section, section_of
+from optima.types import PathText, Section, section_of
 
 ChoiceAnswer = Literal["text", "letter"]
 
@@ -29,11 +29,11 @@ ChoiceAnswer = Literal["text", "letter"]
 class ModelSection(Section):
     """The policy that plays every agent."""
 
-    path: str = Field(min_length=1)
+    path: PathText = Field(min_length=1)
     """Directory or hub id of the base model."""
     revision: str | None = None
     """Commit of the hub model; None takes the newest."""
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     """Directory or hub id of tokenizer and chat template, for evaluating models saved without
     theirs; None takes the model's own. A model to train must hold its own."""
     roles: Literal["auto", "assistant", "alternate"] = "auto"
@@ -43,7 +43,7 @@ class ModelSection(Section):
     """Context window in tokens, for serving; None takes the model's own."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format for serving."""
-    loss_path: str | None = None
+    loss_path: PathText | None = None
     """Directory or hub id of the model whose losses give R_loss; None takes ``path``. For runs
     that start from a model already trained."""
     trust_remote_code: bool = False
@@ -113,7 +113,7 @@ class SamplingSection(Section):
     """Nucleus mass."""
     format_pool: bool = True
     """Draw a communication format for each conversation of iteration 0; off for gsm8k and math."""
-    format_pool_path: str | None = None
+    format_pool_path: PathText | None = None
     """Directory of further format files, one text file each, or a package's (docs/tasks.md)."""
 
     @model_validator(mode="after")

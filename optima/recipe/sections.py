@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from optima.types import Section
+from optima.types import PathText, Section
 
 MAX_SERVED_RANK = 512  # of vLLM
 _URL = re.compile(r"https?://([^/\s?#@:\[\]]+|\[[^/\s\]]+\])(:(?P<port>\d{1,5}))?(/[^\s?#]*)?")
@@ -181,7 +181,7 @@ class PairSection(Section):
     as many drawn at random, or those whose training helps most on held-out problems (DITS)."""
     min_share: float = Field(default=0.05, ge=0, le=1)
     """Least share of an iteration's problems that must give a pair, as in ``select``."""
-    path: str | None = None
+    path: PathText | None = None
     """JSON Lines file of further preferences (prompt, chosen, rejected as lists of messages) that
     every iteration trains on beside its own pairs."""
     influence: InfluenceSection = InfluenceSection()
@@ -271,6 +271,10 @@ class ServingSection(Section):
                 raise ValueError(f"endpoints: {endpoint!r} is named twice; remove one")
         _check_extra_args(self.extra_args)
         group = self.tensor_parallel
+        if self.gpus and self.device == "cpu":
+            raise ValueError(
+                f"gpus: {list(self.gpus)} are not used with device=cpu; remove one of them"
+            )
         if self.gpus is not None and len(self.gpus) % group:
             raise ValueError(
                 f"gpus: {list(self.gpus)} must be a multiple of tensor_parallel={group} GPUs; "

@@ -165,6 +165,7 @@ class RunDir:
     def __enter__(self) -> Self:
         check_path(self.root, "--run-dir")
         make_folder(self.root, "--run-dir")
+        check_unowned(self.root)
         with disk_errors(self.root):
             self._lock = (self.root / "LOCK").open("a+", encoding="utf-8")
         try:
@@ -281,6 +282,21 @@ class RunDir:
         write_text(path, dump_recipe(self.recipe))
 
 
+def check_unowned(root: Path) -> None:
+    """Raise UsageError where a run would write over files in ``root`` that are no run's.
+
+    A run has LOCK from its beginning; of stages that were begun it may be lost.
+    """
+    if (root / "LOCK").exists() or _has_begun(root):
+        return
+    own = ("recipe.yaml", "provenance.json", "metrics.jsonl", "plan.json", "results.json")
+    if found := [name for name in own if (root / name).is_file()]:
+        raise UsageError(
+            f"{root}: holds {found[0]}, which would be written over and is of no run here; give "
+            "another directory, or move it away"
+        )
+
+
 def check_same_recipe(root: Path, recipe: Recipe) -> None:
     """Raise UsageError when ``root`` holds a run of another recipe.
 
@@ -288,6 +304,7 @@ def check_same_recipe(root: Path, recipe: Recipe) -> None:
     A directory in which no stage was begun, as after a start with wrong input, holds none.
     """
     if not _has_begun(root):
+        check_unowned(root)
         return
     stored = _flat(read_recipe(root).model_dump())
     given = _flat(recipe.model_dump())

@@ -203,7 +203,7 @@ def message_of(payload: bytes) -> str:
     text = payload.decode(errors="replace")
     try:
         answer = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or nested too deeply
         title = _TITLE.search(text)
         said = f"an HTML page, {title.group(1).strip()!r}" if title else text
     else:
@@ -226,7 +226,7 @@ def _hidden_status(payload: bytes) -> int | None:
     """Return the status of an error that was sent under status 200; None where there is none."""
     try:
         answer = json.loads(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(answer, dict) or not answer.get("error") or answer.get("choices"):
         return None

@@ -153,7 +153,8 @@ def _cached_weights(model: ModelSection) -> int:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    with contextlib.suppress(LocalEntryNotFoundError, OSError, ValueError):
+    wrong = (ValueError, KeyError, TypeError, AttributeError)  # of an index that is none
+    with contextlib.suppress(LocalEntryNotFoundError, OSError, *wrong):
         folder = Path(snapshot_download(model.path, revision=model.revision, local_files_only=True))
         index = folder / "model.safetensors.index.json"
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}

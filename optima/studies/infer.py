@@ -153,12 +153,14 @@ def read_model(path: Path, label: str) -> Model:
         return Model(label, ModelRef(path=str(path.resolve())), made)
     try:
         base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError) as error:
+        if not base or not isinstance(base, str):
+            raise TypeError(f"base_model_name_or_path is {base!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(
             f"{adapter}: names no base model, so it is not a LoRA adapter; put it back from a "
             "copy, or remove it where the weights are merged"
         ) from error
-    return Model(label, ModelRef(path=str(base), adapter=str(path.resolve())), made)
+    return Model(label, ModelRef(path=base, adapter=str(path.resolve())), made)
 
 
 def _is_private(path: Path) -> bool:

@@ -18,6 +18,7 @@ read, all splits.
 """
 
 import logging
+import os
 import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
@@ -186,7 +187,7 @@ def arc_questions(data: DataSection) -> ArcQuestions | None:
             ARC_SOURCE.dataset_id,
             (r for name in ARC_SPLITS for r in read_hub_split(ARC_SOURCE, name)),
         )
-    folder = Path(data.path).expanduser().resolve().parent / "arc"
+    folder = Path(os.path.expanduser(data.path)).resolve().parent / "arc"  # noqa: PTH111
     patterns = ("*.jsonl", "*.json", "*.parquet")
     files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
     if not files:

@@ -5,6 +5,7 @@ any other malformed row; a missing or unreadable file is one ``DataError``.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def read_path(task: Task, data: DataSection, split: Literal["train", "test"]) ->
 
 def find_files(task: Task, data: DataSection, split: Literal["train", "test"]) -> list[Path]:
     """Return the files of a split below ``data.path``; raises ``DataError`` when there are none."""
-    folder = Path(data.path or "").expanduser()
+    folder = Path(os.path.expanduser(data.path or ""))  # noqa: PTH111  raises nothing
     if folder.is_file():
         raise DataError(
             f"data.path: {folder} is a file; set data.path={folder.parent} and name the file in "
@@ -117,6 +118,12 @@ def read_hub_split(source: HubSource, split: str) -> Iterator[RawRow]:
         raise DataError(
             f"hub dataset {source.dataset_id}: the package datasets is not installed; "
             "pip install datasets, or set data.path to a directory with the rows"
+        ) from error
+    except Exception as error:  # a variable such as HF_HUB_ETAG_TIMEOUT that is no number
+        raise DataError(
+            f"hub dataset {source.dataset_id}: the package datasets cannot be imported "
+            f"({type(error).__name__}: {error}); check the variables HF_*, or set data.path to a "
+            "directory with the rows"
         ) from error
     for config in source.configs:
         place = f"{source.dataset_id}/{config} {split}"

@@ -11,8 +11,10 @@ from optima.cli.main import main
 from optima.cli.training import sft
 from optima.errors import UsageError
 from optima.recipe.schema import ModelSection, Recipe
-from optima.records import check_path
+from optima.records import check_path, write_text
 from optima.runs.directory import RunDir
+from optima.runs.files import write_members
+from tests.commands import command as run_command
 
 WRONG = {
     "": "is empty",
@@ -82,3 +84,89 @@ def test_every_command_refuses_it_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("optima: ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["status"], ["report"], ["compare"], ["pairs", "--run"]])
+def test_link_to_itself_is_refused(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    status, _, err = run_command("optima", *command, "loop", cwd=tmp_path)
+    assert status == 2
+    assert "loop: is a link to itself" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rescore", "RUN", "--metric", ""], "--metric: '': is empty"),
+        (["rescore", "RUN", "--metric="], "--metric: '': is empty"),
+        (["rescore", "RUN", "--metric", "f1\n"], r"--metric: 'f1\n': has a line break"),
+        (["doctor", "--vllm-env", "a\nb"], r"--vllm-env: 'a\nb': has a line break"),
+        (["report", "RUN", "--output", "a", "--output", "b"], "--output: is given twice"),
+        (["report", "RUN", "--output=a", "--output=b"], "--output: is given twice"),
+        (["sweep", "--over", "seed=1,2", "--over", "iterations=1,2"], "--over: is given twice"),
+        (["compare", "RUN", "--csv", "."], "--csv: .: is a directory; name a file in it"),
+        (["compare", "RUN", "--csv", "a/b"], "--csv: a/b: its folder does not exist"),
+        (["pairs", "--run", "RUN", "--out", "."], "--out: .: is a directory; name a file in it"),
+    ],
+)
+def test_words_that_say_nothing_or_too_much_are_refused(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
+    status, out, err = run_command("optima", *words, cwd=tmp_path)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"optima: {said}")
+    assert len(err.splitlines()) == 1
+
+
+def test_home_is_written_out_behind_an_option_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, _, err = run_command("optima", "recipes", "--dir=~/mine")
+    assert f"--dir {tmp_path}/mine: holds no recipe" in err
+    (tmp_path / "r.yaml").write_text("method: sft\ntask: two_hop\nmodel: {path: ~/m}\n")
+    words = ("recipes", "show", "~/r.yaml", "model.tokenizer=~/t", "cold_start=~")
+    status, out, _ = run_command("optima", *words)
+    assert status == 0
+    assert f"path: {tmp_path}/m\n" in out
+    assert f"tokenizer: {tmp_path}/t\n" in out
+    assert "cold_start: null\n" in out
+
+
+def test_what_is_no_file_is_written_into_and_stays_what_it_is(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "said\n")
+    assert os.read(reader, 100) == b"said\n"
+    os.close(reader)
+    assert pipe.is_fifo()
+    with (tmp_path / "file").open("w") as file:  # as a shell redirects /dev/stdout
+        write_text(Path(f"/proc/self/fd/{file.fileno()}"), "said\n")
+    assert (tmp_path / "file").read_text() == "said\n"
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "results.json", "plan.json"])
+def test_run_writes_over_no_file_of_a_user(name: str, tmp_path: Path) -> None:
+    recipe = Recipe(method="sft", task="arc", model=ModelSection(path="m"))
+    (tmp_path / name).write_text("mine\n")
+    for _ in range(2):
+        with (
+            pytest.raises(UsageError, match=f"holds {name}, which would be written over"),
+            RunDir(tmp_path, recipe),
+        ):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine\n"
+    (tmp_path / name).rename(tmp_path / "moved")  # the remedy
+    for _ in range(2):  # a run that was only opened is opened again
+        with RunDir(tmp_path, recipe):
+            pass
+
+
+def test_folder_of_runs_is_no_run_itself(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("method: sft\n")
+    with pytest.raises(UsageError, match="is a run, or holds its recipe; give a folder"):
+        write_members(tmp_path, ("a", "b"))
+    assert not (tmp_path / "plan.json").exists()

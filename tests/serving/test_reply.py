@@ -295,3 +295,12 @@ def test_retry_after_is_read_as_a_date() -> None:
     error = refusal(URL, 503, b"", {"Retry-After": "7"})
     assert isinstance(error, RetryableError)
     assert error.pause_s == 7.0
+
+
+@pytest.mark.parametrize("body", [100_000 * "[", 5_000 * '{"error":' + "1" + 5_000 * "}"])
+def test_a_reply_that_is_nested_too_deeply_is_one_line(body: str) -> None:
+    with pytest.raises(RetryableError) as said:
+        read_reply("http://u", body.encode())
+    assert len(str(said.value)) < 700
+    for status in (200, 400, 503):
+        assert len(str(refusal("http://u", status, body.encode()))) < 700
