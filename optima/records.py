@@ -19,6 +19,7 @@ from optima.types import Record
 
 R = TypeVar("R", bound=Record)
 NAME_BYTES = 255  # the most that Linux takes
+_IN_ITS_PLACE = (errno.EISDIR, errno.ELOOP)  # no file, but a directory, a link to itself
 _DEVICES = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 PATH_BYTES = 3840  # Linux takes 4,095; what stands below needs some
 
@@ -51,7 +52,7 @@ def read_records(path: Path, kind: type[R]) -> Iterator[R]:
     A line ends at a line feed and nowhere else: texts may hold other characters that Python takes
     for ends of lines, such as U+2028 and U+0085.
     """
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             yield parse_record(line, kind, f"{path}:{number}")
 
@@ -71,13 +72,17 @@ def parse_record(line: bytes, kind: type[R], place: str) -> R:
 def read_record(path: Path, kind: type[R], remedy: str) -> R | None:
     """Return the one record that a file holds, None where there is no file.
 
-    Raises StageError, which ends with ``remedy``, when it cannot be read.
+    Raises StageError, which ends with ``remedy``, when it is none; what the disk refuses is raised
+    as it is, since what lies there may be whole.
     """
     try:
-        return kind.model_validate_json(path.read_bytes())
+        with naming(path):
+            return kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValidationError) as error:
+        if isinstance(error, OSError) and error.errno not in _IN_ITS_PLACE:
+            raise
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
         raise StageError(f"{path}: cannot be read ({reason}); {remedy}") from error
 
@@ -148,6 +153,16 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
         finally:
             with contextlib.suppress(OSError):  # a disk that went read-only says so below us
                 temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of reading name the file; the system says it only of one that does not open."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ def _run(command: Callable[[], int]) -> int:
     except OSError as error:  # of the writers that know no better, and of the output itself
         from optima.records import explain_disk_error
 
-        said = explain_disk_error(error)
+        said = explain_disk_error(error)  # one that names no file is of the output
         if error.errno == errno.ENAMETOOLONG:
             complain(f"{str(error.filename)[:60]}...: is too long for a name; give a shorter one")
             return EXIT_USAGE

@@ -6,6 +6,7 @@ stopped and the exit status stays that of the first. Every wait of stopping has 
 """
 
 import asyncio
+import atexit
 import contextlib
 import signal
 import threading
@@ -39,11 +40,23 @@ def obeying_signals() -> Iterator[Callable[[], int | None]]:
         if handler is not signal.SIG_IGN or number == signal.SIGTERM:
             signal.signal(number, _obey)
     try:
-        yield lambda: _Obeyed.first
+        yield _first
     finally:
-        if _Obeyed.first is None:
+        if _first() is None:
             for number, handler in before.items():
                 signal.signal(number, handler)
+        else:
+            atexit.register(_ignore)
+
+
+def _first() -> int | None:
+    return _Obeyed.first
+
+
+def _ignore() -> None:
+    """Ignore signals to the end: the interpreter would die of one once it puts our handlers off."""
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -364,6 +364,11 @@ def read_recipe(root: Path) -> Recipe:
     try:
         return load_recipe(root / "recipe.yaml")
     except RecipeError as error:
+        if isinstance(error.__cause__, OSError) and not isinstance(
+            error.__cause__, FileNotFoundError | IsADirectoryError
+        ):
+            error.__cause__.filename = os.fspath(root / "recipe.yaml")
+            raise error.__cause__ from None  # no permission, a failing disk: it may be whole
         reason = " ".join(str(error).split("\n")[0].split())
         raise UsageError(
             f"{reason}; it is damaged or of another release: put it back from a copy, or remove it "

@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field, ValidationError
 from optima.errors import StageError, UsageError
 from optima.evaluation.statistics import Point
 from optima.recipe.schema import Recipe
-from optima.records import make_folder, read_record, write_text
+from optima.records import make_folder, naming, read_record, write_text
 from optima.runs.costs import ModelCost
 from optima.runs.layout import StageDone, read_done, stage_folders
 from optima.types import Record, spoken_tokens
@@ -171,10 +171,11 @@ def read_results(root: Path) -> Results:
     if not os.path.lexists(path):
         return Results()
     try:
-        return Results.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        found = error.errors()[0] if isinstance(error, ValidationError) else None
-        reason = " ".join((*map(str, found["loc"]), found["msg"])) if found else str(error)
+        with naming(path):
+            return Results.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        found = error.errors()[0]
+        reason = " ".join((*map(str, found["loc"]), found["msg"]))
         raise StageError(
             f"{path}: is not the JSON of an evaluation ({reason}); it was damaged: give the "
             "command that wrote it again"
@@ -227,7 +228,7 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     if not path.is_file():
         return
     offset = 0
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n"):
                 yield offset, line

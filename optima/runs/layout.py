@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from optima.errors import StageError, UsageError
-from optima.records import read_record
+from optima.records import naming, read_record
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR
 from optima.types import ModelRef, Record
 
@@ -120,7 +120,7 @@ def find_cut_weights(folder: Path) -> Damage | None:
 
 @functools.lru_cache(maxsize=100_000)
 def _digest(path: str, *_: int) -> str:
-    with Path(path).open("rb") as file:
+    with naming(Path(path)), Path(path).open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
 
 
@@ -191,12 +191,14 @@ def read_attempts(root: Path) -> list[dict[str, Any]]:
     if not os.path.lexists(path):
         return []
     try:
-        attempts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["attempts"]
+        with naming(path):
+            text = path.read_text(encoding="utf-8")
+        attempts: list[dict[str, Any]] = json.loads(text)["attempts"]
         for attempt in attempts:
             if not isinstance(attempt["devices"]["gpus"], list):
                 raise TypeError("devices.gpus is not a list")
             time.strptime(attempt.get("started", "1970-01-01T00:00:00Z"), STARTED_FORMAT)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StageError(
             f"{path}: cannot be read ({error}); it was damaged from outside: remove it, then run "
             "again"
@@ -313,7 +315,8 @@ def read_marker(path: Path) -> str:
 
 def _read_or_empty(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        with naming(path):
+            return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
             return ""

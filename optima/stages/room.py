@@ -126,7 +126,9 @@ def n_parameters(config: Mapping[str, Any]) -> int | None:
         width, n_layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
         n_heads, inner = int(config["num_attention_heads"]), int(config["intermediate_size"])
         vocabulary = int(config["vocab_size"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    if n_heads < 1:
         return None
     head = int(config.get("head_dim") or width // n_heads)
     n_shared = int(config.get("num_key_value_heads") or n_heads)

@@ -18,7 +18,7 @@ from optima.recipe.sections import base_url
 from optima.reward import needs_losses, scores_trees
 from optima.runs.directory import check_same_recipe
 from optima.runs.files import RECIPE, is_owned
-from optima.runs.layout import read_done
+from optima.runs.layout import check_model, read_done
 from optima.search.pairs import read_conversational
 from optima.serving.client import Server
 from optima.serving.fleet import endpoint_key, gpu_groups, server_argv
@@ -72,6 +72,8 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
     check_sockets()
     places = split_devices(recipe, devices)
     is_over = is_trained(recipe, run_dir)
+    if not is_over:
+        check_model(base_model(recipe).ref)
     memory = [] if is_over else list(check_fit(recipe, devices, train_env))
     codec = model_codec(recipe, recipe.model.path)
     PromptStyle.of(recipe, task)

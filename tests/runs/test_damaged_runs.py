@@ -238,3 +238,21 @@ def test_link_to_itself_in_a_run_is_one_line_at_most(
     for words in (["status", str(root)], ["compare", str(root)], ["rescore", str(root)]):
         main.main(words)
         assert len(capsys.readouterr().err.splitlines()) <= 1
+
+
+@pytest.mark.parametrize(
+    "file", ["recipe.yaml", "provenance.json", "problems/DONE.json", "problems/INPUTS"]
+)
+def test_file_that_a_disk_does_not_give_is_no_damage_to_be_moved_away(
+    file: str, damaged: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, argv = damaged
+    kept = (root / file).rename(root.parent / "whole")
+    (root / file).symlink_to("/proc/self/mem")  # where reading is an input/output error
+    assert training.dpo([*argv, "--quiet"]) == 1
+    said = line_of(capsys)
+    assert said.startswith(f"optima: {root / file}: the disk gives an input/output error; check it")
+    assert not list(root.rglob("*superseded*"))
+    (root / file).unlink()
+    kept.rename(root / file)
+    assert training.dpo([*argv, "--quiet"]) == 0
