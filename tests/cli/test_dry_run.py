@@ -295,10 +295,12 @@ def test_environment_without_the_packages_of_its_role_is_refused(
     argv = arguments(tmp_path)
     wrong = str(fake_environment(tmp_path / "wrong", packages=("torch", "trl")).python)
     for role, lacks in (("vllm", "vllm"), ("train", "transformers, accelerate, peft")):
-        assert main([*argv, f"--{role}-env", wrong]) == 2
+        words = list(argv)
+        words[words.index(f"--{role}-env") + 1] = wrong
+        assert main(words) == 2
         assert f"lacks {lacks}; make it with" in capsys.readouterr().err
-    argv.remove("--dry-run")  # nor does a run start
-    assert main([*argv, "--train-env", wrong]) == 2
+    words.remove("--dry-run")  # nor does a run start
+    assert main(words) == 2
     assert not (tmp_path / "run").exists()
 
 
@@ -402,3 +404,63 @@ def test_doctor_names_the_token_that_ends_a_turn(tmp_path: Path) -> None:
     (model,) = (f for f in doctor.examine(recipe, argv[6], argv[6]) if f.name == "model")
     assert model.is_ok
     assert model.text.endswith("chat template with roles alternate, <|im_end|> ends a turn")
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"HF_ENDPOINT": "hub.example"}, "UnsupportedProtocol: "),
+        ({"HF_HUB_ETAG_TIMEOUT": "soon"}, "ValueError: invalid literal"),
+        ({"HF_HOME": "/dev/null"}, "NotADirectoryError: "),
+        ({"HTTPS_PROXY": "socks9://host:1"}, ""),
+    ],
+)
+def test_variables_that_the_hub_cannot_take_are_one_line(
+    variables: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    environ = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HUB_DOWNLOAD_TIMEOUT": "1", **variables}
+    words = arguments(tmp_path, "model.path=org/model")
+    done = subprocess.run(
+        [sys.executable, "-m", "optima.cli", "sft", *words], capture_output=True, text=True,
+        env=environ, timeout=60,
+    )  # fmt: skip
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("optima: "))
+    assert done.returncode == 2
+    assert line.startswith("optima: model.path=org/model: not ")
+    assert said in line
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("model", ["org/na me", "org/.hidden", f"org/{'x' * 100}"])
+def test_what_cannot_be_a_hub_id_is_one_line(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path, f"model.path={model}")) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"optima: model.path={model}: no such directory and not a hub id (")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", 9_000 * "[", "config.json cannot be read ("),
+        ("model.safetensors.index.json", 9_000 * "[", "is not an index of weights"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "part"}}', "part: is gone"),
+        ("model.safetensors", "", "model.safetensors: is empty"),
+    ],
+)
+def test_model_that_is_cut_or_damaged_is_told_by_the_dry_run(
+    file: str, content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = arguments(tmp_path)
+    (tmp_path / "model" / file).write_text(content)
+    assert main(words) in (1, 2)
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_shape_without_heads_says_no_number_of_parameters() -> None:
+    assert n_parameters({**CONFIG, "num_attention_heads": 0}) is None
+    assert n_parameters({**CONFIG, "vocab_size": float("inf")}) is None

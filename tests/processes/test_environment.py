@@ -209,3 +209,15 @@ def test_versions_are_those_that_the_environment_imports_however_they_were_insta
     assert found == {
         "python": platform.python_version(), "foo-bar": "1.2+cpu", "old-way": "0.7.dev1"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", ["[]", '{"envs": null}', '{"envs": [17]}', "WARNING: x"])
+def test_what_conda_says_in_another_form_is_no_environment(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conda = tmp_path / "conda"
+    conda.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    conda.chmod(0o755)
+    monkeypatch.setenv("CONDA_EXE", str(conda))
+    with pytest.raises(EnvironmentNotFoundError, match="is not a conda environment"):
+        resolve_environment("serve", "vllm")

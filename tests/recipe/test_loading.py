@@ -413,3 +413,21 @@ def test_names_of_the_hub_contradict_a_path(key: str, tmp_path: Path) -> None:
     value = "[x]" if key == "hub_configs" else "x"
     message = refusal(tmp_path, f"data: {{path: DIR, {key}: {value}}}\n")
     assert message.startswith(f"r.yaml:4: data.{key}: contradicts path=DIR")
+
+
+def test_text_of_several_lines_and_gpus_of_a_cpu_are_refused(tmp_path: Path) -> None:
+    message = refusal(tmp_path, 'conversation: {prompts: "a\\nb"}\n')
+    assert message == "r.yaml:4: conversation.prompts: 'a\\nb' has a line break; remove it"
+    message = refusal(tmp_path, "serving: {device: cpu, gpus: [0, 1]}\n")
+    assert message.startswith("r.yaml:4: serving.gpus: [0, 1] are not used with device=cpu")
+    load(tmp_path, "serving: {device: cuda, gpus: [0, 1]}\n")
+
+
+@pytest.mark.parametrize("key", ["model.path", "sampling.format_pool_path", "model.loss_path"])
+def test_home_is_written_out_in_paths(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    section, _, name = key.partition(".")
+    recipe = load(tmp_path, "", f"{key}=~/it")
+    assert getattr(getattr(recipe, section), name) == "/home/me/it"
