@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MANY = 10_000_000  # problems or conversations, as in recipes
 MAX_TEMPERATURE = 2.0
 CONFIG_NAMES = ("--config", "--recipe")
-_REPEATED = (*CONFIG_NAMES, "--data")
+_ONCE = ("--over", "--run-dir", "--output", "--out")  # of others the last counts, as in a shell
 CONFIG_HELP = "recipe file (YAML), and layers that go over it, from left to right"
 # Objects between two collections of garbage: with Python's 700, all that is being imported is
 # looked through dozens of times, a tenth of the time of a dry run (2026-11-27).
@@ -330,7 +330,7 @@ def _at_home(word: str) -> str:
 
 def _check_words(words: Sequence[str]) -> None:
     """Raise typer's error for a word that says nothing, or that no line of a message can hold, and
-    for an option given twice, of which one value would be lost."""
+    for a second place or field, as the first would be left out."""
     before, seen = "", set[str]()
     for word in words[: words.index("--")] if "--" in words else words:
         name, has_value, value = word.partition("=")
@@ -344,7 +344,7 @@ def _check_words(words: Sequence[str]) -> None:
                 f"{place}: {text!r:.80}: has a line break or control character; remove it"
             )
         before = word if word.startswith("--") and not has_value else ""
-        if name.startswith("--") and name in seen and name not in _REPEATED:
+        if name in _ONCE and name in seen:
             raise typer.BadParameter(f"{name}: is given twice; give it once")
         seen.add(name)
 
