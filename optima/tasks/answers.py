@@ -21,7 +21,7 @@ from optima.types import AnswerStyle
 MAX_PLACEHOLDER_CHARACTERS = 60
 
 _TAG = re.compile(r"<A>((?:(?!<A>).)*?)</A>", re.DOTALL)
-_BOX = re.compile(r"\\f?boxed(?![A-Za-z])[ \t]*|\\fbox(?![A-Za-z])[ \t]*")
+_BOX = re.compile(r"\\f?boxed(?![A-Za-z])(?:[ \t]*\n[ \t]*(?=\{)|[ \t]*)|\\fbox(?![A-Za-z])[ \t]*")
 _BETWEEN = re.compile(  # what precedes a mark that is only spoken of, if "and" follows it
     r"\b(?:between|from|with|tags?|marks?)\W*$", re.IGNORECASE
 )

@@ -7,6 +7,7 @@ letters, a hedge, or a letter beside the text of another choice name none. Signs
 
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 
@@ -49,6 +50,11 @@ _BRACKET = re.compile(r"[()\[\]]")
 _OTHER_LETTER = re.compile(r"(?<![\w'])(?:[B-Z](?![\w'])|A(?=\s*(?:[).:,]|$)))")
 
 _REASON = re.compile(r"[\s,;(\-]*\b(?:because|since)\b.*", re.DOTALL | re.IGNORECASE)
+_SUBSCRIPTS = "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089"
+_SUBSCRIPT = re.compile(f"[{_SUBSCRIPTS}]")
+_SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b]+")
+_SCRIPT = re.compile(r"([_^])\{([\w+-]+)\}")  # what stands in braces below or above the line
+_CHARGE = re.compile(r"\^(?=\d?[-+](?!\d))")  # of an ion
 _NO_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 _LOOSE = re.compile(r"[!\"'`\u2018\u2019\u201c\u201d;:]|,(?!\d)|\.(?!\d)")
 _SIGN = re.compile(r"[^\w\s()\[\]/.,-]|\d")  # beside a choice's text, it says another thing
@@ -175,13 +181,21 @@ def _by_text(text: str, choices: Sequence[str]) -> int | None:
     """Return the choice whose text this is, by the strictest form in which any is equal."""
     forms: list[Callable[[str], object]] = [undress, plain_text, normalise_latex]
     if not text.startswith("A ") and not text.endswith(" A"):  # which may be another's letter
-        forms += [words_of, lambda choice: normalise_latex(choice).lower()]
+        forms += [words_of, lambda choice: normalise_latex(choice).lower(), _formula]
     for form in forms:
         wanted = form(text)
         found = [index for index, choice in enumerate(choices) if form(choice) == wanted]
         if found:
             return found[0] if len(found) == 1 else None
     return _by_number(text, choices)
+
+
+def _formula(text: str) -> str:
+    r"""Return a formula as it is typed plainly: "h2o" of "$H_2O$", "na+" of "Na^{+}", "10^-3"."""
+    text = _SUBSCRIPT.sub(lambda match: str(_SUBSCRIPTS.index(match[0])), text)
+    text = _SUPERSCRIPT.sub(lambda match: f"^{unicodedata.normalize('NFKC', match[0])}", text)
+    text = _SCRIPT.sub(r"\1\2", normalise_latex(text.replace("\u2212", "-")))
+    return _CHARGE.sub("", normalise_latex(text).replace("_", "").lower())
 
 
 def _by_number(text: str, choices: Sequence[str]) -> int | None:

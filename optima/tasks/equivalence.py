@@ -12,8 +12,16 @@ MAX_CHARACTERS = 2000  # a longer one is no formula but a text; golds of MATH ha
 _FACTOR = re.compile(r"(\d)\s*((?:\\left)?\()(?=\s*\\[dt]?frac)")  # 3(\frac12) is not mixed
 _ROOT = re.compile("\u221a\\s*(?:\\(([^()]*)\\)|(\\d+(?:\\.\\d+)?|[A-Za-z]))")
 _POWER = re.compile("[\u00b9\u00b2\u00b3\u2070\u2074-\u2079\u207b]+")
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\s*(?:\{(\d{1,50})\}|(\d))")
+_E_NOTATION = re.compile(r"(?<![\w.}])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?![\w.{^])")
+# arguments of one character, which TeX takes without braces
+_BINOMIAL = re.compile(r"\\[dt]?binom\s*(?:\{([^{}]*)\}|(\w))\s*(?:\{([^{}]*)\}|(\w))")
+_NTH_ROOT = re.compile(r"\\sqrt\s*(\[[^\[\]]*\])\s*(\w)")
+_NEGATIVE_POWER = re.compile(r"\^(-(?:\d+|[A-Za-z]))")
+_BOTH_SIGNS = re.compile(r"(?<!\\)\{[^{}]*\\pm(?![A-Za-z])")  # within a fraction, or a root
 _CHARACTERS = str.maketrans({  # which math-verify does not read
     "\u221e": r"\infty ", "\u222a": r"\cup ", "\u2208": r"\in ", "\u00b7": r"\cdot ",
+    "\u00b1": r"\pm ",
 })  # fmt: skip
 TARGETS = (LatexExtractionConfig(), ExprExtractionConfig())
 
@@ -26,14 +34,26 @@ def equivalence(answer: str, gold: str, choices: Sequence[str] = ()) -> float:
     """
     meant = _parsed(answer) if len(answer) <= MAX_CHARACTERS else []
     # timeout None: the package's own timeouts need the main thread's SIGALRM, ours are the limits
-    return float(
-        bool(meant) and verify(_parsed(gold), meant, timeout_seconds=None, raise_on_error=True)
-    )
+    # an interval and its inequality are the same, whichever of them is the gold
+    options = {"allow_set_relation_comp": True, "timeout_seconds": None, "raise_on_error": True}
+    return float(bool(meant) and verify(_parsed(gold), meant, **options))
 
 
 def _parsed(expression: str) -> list[object]:
     text = bare(expression).replace("$", "").translate(_CHARACTERS)
     text = _ROOT.sub(lambda match: rf"\sqrt{{{match[1] or match[2]}}}", text)
     text = _POWER.sub(lambda match: f"^{{{unicodedata.normalize('NFKC', match[0])}}}", text)
-    text = _FACTOR.sub(r"\1\\cdot\2", text)
+    text = _FACTOR.sub(r"\1\\cdot\2", text).replace(r"\varnothing", r"\emptyset")
+    text = _E_NOTATION.sub(r"\1\\cdot 10^{\2}", _REPEATING.sub(_fraction, text))
+    text = _BINOMIAL.sub(lambda m: rf"\binom{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}", text)
+    text = _NTH_ROOT.sub(r"\\sqrt\1{\2}", _NEGATIVE_POWER.sub(r"^{\1}", text))
+    if text.count(r"\pm") == 1 and _BOTH_SIGNS.search(text):
+        text = ", ".join(text.replace(r"\pm", sign) for sign in "+-")
     return list(parse(f"\\boxed{{{text}}}", TARGETS, parsing_timeout=None))
+
+
+def _fraction(decimal: re.Match[str]) -> str:
+    r"""Return a repeating decimal as a fraction: 0.1\overline{7} = (17 - 1) / 90."""
+    fixed, repeated = decimal[1] + decimal[2], decimal[3] or decimal[4]
+    numerator = int(fixed + repeated) - int(fixed or 0)
+    return rf"\frac{{{numerator}}}{{{'9' * len(repeated)}{'0' * len(decimal[2])}}}"

@@ -11,6 +11,7 @@ from fractions import Fraction
 
 from optima.tasks.choices import choice_letter, named_choice, words_of
 from optima.tasks.numbers import (
+    MONTH,
     is_bound_or_doubt,
     is_ordinal,
     number_and_unit,
@@ -19,11 +20,13 @@ from optima.tasks.numbers import (
 )
 from optima.tasks.task import Metric
 from optima.tasks.texts import (
+    LATEX_TEXT,
     bare,
     f1_score,
     normalise_latex,
     normalise_text,
     plain_text,
+    undress,
 )
 
 MIN_F1 = 0.9  # above it two texts are the same answer
@@ -33,6 +36,12 @@ UNITS = ("", "dollars", "dollar", "percent")  # what a number may carry where th
 
 _BASED = re.compile(r"([0-9A-Fa-f]+)_(?:\{(\d+)\}|(\d+))")  # 110_2, a number in base 2
 _TIME = re.compile(r"(\d{1,2})(?::(\d\d?)(?:([ap])\.?m\.?)?|([ap])\.?m\.?)", re.IGNORECASE)
+_DAY = r"(\d{1,2})(?:st|nd|rd|th)?"
+_DATE = re.compile(rf"({MONTH})\s*{_DAY}|(?:the\s+)?{_DAY}\s*(?:of\s+)?({MONTH})", re.IGNORECASE)
+_ORDINAL = re.compile(r"(?:the)?(\d+)[-^{]*(?:st|nd|rd|th)\}?")
+_SET = re.compile(r"(?:[A-Za-z](?:=|\\in))?\\\{[^()\[\]]*\\\}")
+_POINT = re.compile(r"(?:[A-Za-z](?:=|\\in))?[(\[](?=[^()\[\]]*,)[^()\[\]]*[)\]]")
+_PARTS = re.compile(r"[-+]?\d[\d.,]*[A-Za-z][A-Za-z.,]*\d[\d.,]*[A-Za-z.]+")  # 4 hours 30 minutes
 _LATEX_LETTER = re.compile(
     r"(?:\\(?:text|mathrm|textbf|mathbf)\{)?(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?([A-Z])\)?\}?"
 )
@@ -85,7 +94,12 @@ def _same_mathematics(a: str, b: str, choices: Sequence[str]) -> bool | None:
     a, b = bare(a), bare(b)
     if normalise_latex(a) == normalise_latex(b) or plain_text(a) == plain_text(b):
         return True
+    if (told := _same_date(a, b)) is not None:
+        return told
     if is_ordinal(a) or is_ordinal(b):  # the 18th is not 18
+        places = [_ORDINAL.fullmatch(normalise_latex(text).lower()) for text in (a, b)]
+        return bool(places[0] and places[1] and places[0][1] == places[1][1])
+    if _is_set_and_point(a, b) or _is_set_and_point(b, a):
         return False
     numbers = parse_number(a), parse_number(b)
     if numbers[0] is not None and numbers[1] is not None:
@@ -111,6 +125,18 @@ def _same_mathematics(a: str, b: str, choices: Sequence[str]) -> bool | None:
     return None
 
 
+def _is_set_and_point(a: str, b: str) -> bool:
+    r"""Tell whether ``a`` is a set and ``b`` a point or an interval: \{0,1\} is not (0,1)."""
+    return bool(_SET.fullmatch(normalise_latex(a)) and _POINT.fullmatch(normalise_latex(b)))
+
+
+def _same_date(a: str, b: str) -> bool | None:
+    """Tell whether two days of the year are the same; None where neither is one."""
+    found = [_DATE.fullmatch(undress(LATEX_TEXT.sub(r" \1 ", text))) for text in (a, b)]
+    dates = [((m[1] or m[4]).lower()[:3], int(m[2] or m[3])) for m in found if m]
+    return dates[0] == dates[-1] and len(dates) == len(found) if dates else None
+
+
 def _same_time(a: str, b: str) -> bool | None:
     """Tell whether two times of day are the same; None where neither is surely one.
 
@@ -131,6 +157,8 @@ def _is_number(text: str, other: str) -> bool | None:
     number = number_and_unit(other)
     if number is None:
         return None
+    if _PARTS.fullmatch(normalise_latex(text)):
+        return False
     if is_bound_or_doubt(text) or _equates_other(text, number[0]):
         return False
     if number[1]:

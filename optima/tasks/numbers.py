@@ -22,6 +22,10 @@ from optima.tasks.texts import LATEX_TEXT, bare, normalise_latex, undress
 MAX_DIGITS = 1000  # a model that repeats a digit for ever states no number
 MAX_CHARACTERS = 2000  # longer ones are no answer but a text
 
+MONTH = (
+    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|"
+    r"sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?"
+)
 _NUMBER = r"[-+]?\s*(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d*)?"
 _PLAIN = re.compile(rf"({_NUMBER})(?:\s*/\s*(\d+))?\s*(?:%|°)?")
 _MIXED = re.compile(r"([-+]?)\s*(\d+)\s+(?:and\s+)?(\d+)\s*/\s*(\d+)\s*(?:%|°)?")
@@ -29,6 +33,8 @@ _FRACTION = re.compile(
     r"\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))(?!\s*[A-Za-z(\\^])"
 )
 _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")  # one half, and so on, in one character
+_DOLLARS = re.compile(r"\b(?:US|CAN?|AUS?|NZ|HK|NT|SG|[ACRS])\$(?=\s?\d)")
+_LARGE_SUM = re.compile(r"(?<=[$£€])(\d[\d.,]*)([MB])(?![\w^])")  # "$1.2M"; of metres: "1.2M"
 _DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)")
 _ASSIGNMENT = re.compile(r"[A-Za-z\\ ]+=([^=]+)")
 _NAME = re.compile(r"[A-Za-z ]+")  # the side of an equation that a number is assigned to
@@ -66,7 +72,7 @@ _OPERAND = re.compile(  # before a number, what makes it a part of something, or
     r"(?<!by\sa\s)factors?\s+of|divisible\s+by|(?:add|subtract)(?:ing)?|"
     r"(?:multipl(?:y|ies|ied|ying)|divid(?:e|es|ed|ing))(?:\s+(?:it|that|this))?(?:\s+by)?|"
     rf"(?:{_COUNT})\s+(?:in|of|out\s+of)|(?:could|may)\s+be|before|since|within|beyond)[^\w:]*$|"
-    r"\bc\.\s*$|"
+    rf"\bc\.\s*$|\b(?:{MONTH})\s*$|"
     r"^\W*(?:is|are|was|were|does|did|could|would|should)\s+(?:it|that|this|the|there)\b",
     re.IGNORECASE,
 )
@@ -209,7 +215,8 @@ def _plain_notation(text: str, *, is_unwrapped: bool) -> str:
     if is_unwrapped:
         text = undress(LATEX_TEXT.sub(r" \1", text))
     text = re.sub(r"\s*\\!\s*", "", text).replace("{,}", ",").replace("\\%", "%")
-    text = re.sub(r"(?<=\d)\\,(?=\d{3}(?!\d))", ",", text).replace("US$", "$").replace("\\$", "$")
+    text = re.sub(r"(?<=\d)\\[, ](?=\d{3}(?!\d))", ",", text).replace("\\$", "$")
+    text = _DOLLARS.sub("$", text)
     text = _VULGAR.sub(lambda m: f" {unicodedata.normalize('NFKC', m[0])} ", text)
     text = _FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]} ", text.replace("\u2044", "/"))
     text = re.sub(r"\\(?:times|cdot|div)(?![A-Za-z])", "*", _DEGREES.sub("°", text))
@@ -233,6 +240,7 @@ def _plain_digits(text: str) -> str:
     superscripts = str.maketrans(_SUPERSCRIPTS)
     text = _POWER_OF_TEN.sub(lambda match: "^" + match[0].translate(superscripts), text)
     text = _SCIENTIFIC.sub(lambda m: f"{Decimal(f'{m[1]}e{m[2] or m[3]}'):f}", text)
+    text = _LARGE_SUM.sub(lambda m: f"{m[1]} {'million' if m[2] == 'M' else 'billion'}", text)
     return _SHORT_UNIT.sub(lambda match: f" {match[1] or 'thousand'}", text)
 
 
@@ -256,6 +264,8 @@ def _with_unit(text: str) -> Fraction | None:
     if match[0][-1:].isspace():  # the pattern took the space before the unit
         unit = f" {unit}"
     words = _WORD.findall(unit.lower())
+    if words and re.fullmatch(MONTH, words[0]):
+        return None  # a date
     if not words or not _UNIT.fullmatch(unit) or _is_hedged(unit) or _TIMES_NUMBER.search(unit):
         return None
     if _TERM.match(unit) or (len(unit.strip()) == 1 and unit.strip() in _VARIABLES):
@@ -267,6 +277,7 @@ def _with_unit(text: str) -> Fraction | None:
 
 def _equation(text: str) -> Fraction | None:
     """Return the result of a calculation: the same number on every side that is one."""
+    text = re.sub("[\u2013\u2014]", "-", text)  # as a sign, whatever its length
     text = _OPERATION.sub(lambda m: f" {_SIGN_BY_WORD.get((m[1] or m[2]).lower(), '*')} ", text)
     sides = [side.strip() for side in text.split("=")]
     plain = [_value(side) for side in sides]

@@ -14,11 +14,17 @@ VERDICTS = frozenset(("yes", "no", "noanswer"))  # as in HotpotQA's official eva
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_TYPESET = str.maketrans({  # what keyboards write as the plain sign, a dash alone as punctuation
+    **dict.fromkeys("\u2018\u2019\u02bc\u00b4\u2032", "'"),
+    **dict.fromkeys("\u201c\u201d\u201e\u00ab\u00bb", '"'),
+    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+    "\u2026": "...",
+})  # fmt: skip
 _DELIMITER_SIZE = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|~|\\q?quad(?![A-Za-z])|\s+")
 LATEX_FONT = (
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|rm|it|sf|tt|normal)|mbox|hbox|bm|boldsymbol|"
-    r"operatorname|underline|emph)(?![A-Za-z])\s*"
+    r"operatorname|underline|emph|ce)(?![A-Za-z])\s*"
 )
 LATEX_TEXT = re.compile(LATEX_FONT + r"\{([^{}]*)\}")
 _LATEX_WRAPPER = re.compile(rf"(?:{LATEX_FONT}|\\f?boxed(?![A-Za-z])\s*|\\fbox\s*)(?=\{{)")
@@ -52,11 +58,11 @@ _CHARACTERS = {
 _HEADING = re.compile(r"#{1,6}\s+(?=\S)")  # "#### 18" closes the solutions of GSM8K
 _SUBJECT = r"(?:i|we|let)(?:['\u2019](?:d|ll|s)|\s+(?:would|will|us))?"
 _LEAD_IN = re.compile(
-    r"(?:(?:so|thus|therefore|hence)\b,?\s*)?(?P<bold>\*\*)?(?:(?:the|my|our)\s+)?"
-    r"(?:(?:final|correct|right|best)\s+)*(?:answer|ans\b\.?|choice|option|result|solution)\s*"
+    r"(?:(?:so|thus|therefore|hence)\b[,:]?\s*)?(?P<bold>\*\*)?(?:(?:the|my|our)\s+)?"
+    r"(?:(?:final|correct|right|best)\s+)*(?:answer|ans\b\.?|choice|option|letter|result|solution)\s*"
     r"(?:(?:is|(?:would|should|must)\s+be)\b\s*(?:(?:therefore|thus|then|hence)\b)?\s*:?|:|=)"
     r"(?(bold)(?:\*\*)?)\s*(?=\S)|"
-    r"ans\.\s*(?=\S)|(?:so|thus|therefore|hence)\b,?\s+(?=\S)|"
+    r"ans\.\s*(?=\S)|(?:so|thus|therefore|hence)\b[,:]?\s+(?=\S)|"
     r"(?:[-=]>|=|[\u2192\u21d2\u2234\u2022\u25aa\u25ba])\s*(?=\S)|"
     r"(?:(?:it|this|that)(?:['\u2019]s|\s+is|\s+must\s+be)|"
     rf"{_SUBJECT}\s+(?:choose|pick|select|say|go\s+with))\s+(?=\S)",
@@ -126,10 +132,12 @@ def plain_text(text: str) -> str:
 def normalise_text(text: str) -> str:
     """Return the SQuAD form: lower case, no punctuation, no articles, single spaces.
 
+    Typeset quotes and dashes are punctuation too, and accents are one character with their letter:
+    the official script knows one spelling of each, and a model writes any.
     What would leave nothing (the choice "A", the band "The The", a bare "+") keeps its articles,
     and then its punctuation, so that different answers never meet in the empty string.
     """
-    lowered = text.lower()
+    lowered = unicodedata.normalize("NFC", text).lower().translate(_TYPESET)
     bare = lowered.translate(_PUNCTUATION)
     for candidate in (_ARTICLES.sub(" ", bare), bare):
         if candidate.split():

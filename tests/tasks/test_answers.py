@@ -50,6 +50,7 @@ def test_tags_are_found_complete_and_non_empty(text: str, answers: list[str]) ->
         (r"\fbox{7}", ["7"]),
         (r"$\boxed 2$.", ["2"]),
         (r"\boxed {3}", ["3"]),
+        ("\\boxed\n  {3}", ["3"]),
         (r"\boxed{never closed", []),
         (r"\boxed{} \boxed{ }", []),
         (r"\boxedx{5}", []),

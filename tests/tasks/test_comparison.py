@@ -53,6 +53,7 @@ LINES = ("y = 2x + 3", "y = 2x - 3", "y = 3x + 2", "2x + 3 = 0")
 TENS = ("5", "10", "15", "20")
 PRICES = ("$5.00", "$50.0", "$0.50", "500")
 HOURS = ("3:00 pm", "3:00 am", "3:30")
+FORMS = ("H2O", "H2O2", "Na+", "Na", "10^-3")
 MIXED = ("11/2", "1 1/2", "1/2", "2")
 
 # (choices, gold, answers that are it, answers that are not)
@@ -273,6 +274,15 @@ CHOICES: tuple[tuple[tuple[str, ...], str, tuple[str, ...], tuple[str, ...]], ..
     ),
     (DAYS[1:2], "A", ("A. Planetary days will be shorter",), ("A. Planetary nights", "B")),
     (("slower", "faster", "the same"), "A", ("A", "slower", "A) slower"), ("D", "faster", "B")),
+    (
+        FORMS,
+        "A",
+        ("$H_2O$", "H\u2082O", r"\mathrm{H_{2}O}", r"\ce{H2O}", r"A. $\text{H}_2\text{O}$", "h2o"),
+        ("H_2O_2", "H\u2082", "HO", r"A. $\mathrm{H_2O_2}$", "$H^2O$"),
+    ),
+    (FORMS, "C", ("Na^+", "Na\u207a", "$Na^{+}$", r"C. \ce{Na+}"), ("Na", "Na^-", "D. Na^+")),
+    (FORMS, "E", ("10^{-3}", "$10^{-3}$", "10\u207b\u00b3", "E. 10^-3"), ("10^3", "10-3", "103")),
+    (METALS, "B", ("The correct letter is B", "Thus: B", "letter: B"), ("the letter is B or C",)),
     (("a", "b", "c", "d", "e e"), "E", ("E", "e e", "E. e e"), ("e f", "A", "D")),
 )
 
@@ -508,6 +518,20 @@ NUMBERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
         ("0.67", "3/2", "23", "2", "-2/3"),
     ),
     ("May 5", ("May 5", "may 5."), ("5", "May 6", "5 May 5")),
+    (
+        "20",
+        (
+            "20 in June",
+            "June: 20",
+            "(40 \u2013 20) \u00d7 1 = $20",
+            "30 \u2014 10 = 20",
+            "R$20",
+            "CA$20",
+        ),
+        ("June 20", "20 June", "Dec. 20", "on May 20", "30 \u2013 20", "B$20"),
+    ),
+    ("1200000", ("$1.2M", r"\$1.2M", r"1\ 200\ 000", "\u20ac1.2M"), ("1.2M", "$1.2MB", "$1.2B")),
+    ("3000000000", ("$3B", "a profit of $3B"), ("3B", "$3M")),
 )
 
 TEXTS: tuple[tuple[str, str, float], ...] = (  # answer, gold, F1
@@ -527,6 +551,11 @@ TEXTS: tuple[tuple[str, str, float], ...] = (  # answer, gold, F1
     *(("**yes** and **no**", "yes", 0.0), ("<b>Riga</b>", "Riga", 1.0)),
     *((r"\textbf{Riga}", "Riga", 1.0), ("\u201cRiga\u201d", "Riga", 1.0)),
     *(("the **Riga** docks", "Riga docks", 1.0), ("yes/no", "yes", 0.0)),
+    *(("O\u2019Brien", "O'Brien", 1.0), ("O\u00b4Brien", "O\u2019Brien", 1.0)),
+    *(("Jean\u2011Luc", "Jean-Luc", 1.0), ("1984-1990", "1984\u20131990", 1.0)),
+    *(("Beyonce\u0301", "Beyonc\u00e9", 1.0), ("Beyonce", "Beyonc\u00e9", 0.0)),
+    *(("\u201cRiga\u201d docks", '"Riga" docks', 1.0), ("well\u2026 Riga", "well... Riga", 1.0)),
+    *(("yes \u2014 both", "yes", 0.0), ("198\u20134", "198\u20135", 0.0)),
     *(("not yes", "no way", 0.0), ("1990", "1990.", 1.0), ("The The", "the the", 1.0)),
 )
 
@@ -592,6 +621,16 @@ EXPRESSIONS: tuple[tuple[str, str, float], ...] = (  # answer, gold, score by th
     ),
     *(("5:00", r"05\!:\!00", 1.0), ("425", r"05\!:\!00", 0.0), ("6:00", r"05\!:\!00", 0.0)),
     *(("2:3", "4:6", 1.0), ("7:00", "7", 0.0), ("7:00", r"\frac{7}{2}", 0.0)),
+    *(("20", r"\text{June 20}", 0.0), ("20 June", r"\text{June } 20", 1.0)),
+    *(("June 20th", "20 June", 1.0), ("the 20th of June", "June 20", 1.0)),
+    *(("June 21", "June 20", 0.0), ("July 20", "June 20", 0.0), ("June", "June 20", 0.0)),
+    *(("144th", r"144^{\text{th}}", 1.0), ("145th", r"144^{\text{th}}", 0.0)),
+    *(("144th place", "144th seat", 0.0),),
+    *((r"\{0,1\}", "(0,1)", 0.0), ("(0,1)", r"\{0,1\}", 0.0), (r"x\in\{1,2\}", "(1,2)", 0.0)),
+    *((r"\{(1,2),(3,4)\}", "(1,2),(3,4)", 1.0), (r"\{1,0\}", r"\{0,1\}", 1.0)),
+    *(("4", r"4\text{ hours }30\text{ minutes}", 0.0), ("6 ft 2 in", "6", 0.0)),
+    *((r"4\text{ hours } 30\text{ minutes}", "4 hours 30 minutes", 1.0),),
+    *(("1.50 dollars", r"\$1.50", 1.0),),
     *(("111111111", r"111, \! 111, \! 111", 1.0), (r"\text{Odd}", r"\text{odd}", 1.0)),
 )
 
@@ -611,6 +650,19 @@ FORMULAS_BY_MEANING: tuple[tuple[str, str, float], ...] = (  # one, another, whe
     *(("(-\u221e,2]\u222a[3,\u221e)", r"(-\infty,2]\cup[3,\infty)", 1.0),),
     *(("(-\u221e,2)\u222a[3,\u221e)", r"(-\infty,2]\cup[3,\infty)", 0.0),),
     *(("x\u2208[0,1]", "[0,1]", 1.0), ("x\u2208[0,1]", "(0,1)", 0.0), ("-\u221e", r"\infty", 0.0)),
+    *((r"0.\overline{3}", r"\frac13", 1.0), (r"0.1\overline{7}", r"\frac{8}{45}", 1.0)),
+    *((r"2.\bar{142857}", r"\frac{15}{7}", 1.0), (r".\overline 9", "1", 1.0)),
+    *((r"0.\overline{3}", "0.3", 0.0), (r"-0.\overline{6}", r"-\frac23", 1.0)),
+    *((r"\binom52", r"\binom{5}{2}", 1.0), (r"\dbinom{5}2", "10", 1.0), (r"\binom53", "5", 0.0)),
+    *((r"\sqrt[3]2", "2^{1/3}", 1.0), (r"\sqrt[3]2", r"\sqrt2", 0.0)),
+    *((r"\varnothing", r"\emptyset", 1.0), (r"\varnothing", "0", 0.0)),
+    *(("1.5e5", r"1.5\times 10^5", 1.0), ("2e-3", "0.002", 1.0), ("2e^3", "2000", 0.0)),
+    *(("10^-3", "0.001", 1.0), ("x^-2", r"\frac{1}{x^2}", 1.0), ("10^-3", "1000", 0.0)),
+    *((r"\frac{1\pm\sqrt5}{2}", r"\frac{1+\sqrt5}{2}, \frac{1-\sqrt5}{2}", 1.0),),
+    *((r"\frac{1\pm\sqrt5}{2}", r"\frac12\pm\frac{\sqrt5}{2}", 1.0),),
+    *((r"\frac{1\pm\sqrt5}{2}", r"\frac{1+\sqrt5}{2}", 0.0), ("\u00b13", "3,-3", 1.0)),
+    *(("x>-5", r"(-5,\infty)", 1.0), (r"(-5,\infty)", "x>-5", 1.0)),
+    *((r"-1\le x\le 1", "[-1,1]", 1.0), (r"-1\le x\le 1", "(-1,1)", 0.0)),
     *((r"3(\frac12)x", r"\frac{3x}{2}", 1.0), (r"3\left(\dfrac12\right)", "1.5", 1.0)),
     *(("$1+x$", "x+1", 1.0), ("**1+x**", "x+1", 1.0), ("so x+1", "y", 0.0), ("", "x", 0.0)),
     *(("$x$+$1$", "x+1", 1.0), (f"x{' ' * 1997}+1", "x+1", 1.0)),  # of 2,000 characters
