@@ -171,8 +171,9 @@ def evaluation_recipe(
     All test problems are asked unless ``limit``, an override of ``data.n_test`` or
     ``data.first_test`` says otherwise: a recipe's own ``data.n_test`` does not count.
     """
-    from optima.studies.infer import inference_recipe
+    from optima.studies.infer import check_overrides, inference_recipe
 
+    check_overrides(overrides)
     layers = _layers(recipe or _stored_recipe(root, models), overrides, task)
     changes = [f"model.path={models[-1].ref.path}", *overrides]
     stored = layers.tree.get("model")

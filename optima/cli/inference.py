@@ -131,6 +131,8 @@ def evaluate(
         models, config or (), words, task=task, limit=limit, root=model_root
     )
     check_metric(metric, recipe)
+    if is_vote and recipe.evaluation.n_samples > 1 and recipe.evaluation.temperature == 0:
+        raise UsageError("evaluation.temperature=0: makes all samples equal; raise it")
     recipe = originals.share_threads(num_thread, recipe)
     if output_path:
         place = originals.free_output(place, recipe, "multi_sc" if is_vote else "infer")

@@ -66,6 +66,14 @@ _TRAINING = (
     *("method", "iterations", "initialise", "select", "train", "search", "pairs", "dpo"),
     "cold_start",
 )
+# Fields of other sections that only a training reads, with what an inference has for them.
+_OF_TRAINING = {
+    **dict.fromkeys(("sampling.temperature", "sampling.first_temperature"),
+                    "set evaluation.temperature"),
+    "sampling.n_samples": "set evaluation.n_samples",
+    "evaluation.base": "name a model by --base, or leave it out",
+    **dict.fromkeys(("sampling.top_p", "data.n_train", "data.draw"), "remove it"),
+}  # fmt: skip
 
 
 def find_models(root: Path) -> tuple[Model, ...]:
@@ -277,6 +285,15 @@ def check_labels(models: Sequence[Model]) -> None:
     labels = [model.label for model in models]
     if len(set(labels)) < len(labels):
         raise UsageError(f"models have the same name: {', '.join(sorted(labels))}; rename a folder")
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raise UsageError for an override that an inference would not read; layers may have any."""
+    for change in overrides:
+        key = change.partition("=")[0]
+        remedy = "remove it" if key.partition(".")[0] in _TRAINING else _OF_TRAINING.get(key)
+        if remedy is not None:
+            raise UsageError(f"{change}: is for training, and nothing is trained here; {remedy}")
 
 
 def inference_recipe(layers: Layers, *, task: str | None, overrides: Sequence[str]) -> Recipe:

@@ -465,3 +465,46 @@ def test_equal_samples_are_refused(finished: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert status == 2
     assert "--temperature 0: makes all samples equal" in err
+    status, _, err = consistency(
+        fake_environment(tmp_path), "--model-root", str(finished), "--n-samples", "2",
+        "--output", str(tmp_path / "out"), "evaluation.temperature=0.0",
+    )  # fmt: skip
+    assert status == 2
+    assert "evaluation.temperature=0: makes all samples equal" in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        ("sampling.temperature=0.9", "set evaluation.temperature"),
+        ("sampling.first_temperature=0.9", "set evaluation.temperature"),
+        ("sampling.n_samples=3", "set evaluation.n_samples"),
+        ("sampling.top_p=0.9", "remove it"),
+        ("evaluation.base=false", "name a model by --base, or leave it out"),
+        ("data.n_train=5", "remove it"),
+        ("data.draw=in_turn", "remove it"),
+        ("method=dpo", "remove it"),
+        ("iterations=3", "remove it"),
+        ("select.theta=0.9", "remove it"),
+        ("train.lora.rank=8", "remove it"),
+        ("search.n_rounds=2", "remove it"),
+        ("dpo.beta=0.5", "remove it"),
+        ("cold_start={}", "remove it"),
+    ],
+)
+@pytest.mark.parametrize("program", ["infer", "multi_sc", "baselines", "transfer"])
+def test_a_change_of_what_only_a_training_reads_is_refused(
+    program: str, change: str, remedy: str, finished: Path, tmp_path: Path
+) -> None:
+    model = str(finished / "iter_0/train/model")
+    words = {
+        "infer": ("infer", "--model", model, "--task", "two_hop"),
+        "multi_sc": ("multi_sc", "--model", model, "--task", "two_hop"),
+        "baselines": ("optima", "baselines", "--model", model, "--task", "two_hop"),
+        "transfer": ("optima", "transfer", "--models", model, "--tasks", "two_hop"),
+    }[program]
+    status, _, err = command(*words, "--output", str(tmp_path / "out"), change)
+    assert status == 2
+    assert err == f"optima: {change}: is for training, and nothing is trained here; {remedy}\n"
+    assert not (tmp_path / "out").exists()
