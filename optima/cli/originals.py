@@ -143,6 +143,8 @@ def free_output(output: Path, recipe: "Recipe", name: str) -> Path:
 
 def _translate_inference(words: list[str], spellings: Spellings, n_gpus: int) -> list[str]:
     made, given = _translate(words, spellings, lambda device: _servers(device, n_gpus))
+    if {"--num_thread", "serving.concurrency"} <= {word.partition("=")[0] for word in words}:
+        raise UsageError("--num_thread: says the same as serving.concurrency; give one")
     task = given.get("dataset_type")
     if task is None:
         return made
@@ -185,7 +187,10 @@ def _translate(
     for name, key in spellings.fields.items():
         if name in given:
             value = given[name]
-            made += devices(value) if name == "device" else [f"{key}={value}"]
+            found = devices(value) if name == "device" else [f"{key}={value}"]
+            if doubled := taken.intersection(word.partition("=")[0] for word in found):
+                raise UsageError(f"--{name}: says the same as {min(doubled)}; give one")
+            made += found
     end = kept.index("--") if "--" in kept else len(kept)
     return [*kept[:end], *made, *kept[end:]], given
 

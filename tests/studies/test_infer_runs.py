@@ -319,6 +319,27 @@ def test_original_self_consistency_command_can_be_pasted(finished: Path, tmp_pat
     assert "tokens trained" in table
 
 
+@pytest.mark.parametrize(
+    ("option", "change"),
+    [
+        (("--device", "0"), "serving.gpus=[1]"),
+        (("--device", "cpu"), "serving.device=cuda"),
+        (("--port", "8000"), "serving.port=8001"),
+        (("--tokenizer_path", "a"), "model.tokenizer=b"),
+        (("--num_thread", "8"), "serving.concurrency=4"),
+        (("--temperature", "0.5"), "evaluation.temperature=0.7"),
+    ],
+)
+def test_original_option_beside_the_field_that_it_sets_is_refused(
+    option: tuple[str, str], change: str, tmp_path: Path
+) -> None:
+    common = ("--model", "m", "--task", "two_hop", "--output", str(tmp_path / "out"))
+    status, _, err = command("infer", *common, *option, change)
+    assert status == 2
+    told = f"optima: {option[0]}: says the same as {change.partition('=')[0]}; give one"
+    assert err.splitlines()[-1] == told  # above it the log may say what --device means
+
+
 def test_both_original_commands_can_be_pasted_with_one_output(
     finished: Path, tmp_path: Path
 ) -> None:
