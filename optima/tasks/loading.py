@@ -7,6 +7,7 @@ left out and counted apart. Test problems that stand in the train split too are 
 """
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +17,10 @@ from typing import Literal, TypeVar
 from optima.errors import DataError, OptimaError
 from optima.plugins import describe_error
 from optima.seeding import derive_seed, digest
+from optima.tasks.choices import named_choice
 from optima.tasks.dealing import NO_CONTEXT, Dealing
 from optima.tasks.judging import Judge, JudgeError
+from optima.tasks.numbers import parse_number
 from optima.tasks.rows import RawRow, read_hub, read_path
 from optima.tasks.task import (
     DataSection,
@@ -33,6 +36,7 @@ from optima.types import Problem
 T = TypeVar("T")
 Split = Literal["train", "test"]
 SkipKind = Literal["malformed", "withheld", "duplicate", "excluded"]
+_LETTERED = re.compile(r"[A-Z]\. ")
 N_NAMED = 5  # rows named in a message
 
 logger = logging.getLogger(__name__)
@@ -110,8 +114,21 @@ def describe_overlap(shared: Sequence[Problem], n_tested: int, place: str) -> st
 
 
 def content_key(problem: Problem) -> str:
-    """Return a digest of question, choices and gold answers without case and white space."""
-    texts = (problem.question, *problem.choices, *sorted(problem.golds))
+    """Return a digest of what is asked: the question, its choices, and the first gold answer.
+
+    Case, white space, the order of the choices and the notation of a number make no difference.
+    """
+    gold, choices = problem.golds[0], problem.choices
+    index = named_choice(gold, choices) if choices else None
+    gold = gold if index is None else choices[index]
+    number = parse_number(gold)
+    lines = problem.question.splitlines()
+    asked = [line for line in lines if not (_LETTERED.match(line) and line[3:] in choices)]
+    texts = (
+        "\n".join(asked),
+        *sorted(choices, key=str.casefold),
+        gold if number is None else str(number),
+    )
     return digest(*(" ".join(text.casefold().split()) for text in texts))
 
 

@@ -56,7 +56,8 @@ class DataSection(Section):
     drawn; the reference takes the first 1,000 of the tasks of information exchange. None: all."""
     overlap: Literal["refuse", "drop", "keep"] = "refuse"
     """What is done about test problems that stand in the train split too (equal in question,
-    choices and gold answers): stop, leave them out of the training, or train on them."""
+    choices, whatever their order, and gold answer): stop, leave them out of the training, or train
+    on them."""
     max_malformed: float = Field(default=0.02, ge=0, le=1)
     """Share of malformed rows, those without a gold answer in, above which loading fails; below it
     they are counted and skipped."""

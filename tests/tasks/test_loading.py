@@ -6,6 +6,7 @@ import re
 import sys
 import types
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,42 @@ def test_rows_of_every_task_whose_answer_is_withheld_are_known(name: str) -> Non
         raw = RawRow("here", {**row, field: withheld})
         (skipped,) = parse_rows(TASKS[name], [raw], Dealing(2, seed=0)).skipped
         assert (skipped.kind, field in skipped.reason) == ("withheld", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "tested", "is_shared"),
+    [
+        ("gsm8k", {"answer": "#### 1,000"}, {"answer": "By heart.\n#### $1000.00"}, True),
+        ("gsm8k", {"answer": "#### 1,000"}, {"answer": "#### 1001"}, False),
+        ("mmlu", {"choices": ["a", "b", "c"]}, {"choices": ["C", "b", "a"], "answer": 2}, True),
+        ("mmlu", {"choices": ["a", "b", "c"]}, {"choices": ["c", "b", "a"], "answer": 1}, False),
+        ("mmlu", {"choices": ["a", "b", "c"]}, {"choices": ["a", "b", "d"]}, False),
+        ("math", {"solution": r"\boxed{\frac12}"}, {"solution": r"\boxed{\dfrac{1}{2}}"}, True),
+        ("math", {"solution": r"\boxed{x}"}, {"solution": r"\boxed{y}"}, False),
+        ("trivia_qa", {"aliases": []}, {"aliases": ["A. Lee"]}, True),
+        ("trivia_qa", {"value": "Ann"}, {"value": "Bob"}, False),
+    ],
+)
+def test_a_trained_problem_is_known_in_another_order_and_notation(
+    name: str, trained: dict[str, Any], tested: dict[str, Any], is_shared: bool, tmp_path: Path
+) -> None:
+    def row(changes: dict[str, Any]) -> dict[str, Any]:
+        question = {"question": "What is it?", "problem": "What is it?", "answer": 0}
+        if name != "trivia_qa":
+            return question | changes
+        answer = {"value": "Ann", "aliases": [], **changes}
+        told = {"title": ["T"], "description": ["Ann made it. It is old."]}
+        return question | {"answer": answer, "search_results": told}
+
+    for split, changes in (("train", trained), ("test", tested)):
+        _write_lines(tmp_path / f"{split}.jsonl", [json.dumps(row(changes))])
+    data = DataSection(path=str(tmp_path), overlap="drop")
+    splits = partial(load_splits, TASKS[name], data, n_agents=2, seed=0)
+    if is_shared:
+        with pytest.raises(DataError, match="no problem is left"):
+            splits()
+    else:
+        assert len(splits()[0].problems) == 1
 
 
 def test_test_problems_that_are_trained_on_are_refused_dropped_or_kept(
