@@ -55,6 +55,7 @@ _SUBSCRIPT = re.compile(f"[{_SUBSCRIPTS}]")
 _SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b]+")
 _SCRIPT = re.compile(r"([_^])\{([\w+-]+)\}")  # what stands in braces below or above the line
 _CHARGE = re.compile(r"\^(?=\d?[-+](?!\d))")  # of an ion
+_TIMES = re.compile(r"(?<=\d)(?:\\times|\\cdot|[\u00d7\u00b7*X])(?=10\^)")
 _NO_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
 _LOOSE = re.compile(r"[!\"'`\u2018\u2019\u201c\u201d;:]|,(?!\d)|\.(?!\d)")
 _SIGN = re.compile(r"[^\w\s()\[\]/.,-]|\d")  # beside a choice's text, it says another thing
@@ -195,7 +196,8 @@ def _formula(text: str) -> str:
     text = _SUBSCRIPT.sub(lambda match: str(_SUBSCRIPTS.index(match[0])), text)
     text = _SUPERSCRIPT.sub(lambda match: f"^{unicodedata.normalize('NFKC', match[0])}", text)
     text = _SCRIPT.sub(r"\1\2", normalise_latex(text.replace("\u2212", "-")))
-    return _CHARGE.sub("", normalise_latex(text).replace("_", "").lower())
+    text = _TIMES.sub("x", normalise_latex(text))
+    return _CHARGE.sub("", text.replace("_", "").lower())
 
 
 def _by_number(text: str, choices: Sequence[str]) -> int | None:

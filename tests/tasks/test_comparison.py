@@ -282,6 +282,18 @@ CHOICES: tuple[tuple[tuple[str, ...], str, tuple[str, ...], tuple[str, ...]], ..
     ),
     (FORMS, "C", ("Na^+", "Na\u207a", "$Na^{+}$", r"C. \ce{Na+}"), ("Na", "Na^-", "D. Na^+")),
     (FORMS, "E", ("10^{-3}", "$10^{-3}$", "10\u207b\u00b3", "E. 10^-3"), ("10^3", "10-3", "103")),
+    (
+        ("3 x 10^8 m/s", "3 x 10^6 m/s", r"$2 \times 10^{-3}$ kg"),
+        "A",
+        ("3 \u00d7 10^8 m/s", r"$3 \times 10^8$ m/s", "A. 3\u00b710\u2078 m/s", "3*10^8 m/s"),
+        ("3 \u00d7 10^6 m/s", "A. 3 \u00d7 10^6 m/s", "3 10^8 m/s", r"3 \times 10^8 km/s"),
+    ),
+    (
+        ("3 x 10^8", r"$2 \times 10^{-3}$ kg"),
+        "B",
+        ("2 x 10^-3 kg", "2\u00d710\u207b\u00b3 kg"),
+        ("2",),
+    ),
     (METALS, "B", ("The correct letter is B", "Thus: B", "letter: B"), ("the letter is B or C",)),
     (("a", "b", "c", "d", "e e"), "E", ("E", "e e", "E. e e"), ("e f", "A", "D")),
 )
