@@ -86,7 +86,7 @@ async def hold(server: Server, stream: Iterator[Dialogue], concurrency: int) -> 
                 prefer=preferred if isinstance(preferred, Server) else None,
             )
 
-        await hold_conversations(stream, generate, keep, concurrency=concurrency)
+        await hold_conversations(stream, generate, keep, concurrency=lambda: concurrency)
     return n_turns, n_errors
 
 

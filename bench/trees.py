@@ -83,7 +83,7 @@ async def grow(server: Server, model: Path, n: int, concurrency: int, n_words: i
                 text = f"{' '.join(more)} {completion.text}"
                 return replace(completion, text=text, token_ids=None)
 
-            forest = Forest(section, generate, desk.rewards_for, keep, concurrency)
+            forest = Forest(section, generate, desk.rewards_for, keep, lambda: concurrency)
             await forest.grow(one_per_problem(model, n), {})
     return counts
 

@@ -226,11 +226,11 @@ def has_no_inodes(path: Path) -> bool:
     return False
 
 
-def make_folder(path: Path, option: str) -> None:
+def make_folder(path: Path, option: str, mode: int = 0o777) -> None:
     """Make a directory that an option names; UsageError where it can be none."""
     with disk_errors(path):
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode, parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
             raise UsageError(
                 f"{option} {path}: cannot be a directory ({error.strerror}); give another"

@@ -8,17 +8,18 @@ nothing but that answer again agrees as well. An agent alone speaks once. An utt
 a speaker's label begins. A conversation that cannot go on is a record with a stop reason, not a
 crash.
 
-Thousands are held at once: a fixed number of workers takes dialogues from a stream. Nothing is
-kept: a dialogue is made when a worker takes it, a conversation is handed to ``keep`` when it ends,
-so memory does not grow with the number of conversations.
+Thousands are held at once: as many workers as the servers bear take dialogues from a stream.
+Nothing is kept: a dialogue is made when a worker takes it, a conversation is handed to ``keep``
+when it ends, so memory does not grow with the number of conversations.
 """
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from optima.conversation.codec import HOLE, ChatCodec, Encoder, Ids, TokenRow
 from optima.errors import ContextOverflowError, ModelError, OptimaError
@@ -30,6 +31,8 @@ from optima.types import AnswerStyle, Conversation, Fault, Message, StopReason, 
 OPENING = "(You speak first.)"  # the user message before an opening utterance
 N_PROVEN_TURNS = 6
 MIN_TURN_TOKENS = 32  # below this a turn is not worth asking for: the context is full
+_LOOK_S = 0.5  # between two looks at whether more can be done at once
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,30 +374,59 @@ async def hold_conversations(
     generate: Generate,
     keep: Callable[[Conversation], None],
     *,
-    concurrency: int,
+    concurrency: Callable[[], int],
 ) -> None:
-    """Hold all dialogues, ``concurrency`` at a time.
+    """Hold all dialogues, ``concurrency()`` at a time, which may change meanwhile.
 
     Errors of a conversation are records; anything else (a bug, a full disk in ``keep``) stops all
     workers and rises.
     """
-    stream = iter(dialogues)
+
+    async def hold(dialogue: Dialogue) -> None:
+        server: object = None
+
+        async def complete(request: Request) -> Completion:
+            nonlocal server
+            completion = await generate(request, server)
+            server = completion.server
+            return completion
+
+        keep(await dialogue.converse(complete))
+
+    await work_through(dialogues, hold, concurrency)
+
+
+async def work_through(
+    items: Iterable[T], act: Callable[[T], Awaitable[None]], concurrency: Callable[[], int]
+) -> None:
+    """Act on every item once, ``concurrency()`` of them at a time, looked at again and again.
+
+    The first failure stops all and rises.
+    """
+    stream = iter(items)
+    n_working = 0
+    is_over = asyncio.Event()  # nothing is left to be taken
 
     async def work() -> None:
-        for dialogue in stream:  # shared by all workers: each dialogue is taken once
-            server: object = None
-
-            async def complete(request: Request) -> Completion:
-                nonlocal server
-                completion = await generate(request, server)
-                server = completion.server
-                return completion
-
-            keep(await dialogue.converse(complete))
+        nonlocal n_working
+        try:
+            while n_working <= max(1, concurrency()):
+                for item in stream:  # shared by all workers: each item is taken once
+                    await act(item)
+                    break
+                else:
+                    is_over.set()
+                    return
+        finally:
+            n_working -= 1
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(work())
+            while not is_over.is_set():
+                for _ in range(max(1, concurrency()) - n_working):
+                    n_working += 1
+                    group.create_task(work())
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(is_over.wait(), _LOOK_S)
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from failures

@@ -256,10 +256,10 @@ def _ask_smi(*options: str) -> "subprocess.CompletedProcess[bytes]":
     )  # fmt: skip
 
 
-def free_port() -> int:
-    """Return a port of the loopback interface that the kernel says is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a port of an address of this host that the kernel says is free now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
 

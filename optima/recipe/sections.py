@@ -35,7 +35,7 @@ _OWN_OPTIONS = {
     "--max-lora-rank": "set train.lora.rank",
     "--lora-modules": "set train.lora",
     "--served-model-name": "remove it: servers are asked by a name of our own",
-    "--host": "remove it: servers listen on 127.0.0.1 only; others stand in serving.endpoints",
+    "--host": "remove it: servers listen on 127.0.0.1, those of nodes on the node's --address",
     "--api-key": "remove it: each start draws a key of its own",
     "--uds": "remove it: servers are asked over 127.0.0.1",
     "--ssl-keyfile": "remove it: servers are asked over 127.0.0.1, without TLS",
@@ -229,6 +229,11 @@ class ServingSection(Section):
     endpoints: tuple[str, ...] = ()
     """Base URLs of servers already running elsewhere that serve the start model; the key is read
     from OPTIMA_API_KEY. Such servers are never started or stopped."""
+    nodes: str | None = None
+    """Folder on storage that all nodes share, by which nodes that run `optima serve-node` serve
+    beside this one; ``auto`` is ``nodes`` in the run directory, None takes this node alone."""
+    node_timeout_s: float = Field(default=60.0, ge=1, le=86_400)
+    """Without a sign of life for this long a node is gone for the run, and a run for its nodes."""
     port: int | None = Field(default=None, ge=1, le=65535)
     """Port of the first server, the others follow it; None takes what the kernel gives, so that
     runs share a host."""
@@ -269,6 +274,12 @@ class ServingSection(Section):
         for index, endpoint in enumerate(self.endpoints):
             if addresses[index] in addresses[:index]:
                 raise ValueError(f"endpoints: {endpoint!r} is named twice; remove one")
+        if self.nodes is not None and self.endpoints:
+            raise ValueError(
+                "nodes: cannot stand beside endpoints, which serve the start model only; remove one"
+            )
+        if self.nodes is not None and not self.nodes.strip():
+            raise ValueError("nodes: '' is no folder; name one, or write auto")
         _check_extra_args(self.extra_args)
         group = self.tensor_parallel
         if self.gpus and self.device == "cpu":

@@ -33,6 +33,7 @@ from optima.conversation.dialogue import (
     Generate,
     Request,
     find_faults,
+    work_through,
 )
 from optima.errors import ContextOverflowError, OptimaError
 from optima.recipe.schema import SearchSection
@@ -313,7 +314,7 @@ class _Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Forest:
-    """How trees grow: ``concurrency`` at a time, none waiting for another.
+    """How trees grow: ``concurrency()`` at a time, none waiting for another.
 
     ``generate(request, preferred_server)`` makes one utterance; a tree stays on the server that
     holds its prefixes. ``rewards_for()`` gives a tree its function that rates conversations.
@@ -324,7 +325,7 @@ class Forest:
     generate: Generate
     rewards_for: Callable[[], Reward]
     keep: Callable[[TreeRound], None]
-    concurrency: int
+    concurrency: Callable[[], int]
 
     async def grow(
         self, dialogues: Iterable[Dialogue], rounds: Mapping[str, Sequence[TreeRound]]
@@ -334,18 +335,11 @@ class Forest:
         A rollout that fails is a record; anything else (a bug, a full disk in ``keep``, a scorer
         that is gone) stops all workers and rises.
         """
-        waiting = iter(dialogues)
 
-        async def work() -> None:
-            for dialogue in waiting:  # shared by all workers: each dialogue is taken once
-                await self._grow_one(dialogue, rounds.get(dialogue.problem_id, ()))
+        async def grow_one(dialogue: Dialogue) -> None:
+            await self._grow_one(dialogue, rounds.get(dialogue.problem_id, ()))
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(self.concurrency):
-                    group.create_task(work())
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from failures
+        await work_through(dialogues, grow_one, self.concurrency)
 
     async def _grow_one(self, dialogue: Dialogue, rounds: Sequence[TreeRound]) -> None:
         server: object = None

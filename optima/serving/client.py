@@ -4,16 +4,19 @@ A call goes to the preferred server while it lives (its prefix cache holds the c
 to the one with the least calls in flight. What another try can heal is tried again, on another
 server where there is one; what it cannot heal rises at once, with the server's own message. A
 server that asks for a pause (``Retry-After``) is left alone by all calls until it is over.
+The servers are a list that may change while it is used (``Roster``): one that joins is called, the
+calls to one that leaves are made again elsewhere, which is no failed try of theirs.
 Plain aiohttp: measured 2026-11-22, it carries ten times the requests of the `openai` package.
 """
 
 import asyncio
 import logging
 import resource
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, overload
 
 import orjson
 
@@ -35,6 +38,7 @@ LAST_BACKOFF_S = 30.0
 _WAIT_POLL_S = 0.25  # between two looks for a server that came back
 _CONNECT_S = 30.0
 _KEEPALIVE_S = 3.0  # below the 5 s after which vLLM closes an idle connection
+_MANY_CONNECTIONS = 65_536
 _SPARE_FILES = 256  # descriptors kept for everything that is not a connection
 
 
@@ -44,7 +48,8 @@ class Server:
 
     ``failure`` is set once nobody will start it again, ``trouble`` says why it is not alive now.
     ``n_timeouts`` counts calls without an answer since the last answer, ``paused_until`` is the
-    monotonic time before which it wants no calls.
+    monotonic time before which it wants no calls. ``host`` is the address that one of ours listens
+    on, ``node`` names the node it runs on, if that is not this one.
     """
 
     index: int
@@ -56,6 +61,45 @@ class Server:
     trouble: str | None = None
     n_timeouts: int = 0
     paused_until: float = 0.0
+    host: str = HOST
+    node: str | None = None
+
+
+class Roster(Sequence[Server]):
+    """A list of servers that changes: some join, some leave, whoever uses it sees it as it is now.
+
+    Any thread may change it. ``is_open`` says that others may still join.
+    """
+
+    def __init__(self, servers: Sequence[Server] = (), *, is_open: bool = False) -> None:
+        self.is_open = is_open
+        self._servers = tuple(servers)
+        self._lock = threading.Lock()
+
+    def join(self, *servers: Server) -> None:
+        """Add servers."""
+        with self._lock:
+            self._servers = (*self._servers, *servers)
+
+    def leave(self, is_leaving: Callable[[Server], bool]) -> tuple[Server, ...]:
+        """Remove, and return, the servers of which ``is_leaving`` is true."""
+        with self._lock:
+            gone = tuple(server for server in self._servers if is_leaving(server))
+            self._servers = tuple(server for server in self._servers if server not in gone)
+        return gone
+
+    def __len__(self) -> int:
+        return len(self._servers)
+
+    def __iter__(self) -> Iterator[Server]:
+        return iter(self._servers)
+
+    @overload
+    def __getitem__(self, place: int) -> Server: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Server, ...]: ...
+    def __getitem__(self, place: int | slice) -> Server | tuple[Server, ...]:
+        return self._servers[place]
 
 
 @dataclass(eq=False)
@@ -73,11 +117,16 @@ class CompletionClient:
     n_at_once: int | None = None
     n_vocabulary: int | None = None
     _session: "aiohttp.ClientSession | None" = field(default=None, init=False)
+    _calls: dict[Server, set[asyncio.Timeout]] = field(default_factory=dict, init=False)
+    _janitor: "asyncio.Task[None] | None" = field(default=None, init=False)
 
     async def __aenter__(self) -> Self:
         import aiohttp
 
         n_at_once = self.n_at_once or self.serving.concurrency * len(self.servers)
+        if self._is_open:
+            n_at_once = _MANY_CONNECTIONS  # how many servers there will be is not known
+            self._janitor = asyncio.create_task(self._end_calls_of_those_gone())
         n_connections = _allow_connections(n_at_once)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=n_connections, keepalive_timeout=_KEEPALIVE_S),
@@ -93,6 +142,8 @@ class CompletionClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._janitor is not None:
+            self._janitor.cancel()
         if self._session is not None:
             await self._session.close()
 
@@ -120,8 +171,8 @@ class CompletionClient:
         body = orjson.dumps(asked)
         failed: Server | None = None
         reason = ""
-        n_tries = self.serving.max_attempts
-        for attempt in range(n_tries):
+        n_tries, attempt = self.serving.max_attempts, 0
+        while attempt < n_tries:
             if attempt:
                 await asyncio.sleep(backoff_s(attempt, request.seed))
             server = self._choose(prefer, failed) or await self._wait_for_server(prefer, failed)
@@ -134,11 +185,35 @@ class CompletionClient:
                 logger.debug("attempt %d: %s", attempt + 1, reason)
             finally:
                 server.n_in_flight -= 1
+            if not self._is_lost(server):
+                attempt += 1
         raise ServerError(
             f"a completion failed {n_tries} times (serving.max_attempts); the last time: {reason}"
             if n_tries > 1
             else f"a completion failed at its only try (serving.max_attempts=1): {reason}"
         )
+
+    @property
+    def _is_open(self) -> bool:
+        return isinstance(self.servers, Roster) and self.servers.is_open
+
+    def _doubt(self, server: Server) -> None:
+        """Call a server of another node no more until it has been asked whether it is there."""
+        if server.node is not None:
+            server.is_alive = False
+
+    def _is_lost(self, server: Server) -> bool:
+        """Tell whether a server of another node is no longer there, or was not reached."""
+        return server.node is not None and not (server.is_alive and server in self.servers)
+
+    async def _end_calls_of_those_gone(self) -> None:
+        """End the calls to servers that left: of a host that is down no answer would ever come."""
+        while True:
+            await asyncio.sleep(_WAIT_POLL_S)
+            there = set(self.servers)
+            for server in [server for server in self._calls if server not in there]:
+                for call in self._calls.pop(server):
+                    call.reschedule(0.0)
 
     def _pause(self, server: Server, pause_s: float | None) -> None:
         """Leave a server alone for as long as it asks, at most the deadline of a completion."""
@@ -147,11 +222,15 @@ class CompletionClient:
             server.paused_until = max(server.paused_until, until)
 
     def _choose(self, prefer: Server | None, failed: Server | None) -> Server | None:
-        """Return the preferred or least loaded server that takes calls, ``failed`` only if it is
-        the last alive."""
+        """Return the preferred or least loaded server that takes calls.
+
+        ``failed``, and what else runs on its node, only if there is no other.
+        """
         now = time.monotonic()
         takers = [s for s in self.servers if s.is_alive and s.paused_until <= now]
         others = [server for server in takers if server is not failed]
+        if failed is not None and failed.node is not None:  # the node may be down
+            others = [server for server in others if server.node != failed.node] or others
         if prefer in others:
             return prefer
         return min(others or takers, key=lambda server: server.n_in_flight, default=None)
@@ -172,10 +251,11 @@ class CompletionClient:
                 deadline = now + timeout_s
                 continue
             failures = [server.failure for server in self.servers if server.failure]
-            if len(failures) == len(self.servers):
+            if len(failures) == len(self.servers) and not self._is_open:
                 raise ServerError(f"no server is left; {failures[0]}")
             if now > deadline:
                 troubles = [server.trouble for server in self.servers if server.trouble]
+                troubles += failures
                 raise ServerError(
                     f"every server is dead and none came back within {timeout_s:g} s "
                     f"(serving.start_timeout_s){'; ' if troubles else ''}{'; '.join(troubles)}"
@@ -187,17 +267,26 @@ class CompletionClient:
 
         assert self._session is not None, "the client is used outside its context"
         url = server.base_url
+        calls = self._calls.setdefault(server, set())
+        call = asyncio.timeout(None)  # until the server leaves
+        calls.add(call)
         try:
-            async with self._session.post(
-                url + "/v1/completions",
-                data=body,
-                headers=authorization(server.api_key),
-                allow_redirects=False,  # the key goes to the named server only
-            ) as response:
+            async with (
+                call,
+                self._session.post(
+                    url + "/v1/completions",
+                    data=body,
+                    headers=authorization(server.api_key),
+                    allow_redirects=False,  # the key goes to the named server only
+                ) as response,
+            ):
                 payload = await response.read()
         except aiohttp.ConnectionTimeoutError as error:
+            self._doubt(server)
             raise RetryableError(f"{url}: no connection within {_CONNECT_S:g} s") from error
         except TimeoutError as error:
+            if call.expired():
+                raise RetryableError(f"{url}: {server.failure or 'is no longer there'}") from error
             server.n_timeouts += 1
             raise RetryableError(
                 f"{url}: no answer within {self.serving.request_timeout_s:g} s "
@@ -205,7 +294,10 @@ class CompletionClient:
                 "that is only slow)"
             ) from error
         except (aiohttp.ClientError, OSError) as error:
+            self._doubt(server)
             raise RetryableError(f"{url}: {type(error).__name__}: {error}") from error
+        finally:
+            calls.discard(call)
         server.n_timeouts = 0
         if response.status != 200:
             raise refusal(url, response.status, payload, response.headers)
@@ -231,6 +323,11 @@ def backoff_s(attempt: int, seed: int) -> float:
     """Return the pause before another try: doubled each time, and not the same for all calls."""
     longest: float = min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (attempt - 1))
     return longest * rng("backoff", seed, attempt).uniform(0.5, 1.0)
+
+
+def url_of(host: str, port: int) -> str:
+    """Return the base URL of a server at an address."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def authorization(api_key: str) -> dict[str, str]:

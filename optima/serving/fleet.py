@@ -3,7 +3,8 @@
 A context manager: inside it every server has generated a token, those that die are started again
 in place, and outside it nothing of them is left. Other weights may be put into those that run.
 Servers listen on the loopback interface with a random key, on ports the kernel gives, so that
-several runs share a host.
+several runs share a host. On a node of a run they listen on the node's address with the run's key,
+and servers of a run's nodes are part of its fleet while they are there (``nodes``).
 """
 
 import concurrent.futures
@@ -23,7 +24,8 @@ from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import Recipe
 from optima.recipe.sections import MAX_SERVED_RANK, base_url
-from optima.serving.client import HOST, MODEL_NAME, Server
+from optima.serving.client import HOST, MODEL_NAME, Roster, Server
+from optima.serving.nodes import Nodes
 from optima.serving.probe import served_as, with_retries
 from optima.serving.weights import load_weights, obstacle, put_to_sleep, read_kept
 from optima.serving.worker import EndpointWorker, Launch, Worker
@@ -44,7 +46,8 @@ class Fleet:
     With ``serving.endpoints`` the start model is served by those, and every other model by
     servers of our own. Raises ProcessError when a server does not start, StageError when it does
     not serve the model that was trained, ServerError when an endpoint does not generate; then
-    nothing is left running.
+    nothing is left running. ``nodes`` serve beside it; ``host`` and ``api_key`` are what its own
+    servers listen on and ask for, by default the loopback interface and a random key.
     """
 
     model: ModelRef
@@ -54,17 +57,24 @@ class Fleet:
     devices: Devices
     env: Environment
     log_dir: Path
+    nodes: Nodes | None = None
+    host: str = HOST
+    api_key: str | None = field(default=None, repr=False)
     model_name: str = field(default=MODEL_NAME, init=False)
+    roster: Roster = field(default_factory=Roster, init=False)
     _workers: tuple[Worker | EndpointWorker, ...] = field(default=(), init=False)
     _kept: dict[str, object] | None = field(default=None, init=False)
 
     @property
     def servers(self) -> tuple[Server, ...]:
-        """The servers, the same objects across restarts; empty outside the context."""
-        return tuple(worker.server for worker in self._workers)
+        """Those of ``roster`` now: its own, the same across restarts, and those of nodes."""
+        return tuple(self.roster)
 
     def __enter__(self) -> Self:
         started = time.monotonic()
+        self.roster = Roster(is_open=self.nodes is not None)
+        if self.nodes is not None:  # which load the model meanwhile
+            self.nodes.serve(self.model, self.roster)
         if uses_endpoints(self.model, self.recipe):
             self._workers = self._endpoint_workers()
         else:
@@ -75,6 +85,7 @@ class Fleet:
             "starting %d server(s) of %s, logs in %s",
             len(self._workers), self.model.place, self.log_dir,
         )  # fmt: skip
+        self.roster.join(*(worker.server for worker in self._workers))
         self._all_at_once(lambda worker: worker.start(), self._workers)
         for worker in self._workers:
             worker.watch()
@@ -98,6 +109,8 @@ class Fleet:
             if why := obstacle(self.model, kept, model, section):
                 logger.debug("servers are started anew: %s", why)
                 return False
+            if self.nodes is not None:
+                self.nodes.serve(model, self.roster)
             self._all_at_once(lambda worker: worker.take(model, load_weights), workers)
         except OptimaError as error:
             reason = str(error).partition("\n")[0]  # the end of a log may follow
@@ -115,6 +128,7 @@ class Fleet:
         workers = [worker for worker in self._workers if isinstance(worker, Worker)]
         if not workers or self.model.adapter is not None:
             return False
+        self._withdraw()
         try:
             self._all_at_once(lambda worker: worker.sleep(put_to_sleep), workers)
         except OptimaError as error:
@@ -124,11 +138,18 @@ class Fleet:
         return True
 
     def stop(self) -> None:
-        """Stop all servers at once and wait until they are gone."""
+        """Stop all servers at once and wait until they are gone; those of nodes only leave."""
+        self._withdraw()
         workers, self._workers = self._workers, ()
+        own = {worker.server for worker in workers}
+        self.roster.leave(lambda server: server in own)
         if workers:
             with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
                 list(pool.map(lambda worker: worker.stop(), workers))
+
+    def _withdraw(self) -> None:
+        if self.nodes is not None:
+            self.nodes.withdraw(self.roster)
 
     def _all_at_once(self, act: Callable[[W], None], workers: Sequence[W]) -> None:
         """Let all workers act; the first failure stops all servers, and rises."""
@@ -142,11 +163,11 @@ class Fleet:
                 raise
 
     def _own_workers(self) -> tuple[Worker, ...]:
-        api_key = secrets.token_hex(16)
+        api_key = self.api_key or secrets.token_hex(16)
         serving = self.recipe.serving
         return tuple(
             Worker(
-                Server(index, "", api_key, is_alive=False),
+                Server(index, "", api_key, is_alive=False, host=self.host),
                 self._launcher(index, gpus, api_key),
                 self.model,
                 serving,
@@ -159,7 +180,9 @@ class Fleet:
         recipe, devices = self.recipe, self.devices
 
         def launch(model: ModelRef, port: int, log_path: Path) -> ManagedProcess:
-            argv = server_argv(model, recipe=recipe, devices=devices, env=self.env, port=port)
+            argv = server_argv(
+                model, recipe=recipe, devices=devices, env=self.env, port=port, host=self.host
+            )
             variables = server_environ(
                 model, recipe=recipe, devices=devices, gpus=gpus, api_key=api_key
             )
@@ -230,12 +253,18 @@ def gpu_groups(recipe: Recipe, devices: Devices) -> tuple[tuple[int, ...], ...]:
 
 
 def server_argv(
-    model: ModelRef, *, recipe: Recipe, devices: Devices, env: Environment, port: int
+    model: ModelRef,
+    *,
+    recipe: Recipe,
+    devices: Devices,
+    env: Environment,
+    port: int,
+    host: str = HOST,
 ) -> tuple[str, ...]:
     """Return the argument list of a server of ``model`` on ``port``; the key is not in it."""
     serving = recipe.serving
     argv = [str(env.python), "-m", "vllm.entrypoints.openai.api_server"]
-    argv += ["--host", HOST, "--port", str(port), "--model", model.path]
+    argv += ["--host", host, "--port", str(port), "--model", model.path]
     if recipe.model.tokenizer is not None:
         argv += ["--tokenizer", recipe.model.tokenizer]
     dtype = recipe.model.dtype

@@ -12,7 +12,7 @@ from optima.errors import OptimaError, ProcessError, ServerError, StageError
 from optima.processes.devices import free_port
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import ServingSection
-from optima.serving.client import HOST, MODEL_NAME, Server
+from optima.serving.client import MODEL_NAME, Server, url_of
 from optima.serving.probe import (
     PROMPT_IDS,
     check_completion,
@@ -96,7 +96,7 @@ class Worker(Watcher):
                     return
                 self._process = process
                 process.start()
-            self.server.base_url = f"http://{HOST}:{port}"
+            self.server.base_url = url_of(self.server.host, port)
             try:
                 self._await_ready(process, deadline)
                 return
@@ -144,12 +144,13 @@ class Worker(Watcher):
     def _port(self) -> int:
         """Return the recipe's port for this server, or a free one; ProcessError if it is taken."""
         if self._serving.port is None:
-            return free_port()
+            return free_port(self.server.host)
         port = self._serving.port + self.server.index
-        with socket.socket() as probe:
+        host = self.server.host
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((HOST, port))
+                probe.bind((host, port))
             except (OSError, OverflowError) as error:
                 raise ProcessError(
                     f"serving.port: {port} of server {self.server.index} is not available "

@@ -25,6 +25,7 @@ from optima.runs.directory import RunDir, Stage
 from optima.runs.identity import identify
 from optima.runs.layout import check_model
 from optima.serving.fleet import Fleet
+from optima.serving.nodes import Nodes, board_of
 from optima.serving.scorer import Item, LossScorer
 from optima.stages.room import keep_of, serving_recipe
 from optima.tasks.task import Task
@@ -136,7 +137,10 @@ class Made:
 
 
 class Device:
-    """Owns what runs on the device: servers of one model, a loss scorer, or nothing."""
+    """Owns what runs on the device: servers of one model, a loss scorer, or nothing.
+
+    Other nodes serve the same model (``serving.nodes``).
+    """
 
     def __init__(
         self, recipe: Recipe, devices: Devices, run: RunDir, environments: Environments
@@ -147,12 +151,18 @@ class Device:
         self._run = run
         self._environments = environments
         self._running: dict[type[Any], Any] = {}
+        board = board_of(recipe, run.root)
+        self._nodes = Nodes(board, recipe, run.root) if board else None
 
     def __enter__(self) -> Self:
+        if self._nodes is not None:
+            self._nodes.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
         with contextlib.ExitStack() as stack:
+            if self._nodes is not None:
+                stack.callback(self._nodes.__exit__, *exc)
             for kind in list(self._running):
                 stack.callback(self._stop, kind)
 
@@ -189,6 +199,8 @@ class Device:
         tenant = kind(
             model, recipe=self._recipe, devices=devices, env=env, log_dir=self._run.log_dir
         )
+        if isinstance(tenant, Fleet):
+            tenant.nodes = self._nodes
         tenant.__enter__()
         self._running[kind] = tenant
         return tenant

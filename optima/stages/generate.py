@@ -63,10 +63,11 @@ async def completing(
 ) -> AsyncIterator[Generate]:
     """Give a function that has servers make one turn, which counts until a record holds it.
 
-    ``n_at_once`` calls there will be at a time; None is ``serving.concurrency`` per server.
+    ``n_at_once`` calls there will be at a time; None is ``serving.concurrency`` per server. Servers
+    that join later come on top.
     """
     async with CompletionClient(
-        fleet.servers,
+        fleet.roster,
         fleet.model_name,
         context.recipe.serving,
         n_at_once,
@@ -215,7 +216,11 @@ async def _hold(
     """Hold the conversations that are not held yet, and append them."""
     fleet = context.device.fleet(team.model.ref)
     n_total = len(problems) * sampling.n_samples
-    n_at_once = min(context.recipe.serving.concurrency * len(fleet.servers), n_total - len(held))
+    n_missing, per_server = n_total - len(held), context.recipe.serving.concurrency
+
+    def n_at_once() -> int:  # servers of other nodes join and leave
+        return min(per_server * len(fleet.roster), n_missing)
+
     with (
         Judge() as judge,
         RecordAppender(out.path / CONVERSATIONS) as appender,

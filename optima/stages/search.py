@@ -96,7 +96,10 @@ async def _grow_all(
     fleet = context.device.fleet(team.model.ref)
     n_held = sum(stored.n_rounds(problem.problem_id) for problem in problems)
     missing = [p for p in problems if stored.n_rounds(p.problem_id) < section.n_rounds]
-    n_at_once = min(section.concurrency * len(fleet.servers), len(missing))
+
+    def n_at_once() -> int:  # servers of other nodes join and leave
+        return min(section.concurrency * len(fleet.roster), len(missing))
+
     with (
         Judge() as judge,
         desk,
@@ -113,7 +116,7 @@ async def _grow_all(
             bar.update()
 
         drawn = Sampling(1, sampling.temperature, sampling.top_p)
-        n_calls = n_at_once * section.n_rollouts
+        n_calls = n_at_once() * section.n_rollouts
         async with completing(context, out, fleet, drawn, n_calls) as complete:
             forest = Forest(section, complete, desk.rewards_for, keep, n_at_once)
             dialogues = (dialogue_about(context, out, p, team, judge) for p in missing)

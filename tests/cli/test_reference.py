@@ -34,7 +34,7 @@ def test_every_command_is_on_the_page() -> None:
         "optima prompts", "optima prompts show", "optima prompts diversify", "optima pairs",
         "optima rescore", "optima export", "optima rows",
         "optima try", "optima sweep", "optima ablate", "optima baselines", "optima transfer",
-        "optima compare", "optima status", "optima report", "optima view",
+        "optima compare", "optima status", "optima report", "optima view", "optima serve-node",
     )  # fmt: skip
     assert sorted(re.findall(r"^## (.+)$", page, flags=re.MULTILINE)) == sorted(named)
 

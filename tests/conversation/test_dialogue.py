@@ -156,10 +156,40 @@ def test_all_dialogues_are_held_once_and_stay_on_their_server() -> None:
         return Reply(" a", server="s1")
 
     dialogues = (dialogue(n=n, max_turns=2) for n in range(20))
-    asyncio.run(hold_conversations(dialogues, generate, kept.append, concurrency=7))
+    asyncio.run(hold_conversations(dialogues, generate, kept.append, concurrency=lambda: 7))
     assert sorted(c.n for c in kept) == list(range(20))
     assert preferred.count(None) == 20
     assert preferred.count("s1") == 20
+
+
+def test_more_dialogues_are_held_at_once_as_servers_join_and_fewer_as_they_leave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("optima.conversation.dialogue._LOOK_S", 0.01)
+    at_once, n_running, limit, n_held = [0], 0, 2, 0
+
+    async def generate(request: Request, server: object) -> Reply:
+        nonlocal n_running
+        n_running += 1
+        at_once.append(n_running)
+        await asyncio.sleep(0.02)
+        n_running -= 1
+        return Reply(" a")
+
+    def keep(conversation: Conversation) -> None:
+        nonlocal limit, n_held
+        n_held += 1
+        limit = 6 if 10 <= n_held < 60 else 2
+        if n_held in (10, 60):
+            peaks.append(max(at_once))
+        if n_held in (10, 70):  # the last that began before have ended
+            at_once[:] = [0]
+
+    peaks: list[int] = []
+    dialogues = (dialogue(n=n, max_turns=2) for n in range(100))
+    asyncio.run(hold_conversations(dialogues, generate, keep, concurrency=lambda: limit))
+    assert n_held == 100
+    assert [*peaks, max(at_once)] == [2, 6, 2]
 
 
 def test_bug_in_one_worker_stops_all_and_rises() -> None:
@@ -167,7 +197,9 @@ def test_bug_in_one_worker_stops_all_and_rises() -> None:
         raise KeyError("a bug")
 
     with pytest.raises(KeyError, match="a bug"):
-        asyncio.run(hold_conversations([dialogue()], generate, lambda c: None, concurrency=2))
+        asyncio.run(
+            hold_conversations([dialogue()], generate, lambda c: None, concurrency=lambda: 2)
+        )
 
 
 def test_turn_carries_its_own_seconds_and_the_servers_counts() -> None:

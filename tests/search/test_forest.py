@@ -54,7 +54,7 @@ def _grow(
     servers: Servers, rounds: dict[str, Sequence[TreeRound]], n: int = 5, concurrency: int = 2
 ) -> list[TreeRound]:
     kept: list[TreeRound] = []
-    forest = Forest(SECTION, servers.generate, lambda: reward, kept.append, concurrency)
+    forest = Forest(SECTION, servers.generate, lambda: reward, kept.append, lambda: concurrency)
     asyncio.run(forest.grow(_dialogues(n), rounds))
     return kept
 
@@ -90,7 +90,7 @@ def test_a_tree_stays_with_the_server_of_its_last_answer() -> None:
         reply = await complete(request)
         return Reply(reply.text, n_tokens=reply.n_tokens, server="s1")
 
-    forest = Forest(SECTION, generate, lambda: reward, lambda one: None, 1)
+    forest = Forest(SECTION, generate, lambda: reward, lambda one: None, lambda: 1)
     asyncio.run(forest.grow(_dialogues(2), {}))
     assert asked.count(None) == 2 * 1  # the first question of either tree
     assert set(asked) == {None, "s1"}
@@ -109,7 +109,7 @@ def test_each_tree_has_a_reward_function_of_its_own_and_its_failure_rises() -> N
         return own
 
     servers = Servers()
-    forest = Forest(SECTION, servers.generate, rewards_for, lambda one: None, 1)
+    forest = Forest(SECTION, servers.generate, rewards_for, lambda one: None, lambda: 1)
     with pytest.raises(RuntimeError, match="the scorer is gone"):
         asyncio.run(forest.grow(_dialogues(3), {}))
     assert len(made) == 2

@@ -227,7 +227,7 @@ def test_port_where_a_server_of_others_answers_is_exchanged_for_another(
     with first:
         good = free_port()
         ports = iter([urlsplit(first.servers[0].base_url).port, good])
-        monkeypatch.setattr(worker, "free_port", lambda: next(ports))
+        monkeypatch.setattr(worker, "free_port", lambda host: next(ports))
         second, serving = make_fleet(tmp_path / "second")
         with second:
             assert second.servers[0].base_url.endswith(f":{good}")
@@ -243,7 +243,7 @@ def test_taken_port_is_exchanged_for_another(
     taken.listen()
     good = free_port()
     ports = iter([taken.getsockname()[1], good])
-    monkeypatch.setattr(worker, "free_port", lambda: next(ports))
+    monkeypatch.setattr(worker, "free_port", lambda host: next(ports))
     fleet, _ = make_fleet(tmp_path)
     with taken, fleet:
         assert fleet.servers[0].base_url.endswith(f":{good}")

@@ -1,0 +1,243 @@
+"""A node of a run: serves what the run wants served, for as long as the run is there.
+
+``optima serve-node`` on each node. It follows what the run writes into a folder that both see
+(``serving/nodes``), by a fleet of servers on its own devices, and says there what it serves. It
+stops when the run is over, when the run gives no sign of life, and on a signal.
+"""
+
+import contextlib
+import ipaddress
+import logging
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+
+from optima.errors import OptimaError, ServerError, UsageError
+from optima.processes.devices import check_sockets, detect_devices
+from optima.processes.environment import Environment
+from optima.serving.fleet import Fleet
+from optima.serving.nodes import (
+    BEAT_S,
+    Announced,
+    Board,
+    Pulse,
+    Wanted,
+    read_as,
+    read_key,
+    replace_text,
+)
+
+logger = logging.getLogger(__name__)
+
+FILES_S = 90.0  # until what another node wrote is seen; NFS keeps what it knows for 60 s
+_POLL_S = 0.5
+_AGAIN_S, _LAST_AGAIN_S = 5.0, 300.0  # before another try at what failed, doubled each time
+
+
+class NodeAgent:
+    """Follows the run that owns a folder; ``run`` returns when that has ended."""
+
+    def __init__(self, board: Board, *, address: str, env: Environment, wait_s: float) -> None:
+        self.name = f"{socket.gethostname()}-{secrets.token_hex(3)}"
+        self._board = board
+        self._address = address
+        self._env = env
+        self._wait_s = wait_s
+        self._fleet: Fleet | None = None
+        self._served = 0  # the generation
+        self._trouble: str | None = None
+        self._n_failures = 0
+        self._change: threading.Thread | None = None
+        self._changing_to: Wanted | None = None
+        self._is_outdated = threading.Event()
+        self._closing = threading.Event()
+
+    def run(self) -> str:
+        """Serve what the run wants until it ends; return the line that says so.
+
+        Raises ServerError when no run comes within ``wait_s``, or it gives no sign of life.
+        """
+        pulse, wanted = Pulse(), self._await_run()
+        logger.info("node %s follows the run in %s", self.name, wanted.run)
+        teller = threading.Thread(target=self._tell, name="tell", daemon=True)
+        teller.start()
+        try:
+            while not wanted.is_over:
+                pulse.note(self._run_beat())
+                limit_s = wanted.recipe.serving.node_timeout_s
+                if pulse.silent_s() > limit_s:
+                    raise ServerError(
+                        f"--shared {self._board.folder}: no sign of life of its run for "
+                        f"{limit_s:g} s (serving.node_timeout_s); start the run again, then this"
+                    )
+                self._follow(wanted)
+                time.sleep(_POLL_S)
+                wanted = read_as(self._board.wanted, Wanted) or wanted
+        finally:
+            self._closing.set()
+            self._give_up_change()
+            if self._fleet is not None:
+                self._fleet.stop()
+            teller.join()
+            with contextlib.suppress(OSError):
+                self._board.node(self.name).unlink(missing_ok=True)
+        return f"node {self.name}: the run in {wanted.run} is over"
+
+    def _await_run(self) -> Wanted:
+        """Return what a run wants that gives signs of life."""
+        pulse, deadline = Pulse(), time.monotonic() + self._wait_s
+        while time.monotonic() < deadline:
+            pulse.note(self._run_beat())
+            if pulse.has_changed:
+                self._board.check("--shared")
+                wanted = read_as(self._board.wanted, Wanted)
+                if wanted is not None and not wanted.is_over:
+                    return wanted
+            time.sleep(_POLL_S)
+        raise ServerError(
+            f"--shared {self._board.folder}: no run with serving.nodes there gave a sign of life "
+            f"for {self._wait_s:g} s (--wait-s); start one, or name the folder that its log names"
+        )
+
+    def _run_beat(self) -> str | None:
+        with contextlib.suppress(OSError):
+            return self._board.beat.read_text(encoding="utf-8") or None
+        return None
+
+    def _tell(self) -> None:
+        """Announce what is served, again and again: the node's sign of life."""
+        beat = 0
+        while not self._closing.is_set():
+            beat += 1
+            with contextlib.suppress(OSError):  # of storage that may come back
+                replace_text(self._board.node(self.name), self._announced(beat).model_dump_json())
+            self._closing.wait(BEAT_S)
+
+    def _announced(self, beat: int) -> Announced:
+        fleet, generation = self._fleet, self._served
+        servers = fleet.servers if fleet is not None and generation else ()
+        urls = tuple(server.base_url for server in servers if server.is_alive)
+        failures = [server.failure for server in servers if server.failure]
+        trouble = self._trouble or (failures[0].partition("\n")[0] if failures else None)
+        return Announced(beat=beat, generation=generation, urls=urls, trouble=trouble)
+
+    def _follow(self, wanted: Wanted) -> None:
+        """Begin to serve what is wanted, unless that is under way or done."""
+        if wanted.model is None or wanted.generation == self._served:
+            return
+        if self._change is not None and self._change.is_alive():
+            assert self._changing_to is not None
+            if self._changing_to.model != wanted.model:
+                self._give_up_change()
+            return  # or when it has ended, which takes no second start
+        self._served = 0
+        self._is_outdated.clear()
+        self._changing_to = wanted
+        self._change = threading.Thread(target=self._serve, args=(wanted,), name="serve")
+        self._change.start()
+
+    def _give_up_change(self) -> None:
+        """End a start of servers that is under way."""
+        self._is_outdated.set()
+        while self._change is not None and self._change.is_alive():
+            if self._fleet is not None:
+                self._fleet.stop()
+            self._change.join(_POLL_S)
+
+    def _serve(self, wanted: Wanted) -> None:
+        """Serve what is wanted; what keeps it from that is announced."""
+        try:
+            self._await_files(wanted)
+            self._take(wanted)
+            if not self._is_outdated.is_set():
+                self._trouble, self._served, self._n_failures = None, wanted.generation, 0
+        except (OptimaError, OSError) as error:
+            if not self._is_outdated.is_set():
+                self._trouble = str(error).partition("\n")[0]
+                logger.warning("%s", error)
+                self._is_outdated.wait(min(_LAST_AGAIN_S, _AGAIN_S * 2**self._n_failures))
+                self._n_failures += 1
+
+    def _take(self, wanted: Wanted) -> None:
+        recipe, model, fleet = wanted.recipe, wanted.model, self._fleet
+        assert model is not None
+        if fleet is not None and fleet.servers and fleet.recipe == recipe:
+            if fleet.model == model and any(server.is_alive for server in fleet.servers):
+                return
+            if recipe.serving.keep != "restart" and fleet.take(model):
+                return
+        if fleet is not None:
+            fleet.stop()
+        if self._is_outdated.is_set():
+            return
+        self._fleet = Fleet(
+            model,
+            recipe=recipe,
+            devices=detect_devices(recipe.serving),
+            env=self._env,
+            log_dir=self._board.logs(self.name),
+            host=self._address,
+            api_key=read_key(self._board.key),
+        )
+        self._fleet.__enter__()
+
+    def _await_files(self, wanted: Wanted) -> None:
+        """Wait until this node sees the model as the run does; UsageError when it does not."""
+        deadline = time.monotonic() + FILES_S
+        while (missing := _missing(wanted)) and not self._is_outdated.is_set():
+            self._trouble = (
+                f"{missing}; keep the run and its models on storage that all nodes see, under the "
+                "same path"
+            )
+            if time.monotonic() > deadline:
+                raise UsageError(self._trouble)
+            self._is_outdated.wait(_POLL_S)
+
+
+def _missing(wanted: Wanted) -> str | None:
+    """Return which of a model's files is not here as it is where the run is."""
+    for name, size in wanted.files.items():
+        try:
+            found = Path(name).stat().st_size
+        except OSError as error:
+            return f"{name}: is not here ({error.strerror}), where the run sees {size} bytes"
+        if found != size:
+            return f"{name}: has {found} bytes here, {size} where the run is"
+    return None
+
+
+def node_address(given: str | None) -> str:
+    """Return the address that servers of this node listen on, by default that of its host name.
+
+    Raises UsageError when it is none, all, or, unless it was given, one that no other node reaches.
+    """
+    name = given or socket.gethostname()
+    place = "--address" if given else "--address: is not given, and the host's name"
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]
+        address = ipaddress.ip_address(found)
+        with socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET) as probe:
+            probe.bind((str(address), 0))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"{place} {name}: is no address of this host ({reason}); name the address by which "
+            "the run reaches this node"
+        ) from error
+    if address.is_unspecified:
+        raise UsageError(f"{place} {name}: stands for all addresses of this host; name one of them")
+    if given is None and address.is_loopback:
+        raise UsageError(
+            f"{place} {name} leads to {address}, which no other node reaches; name the address by "
+            "which the run reaches this node"
+        )
+    return str(address)
+
+
+def serve_node(folder: Path, *, address: str | None, env: Environment, wait_s: float) -> str:
+    """Be a node of the run that owns ``folder`` until it ends; return the line that says so."""
+    where = node_address(address)
+    check_sockets()
+    return NodeAgent(Board(folder.absolute()), address=where, env=env, wait_s=wait_s).run()
