@@ -46,3 +46,24 @@ def test_tasks_of_an_array_differ_in_their_seed(checkout: Path) -> None:
     words = _submit(checkout, "sft_array.sbatch", "r.yaml", **given)
     assert words[1] == "--cpus-per-task=8"
     assert words[-3:] == ["--config", "r.yaml", "seed=2"]
+
+
+def test_first_node_runs_what_all_others_serve_and_each_has_its_cores(checkout: Path) -> None:
+    (checkout / "bin/srun").write_text(
+        "#!/bin/sh\n"
+        'while [ "$1" != bash ]; do echo "$1"; shift; done\n'
+        'for SLURM_PROCID in 0 1 2; do export SLURM_PROCID; echo "node $SLURM_PROCID"; "$@"; done\n'
+    )
+    node = checkout / ".envs/train/bin/optima"
+    node.write_text('#!/bin/sh\necho serves\nfor word in "$@"; do echo "$word"; done\n')
+    node.chmod(0o755)
+    given = {"SLURM_CPUS_PER_TASK": "64"}
+    words = _submit(checkout, "nodes.sbatch", "r.yaml", "/s/my run", "a=b c", **given)
+    options = words[: words.index("node 0")]
+    assert "--cpus-per-task=64" in options
+    assert {"--ntasks-per-node=1", "--no-kill", "--kill-on-bad-exit=0"} <= set(options)
+    serves = ["serves", "serve-node", "--run-dir", "/s/my run"]
+    assert words[len(options) :] == [
+        *("node 0", "--run-dir", "/s/my run", "serving.nodes=auto", "--config", "r.yaml", "a=b c"),
+        *("node 1", *serves, "node 2", *serves),
+    ]
