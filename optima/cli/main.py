@@ -361,6 +361,7 @@ def serve_node(
     ] = None,
     wait_s: Annotated[int, whole(1, 604_800, "seconds to wait for the run to begin")] = 3600,
     vllm_env: VllmEnv = None,
+    train_env: TrainEnv = None,
 ) -> int:
     """Serve beside a run on this node, until that ends.
 
@@ -376,7 +377,7 @@ def serve_node(
     if folder is None:
         raise UsageError("--run-dir or --shared: is missing; name the run, or its serving.nodes")
     env = require_environment(vllm_env, "vllm")
-    print(agent.serve_node(folder, address=address, env=env, wait_s=wait_s))
+    print(agent.serve_node(folder, address=address, env=env, train_env=train_env, wait_s=wait_s))
     return 0
 
 

@@ -251,6 +251,12 @@ class ServingSection(Section):
     into those that run, and stops them before scoring and training on their devices. ``sleep`` has
     them give their memory back meanwhile (GPUs only), ``stay`` lets them keep it: training has to
     fit beside serving.gpu_memory_utilization. ``auto`` is reload, and stay on a CPU with room."""
+    training_nodes: int = Field(default=1, ge=1, le=1_024)
+    """Nodes that share each training: this one, and others of ``nodes`` with as many GPUs, which
+    serve nothing meanwhile."""
+    training_address: str | None = None
+    """Address of this node by which the others reach it in a training; None takes that of its host
+    name. They meet at a free port of it."""
     enforce_eager: bool = False
     """Skip compilation: a faster start and slower tokens."""
     extra_args: tuple[str, ...] = ()
@@ -278,8 +284,11 @@ class ServingSection(Section):
             raise ValueError(
                 "nodes: cannot stand beside endpoints, which serve the start model only; remove one"
             )
-        if self.nodes is not None and not self.nodes.strip():
-            raise ValueError("nodes: '' is no folder; name one, or write auto")
+        if self.nodes is None and self.training_nodes > 1:
+            raise ValueError(
+                f"training_nodes: {self.training_nodes}: needs nodes, the folder by which they are "
+                "found; write nodes: auto"
+            )
         _check_extra_args(self.extra_args)
         group = self.tensor_parallel
         if self.gpus and self.device == "cpu":

@@ -1,33 +1,37 @@
 """A node of a run: serves what the run wants served, for as long as the run is there.
 
 ``optima serve-node`` on each node. It follows what the run writes into a folder that both see
-(``serving/nodes``), by a fleet of servers on its own devices, and says there what it serves. It
+(``serving/board``), by a fleet of servers on its own devices, and says there what it serves. It
 stops when the run is over, when the run gives no sign of life, and on a signal.
 """
 
 import contextlib
-import ipaddress
 import logging
 import secrets
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from optima.errors import OptimaError, ServerError, UsageError
 from optima.processes.devices import check_sockets, detect_devices
-from optima.processes.environment import Environment
-from optima.serving.fleet import Fleet
-from optima.serving.nodes import (
+from optima.processes.environment import Environment, require_environment
+from optima.processes.managed import ManagedProcess
+from optima.serving.board import (
     BEAT_S,
     Announced,
     Board,
     Pulse,
+    Training,
     Wanted,
-    read_as,
+    node_address,
     read_key,
+    read_wanted,
     replace_text,
 )
+from optima.serving.fleet import Fleet
+from optima.training.launch import training_argv, training_variables
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +43,14 @@ _AGAIN_S, _LAST_AGAIN_S = 5.0, 300.0  # before another try at what failed, doubl
 class NodeAgent:
     """Follows the run that owns a folder; ``run`` returns when that has ended."""
 
-    def __init__(self, board: Board, *, address: str, env: Environment, wait_s: float) -> None:
+    def __init__(
+        self, board: Board, *, address: str, env: Environment, train_env: str | None, wait_s: float
+    ) -> None:
         self.name = f"{socket.gethostname()}-{secrets.token_hex(3)}"
         self._board = board
         self._address = address
         self._env = env
+        self._train_env = train_env
         self._wait_s = wait_s
         self._fleet: Fleet | None = None
         self._served = 0  # the generation
@@ -74,7 +81,7 @@ class NodeAgent:
                     )
                 self._follow(wanted)
                 time.sleep(_POLL_S)
-                wanted = read_as(self._board.wanted, Wanted) or wanted
+                wanted = read_wanted(self._board) or wanted
         finally:
             self._closing.set()
             self._give_up_change()
@@ -92,7 +99,7 @@ class NodeAgent:
             pulse.note(self._run_beat())
             if pulse.has_changed:
                 self._board.check("--shared")
-                wanted = read_as(self._board.wanted, Wanted)
+                wanted = read_wanted(self._board)
                 if wanted is not None and not wanted.is_over:
                     return wanted
             time.sleep(_POLL_S)
@@ -125,38 +132,52 @@ class NodeAgent:
 
     def _follow(self, wanted: Wanted) -> None:
         """Begin to serve what is wanted, unless that is under way or done."""
-        if wanted.model is None or wanted.generation == self._served:
-            return
         if self._change is not None and self._change.is_alive():
-            assert self._changing_to is not None
-            if self._changing_to.model != wanted.model:
+            if self._is_obsolete(wanted):
                 self._give_up_change()
             return  # or when it has ended, which takes no second start
+        is_nothing = wanted.model is None and wanted.training is None
+        if is_nothing or wanted.generation == self._served:
+            return
         self._served = 0
         self._is_outdated.clear()
         self._changing_to = wanted
         self._change = threading.Thread(target=self._serve, args=(wanted,), name="serve")
         self._change.start()
 
+    def _is_obsolete(self, wanted: Wanted) -> bool:
+        """Return whether what is under way is no longer wanted, or stands in the way of it."""
+        under_way = self._changing_to
+        assert under_way is not None
+        if under_way.training is not None or wanted.training is not None:
+            return under_way.generation != wanted.generation
+        return wanted.model is not None and under_way.model != wanted.model
+
     def _give_up_change(self) -> None:
-        """End a start of servers that is under way."""
+        """End a start of servers, or a training, that is under way."""
         self._is_outdated.set()
         while self._change is not None and self._change.is_alive():
-            if self._fleet is not None:
-                self._fleet.stop()
+            if (fleet := self._fleet) is not None:
+                fleet.stop()
             self._change.join(_POLL_S)
 
     def _serve(self, wanted: Wanted) -> None:
         """Serve what is wanted; what keeps it from that is announced."""
         try:
-            self._await_files(wanted)
-            self._take(wanted)
+            if wanted.training is not None:
+                self._train(wanted, wanted.training)
+            else:
+                self._await_files(wanted)
+                self._take(wanted)
             if not self._is_outdated.is_set():
                 self._trouble, self._served, self._n_failures = None, wanted.generation, 0
         except (OptimaError, OSError) as error:
             if not self._is_outdated.is_set():
                 self._trouble = str(error).partition("\n")[0]
                 logger.warning("%s", error)
+                if wanted.training is not None:  # which all machines begin anew, or none
+                    self._served = wanted.generation
+                    return
                 self._is_outdated.wait(min(_LAST_AGAIN_S, _AGAIN_S * 2**self._n_failures))
                 self._n_failures += 1
 
@@ -183,6 +204,41 @@ class NodeAgent:
         )
         self._fleet.__enter__()
 
+    def _train(self, wanted: Wanted, training: Training) -> None:
+        """Do this node's part of a training; raises ProcessError when it fails."""
+        if self.name not in training.rank_by_node:
+            return
+        if self._fleet is not None:
+            self._fleet.stop()
+            self._fleet = None
+        self._trouble = None
+        devices = detect_devices(wanted.recipe.serving)
+        if len(devices.gpus) < training.n_gpus:
+            raise UsageError(
+                f"serving.training_nodes: has {len(devices.gpus)} GPUs, {training.n_gpus} are "
+                "needed as on the run's own; give it as many, or serving.gpus fewer"
+            )
+        devices = replace(devices, gpus=devices.gpus[: training.n_gpus])
+        env = require_environment(self._train_env, "train")
+        log_name = f"training_{wanted.generation}.log"
+        process = ManagedProcess(
+            training_argv(
+                env,
+                Path(training.folder),
+                kind=training.kind,
+                port=training.port,
+                machines=training.machines(self.name),
+            ),
+            name="training",
+            log_path=self._board.logs(self.name) / log_name,
+            env=env.environ(training_variables(devices)),
+        )
+        with process:
+            while not self._is_outdated.is_set():
+                if process.has_ended_within(_POLL_S):
+                    process.check(_POLL_S)
+                    return
+
     def _await_files(self, wanted: Wanted) -> None:
         """Wait until this node sees the model as the run does; UsageError when it does not."""
         deadline = time.monotonic() + FILES_S
@@ -208,36 +264,20 @@ def _missing(wanted: Wanted) -> str | None:
     return None
 
 
-def node_address(given: str | None) -> str:
-    """Return the address that servers of this node listen on, by default that of its host name.
+def serve_node(
+    folder: Path,
+    *,
+    address: str | None,
+    env: Environment,
+    train_env: str | None = None,
+    wait_s: float,
+) -> str:
+    """Be a node of the run that owns ``folder`` until it ends; return the line that says so.
 
-    Raises UsageError when it is none, all, or, unless it was given, one that no other node reaches.
+    ``train_env`` names the environment of trainings in which it takes part.
     """
-    name = given or socket.gethostname()
-    place = "--address" if given else "--address: is not given, and the host's name"
-    try:
-        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]
-        address = ipaddress.ip_address(found)
-        with socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET) as probe:
-            probe.bind((str(address), 0))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(
-            f"{place} {name}: is no address of this host ({reason}); name the address by which "
-            "the run reaches this node"
-        ) from error
-    if address.is_unspecified:
-        raise UsageError(f"{place} {name}: stands for all addresses of this host; name one of them")
-    if given is None and address.is_loopback:
-        raise UsageError(
-            f"{place} {name} leads to {address}, which no other node reaches; name the address by "
-            "which the run reaches this node"
-        )
-    return str(address)
-
-
-def serve_node(folder: Path, *, address: str | None, env: Environment, wait_s: float) -> str:
-    """Be a node of the run that owns ``folder`` until it ends; return the line that says so."""
-    where = node_address(address)
+    where = node_address(address, "--address")
     check_sockets()
-    return NodeAgent(Board(folder.absolute()), address=where, env=env, wait_s=wait_s).run()
+    board = Board(folder.absolute())
+    agent = NodeAgent(board, address=where, env=env, train_env=train_env, wait_s=wait_s)
+    return agent.run()

@@ -1,167 +1,48 @@
-"""Nodes that serve beside a run, as files in a folder that all of them see.
+"""The run's side of its nodes: what they are to do, and a list of servers that is true to them.
 
-The run writes what it wants served and a count that goes on; every node writes the servers it has
-and such a count (docs/decisions/0008-many-nodes.md). Counts are compared with nothing but what they
-were: without a change for ``serving.node_timeout_s``, by the clock of who waits, the other is gone.
-Here stands what both sides say, and the run's side, which keeps a list of servers true to the
-nodes; the node's is ``serving/agent``.
+It speaks with them by files (``serving/board``) and asks a server of theirs whether it serves the
+right model before any turn is asked of it.
 """
 
 import contextlib
 import fcntl
 import logging
-import os
 import secrets
-import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal, Self, TypeVar
+from typing import IO, Self
 
-from pydantic import Field, ValidationError
-
-from optima.errors import OptimaError, RunBusyError, UsageError
+from optima.errors import OptimaError, RunBusyError, StageError, UsageError
 from optima.recipe.schema import Recipe
 from optima.records import disk_errors, make_folder, write_text
+from optima.serving.board import (
+    BEAT_S,
+    Announced,
+    Board,
+    Pulse,
+    Training,
+    Wanted,
+    make_key,
+    node_address,
+    read_as,
+    replace_text,
+)
 from optima.serving.client import MODEL_NAME, Roster, Server
 from optima.serving.probe import check_completion, check_served
-from optima.types import ModelRef, Record
+from optima.training.jobs import Machines, Others
+from optima.types import ModelRef
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
-BEAT_S = 1.0  # between two signs of life
 _N_ASKED = 16  # servers asked at once whether they serve
 _ASK_S = 30.0
 _ASK_AGAIN_S = 5.0
 _HUNG = 3  # calls without an answer in a row
 Leaving = Callable[[Server], bool]
-R = TypeVar("R", bound=Record)
-
-
-class Wanted(Record):
-    """What a run wants its nodes to serve; ``model`` is None while it wants nothing.
-
-    A node serves it once it sees each of ``files`` with its size. ``generation`` grows with every
-    change. ``is_over`` tells nodes to stop.
-    """
-
-    schema_version: Literal[1] = 1
-    run: str
-    generation: int
-    recipe: Recipe
-    model: ModelRef | None = None
-    files: dict[str, int] = Field(default_factory=dict)
-    is_over: bool = False
-
-
-class Announced(Record):
-    """What a node says of itself: the servers that serve ``generation``, or what is wrong."""
-
-    schema_version: Literal[1] = 1
-    beat: int
-    generation: int
-    urls: tuple[str, ...] = ()
-    trouble: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Board:
-    """The folder and the files in it."""
-
-    folder: Path
-
-    @property
-    def wanted(self) -> Path:
-        """What the run wants served."""
-        return self.folder / "wanted.json"
-
-    @property
-    def beat(self) -> Path:
-        """The run's count."""
-        return self.folder / "beat"
-
-    @property
-    def key(self) -> Path:
-        """The key of all servers, which its owner alone can read."""
-        return self.folder / "key"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the run that owns the folder."""
-        return self.folder / "owner.lock"
-
-    @property
-    def announced(self) -> Path:
-        """Where nodes announce themselves."""
-        return self.folder / "announced"
-
-    def node(self, name: str) -> Path:
-        """Where the node of this name does."""
-        return self.announced / f"{name}.json"
-
-    def logs(self, name: str) -> Path:
-        """Where the logs of a node's servers are."""
-        return self.folder / "logs" / name
-
-    def check(self, place: str) -> None:
-        """Raise UsageError unless the folder is this user's alone to write to."""
-        try:
-            found = self.folder.stat()
-        except OSError as error:
-            raise UsageError(
-                f"{place}: {self.folder}: cannot be read ({error.strerror}); name a folder that "
-                "all nodes see"
-            ) from error
-        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise UsageError(
-                f"{place}: {self.folder}: others can write to it, and what stands there is run on "
-                "all nodes; take a folder of your own (chmod go-w)"
-            )
-
-
-def board_of(recipe: Recipe, run_dir: Path) -> Board | None:
-    """Return the folder of a run's nodes, None where it has none."""
-    folder = recipe.serving.nodes
-    if folder is None:
-        return None
-    return Board((run_dir / "nodes" if folder == AUTO else Path(folder)).absolute())
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replace a file that is written every second, which no crash need keep."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def read_as(path: Path, kind: type[R]) -> R | None:
-    """Return the record in a file, None where there is none yet or none that can be read."""
-    with contextlib.suppress(OSError, ValidationError):
-        return kind.model_validate_json(path.read_bytes())
-    return None
-
-
-@dataclass(slots=True)
-class Pulse:
-    """When a count was last seen to change; ``has_changed`` once it was."""
-
-    count: object = None
-    seen: float = field(default_factory=time.monotonic)
-    has_changed: bool = False
-
-    def note(self, count: object) -> None:
-        """Take a count as it is read now; None is none."""
-        if count is not None and count != self.count:
-            self.has_changed = self.count is not None
-            self.count, self.seen = count, time.monotonic()
-
-    def silent_s(self) -> float:
-        """Return the seconds since the last change."""
-        return time.monotonic() - self.seen
 
 
 @dataclass(eq=False)
@@ -177,7 +58,8 @@ class _Node:
 class Nodes:
     """The run's side: a context manager that owns the folder and keeps a list of servers true.
 
-    Raises RunBusyError when another run owns the folder, UsageError when others can write to it.
+    Raises RunBusyError when another run owns the folder, UsageError when others can write to it or
+    this node has no address at which the others find it for a training.
     """
 
     def __init__(self, board: Board, recipe: Recipe, run_dir: Path) -> None:
@@ -185,6 +67,10 @@ class Nodes:
         self._run = str(run_dir.absolute())
         self._recipe = _for_nodes(recipe)
         self._timeout_s = recipe.serving.node_timeout_s
+        self._address = ""
+        if recipe.serving.training_nodes > 1:  # before any work is done
+            given = recipe.serving.training_address
+            self._address = node_address(given, "serving.training_address")
         self._wanted = Wanted(run=self._run, generation=0, recipe=self._recipe)
         self._roster: Roster | None = None
         self._nodes: dict[str, _Node] = {}
@@ -218,7 +104,7 @@ class Nodes:
                 "name another folder"
             ) from error
         with disk_errors(board.key):
-            self._api_key = _key(board.key)
+            self._api_key = make_key(board.key)
         before = read_as(board.wanted, Wanted)
         self._wanted = self._next(None, before.generation if before else 0)
         write_text(board.wanted, self._wanted.model_dump_json())
@@ -230,7 +116,8 @@ class Nodes:
         self._closing.set()
         self._thread.join()
         self._pool.shutdown(wait=False, cancel_futures=True)  # what is asked has a deadline
-        over = self._wanted.model_copy(update={"model": None, "files": {}, "is_over": True})
+        nothing: dict[str, object] = {"model": None, "files": {}, "training": None}
+        over = self._wanted.model_copy(update={**nothing, "is_over": True})
         try:
             with contextlib.suppress(OptimaError):  # then they miss the count
                 write_text(self.board.wanted, over.model_dump_json())
@@ -251,10 +138,49 @@ class Nodes:
                 self._change(None, None)
         _dismiss(roster, lambda _: True, "the run takes no answers of it now")
 
-    def _change(self, model: ModelRef | None, roster: Roster | None) -> None:
+    def rest(self) -> None:
+        """Want nothing of the nodes; they keep what they serve."""
+        self._change(None, None)
+
+    @property
+    def start_timeout_s(self) -> float:
+        """How long a node may take to be there when it is needed."""
+        return self._recipe.serving.start_timeout_s
+
+    def others(self, n_machines: int, n_gpus: int) -> Others:
+        """Return the nodes that share trainings with this one, ``n_machines`` in all."""
+        return _Party(self, Machines(n_machines, 0, self._address), n_gpus)
+
+    def there(self) -> list[str]:
+        """Return the names of the nodes that are there."""
+        return sorted(
+            name for name, node in list(self._nodes.items())
+            if node.pulse.has_changed and not node.is_gone
+        )  # fmt: skip
+
+    def train(self, training: Training) -> None:
+        """Have nodes take part in a training, until something else is wanted."""
+        self._change(None, None, training)
+
+    def why_not_trained(self, nodes: Collection[str]) -> str | None:
+        """Return why one of these nodes does not train, None while all do or are done."""
+        generation, there = self._wanted.generation, self.there()
+        for name in nodes:
+            node = self._nodes.get(name)
+            if node is None or name not in there:
+                return f"node {name} is lost"
+            said = node.announced
+            if said.generation == generation and said.trouble is not None:
+                return f"node {name}: {said.trouble}"
+        return None
+
+    def _change(
+        self, model: ModelRef | None, roster: Roster | None, training: Training | None = None
+    ) -> None:
         with self._lock:
             before, self._roster = self._roster, roster
-            self._wanted = self._next(model, self._wanted.generation)
+            following = self._next(model, self._wanted.generation)
+            self._wanted = following.model_copy(update={"training": training})
             self._asked.clear()
             write_text(self.board.wanted, self._wanted.model_dump_json())
         if before is not None:
@@ -354,6 +280,54 @@ class Nodes:
         logger.info("node %s: %s serves too", name, url)
 
 
+@dataclass(eq=False)
+class _Party:
+    """The nodes that take part in a training."""
+
+    nodes: Nodes
+    machines: Machines
+    n_gpus: int
+    _names: tuple[str, ...] = ()
+
+    def start(self, output: Path, kind: str, port: int) -> None:
+        """Have the first nodes that are there start their part.
+
+        Raises StageError when too few come within ``serving.start_timeout_s``.
+        """
+        n, timeout_s = self.machines.n - 1, self.nodes.start_timeout_s
+        deadline = time.monotonic() + timeout_s
+        while len(there := self.nodes.there()) < n:
+            if time.monotonic() > deadline:
+                raise StageError(
+                    f"serving.training_nodes: {n + 1}: {len(there)} came beside this one "
+                    f"within {timeout_s:g} s (serving.start_timeout_s); start more (optima "
+                    "serve-node), or lower it and run again"
+                )
+            time.sleep(BEAT_S)
+        self._names = tuple(there[:n])
+        logger.info("training with nodes %s", ", ".join(self._names))
+        training = Training.model_validate(
+            {
+                "folder": str(output.absolute()),
+                "kind": kind,
+                "n_gpus": self.n_gpus,
+                "address": self.machines.address,
+                "port": port,
+                "rank_by_node": {name: rank for rank, name in enumerate(self._names, start=1)},
+            }
+        )
+        self.nodes.train(training)
+
+    def failure(self) -> str | None:
+        """Return why one of them cannot go on, None while all do."""
+        return self.nodes.why_not_trained(self._names)
+
+    def stop(self) -> None:
+        """End what is left of their part."""
+        with contextlib.suppress(OptimaError):
+            self.nodes.rest()
+
+
 def _dismiss(roster: Roster, is_leaving: Leaving, why: str) -> None:
     """Have servers of nodes leave; calls under way there end and are made again."""
     for server in roster.leave(lambda s: s.node is not None and is_leaving(s)):
@@ -365,7 +339,7 @@ def _for_nodes(recipe: Recipe) -> Recipe:
     tokenizer = recipe.model.tokenizer
     if tokenizer is not None and Path(tokenizer).is_dir():
         recipe = recipe.changed(model={"tokenizer": str(Path(tokenizer).resolve())})
-    return recipe.changed(serving={"gpus": None, "nodes": None})
+    return recipe.changed(serving={"gpus": None})
 
 
 def _sizes(model: ModelRef) -> dict[str, int]:
@@ -373,22 +347,3 @@ def _sizes(model: ModelRef) -> dict[str, int]:
     folders = [Path(place) for place in filter(None, (model.path, model.adapter))]
     files = (path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir()))
     return {str(path): path.stat().st_size for path in files if path.is_file()}
-
-
-def _key(path: Path) -> str:
-    """Return the key in a file that only its owner can read, which is made if it is not there."""
-    with contextlib.suppress(FileExistsError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(secrets.token_hex(16))
-    return read_key(path)
-
-
-def read_key(path: Path) -> str:
-    """Return the key; UsageError when others can read it, or it is none."""
-    key = path.read_text(encoding="utf-8").strip()
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise UsageError(f"{path}: others can read this key; remove it, then run again")
-    if len(key) < 32 or not key.isalnum():
-        raise UsageError(f"{path}: holds no key; remove it, then run again")
-    return key

@@ -24,11 +24,13 @@ from optima.recipe.schema import Recipe
 from optima.runs.directory import RunDir, Stage
 from optima.runs.identity import identify
 from optima.runs.layout import check_model
+from optima.serving.board import board_of
 from optima.serving.fleet import Fleet
-from optima.serving.nodes import Nodes, board_of
+from optima.serving.nodes import Nodes
 from optima.serving.scorer import Item, LossScorer
 from optima.stages.room import keep_of, serving_recipe
 from optima.tasks.task import Task
+from optima.training.jobs import Others
 from optima.types import ModelRef, Problem
 
 logger = logging.getLogger(__name__)
@@ -171,6 +173,13 @@ class Device:
         with contextlib.ExitStack() as stack:
             stack.callback(self._make_room)
             stack.callback(self._stop, LossScorer)
+
+    def others(self) -> Others | None:
+        """Return the other nodes that share trainings, None where this one trains alone."""
+        n = self._recipe.serving.training_nodes
+        if n == 1 or self._nodes is None:
+            return None
+        return self._nodes.others(n, len(self.devices.gpus))
 
     def fleet(self, model: ModelRef) -> Fleet:
         """Return ready servers of ``model``: the running ones if they serve it, or can."""

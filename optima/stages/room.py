@@ -240,10 +240,12 @@ def check_fit(recipe: Recipe, devices: Devices, env: Environment) -> Iterator[st
     Raises UsageError (or a kind of it) when batches cannot be split over the devices, the training
     environment ``env`` lacks what splits the model, or no GPU has the memory.
     """
-    check_batches(recipe, n_devices(devices))
+    n_nodes = recipe.serving.training_nodes
+    check_batches(recipe, n_nodes * n_devices(devices))
+    check_nodes(recipe, devices)
     if devices.kind == "cpu":
         return
-    n_gpus = len(devices.gpus)
+    n_gpus = n_nodes * len(devices.gpus)
     way = resolve_parallelism(recipe.train, n_gpus)
     if way == "zero3" and "deepspeed" not in package_versions(env, ("deepspeed",)):
         raise EnvironmentNotFoundError(
@@ -294,6 +296,20 @@ def room_for_training(recipe: Recipe, n_parameters: int) -> int:
     One of a model of 135M, which holds 2 GiB, was seen to take 8.
     """
     return 3 * bytes_per_gpu(recipe, n_parameters, 1) + _MARGIN
+
+
+def check_nodes(recipe: Recipe, devices: Devices) -> None:
+    """Raise UsageError when a training cannot be shared by as many nodes as the recipe says."""
+    n = recipe.serving.training_nodes
+    if n > 1 and devices.kind == "cpu":
+        raise UsageError(
+            f"serving.training_nodes: {n}: a training on CPUs is not shared by nodes; take 1"
+        )
+    if n > 1 and recipe.train.parallelism == "none":
+        raise UsageError(
+            f"serving.training_nodes: {n}: train.parallelism=none keeps a training on one GPU; "
+            "take another, or one node"
+        )
 
 
 def check_batches(recipe: Recipe, n_devices: int) -> None:

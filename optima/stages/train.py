@@ -54,6 +54,7 @@ def train(
         env=context.environments.train,
         devices=context.device.devices,
         log_path=context.log_path(out.name),
+        others=context.device.others(),
     )
     # none of a training that an older release finished
     logprobs = (path.name for path in out.path.glob(LOGPROBS_FILE))

@@ -20,6 +20,7 @@ from optima.runs.directory import check_same_recipe
 from optima.runs.files import RECIPE, is_owned
 from optima.runs.layout import check_model, read_done
 from optima.search.pairs import read_conversational
+from optima.serving.board import board_of, node_address
 from optima.serving.client import Server
 from optima.serving.fleet import endpoint_key, gpu_groups, server_argv
 from optima.serving.probe import served_as, served_models
@@ -38,6 +39,7 @@ from optima.stages.room import (
 )
 from optima.tasks import get_task
 from optima.tasks.loading import load_splits
+from optima.training.jobs import Machines
 from optima.training.launch import check_trackers, training_argv, training_devices
 from optima.types import ModelRef
 
@@ -147,6 +149,8 @@ def _processes(
     vllm_env, train_env = envs
     recipe = serving_recipe(recipe)
     yield "processes  (ports are examples; each start takes a free one)"
+    if (board := board_of(recipe, run_dir)) is not None:
+        yield f"  nodes, those that run: optima serve-node --shared {board.folder}"
     for endpoint in recipe.serving.endpoints:
         served = _served_by(endpoint, recipe.model.path)
         yield f"  endpoint {endpoint} serves {served}, for the start model"
@@ -167,13 +171,18 @@ def _processes(
         apart = _SCORER_RUNS.get(keep, "while no server runs")
         beside = _SCORER_RUNS["stay"] if recipe.search else apart
         yield f"  scorer on {_where(places.scorer.gpus)}, {beside}: {shlex.join(scorer)}"
-    trained_on = training_devices(recipe.train, devices)
+    n_nodes, machines = recipe.serving.training_nodes, None
+    if n_nodes > 1:
+        address = node_address(recipe.serving.training_address, "serving.training_address")
+        machines = Machines(n_nodes, 0, address)
+        yield f"  trainings by {n_nodes} nodes, this one of rank 0; the others start the same"
+    trained_on = training_devices(recipe.train, devices, n_nodes)
     first: dict[Training, str] = {}
     for iteration in iterations(recipe):
         first.setdefault(iteration.training, iteration.label)
     for kind, label in first.items():
         place = run_dir.resolve() / label / "train"
-        argv = training_argv(train_env, place, kind=kind, port=free_port())
+        argv = training_argv(train_env, place, kind=kind, port=free_port(), machines=machines)
         yield f"  training on {_where(trained_on.gpus)}: {shlex.join(argv)}"
 
 

@@ -8,7 +8,7 @@ temporary name, then renamed) and last ``result.json``: where that stands, the t
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -110,6 +110,32 @@ class TrainProgress(Record):
     n_steps: int
     loss: float | None
     tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Machines:
+    """How many machines share a training, the rank of one of them, and the address of the first."""
+
+    n: int
+    rank: int
+    address: str
+
+
+class Others(Protocol):
+    """Other machines that take part in trainings, each with as many GPUs as this one."""
+
+    @property
+    def machines(self) -> Machines:
+        """This machine, the first, among them."""
+
+    def start(self, output: Path, kind: str, port: int) -> None:
+        """Have them start their part of the job in ``output``; they meet at a port of this one."""
+
+    def failure(self) -> str | None:
+        """Return why one of them cannot go on, None while all do."""
+
+    def stop(self) -> None:
+        """End what is left of their part."""
 
 
 # One process, on one GPU or on the CPU.

@@ -41,6 +41,8 @@ from optima.training.jobs import (
     MODEL_DIR,
     PROGRESS_FILE,
     RESULT_FILE,
+    Machines,
+    Others,
     TrainJob,
     TrainProgress,
     TrainResult,
@@ -64,8 +66,16 @@ _POLL_S = 0.5
 _N_LINES_OF_LAUNCHER = 400  # a traceback of each process
 
 
-def training_argv(env: Environment, output_dir: Path, *, kind: str, port: int) -> tuple[str, ...]:
+def training_argv(
+    env: Environment, output_dir: Path, *, kind: str, port: int, machines: Machines | None = None
+) -> tuple[str, ...]:
     """Return the command that runs the job and the accelerate configuration in ``output_dir``."""
+    shared: tuple[str, ...] = ()
+    if machines is not None:
+        shared = (
+            *("--num_machines", str(machines.n), "--machine_rank", str(machines.rank)),
+            *("--main_process_ip", machines.address),
+        )
     return (
         str(env.python),
         "-m",
@@ -74,6 +84,7 @@ def training_argv(env: Environment, output_dir: Path, *, kind: str, port: int) -
         str(output_dir / ACCELERATE_FILE),
         "--main_process_port",
         str(port),
+        *shared,
         "-m",
         f"optima.training.{kind}",
         "--job",
@@ -163,9 +174,14 @@ def _shapes(model: ModelSection) -> dict[str, Sequence[int]]:
 
 
 def run_training(
-    job: TrainJob, *, env: Environment, devices: Devices, log_path: Path
+    job: TrainJob,
+    *,
+    env: Environment,
+    devices: Devices,
+    log_path: Path,
+    others: Others | None = None,
 ) -> TrainResult:
-    """Train, or return the result that is there already.
+    """Train, or return the result that is there already; ``others`` take part.
 
     Raises StageError when the training says why it cannot go on, and ProcessError, with the end of
     the log, when it fails otherwise or passes its deadline.
@@ -186,8 +202,11 @@ def run_training(
                 with disk_errors(path):
                     aside = move_aside(path)
                 logger.warning("%s: of a training with other inputs; moved to %s", path, aside.name)
-    devices = training_devices(job.train, devices)
-    config = accelerate_config(job.train, n_devices(devices), kind=job.kind)
+    machines = others.machines if others is not None else None
+    n_machines = machines.n if machines is not None else 1
+    devices = training_devices(job.train, devices, n_machines)
+    config = accelerate_config(job.train, n_machines * n_devices(devices), kind=job.kind)
+    config["num_machines"] = n_machines
     config["use_cpu"] = devices.kind == "cpu"
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -199,15 +218,20 @@ def run_training(
         }
         for name, text in written.items():
             (output / name).write_text(f"{text}\n", encoding="utf-8")
+    port = free_port() if machines is None else free_port(machines.address)
     process = ManagedProcess(
-        training_argv(env, output, kind=job.kind, port=free_port()),
+        training_argv(env, output, kind=job.kind, port=port, machines=machines),
         name="training",
         log_path=log_path,
         env=env.environ(training_variables(devices)),
     )
-    with process:
+    with contextlib.ExitStack() as stack:
+        if others is not None:
+            stack.callback(others.stop)
+            others.start(output, job.kind, port)
+        stack.enter_context(process)
         try:
-            _follow(process, output / PROGRESS_FILE, job.train.timeout_s)
+            _follow(process, output / PROGRESS_FILE, job.train.timeout_s, others)
         except ProcessError as error:
             raise _explained(process) or error from error
     result = _read(job.result_path, TrainResult)
@@ -239,22 +263,26 @@ def n_devices(devices: Devices) -> int:
     return len(devices.gpus) if devices.kind == "cuda" else 1
 
 
-def training_devices(train: TrainSection, devices: Devices) -> Devices:
+def training_devices(train: TrainSection, devices: Devices, n_machines: int = 1) -> Devices:
     """Return the devices that a training sees: one process would put a step on every GPU it sees,
     and so take as many times the rows of a batch.
     """
-    if devices.kind == "cuda" and n_processes(train, len(devices.gpus)) == 1:
+    if devices.kind == "cuda" and n_processes(train, n_machines * len(devices.gpus)) == 1:
         return replace(devices, gpus=devices.gpus[:1])
     return devices
 
 
-def _follow(process: ManagedProcess, progress_path: Path, timeout_s: float) -> None:
-    """Wait for the process while showing its progress."""
+def _follow(
+    process: ManagedProcess, progress_path: Path, timeout_s: float, others: Others | None = None
+) -> None:
+    """Wait for the process while showing its progress; StageError when one of the others fails."""
     deadline = time.monotonic() + timeout_s
     with tqdm(desc="training", unit="step", disable=not sys.stderr.isatty(), leave=False) as bar:
         while (left_s := deadline - time.monotonic()) > 0:
             if process.has_ended_within(min(_POLL_S, left_s)):
                 break
+            if others is not None and (failure := others.failure()) is not None:
+                raise StageError(f"training: {failure}; its log here: {process.log_path}")
             progress = _read(progress_path, TrainProgress)
             if progress is not None and progress.step != bar.n:
                 bar.total = progress.n_steps

@@ -67,11 +67,12 @@ def test_upper_bound_itself_is_taken(key: str, tmp_path: Path) -> None:
     others = {
         "conversation.max_turn_tokens": ["model.max_model_len=10000000"],
         "select.min_share": ["select.keep_to=1"],
+        "serving.training_nodes": ["serving.nodes=auto"],
     }
     load_recipe(path, [*others.get(key, ()), override(key, NUMBERS[key]["maximum"])])
 
 
 def test_deadlines_are_what_a_thread_can_wait_for() -> None:
     waits = [node for key, node in NUMBERS.items() if key.endswith("_s")]
-    assert len(waits) == 3
+    assert len(waits) == 4
     assert all(node["maximum"] <= threading.TIMEOUT_MAX for node in waits)

@@ -121,6 +121,13 @@ CONTRADICTIONS = {
     "serving: {endpoints: [localhost:8000]}": (
         "serving.endpoints: 'localhost:8000' must be a URL; write http://host:port"
     ),
+    "serving: {nodes: auto, endpoints: ['http://host:8000']}": (
+        "serving.nodes: cannot stand beside endpoints, which serve the start model only; remove one"
+    ),
+    "serving: {training_nodes: 2}": (
+        "serving.training_nodes: 2: needs nodes, the folder by which they are found; write nodes: "
+        "auto"
+    ),
     "serving: {endpoints: ['http://host:80000']}": (
         "serving.endpoints: 'http://host:80000' must be a URL; write http://host:port"
     ),
@@ -199,7 +206,7 @@ def test_contradictory_values_are_refused_with_what_to_do(text: str, tmp_path: P
 @pytest.mark.parametrize(
     ("argument", "remedy"),
     [
-        ("--host=0.0.0.0", "remove it: servers listen on 127.0.0.1 only"),
+        ("--host=0.0.0.0", "remove it: servers listen on 127.0.0.1, those of nodes"),
         ("--port", "set serving.port"),
         ("--model", "set model.path"),
         ("--api-key", "remove it: each start draws a key"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -19,10 +20,10 @@ from optima.conversation.dialogue import Completion
 from optima.errors import RunBusyError, UsageError
 from optima.processes.devices import Devices
 from optima.recipe.schema import ModelSection, Recipe, ServingSection
-from optima.serving.agent import node_address
+from optima.serving.board import Announced, Board, Wanted, node_address, read_as
 from optima.serving.client import CompletionClient
 from optima.serving.fleet import Fleet
-from optima.serving.nodes import Announced, Board, Nodes, Wanted, read_as
+from optima.serving.nodes import Nodes
 from optima.serving.probe import check_served
 from optima.types import ModelRef
 from tests.fakes import fake_environment
@@ -64,13 +65,21 @@ class Site:
         self.nodes: list[Node] = []
 
     def start(
-        self, *options: str, address: str = "127.0.0.1", before: tuple[str, ...] = ()
+        self,
+        *options: str,
+        address: str = "127.0.0.1",
+        before: tuple[str, ...] = (),
+        train_fails: int = 0,
+        train_seconds: float = 0.0,
     ) -> Node:
         place = self.folder / f"node{len(self.nodes)}"
-        environment = fake_environment(place, server=options)
+        environment = fake_environment(
+            place, server=options, train_fails=train_fails, train_seconds=train_seconds
+        )
         log = place / "agent.log"
         words = ["serve-node", "--shared", str(self.board.folder), "--address", address]
         words += ["--wait-s", "60", "--vllm-env", str(environment.prefix)]
+        words += ["--train-env", str(environment.prefix)]
         with log.open("wb") as file:
             process = psutil.Popen([*before, *OPTIMA, *words], stdout=file, stderr=file)
         self.nodes.append(Node(process, environment.prefix, log))
@@ -355,7 +364,7 @@ def test_folder_that_is_a_file_is_named(site: Site) -> None:
 )
 def test_address_that_a_node_cannot_listen_on_is_refused(given: str, rule: str) -> None:
     with pytest.raises(UsageError, match=rule) as got:
-        node_address(given)
+        node_address(given, "--address")
     assert str(got.value).startswith(f"--address {given}: ")
 
 
@@ -364,8 +373,8 @@ def test_host_whose_name_leads_to_itself_alone_is_told_to_name_an_address(
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
     with pytest.raises(UsageError, match="which no other node reaches; name the address"):
-        node_address(None)
-    assert node_address("127.0.0.1") == "127.0.0.1"
+        node_address(None, "--address")
+    assert node_address("127.0.0.1", "--address") == "127.0.0.1"
 
 
 def test_node_without_a_run_gives_up_and_names_the_folder(site: Site) -> None:
@@ -378,6 +387,15 @@ def test_node_without_a_run_gives_up_and_names_the_folder(site: Site) -> None:
     assert done.returncode == 1
     assert f"--shared {site.board.folder}: no run with serving.nodes there" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_node_of_another_release_than_its_run_says_so(site: Site, first: ModelRef) -> None:
+    with site.fleet(first):
+        wanted = json.loads(site.board.wanted.read_text(encoding="utf-8"))
+        site.board.wanted.write_text(json.dumps({**wanted, "new": 1}), encoding="utf-8")
+        node = site.start()
+        assert node.wait() == 2
+        assert "wanted.json: new: Extra inputs are not permitted; let run and" in node.said()
 
 
 SPACES = ("optima-a", "optima-b")

@@ -16,6 +16,7 @@ from tests.fakes import commands, fake_environment
 from tests.processes.test_devices import write_smi
 
 ONE = Devices("cuda", (0,))
+TWO = Devices("cuda", (0, 1))
 FOUR = Devices("cuda", (0, 1, 2, 3))
 
 
@@ -225,3 +226,17 @@ def test_environment_without_what_splits_a_model_is_refused_where_it_is_split(
         list(check_fit(_recipe(tmp_path), FOUR, environment))
     assert list(check_fit(_recipe(tmp_path, "train.parallelism=fsdp"), FOUR, environment))
     assert list(check_fit(_recipe(tmp_path, gib=1), ONE, environment))
+
+
+def test_training_shared_by_nodes_is_counted_over_all_their_gpus(tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path)
+    nodes = ("serving.nodes=auto", "serving.training_nodes=2")
+    recipe = _recipe(tmp_path, "train.batch_size=4", *nodes)
+    assert list(check_fit(recipe, TWO, environment)) == []
+    with pytest.raises(RecipeError, match=r"train\.batch_size: 4: the 8 devices do not divide it"):
+        list(check_fit(recipe, FOUR, environment))
+    with pytest.raises(UsageError, match="a training on CPUs is not shared by nodes; take 1"):
+        list(check_fit(_recipe(tmp_path, *nodes), Devices("cpu"), environment))
+    alone = _recipe(tmp_path, "train.parallelism=none", *nodes)
+    with pytest.raises(UsageError, match=r"training_nodes: 2: train\.parallelism=none keeps"):
+        list(check_fit(alone, TWO, environment))
