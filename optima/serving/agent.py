@@ -6,13 +6,20 @@ stops when the run is over, when the run gives no sign of life, and on a signal.
 """
 
 import contextlib
+import hmac
+import json
 import logging
 import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ValidationError
 
 from optima.errors import OptimaError, ServerError, UsageError
 from optima.processes.devices import check_sockets, detect_devices
@@ -30,7 +37,10 @@ from optima.serving.board import (
     read_wanted,
     replace_text,
 )
+from optima.serving.client import url_of
 from optima.serving.fleet import Fleet
+from optima.serving.nodes import SCORE_PATH
+from optima.serving.scorer import LossScorer
 from optima.training.launch import training_argv, training_variables
 
 logger = logging.getLogger(__name__)
@@ -53,6 +63,8 @@ class NodeAgent:
         self._train_env = train_env
         self._wait_s = wait_s
         self._fleet: Fleet | None = None
+        self._scorer: LossScorer | None = None
+        self._desk: ScoringDesk | None = None
         self._served = 0  # the generation
         self._trouble: str | None = None
         self._n_failures = 0
@@ -85,8 +97,7 @@ class NodeAgent:
         finally:
             self._closing.set()
             self._give_up_change()
-            if self._fleet is not None:
-                self._fleet.stop()
+            self._clear()
             teller.join()
             with contextlib.suppress(OSError):
                 self._board.node(self.name).unlink(missing_ok=True)
@@ -123,9 +134,11 @@ class NodeAgent:
             self._closing.wait(BEAT_S)
 
     def _announced(self, beat: int) -> Announced:
-        fleet, generation = self._fleet, self._served
-        servers = fleet.servers if fleet is not None and generation else ()
+        fleet, generation, desk = self._fleet, self._served, self._desk
+        servers = fleet.servers if fleet is not None and generation and desk is None else ()
         urls = tuple(server.base_url for server in servers if server.is_alive)
+        if desk is not None and generation:
+            urls = (desk.url,)
         failures = [server.failure for server in servers if server.failure]
         trouble = self._trouble or (failures[0].partition("\n")[0] if failures else None)
         return Announced(beat=beat, generation=generation, urls=urls, trouble=trouble)
@@ -149,7 +162,8 @@ class NodeAgent:
         """Return whether what is under way is no longer wanted, or stands in the way of it."""
         under_way = self._changing_to
         assert under_way is not None
-        if under_way.training is not None or wanted.training is not None:
+        others = (under_way.training, wanted.training)
+        if others != (None, None) or under_way.is_scored != wanted.is_scored:
             return under_way.generation != wanted.generation
         return wanted.model is not None and under_way.model != wanted.model
 
@@ -159,6 +173,8 @@ class NodeAgent:
         while self._change is not None and self._change.is_alive():
             if (fleet := self._fleet) is not None:
                 fleet.stop()
+            if (scorer := self._scorer) is not None:
+                scorer.stop()
             self._change.join(_POLL_S)
 
     def _serve(self, wanted: Wanted) -> None:
@@ -166,6 +182,9 @@ class NodeAgent:
         try:
             if wanted.training is not None:
                 self._train(wanted, wanted.training)
+            elif wanted.is_scored:
+                self._await_files(wanted)
+                self._score(wanted)
             else:
                 self._await_files(wanted)
                 self._take(wanted)
@@ -182,6 +201,7 @@ class NodeAgent:
                 self._n_failures += 1
 
     def _take(self, wanted: Wanted) -> None:
+        self._close_desk()
         recipe, model, fleet = wanted.recipe, wanted.model, self._fleet
         assert model is not None
         if fleet is not None and fleet.servers and fleet.recipe == recipe:
@@ -204,13 +224,41 @@ class NodeAgent:
         )
         self._fleet.__enter__()
 
+    def _clear(self) -> None:
+        """Free the devices."""
+        self._close_desk()
+        if self._fleet is not None:
+            self._fleet.stop()
+            self._fleet = None
+
+    def _close_desk(self) -> None:
+        desk, self._desk = self._desk, None
+        if desk is not None:
+            desk.__exit__()
+
+    def _score(self, wanted: Wanted) -> None:
+        """Compute losses under what is wanted, beside servers only where they stay."""
+        assert wanted.model is not None
+        self._close_desk()
+        if wanted.recipe.serving.keep != "stay":
+            self._clear()
+        scorer = LossScorer(
+            wanted.model,
+            recipe=wanted.recipe,
+            devices=detect_devices(wanted.recipe.serving),
+            env=require_environment(self._train_env, "train"),
+            log_dir=self._board.logs(self.name),
+        )
+        self._scorer = scorer
+        desk = ScoringDesk(scorer, self._address, read_key(self._board.key))
+        if not self._is_outdated.is_set():
+            self._desk = desk.__enter__()
+
     def _train(self, wanted: Wanted, training: Training) -> None:
         """Do this node's part of a training; raises ProcessError when it fails."""
         if self.name not in training.rank_by_node:
             return
-        if self._fleet is not None:
-            self._fleet.stop()
-            self._fleet = None
+        self._clear()
         self._trouble = None
         devices = detect_devices(wanted.recipe.serving)
         if len(devices.gpus) < training.n_gpus:
@@ -250,6 +298,79 @@ class NodeAgent:
             if time.monotonic() > deadline:
                 raise UsageError(self._trouble)
             self._is_outdated.wait(_POLL_S)
+
+
+class ScoringDesk:
+    """An HTTP server by which a node's scorer is asked for losses, with the run's key.
+
+    One request at a time is computed; the scorer spreads it over the GPUs.
+    """
+
+    def __init__(self, scorer: LossScorer, address: str, api_key: str) -> None:
+        self._scorer = scorer
+        expected = f"Bearer {api_key}".encode()
+        computing = threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._reply(lambda: b"{}")
+
+            def do_POST(self) -> None:
+                self._reply(self._losses)
+
+            def _losses(self) -> bytes:
+                size = int(self.headers.get("Content-Length", 0))
+                asked = ScoreRequest.model_validate_json(self.rfile.read(size))
+                with computing:
+                    losses = scorer.losses(asked.items)
+                return json.dumps({"losses": losses}).encode()
+
+            def _reply(self, answer: Callable[[], bytes]) -> None:
+                given = self.headers.get("Authorization", "").encode("latin-1")
+                if not hmac.compare_digest(given, expected):
+                    status, body = 401, b"Unauthorized"
+                elif self.path != SCORE_PATH:
+                    status, body = 404, b"Not Found"
+                else:
+                    try:
+                        status, body = 200, answer()
+                    except (OptimaError, ValidationError) as error:
+                        status, body = 500, str(error).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing of a request."""
+
+        kind = type("Desk", (ThreadingHTTPServer,), {
+            "address_family": socket.AF_INET6 if ":" in address else socket.AF_INET,
+            "daemon_threads": True,
+        })  # fmt: skip
+        self._server: ThreadingHTTPServer = kind((address, 0), Handler)
+        self.url = url_of(address, self._server.server_address[1])
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self._scorer.__enter__()
+        except BaseException:
+            self._server.server_close()
+            raise
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._scorer.stop()
+
+
+class ScoreRequest(BaseModel):
+    """The texts of a request, each after its header."""
+
+    items: list[tuple[str, str]]
 
 
 def _missing(wanted: Wanted) -> str | None:

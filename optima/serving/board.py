@@ -48,8 +48,9 @@ class Training(Record):
 class Wanted(Record):
     """What a run wants its nodes to serve, or to train; ``model`` is None while it is neither.
 
-    A node serves it once it sees each of ``files`` with its size. ``generation`` grows with every
-    change. ``is_over`` tells nodes to stop.
+    A node serves it once it sees each of ``files`` with its size; with ``is_scored`` it computes
+    losses under it instead of completions. ``generation`` grows with every change. ``is_over``
+    tells nodes to stop.
     """
 
     schema_version: Literal[1] = 1
@@ -58,6 +59,7 @@ class Wanted(Record):
     recipe: Recipe
     model: ModelRef | None = None
     files: dict[str, int] = Field(default_factory=dict)
+    is_scored: bool = False
     training: Training | None = None
     is_over: bool = False
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Self
 
-from optima.errors import OptimaError, RunBusyError, StageError, UsageError
+from optima.errors import OptimaError, RunBusyError, ServerError, StageError, UsageError
 from optima.recipe.schema import Recipe
 from optima.records import disk_errors, make_folder, write_text
 from optima.serving.board import (
@@ -32,12 +32,13 @@ from optima.serving.board import (
     replace_text,
 )
 from optima.serving.client import MODEL_NAME, Roster, Server
-from optima.serving.probe import check_completion, check_served
+from optima.serving.probe import ask, check_completion, check_served
 from optima.training.jobs import Machines, Others
 from optima.types import ModelRef
 
 logger = logging.getLogger(__name__)
 
+SCORE_PATH = "/score"  # of a node that computes losses
 _N_ASKED = 16  # servers asked at once whether they serve
 _ASK_S = 30.0
 _ASK_AGAIN_S = 5.0
@@ -106,7 +107,9 @@ class Nodes:
         with disk_errors(board.key):
             self._api_key = make_key(board.key)
         before = read_as(board.wanted, Wanted)
-        self._wanted = self._next(None, before.generation if before else 0)
+        if before is not None:
+            self._wanted = before
+        self._wanted = self._next()
         write_text(board.wanted, self._wanted.model_dump_json())
         logger.info("nodes: optima serve-node --shared %s", board.folder)
         self._thread.start()
@@ -125,22 +128,23 @@ class Nodes:
             if self._file is not None:
                 self._file.close()
 
-    def serve(self, model: ModelRef, roster: Roster) -> None:
-        """Have the nodes serve ``model``; their servers join ``roster`` as they do, and leave it
-        with the nodes.
+    def serve(self, model: ModelRef, roster: Roster, *, is_scored: bool = False) -> None:
+        """Have the nodes serve ``model``, or compute losses under it.
+
+        Their servers join ``roster`` as they do, and leave it with the nodes.
         """
-        self._change(model, roster)
+        self._change(self._next(model, is_scored=is_scored), roster)
 
     def withdraw(self, roster: Roster) -> None:
         """Take the nodes' servers from ``roster``, if it is theirs; they stay ready for more."""
         if self._roster is roster:
             with contextlib.suppress(OptimaError):  # who stops is not to be kept from it
-                self._change(None, None)
+                self._change(self._next())
         _dismiss(roster, lambda _: True, "the run takes no answers of it now")
 
     def rest(self) -> None:
         """Want nothing of the nodes; they keep what they serve."""
-        self._change(None, None)
+        self._change(self._next())
 
     @property
     def start_timeout_s(self) -> float:
@@ -160,7 +164,7 @@ class Nodes:
 
     def train(self, training: Training) -> None:
         """Have nodes take part in a training, until something else is wanted."""
-        self._change(None, None, training)
+        self._change(self._next(training=training))
 
     def why_not_trained(self, nodes: Collection[str]) -> str | None:
         """Return why one of these nodes does not train, None while all do or are done."""
@@ -174,22 +178,30 @@ class Nodes:
                 return f"node {name}: {said.trouble}"
         return None
 
-    def _change(
-        self, model: ModelRef | None, roster: Roster | None, training: Training | None = None
-    ) -> None:
+    def _change(self, wanted: Wanted, roster: Roster | None = None) -> None:
         with self._lock:
             before, self._roster = self._roster, roster
-            following = self._next(model, self._wanted.generation)
-            self._wanted = following.model_copy(update={"training": training})
+            self._wanted = wanted
             self._asked.clear()
-            write_text(self.board.wanted, self._wanted.model_dump_json())
+            write_text(self.board.wanted, wanted.model_dump_json())
         if before is not None:
-            _dismiss(before, lambda _: True, "it is to serve another model")
+            _dismiss(before, lambda _: True, "it is to do something else")
 
-    def _next(self, model: ModelRef | None, generation: int) -> Wanted:
-        files = {} if model is None else _sizes(model)
+    def _next(
+        self,
+        model: ModelRef | None = None,
+        *,
+        is_scored: bool = False,
+        training: Training | None = None,
+    ) -> Wanted:
         return Wanted(
-            run=self._run, generation=generation + 1, recipe=self._recipe, model=model, files=files
+            run=self._run,
+            generation=self._wanted.generation + 1,
+            recipe=self._recipe,
+            model=model,
+            files={} if model is None else _sizes(model),
+            is_scored=is_scored,
+            training=training,
         )
 
     def _watch(self) -> None:
@@ -266,8 +278,12 @@ class Nodes:
         self._n_servers += 1
         server = Server(1000 + self._n_servers, url, self._api_key, node=name)
         try:
-            check_completion(server, MODEL_NAME, _ASK_S)
-            check_served(server, MODEL_NAME, wanted.model, _ASK_S)
+            if wanted.is_scored:
+                if ask(server, "GET", SCORE_PATH, None, _ASK_S)[0] != 200:
+                    raise ServerError(f"{url}: does not score")
+            else:
+                check_completion(server, MODEL_NAME, _ASK_S)
+                check_served(server, MODEL_NAME, wanted.model, _ASK_S)
         except OptimaError as error:
             logger.warning("node %s: %s", name, str(error).partition("\n")[0])
             self._asked[url] = time.monotonic() + _ASK_AGAIN_S
@@ -277,7 +293,7 @@ class Nodes:
                 return
             roster.join(server)
         self._asked[url] = 0.0
-        logger.info("node %s: %s serves too", name, url)
+        logger.info("node %s: %s %s too", name, url, "scores" if wanted.is_scored else "serves")
 
 
 @dataclass(eq=False)

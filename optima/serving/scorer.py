@@ -2,7 +2,8 @@
 
 One worker process per GPU, or one on the CPU, runs ``optima.training.score`` in the training
 environment. Equal items are computed once; items are ordered by length and sent in requests of
-bounded size, several requests to a worker never at once. A dead worker is restarted once.
+bounded size, several requests to a worker never at once. A dead worker is restarted once. Nodes of
+a run compute losses too (``nodes``): what a node that is lost had is asked of the others.
 """
 
 import contextlib
@@ -25,6 +26,10 @@ from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import Recipe, ServingSection
+from optima.serving.client import Roster, Server
+from optima.serving.nodes import SCORE_PATH, Nodes
+from optima.serving.probe import ask
+from optima.serving.reply import RetryableError
 from optima.types import ModelRef
 
 logger = logging.getLogger(__name__)
@@ -35,6 +40,7 @@ REQUEST_ITEMS = 2048
 CPU_SHARE = 10  # a request is this much smaller on the CPU, so that deadlines keep their meaning
 MAX_RESTARTS = 1
 _READ_BYTES = 1 << 20
+_LOOK_S = 0.2  # between two looks at whether a node is still there
 
 Item = tuple[str, str]
 
@@ -50,6 +56,14 @@ class _Answer(BaseModel):
     error: str | None = None
 
 
+class _NodeAnswer(BaseModel):
+    """The losses of a request to a node."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    losses: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, ...]
+
+
 class LossScorer:
     """Workers that compute losses under ``model``; a context manager that starts and stops them.
 
@@ -62,6 +76,8 @@ class LossScorer:
         self, model: ModelRef, *, recipe: Recipe, devices: Devices, env: Environment, log_dir: Path
     ) -> None:
         self.model = model
+        self.nodes: Nodes | None = None
+        self.roster = Roster()
         self._recipe = recipe
         self._is_cpu = devices.kind == "cpu"
         gpus: tuple[int | None, ...] = (None,) if self._is_cpu else devices.gpus
@@ -80,6 +96,9 @@ class LossScorer:
             )
 
     def __enter__(self) -> Self:
+        if self.nodes is not None:
+            self.roster = Roster(is_open=True)
+            self.nodes.serve(self.model, self.roster, is_scored=True)
         try:
             for worker in self._workers:
                 worker.start()
@@ -94,7 +113,9 @@ class LossScorer:
         self.stop()
 
     def stop(self) -> None:
-        """Stop the workers and wait until they are gone."""
+        """Stop the workers and wait until they are gone; those of nodes only leave."""
+        if self.nodes is not None:
+            self.nodes.withdraw(self.roster)
         for worker in self._workers:
             worker.stop()
 
@@ -110,7 +131,7 @@ class LossScorer:
             waiting.put(part)
         errors: list[Exception] = []
 
-        def work(worker: _Worker) -> None:
+        def work(worker: _Worker | _NodeWorker) -> None:
             while not errors:
                 try:
                     part = waiting.get_nowait()
@@ -118,18 +139,25 @@ class LossScorer:
                     return
                 try:
                     losses = worker.ask(part)
+                except RetryableError as error:
+                    logger.warning("losses are asked of others: %s", error)
+                    waiting.put(part)
+                    return
                 except Exception as error:  # noqa: BLE001  raised again in the caller's thread
                     errors.append(error)
                     return
                 loss_by_item.update(zip(part, losses, strict=True))
 
-        threads = [
-            threading.Thread(target=work, args=(worker,), daemon=True) for worker in self._workers
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()  # bounded: every request has a deadline
+        while not errors and not waiting.empty():  # again where a node gave its part back
+            others = [_NodeWorker(server, self.roster, self._recipe) for server in self.roster]
+            threads = [
+                threading.Thread(target=work, args=(worker,), daemon=True)
+                for worker in (*self._workers, *others)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()  # bounded: every request has a deadline
         if errors:
             raise errors[0]
         return [loss_by_item[item] if item[1] else None for item in items]
@@ -166,6 +194,42 @@ def split_requests(items: Sequence[Item], max_chars: int, max_items: int) -> lis
         parts[-1].append(item)
         n_chars += size
     return parts
+
+
+@dataclass
+class _NodeWorker:
+    """Workers of a node, which are one here: it spreads what it is asked over its GPUs."""
+
+    server: Server
+    roster: Roster
+    recipe: Recipe
+
+    def ask(self, items: list[Item]) -> list[float | None]:
+        """Return the losses of one request's items; RetryableError when the node is lost."""
+        found: list[bytes | Exception] = []
+        timeout_s = self.recipe.serving.request_timeout_s
+
+        def post() -> None:
+            try:
+                status, _, body = ask(self.server, "POST", SCORE_PATH, {"items": items}, timeout_s)
+                found.append(body if status == 200 else RetryableError(body.decode()[:500]))
+            except RetryableError as error:
+                found.append(error)
+
+        thread = threading.Thread(target=post, daemon=True)
+        thread.start()
+        while thread.is_alive() and self.server in self.roster:  # no answer comes of one that left
+            thread.join(_LOOK_S)
+        answer = found[0] if found else RetryableError(str(self.server.failure))
+        if isinstance(answer, Exception):
+            self.server.is_alive = False
+            raise answer
+        losses = _NodeAnswer.model_validate_json(answer).losses
+        if len(losses) != len(items):
+            raise ProcessError(
+                f"node {self.server.node}: answered {len(items)} texts with {len(losses)} losses"
+            )
+        return list(losses)
 
 
 @dataclass
