@@ -120,14 +120,14 @@ def table(given: Inputs, talk: Talk, n_conversations: int, nodes: Sequence[int])
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     first: Outcome | None = None
-    scored_s = n_conversations * talk.n_turns / given.texts_per_s
+    scored_s = n_conversations * talk.n_turns / given.texts_per_s  # on one; nodes share it evenly
     for n in nodes:
         found = simulate(given, talk, n, n_conversations)
         first = first or found
         share = first.seconds / found.seconds / (n / nodes[0])
         lines.append(
             f"| {n} | {found.seconds:,.0f} s | {found.n_turns / found.seconds:,.0f} | {share:.0%} "
-            f"| {found.busy:.0%} | {scored_s:,.0f} s |"
+            f"| {found.busy:.0%} | {scored_s * nodes[0] / n:,.0f} s |"
         )
     return "\n".join(lines)
 

@@ -73,8 +73,7 @@ class Fleet:
     def __enter__(self) -> Self:
         started = time.monotonic()
         self.roster = Roster(is_open=self.nodes is not None)
-        if self.nodes is not None:  # which load the model meanwhile
-            self.nodes.serve(self.model, self.roster)
+        self.call_nodes()  # which load the model meanwhile
         if uses_endpoints(self.model, self.recipe):
             self._workers = self._endpoint_workers()
         else:
@@ -94,6 +93,11 @@ class Fleet:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def call_nodes(self) -> None:
+        """Have the nodes serve beside it, which may have done something else meanwhile."""
+        if self.nodes is not None:
+            self.nodes.serve(self.model, self.roster)
 
     def take(self, model: ModelRef) -> bool:
         """Have the running servers serve ``model`` instead; return whether they do.

@@ -131,8 +131,12 @@ class Nodes:
     def serve(self, model: ModelRef, roster: Roster, *, is_scored: bool = False) -> None:
         """Have the nodes serve ``model``, or compute losses under it.
 
-        Their servers join ``roster`` as they do, and leave it with the nodes.
+        Their servers join ``roster`` as they do, and leave it with the nodes. Nothing changes where
+        that is what they do.
         """
+        now = self._wanted
+        if self._roster is roster and (now.model, now.is_scored) == (model, is_scored):
+            return
         self._change(self._next(model, is_scored=is_scored), roster)
 
     def withdraw(self, roster: Roster) -> None:

@@ -96,9 +96,8 @@ class LossScorer:
             )
 
     def __enter__(self) -> Self:
-        if self.nodes is not None:
-            self.roster = Roster(is_open=True)
-            self.nodes.serve(self.model, self.roster, is_scored=True)
+        self.roster = Roster(is_open=self.nodes is not None)
+        self.call_nodes()
         try:
             for worker in self._workers:
                 worker.start()
@@ -118,6 +117,11 @@ class LossScorer:
             self.nodes.withdraw(self.roster)
         for worker in self._workers:
             worker.stop()
+
+    def call_nodes(self) -> None:
+        """Have the nodes compute losses beside it, which may have done something else meanwhile."""
+        if self.nodes is not None:
+            self.nodes.serve(self.model, self.roster, is_scored=True)
 
     def losses(self, items: Sequence[Item]) -> list[float | None]:
         """Return the loss of each item; None where its text is empty or its loss not finite.

@@ -185,6 +185,7 @@ class Device:
         """Return ready servers of ``model``: the running ones if they serve it, or can."""
         running = self._running.get(Fleet)
         if running is not None and running.model == model and not running.is_asleep:
+            running.call_nodes()
             return cast(Fleet, running)
         check_model(model)
         if self._recipe.search is None and self._keep() != "stay":
@@ -197,6 +198,7 @@ class Device:
         """Return the scorer of ``model``'s losses, the running one if it is."""
         running = self._running.get(LossScorer)
         if running is not None and running.model == model:
+            running.call_nodes()
             return cast(LossScorer, running)
         check_model(model)
         if self._recipe.search is None:

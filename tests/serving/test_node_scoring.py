@@ -5,9 +5,11 @@ from collections.abc import Iterator
 
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
+from optima.runs.directory import RunDir
 from optima.serving.fleet import Fleet
 from optima.serving.nodes import SCORE_PATH, Nodes
 from optima.serving.scorer import Item, LossScorer
+from optima.stages.context import Device, Environments
 from optima.types import ModelRef
 from tests.fakes import fake_environment, scored
 from tests.serving.test_fleet import status_of, wait_until
@@ -101,4 +103,29 @@ def test_node_goes_from_serving_to_scoring_and_back(site: Site, first: ModelRef)
         )
         with again:
             wait_until(lambda: len(again.roster) == 2)
+    assert node.wait() == 0
+
+
+def test_nodes_come_back_to_servers_that_stayed_while_they_scored(
+    site: Site, first: ModelRef
+) -> None:
+    node = site.start()
+    recipe = site.recipe(keep="stay")
+    env = fake_environment(site.folder / "own")
+    with (
+        RunDir(site.folder / "run", recipe) as run,
+        Device(recipe, Devices("cpu"), run, Environments(env, env)) as device,
+    ):
+        fleet = device.fleet(first)
+        wait_until(lambda: len(fleet.roster) == 2)
+        (process,) = node.servers()
+        scorer = device.scorer(first)
+        wait_until(lambda: len(scorer.roster) == 1)
+        assert len(fleet.roster) == 1
+        assert device.fleet(first) is fleet
+        wait_until(lambda: len(fleet.roster) == 2)
+        assert node.servers() == [process]  # it stayed on the node as well
+        assert len(scorer.roster) == 0
+        assert device.scorer(first) is scorer
+        wait_until(lambda: len(scorer.roster) == 1)
     assert node.wait() == 0
