@@ -22,7 +22,6 @@ from optima.cli.options import (
     Program,
     TrainEnv,
     VllmEnv,
-    exclude,
     path,
     paths,
     whole,
@@ -66,12 +65,6 @@ examples:
   optima rescore runs/sft-gsm8k-seed0 reward.lambda_token=0.3
   optima rescore runs/sft-gsm8k-seed0 reward.lambda_loss=0.1 select.theta=0.5 --json
   optima rescore runs/dpo-hotpot_qa-seed0 --metric exact_match pairs.theta_diff=0.1"""
-SERVE_NODE = """\
-examples:
-  optima-sft --config recipes/sft/arc.yaml --run-dir /shared/arc serving.nodes=auto
-  optima serve-node --run-dir /shared/arc          on each of the other nodes
-
-scripts/slurm/nodes.sbatch does both under Slurm."""
 KEY_VARIABLE = "OPENAI_API_KEY"
 _MAX_SEED = 2**63 - 1  # as in recipes
 
@@ -346,41 +339,6 @@ def try_model(
     return 1 if trial.advice() else 0
 
 
-def serve_node(
-    *,
-    run_dir: Annotated[
-        Path | None, path(metavar="RUN", help="directory of a run with serving.nodes=auto")
-    ] = None,
-    shared: Annotated[Path | None, path(help="the folder that serving.nodes names")] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST",
-            help="address of this node that its servers listen on (default: that of its name)",
-        ),
-    ] = None,
-    wait_s: Annotated[int, whole(1, 604_800, "seconds to wait for the run to begin")] = 3600,
-    vllm_env: VllmEnv = None,
-    train_env: TrainEnv = None,
-) -> int:
-    """Serve beside a run on this node, until that ends.
-
-    Start this on every node but the run's own. It follows what the run wants served, by servers on
-    all GPUs of this node that it may see, and says so in a folder that both see. It may be started
-    before the run and at any time while it goes on, and stopped at any time.
-    """
-    exclude(run_dir=run_dir, shared=shared)
-    from optima.processes.environment import require_environment
-    from optima.serving import agent
-
-    folder = shared or (run_dir and run_dir / "nodes")
-    if folder is None:
-        raise UsageError("--run-dir or --shared: is missing; name the run, or its serving.nodes")
-    env = require_environment(vllm_env, "vllm")
-    print(agent.serve_node(folder, address=address, env=env, train_env=train_env, wait_s=wait_s))
-    return 0
-
-
 def doctor(
     overrides: Overrides = None,
     *,
@@ -444,7 +402,7 @@ def _program() -> Program:
     program.add(reports.view, name="view", epilog=reports.VIEW)
     program.add(reports.rows, name="rows", epilog=reports.ROWS)
     program.add(reports.export, name="export", epilog=reports.EXPORT)
-    program.add(serve_node, name="serve-node", epilog=SERVE_NODE)
+    program.add(studies.serve_node, name="serve-node", epilog=studies.SERVE_NODE)
     return program.add(doctor, name="doctor")
 
 

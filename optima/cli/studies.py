@@ -1,4 +1,7 @@
-"""``optima baselines``, ``transfer``, ``compare``, ``sweep``, ``ablate``: models side by side."""
+"""``optima baselines``, ``transfer``, ``compare``, ``sweep``, ``ablate``: models side by side.
+
+And ``optima serve-node``, by which nodes serve what these and trainings want served.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,6 +58,12 @@ examples:
     --over reward.lambda_token=0.3,0.6,0.9
 
 The paper's ablations are `optima ablate`."""
+SERVE_NODE = """\
+examples:
+  optima-sft --config recipes/sft/arc.yaml --run-dir /shared/arc serving.nodes=auto
+  optima serve-node --run-dir /shared/arc          on each of the other nodes
+
+scripts/slurm/nodes.sbatch does both under Slurm."""
 ABLATE = """\
 examples:
   optima ablate --config recipes/sft/quickstart.yaml --run-dir runs/ablations
@@ -336,3 +345,38 @@ def _assignment(text: str) -> tuple[str, str]:
     if not separator or not directory:
         raise UsageError(f"--data {text}: must be TASK=DIR, such as --data gsm8k=/data/gsm8k")
     return get_task(task).name, directory
+
+
+def serve_node(
+    *,
+    run_dir: Annotated[
+        Path | None, path(metavar="RUN", help="directory of a run with serving.nodes=auto")
+    ] = None,
+    shared: Annotated[Path | None, path(help="the folder that serving.nodes names")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST",
+            help="address of this node that its servers listen on (default: that of its name)",
+        ),
+    ] = None,
+    wait_s: Annotated[int, whole(1, 604_800, "seconds to wait for the run to begin")] = 3600,
+    vllm_env: VllmEnv = None,
+    train_env: TrainEnv = None,
+) -> int:
+    """Serve beside a run on this node, until that ends.
+
+    Start this on every node but the run's own. It follows what the run wants served, by servers on
+    all GPUs of this node that it may see, and says so in a folder that both see. It may be started
+    before the run and at any time while it goes on, and stopped at any time.
+    """
+    exclude(run_dir=run_dir, shared=shared)
+    from optima.processes.environment import require_environment
+    from optima.serving import agent
+
+    folder = shared or (run_dir and run_dir / "nodes")
+    if folder is None:
+        raise UsageError("--run-dir or --shared: is missing; name the run, or its serving.nodes")
+    env = require_environment(vllm_env, "vllm")
+    print(agent.serve_node(folder, address=address, env=env, train_env=train_env, wait_s=wait_s))
+    return 0
