@@ -12,7 +12,7 @@ Alg. 1), or as ``train.start`` says; a DPO always from the model whose trees it 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from optima.errors import UsageError
@@ -28,8 +28,9 @@ class Step:
     """One stage of a run, in the directory ``name``.
 
     ``model`` is the label of the model that speaks, is judged or is made, ``start`` that of the one
-    a training starts from. ``n_conversations`` are generated in it at most, and its file has
-    ``n_lines`` in the end; both are 0 where nothing is generated or no problems are counted.
+    a training starts from, and ``policy`` the one of several that it trains. ``n_conversations``
+    are generated in it at most, and its file has ``n_lines`` in the end; both are 0 where nothing
+    is generated or no problems are counted.
     """
 
     name: str
@@ -37,16 +38,31 @@ class Step:
     start: str = ""
     n_conversations: int = 0
     n_lines: int = 0
+    policy: str = ""
 
     @property
     def kind(self) -> str:
-        """What is done: the last part of the name."""
-        return self.name.rpartition("/")[2]
+        """What is done: the last part of the name, without that of a policy."""
+        return kind_of(self.name)
 
     @property
     def is_trial(self) -> bool:
         """Whether it is a part of a selection by influence, whose models are not kept."""
         return "/influence/" in self.name
+
+
+def kind_of(stage: str) -> str:
+    """Return what a stage does by its name: ``train`` of ``iter_0/train_solver``."""
+    return stage.rpartition("/")[2].partition("_")[0]
+
+
+def by_policy(recipe: Recipe, training: Step) -> tuple[Step, ...]:
+    """Return the trainings that make a model: itself, or one for each policy that is trained."""
+    names = dict.fromkeys(recipe.agents.policies)
+    trained = [n for n in names if n not in recipe.policies or not recipe.policies[n].frozen]
+    return tuple(
+        replace(training, name=f"{training.name}_{name}", policy=name) for name in trained
+    ) or (training,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +145,11 @@ class _Planner:
         if self.recipe.cold_start:
             n_scripts = taken(self.recipe.cold_start.n_problems, self._n_train())
             yield Step("cold_start/script", BASE, n_lines=n_scripts)
-            yield Step("cold_start/train", COLD_START, start=BASE)
+            yield from by_policy(self.recipe, Step("cold_start/train", COLD_START, start=BASE))
             yield from self._evaluation("evaluate", COLD_START)
         for iteration in iterations(self.recipe):
             yield from self._sft(iteration) if iteration.training == "sft" else self._dpo(iteration)
-            yield iteration.step("train")
+            yield from by_policy(self.recipe, iteration.step("train"))
             yield from self._evaluation("evaluate", iteration.label)
 
     def _sft(self, iteration: Iteration) -> Iterator[Step]:
@@ -212,4 +228,26 @@ def check_trainable(recipe: Recipe) -> None:
         raise UsageError(
             f"model.tokenizer: {recipe.model.tokenizer}: a model is trained with the tokenizer in "
             "its own directory; put it there and leave model.tokenizer out"
+        )
+    if recipe.agents.policies:
+        _check_team(recipe)
+
+
+def _check_team(recipe: Recipe) -> None:
+    """Raise UsageError for what a run of several policies cannot do."""
+    lora, pairs = recipe.train.lora, recipe.pairs
+    if lora is None or lora.serve != "adapter":
+        raise UsageError(
+            "agents.policies: several policies are trained as adapters that one server holds at "
+            "once; set train.lora={serve: adapter}"
+        )
+    if pairs is not None and pairs.strategy == "influence":
+        raise UsageError(
+            "pairs.strategy: influence tries trainings of one policy and there are several; take "
+            "value or random"
+        )
+    if pairs is not None and pairs.path is not None:
+        raise UsageError(
+            f"pairs.path: {pairs.path} does not say which of several policies its preferences "
+            "are for; remove it"
         )

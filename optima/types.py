@@ -6,6 +6,7 @@ Imports nothing of ours. Everything here is frozen; a record on disk is one JSON
 import os
 import types
 import typing
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
@@ -257,6 +258,30 @@ class ModelRef(Record):
         """Where what was trained is: the adapter, or the whole model."""
         return self.adapter or self.path
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The directories of the adapters that are served over ``path``."""
+        return () if self.adapter is None else (self.adapter,)
+
+
+class TeamRef(ModelRef):
+    """A base and the adapters over it that are served at once, by the names of their policies.
+
+    A policy without an adapter is the base itself.
+    """
+
+    adapter_by_policy: dict[str, str]
+
+    @property
+    def place(self) -> str:
+        """The folder of the model in its run: ``iter_0`` of ``iter_0/train_solver/model``."""
+        return str(Path(self.adapters[0]).parents[1])
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The directories of the adapters, in the order of the policies."""
+        return tuple(self.adapter_by_policy.values())
+
 
 class TurnLosses(Record):
     """Mean negative log-likelihood of each turn under the base model, in nats per token.
@@ -279,7 +304,8 @@ class AnswerGroups(Record):
 
 
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home directory
-_FREE_LISTS = ("extra_args", "names")  # words of a command line; agents, who have their own rule
+# Words of a command line; agents, who have their own rule; the policy of each, which may be one.
+_FREE_LISTS = ("extra_args", "names", "policies")
 
 
 class Section(BaseModel):
@@ -307,6 +333,13 @@ class Section(BaseModel):
             if isinstance(value, str) and "\n" in value:
                 raise ValueError(f"{name}: {value!r} has a line break; remove it")
         return self
+
+
+def named_section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that stands below each name of a field, None for any other field."""
+    if typing.get_origin(annotation) is not dict:
+        return None
+    return section_of(typing.get_args(annotation)[1])
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

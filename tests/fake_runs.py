@@ -157,7 +157,7 @@ def results(root: Path) -> dict[str, Any]:
             found[name] = [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
         elif path.name not in ("metrics.jsonl", "rounds.jsonl") and "logs" not in path.parts:
             found[name] = path.read_bytes()
-    for path in _present(root, "model.safetensors"):
+    for path in _present(root, "*model.safetensors"):
         found[str(path.relative_to(root))] = path.read_bytes()
     return found
 

@@ -86,7 +86,8 @@ def _stored(job: str, name: str) -> bytes:
 
 
 def _train(arguments: list[str], options: dict[str, object]) -> None:
-    """Write what a training writes; the model is the start model with a few bytes of weights."""
+    """Write what a training writes; the model is the start model with a few bytes of weights, or
+    an adapter over it where the job asks for one."""
     import hashlib
     import shutil
 
@@ -109,7 +110,9 @@ def _train(arguments: list[str], options: dict[str, object]) -> None:
     output = Path(job["output_dir"])
     model = output / "model"
     model.mkdir(parents=True, exist_ok=True)
-    start = Path(job["model"]["path"])
+    base = Path(job["model"]["path"])
+    is_adapter = (job["train"]["lora"] or {}).get("serve") == "adapter"
+    start = Path(job["model"]["adapter"] or base)
     for path in sorted(start.iterdir()) if start.is_dir() else []:
         if path.is_file() and path.suffix != ".safetensors":
             shutil.copyfile(path, model / path.name)
@@ -121,13 +124,20 @@ def _train(arguments: list[str], options: dict[str, object]) -> None:
         + _stored(text, "dpo")
     )
     (model / "model.safetensors").write_bytes(hashlib.blake2b(seed, digest_size=64).digest())
+    ref = {"path": str(model)}
+    if is_adapter:
+        ref = {"path": str(base), "adapter": str(model)}
+        settings = {"base_model_name_or_path": str(base), "r": job["train"]["lora"]["rank"]}
+        (model / "adapter_config.json").write_text(json.dumps(settings))
+        (model / "config.json").unlink(missing_ok=True)
+        (model / "model.safetensors").rename(model / "adapter_model.safetensors")
     first = json.loads(rows.splitlines()[0])
     ids = first.get("input_ids") or first["prompt_ids"] + first["chosen_ids"]
     after, before = (token_logprobs(folder, ids) for folder in (model, start))
     found = {"token_ids": ids, "trained": after, "start": before}
     (output / "logprobs.json").write_text(json.dumps(found))
     result = {
-        "model": {"path": str(model)},
+        "model": ref,
         "n_rows": n_rows,
         "n_eval_rows": n_eval,
         "n_dropped_rows": 0,

@@ -21,7 +21,7 @@ from optima.recipe.sections import SearchSection as SearchSection
 from optima.recipe.sections import ServingSection as ServingSection
 from optima.recipe.sections import TrainSection as TrainSection
 from optima.tasks.task import DataSection as DataSection
-from optima.types import PathText, Section, section_of
+from optima.types import PathText, Section, named_section_of, section_of
 
 ChoiceAnswer = Literal["text", "letter"]
 
@@ -56,6 +56,38 @@ class AgentsSection(Section):
     names: tuple[str, ...] = ("Alice", "Bob")
     """Names of the agents; their number is the number of agents. One alone is told everything and
     speaks once, step by step: the control for what talking adds."""
+    policies: tuple[str, ...] = ()
+    """The policy that plays each agent, in the same order; empty where one plays all (the paper).
+    In a recipe: ``agents: [{name: Alice, policy: solver}, {name: Bob, policy: critic}]``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_list(cls, given: object) -> object:
+        """Take the form with an item for each agent; one policy for all is none of its own."""
+        if isinstance(given, list):
+            given = _names_and_policies(given)
+        if not isinstance(given, dict):
+            return given
+        # What comes from here is no JSON any more, in which a list stands for a tuple.
+        read = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}
+        names, named = read.get("names", ()), read.get("policies")
+        if isinstance(named, tuple) and isinstance(names, tuple) and len(named) == len(names):
+            read["policies"] = named if len(set(map(str, named))) > 1 else ()
+        return read
+
+    @model_validator(mode="after")
+    def _check_policies(self) -> Self:
+        if self.policies and len(self.policies) != len(self.names):
+            raise ValueError(
+                f"policies: {len(self.policies)} of {len(self.names)} agents have one; name one "
+                "for each, or none"
+            )
+        for name in self.policies:
+            if not name.isidentifier():
+                raise ValueError(
+                    f"policies: {name!r} must be one word that begins with a letter; rename it"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -75,6 +107,32 @@ class AgentsSection(Section):
                     f"names: {name!r} must be one word that begins with a letter; rename it"
                 )
         return self
+
+
+SHARED = "shared"  # the policy of an agent that names none, where others do
+
+
+def _names_and_policies(given: list[object]) -> dict[str, object]:
+    """Return names and policies of agents that are given one by one."""
+    agents: list[dict[str, str]] = []
+    for place, agent in enumerate(given, start=1):
+        words = dict(agent) if isinstance(agent, dict) else {}
+        is_text = all(isinstance(word, str) for word in words.values())
+        if "name" not in words or not is_text or not set(words) <= {"name", "policy"}:
+            raise ValueError(
+                f"names: item {place} of the list is no agent; write each as "
+                "{name: Alice, policy: solver}, or the whole as {names: [Alice, Bob]}"
+            )
+        agents.append(words)
+    policies = [agent.get("policy", SHARED) for agent in agents]
+    return {"names": [agent["name"] for agent in agents], "policies": policies}
+
+
+class PolicySection(Section):
+    """One of several policies, by its name in ``agents``."""
+
+    frozen: bool = False
+    """Whether it stays as it is: it speaks and is not trained."""
 
 
 class ConversationSection(Section):
@@ -232,6 +290,8 @@ class Recipe(Section):
     model: ModelSection
     data: DataSection = DataSection()
     agents: AgentsSection = AgentsSection()
+    policies: dict[str, PolicySection] = Field(default_factory=dict)
+    """Settings of policies that play some of the agents, by their names in ``agents``."""
     conversation: ConversationSection = ConversationSection()
     sampling: SamplingSection = SamplingSection()
     reward: RewardSection = RewardSection()
@@ -269,6 +329,7 @@ class Recipe(Section):
             raise ValueError(
                 "agents.names: has one agent, but a dialogue needs two; name two, or use method=sft"
             )
+        self._check_policies()
         most, window = self.conversation.max_turn_tokens, self.model.max_model_len
         if window is not None and most >= window:
             raise ValueError(
@@ -276,6 +337,23 @@ class Recipe(Section):
                 f"model.max_model_len={window}; lower it"
             )
         return self
+
+    def _check_policies(self) -> None:
+        """Refuse settings of policies that play nobody, and teams of which none learns."""
+        named = self.agents.policies
+        for name in self.policies:
+            if not named:
+                raise ValueError(
+                    f"policies: {name} is not read while one policy plays all agents; remove it, "
+                    "or write agents: [{name: Alice, policy: solver}, {name: Bob, policy: critic}]"
+                )
+            if name not in named:
+                there = ", ".join(dict.fromkeys(named))
+                raise ValueError(
+                    f"policies: {name} plays no agent; remove it, or name one of {there}"
+                )
+        if named and all(n in self.policies and self.policies[n].frozen for n in named):
+            raise ValueError("policies: all are frozen, so nothing is trained; thaw one")
 
     def changed(self, **sections: Mapping[str, object]) -> Self:
         """Return the recipe with other fields in some of its sections; they are not validated."""
@@ -303,15 +381,19 @@ class Recipe(Section):
 def section_above(keys: Sequence[str]) -> type[BaseModel] | None:
     """Return the section in which the last of ``keys`` stands, None where there is none."""
     section: type[BaseModel] | None = Recipe
+    is_name = False  # whether a key is a name that the user gave, such as that of a policy
     for key in keys[:-1]:
-        field = section.model_fields.get(key) if section else None
-        section = section_of(field.annotation) if field else None
-    return section
+        if not is_name:
+            section, is_name = _below(section, key)
+        else:
+            is_name = False
+    return None if is_name else section
 
 
 def keys_of(location: Iterable[str]) -> list[str]:
     """Return the keys of an error's location, without pydantic's tags of unions."""
     section: type[BaseModel] | None = Recipe
+    is_name = False
     keys: list[str] = []
     for part in location:
         if section is None:  # below a plain field only list positions are the user's own words
@@ -319,6 +401,17 @@ def keys_of(location: Iterable[str]) -> list[str]:
                 keys.append(part)
             continue
         keys.append(part)
-        field = section.model_fields.get(part)
-        section = section_of(field.annotation) if field else None
+        if not is_name:
+            section, is_name = _below(section, part)
+        else:
+            is_name = False
     return keys
+
+
+def _below(section: type[BaseModel] | None, key: str) -> tuple[type[BaseModel] | None, bool]:
+    """Return the section that a field holds, and whether there is one below each name of it."""
+    field = section.model_fields.get(key) if section else None
+    named = named_section_of(field.annotation) if field else None
+    if named is not None:
+        return named, True
+    return (section_of(field.annotation) if field else None), False

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from optima.plan import kind_of
 from optima.runs.layout import DISCARDED, GENERATED, STARTED_FORMAT, StageDone
 
 # The last part of a stage's name -> what its seconds are spent on.
@@ -68,7 +69,7 @@ def costs_of_stages(
     stages: Iterable[StageDone], attempts: Sequence[Mapping[str, Any]]
 ) -> tuple[ModelCost, ...]:
     """Return the costs of the models that a run's stages trained, in order of training."""
-    costs = []
+    costs: dict[str, ModelCost] = {}
     generated = trained = 0.0
     seconds = dict.fromkeys(SPENT_ON, 0.0)
     for done in stages:
@@ -77,10 +78,10 @@ def costs_of_stages(
             continue
         generated += done.metrics.get(GENERATED, 0.0) + done.metrics.get(DISCARDED, 0.0)
         trained += done.metrics.get("tokens/trained", 0.0)
-        seconds[KINDS.get(part.split("/")[-1], OTHER)] += _n_devices(attempts, done) * done.seconds
-        if part == "train":
-            costs.append(ModelCost(label, round(generated), round(trained), dict(seconds)))
-    return tuple(costs)
+        seconds[KINDS.get(kind_of(part), OTHER)] += _n_devices(attempts, done) * done.seconds
+        if kind_of(part) == "train" and "/" not in part:  # the last of its policies counts
+            costs[label] = ModelCost(label, round(generated), round(trained), dict(seconds))
+    return tuple(costs.values())
 
 
 def evaluation_cost(

@@ -203,7 +203,11 @@ _OLDER: dict[str, Callable[..., tuple[str, ...]]] = {
         *(_ids(p for p in problems if p.evidence), older_text(section), team.model.digest),
         *(_FORMS["script"], _PROMPTS),
     ),
-    "train": lambda start, rows, section: (start.digest, rows.digest, older_text(section)),
+    "train": lambda start, rows, section, agents=(): (
+        start.digest,
+        rows.digest,
+        older_text(section),
+    ),
     "grow": lambda team, problems, normaliser, loss: (
         *(team.model.digest, loss.model.digest, _ids(problems), repr(normaliser), _PROMPTS),
         loss.end,

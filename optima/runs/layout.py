@@ -25,9 +25,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from optima.errors import StageError, UsageError
+from optima.plan import kind_of
 from optima.records import naming, read_record
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR
-from optima.types import ModelRef, Record
+from optima.types import ModelRef, Record, TeamRef
 
 WEIGHTS = ("*.safetensors", "*.bin")  # files of them; of two formats the first counts
 _LARGEST_HEADER = 100_000_000  # the format's own limit, in bytes
@@ -230,6 +231,30 @@ def finished_folders(root: Path) -> list[tuple[Path, StageDone]]:
     return sorted(stages, key=lambda pair: (pair[1].started_unix_s, pair[1].stage))
 
 
+def trained_models(root: Path, stages: Iterable[StageDone], base: str) -> dict[str, ModelRef]:
+    """Return the models that finished stages of a run over ``base`` trained, by label, in order.
+
+    What is trained for each policy alone comes together as a team.
+    """
+    made: dict[str, ModelRef] = {}
+    adapters: dict[str, dict[str, str]] = {}
+    for stage in stages:
+        label, _, part = stage.stage.rpartition("/")
+        folder = root / stage.stage / MODEL_DIR
+        if kind_of(stage.stage) != "train" or "/" in label or not folder.is_dir():
+            continue
+        path, policy = str(folder.resolve()), part.partition("_")[2]
+        if policy:
+            team = {**adapters.get(label, {}), policy: path}
+            adapters[label] = team
+            made[label] = TeamRef(path=base, adapter_by_policy=team)
+        elif (folder / "adapter_config.json").is_file():
+            made[label] = ModelRef(path=base, adapter=path)
+        else:
+            made[label] = ModelRef(path=path)
+    return made
+
+
 def check_outputs(path: Path, done: StageDone, *, reads: bool = True) -> None:
     """Raise StageError when what a finished stage in ``path`` wrote is not there any more.
 
@@ -252,7 +277,7 @@ def check_run(root: Path, *, reads: bool = True) -> None:
 
 def check_model(ref: ModelRef) -> None:
     """Raise StageError when a model on this host is gone or not as it was written."""
-    for text in filter(None, (ref.path, ref.adapter)):
+    for text in (ref.path, *ref.adapters):
         folder = Path(text)
         if not folder.is_dir():
             if folder.is_absolute() and folder.name == MODEL_DIR:

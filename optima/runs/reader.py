@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from optima.errors import StageError, UsageError
 from optima.evaluation.figures import Figures, Judged, JudgedConversation, figures_of, tally
 from optima.evaluation.statistics import Point, Sample, scaling_curve, vote_of_all
-from optima.plan import BASE, COLD_START, iterations
+from optima.plan import BASE, COLD_START, iterations, kind_of
 from optima.recipe.schema import Recipe
 from optima.records import R, check_path, read_records
 from optima.runs import files
@@ -30,6 +30,7 @@ from optima.runs.layout import (
     read_attempts,
     read_done,
     stage_folders,
+    trained_models,
 )
 from optima.training.jobs import MODEL_DIR
 from optima.types import (
@@ -140,19 +141,11 @@ class Run:
 
     @property
     def models(self) -> dict[str, ModelRef]:
-        """The trained models by label, in the order in which they were made."""
-        made = {}
-        for stage in self.stages:
-            label, _, kind = stage.stage.rpartition("/")
-            folder = self.root / stage.stage / MODEL_DIR
-            if kind == "train" and "/" not in label and folder.is_dir():
-                path = str(folder.resolve())
-                is_adapter = (folder / "adapter_config.json").is_file()
-                base = self.recipe.model.path
-                made[label] = (
-                    ModelRef(path=base, adapter=path) if is_adapter else ModelRef(path=path)
-                )
-        return made
+        """The trained models by label, in the order in which they were made.
+
+        Of several policies a model is a team (``TeamRef``), once one of them is trained.
+        """
+        return trained_models(self.root, self.stages, self.recipe.model.path)
 
     @property
     def evaluations(self) -> dict[str, files.Evaluation]:
@@ -432,7 +425,11 @@ def run_of(model: str) -> Path | None:
     """Return the run in which the model in a directory was trained, None for any other model."""
     path = Path(model).resolve()
     run = path.parents[2] if len(path.parts) > 3 else path
-    is_trained = path.parts[-2:] == ("train", MODEL_DIR) and (run / files.RECIPE).is_file()
+    is_trained = (
+        kind_of(path.parent.name) == "train"
+        and path.name == MODEL_DIR
+        and (run / files.RECIPE).is_file()
+    )
     return run if is_trained else None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from optima.errors import OptimaError, UsageError
-from optima.plan import Counts, plan
+from optima.plan import Counts, kind_of, plan
 from optima.runs.directory import read_spent
 from optima.runs.files import (
     CONVERSATIONS,
@@ -218,13 +218,13 @@ def _seconds_left(
     root, current, share = now
     seconds: dict[str, list[float]] = defaultdict(list)
     for name, stage in done.items():
-        seconds[_kind(name)].append(stage.seconds)
+        seconds[kind_of(name)].append(stage.seconds)
     spent = read_spent(root / current).seconds if current is not None else 0.0
-    if current is not None and share and not seconds[_kind(current)]:
-        seconds[_kind(current)].append(spent / share)
+    if current is not None and share and not seconds[kind_of(current)]:
+        seconds[kind_of(current)].append(spent / share)
     left = 0.0
     for name in missing:
-        of_kind = seconds[_kind(name)] or ([0.0] if _kind(name) in _SHORT else [])
+        of_kind = seconds[kind_of(name)] or ([0.0] if kind_of(name) in _SHORT else [])
         if not of_kind:
             return None
         whole = sum(of_kind) / len(of_kind)
@@ -232,10 +232,6 @@ def _seconds_left(
             whole = max(0.0, whole - spent) if share is None else whole * (1 - share)
         left += whole
     return left
-
-
-def _kind(name: str) -> str:
-    return name.split("/")[-1]
 
 
 def status_text(root: Path, status: Status) -> str:

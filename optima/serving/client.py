@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
-MODEL_NAME = "policy"  # under which servers of our own serve
+MODEL_NAME = "policy"  # under which servers of our own serve; of several policies their base
 FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 30.0
 _WAIT_POLL_S = 0.25  # between two looks for a server that came back
@@ -148,16 +148,24 @@ class CompletionClient:
             await self._session.close()
 
     async def complete(
-        self, request: Request, *, temperature: float, top_p: float, prefer: Server | None = None
+        self,
+        request: Request,
+        *,
+        temperature: float,
+        top_p: float,
+        prefer: Server | None = None,
+        model_name: str | None = None,
     ) -> Completion:
         """Continue the prompt's ids as they are, up to a stop text or the end of turn.
+
+        ``model_name`` is another model that the same servers hold.
 
         Raises ContextOverflowError when prompt and ``max_tokens`` exceed the context window, and
         ServerError when ``serving.max_attempts`` tries failed, the request itself is refused, or
         no server came back within ``serving.start_timeout_s``.
         """
         asked = {
-            "model": self.model_name,
+            "model": model_name or self.model_name,
             "prompt": request.prompt_ids,
             "max_tokens": request.max_tokens,
             "temperature": temperature,
@@ -317,6 +325,11 @@ def _completion(reply: Reply, request: Request, server: Server) -> Completion:
         token_ids=choice.token_ids,
         server=server,
     )
+
+
+def policy_name(policy: str) -> str:
+    """Return the name under which servers of our own serve one of several policies."""
+    return f"{MODEL_NAME}_{policy}"
 
 
 def backoff_s(attempt: int, seed: int) -> float:

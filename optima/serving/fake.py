@@ -90,9 +90,11 @@ class FakeServer:
         behaviour: Behaviour,
         tokenizer: Tokenizer | None = None,
         weights: Path | None = None,
+        adapters: Mapping[str, Path] | None = None,
     ) -> None:
         self._models = tuple(models)
         self._weights = weights
+        self._adapters = dict(adapters or {})
         self._tokenizer = tokenizer
         self._authorization = f"Bearer {api_key}" if api_key else None
         self._behaviour = behaviour
@@ -183,7 +185,7 @@ class FakeServer:
         if behaviour.no_token_ids:
             del choice["token_ids"]
         if asked.get("prompt_logprobs") is not None:
-            choice["prompt_logprobs"] = self._score(prompt)
+            choice["prompt_logprobs"] = self._score(prompt, model)
         usage = {
             "prompt_tokens": n_prompt,
             "completion_tokens": said.n_tokens,
@@ -192,11 +194,14 @@ class FakeServer:
         head = {"id": f"cmpl-{self._n_completions}", "object": "text_completion", "model": model}
         return _answer({**head, "choices": [choice], "usage": usage})
 
-    def _score(self, prompt: list[int]) -> list[dict[str, dict[str, float]] | None] | None:
+    def _score(
+        self, prompt: list[int], model: str
+    ) -> list[dict[str, dict[str, float]] | None] | None:
         """Return what vLLM says of the tokens of a prompt of ids."""
         if self._behaviour.no_logprobs:
             return None
-        values = zip(prompt[1:], token_logprobs(self._weights, prompt), strict=True)
+        weights = self._adapters.get(model, self._weights)
+        values = zip(prompt[1:], token_logprobs(weights, prompt), strict=True)
         return [None, *({str(i): {"logprob": value}} for i, value in values)]
 
     def _read(self, prompt: str | list[int]) -> tuple[str, int]:
@@ -345,11 +350,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options: Any = Behaviour()  # with the other options beside it
     parser.parse_known_args(argv, options)
     models = [options.served_model_name or options.model or "policy"]
-    models += [module.split("=", 1)[0] for module in options.lora_modules]
-    folders = [module.split("=", 1)[1] for module in options.lora_modules] or [options.model or "."]
+    adapters = dict(module.split("=", 1) for module in options.lora_modules)
+    models += adapters
     tokenizer = load_tokenizer(options.tokenizer or options.model)
-    key, weights = os.environ.get("VLLM_API_KEY", ""), options.weights or Path(folders[0])
-    server = FakeServer(models, key, options, tokenizer, weights)
+    key, weights = os.environ.get("VLLM_API_KEY", ""), options.weights or Path(options.model or ".")
+    own = {} if options.weights else {name: Path(folder) for name, folder in adapters.items()}
+    server = FakeServer(models, key, options, tokenizer, weights, own)
     try:
         asyncio.run(serve(server, options.host, options.port))
     except KeyboardInterrupt:

@@ -24,12 +24,12 @@ from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import Recipe
 from optima.recipe.sections import MAX_SERVED_RANK, base_url
-from optima.serving.client import HOST, MODEL_NAME, Roster, Server
+from optima.serving.client import HOST, MODEL_NAME, Roster, Server, policy_name
 from optima.serving.nodes import Nodes
 from optima.serving.probe import served_as, with_retries
 from optima.serving.weights import load_weights, obstacle, put_to_sleep, read_kept
 from optima.serving.worker import EndpointWorker, Launch, Worker
-from optima.types import ModelRef
+from optima.types import ModelRef, TeamRef
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,11 @@ class Fleet:
         if self.nodes is not None:
             self.nodes.serve(self.model, self.roster)
 
+    def name_of(self, policy: str) -> str:
+        """Return the name by which servers are asked for a policy: its adapter, or what all are."""
+        is_own = isinstance(self.model, TeamRef) and policy in self.model.adapter_by_policy
+        return policy_name(policy) if is_own else self.model_name
+
     def take(self, model: ModelRef) -> bool:
         """Have the running servers serve ``model`` instead; return whether they do.
 
@@ -130,7 +135,7 @@ class Fleet:
         Those that failed to are stopped.
         """
         workers = [worker for worker in self._workers if isinstance(worker, Worker)]
-        if not workers or self.model.adapter is not None:
+        if not workers or self.model.adapters:
             return False
         self._withdraw()
         try:
@@ -234,7 +239,7 @@ def uses_endpoints(model: ModelRef, recipe: Recipe) -> bool:
     is_start = model.path == start or (
         Path(start).is_dir() and Path(model.path).resolve() == Path(start).resolve()
     )
-    return bool(recipe.serving.endpoints) and model.adapter is None and is_start
+    return bool(recipe.serving.endpoints) and not model.adapters and is_start
 
 
 def endpoint_key() -> str:
@@ -280,12 +285,16 @@ def server_argv(
     argv += ["--generation-config", "vllm"]
     argv += ["--uvicorn-log-level", "warning"]  # no line per request
     argv += ["--middleware", GATE]
-    if model.adapter is None:
-        argv += ["--served-model-name", MODEL_NAME]
-    else:
-        argv += ["--served-model-name", _BASE_NAME, "--enable-lora", "--max-loras", "1"]
-        argv += ["--max-lora-rank", str(_rank_limit(model.adapter, recipe))]
-        argv += ["--lora-modules", f"{MODEL_NAME}={model.adapter}"]
+    argv += ["--served-model-name", _BASE_NAME if model.adapter else MODEL_NAME]
+    if model.adapters:
+        limit = max(_rank_limit(adapter, recipe) for adapter in model.adapters)
+        argv += ["--enable-lora", "--max-loras", str(len(model.adapters))]
+        argv += ["--max-lora-rank", str(limit)]
+        names = [MODEL_NAME]
+        if isinstance(model, TeamRef):
+            names = [policy_name(policy) for policy in model.adapter_by_policy]
+        pairs = zip(names, model.adapters, strict=True)
+        argv += ["--lora-modules", *(f"{name}={adapter}" for name, adapter in pairs)]
     if recipe.model.revision is not None and model.path == recipe.model.path:
         argv += ["--revision", recipe.model.revision]
     if recipe.model.max_model_len is not None:

@@ -27,10 +27,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from optima.errors import ContextOverflowError, ServerError, StageError
 from optima.recipe.schema import ServingSection
 from optima.records import read_record
-from optima.serving.client import Server, authorization, backoff_s
+from optima.serving.client import Server, authorization, backoff_s, policy_name
 from optima.serving.reply import Reply, RetryableError, message_of, read_reply, refusal
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR, Logprobs
-from optima.types import ModelRef
+from optima.types import ModelRef, TeamRef
 
 logger = logging.getLogger(__name__)
 
@@ -257,8 +257,13 @@ def check_served(server: Server, model_name: str, model: ModelRef, timeout_s: fl
 
     A model without log-probabilities beside it (none of a training here, or of an older release)
     is not compared, nor is one whose server does not give any, which is logged. Raises
-    RetryableError when the server does not answer.
+    RetryableError when the server does not answer. Of several policies each is compared.
     """
+    if isinstance(model, TeamRef):
+        for policy, adapter in model.adapter_by_policy.items():
+            one = ModelRef(path=model.path, adapter=adapter)
+            check_served(server, policy_name(policy), one, timeout_s)
+        return
     path = Path(model.place)
     expected = read_logprobs(path)
     if expected is None:

@@ -44,7 +44,7 @@ def obstacle(
     old: ModelRef, kept: Mapping[str, object], new: ModelRef, section: ModelSection
 ) -> str | None:
     """Return why servers that keep this of ``old`` cannot serve ``new``; None if they can."""
-    if old.adapter is not None or new.adapter is not None:
+    if old.adapters or new.adapters:
         return "adapters are started anew"
     if read_logprobs(Path(new.path)) is None:
         return f"{new.path} has no log-probabilities to compare its servers with"

@@ -24,6 +24,7 @@ from optima.recipe.schema import Recipe
 from optima.runs.directory import RunDir, Stage
 from optima.runs.identity import identify
 from optima.runs.layout import check_model
+from optima.seeding import digest
 from optima.serving.board import board_of
 from optima.serving.fleet import Fleet
 from optima.serving.nodes import Nodes
@@ -31,7 +32,7 @@ from optima.serving.scorer import Item, LossScorer
 from optima.stages.room import keep_of, serving_recipe
 from optima.tasks.task import Task
 from optima.training.jobs import Others
-from optima.types import ModelRef, Problem
+from optima.types import ModelRef, Problem, TeamRef
 
 logger = logging.getLogger(__name__)
 
@@ -42,24 +43,42 @@ T = TypeVar("T", Fleet, LossScorer)
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model of the run: its name in tables, where it is, and a digest of how it was made."""
+    """A model of the run: its name in tables, where it is, and a digest of how it was made.
+
+    A team of several policies has ``members``, by their names, and ``ref`` is all of them.
+    """
 
     label: str
     ref: ModelRef
     digest: str
+    members: Mapping[str, "Model"] = field(default_factory=dict)
+
+    @classmethod
+    def of_members(cls, label: str, members: Mapping[str, "Model"]) -> "Model":
+        """Return the team of these policies, all adapters over one base or the base itself."""
+        (path,) = {member.ref.path for member in members.values()}
+        adapters = {name: one.ref.adapter for name, one in members.items() if one.ref.adapter}
+        made = digest(*(f"{name}={member.digest}" for name, member in members.items()))
+        return cls(label, TeamRef(path=path, adapter_by_policy=adapters), made, members)
+
+    def member(self, policy: str) -> "Model":
+        """Return the model that is a policy; every policy begins as the same one."""
+        return self.members.get(policy, self)
 
 
 @dataclass(frozen=True, slots=True)
 class Team:
     """Who speaks: all agents, played by ``model``, and what they are told of a made-up problem.
 
-    ``style`` and ``codec`` render it; they follow from the recipe and the model.
+    ``style`` and ``codec`` render it; they follow from the recipe and the model. ``policies`` has
+    that of each agent, nothing where all share one.
     """
 
     model: Model
     told: tuple[str, ...]
     style: PromptStyle = field(compare=False)
     codec: ChatCodec = field(compare=False)
+    policies: tuple[str, ...] = ()
 
     def speakers(self, problem: Problem, format_text: str | None = None) -> tuple[Speaker, ...]:
         """Return the speakers of a problem."""
@@ -300,7 +319,8 @@ class RunContext:
 
     def team(self, model: Model, problems: Sequence[Problem]) -> Team:
         """Return the agents who speak about ``problems``, all played by ``model``."""
-        return Team(model, self.style.told(problems), self.style, self.codec)
+        policies = self.recipe.agents.policies
+        return Team(model, self.style.told(problems), self.style, self.codec, policies)
 
     def log_path(self, name: str) -> Path:
         """Log file of a process of this attempt; ``name`` may be a stage's, with slashes."""

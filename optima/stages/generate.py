@@ -30,7 +30,6 @@ from optima.runs.files import CONVERSATIONS
 from optima.seeding import derive_seed, rng
 from optima.selection import share_of
 from optima.serving.client import CompletionClient, Server
-from optima.serving.fleet import Fleet
 from optima.stages.context import Made, Model, RunContext, Sampling, Team
 from optima.tasks.answers import assents, restates
 from optima.tasks.choices import named_choice
@@ -59,13 +58,15 @@ def dialogue_about(
 
 @contextlib.asynccontextmanager
 async def completing(
-    context: RunContext, out: Stage, fleet: Fleet, sampling: Sampling, n_at_once: int | None = None
+    context: RunContext, out: Stage, team: Team, sampling: Sampling, n_at_once: int | None = None
 ) -> AsyncIterator[Generate]:
     """Give a function that has servers make one turn, which counts until a record holds it.
 
-    ``n_at_once`` calls there will be at a time; None is ``serving.concurrency`` per server. Servers
-    that join later come on top.
+    Each turn is asked of the policy of the agent who speaks. ``n_at_once`` calls there will be at
+    a time; None is ``serving.concurrency`` per server. Servers that join later come on top.
     """
+    fleet = context.device.fleet(team.model.ref)
+    names = [fleet.name_of(policy) for policy in team.policies]
     async with CompletionClient(
         fleet.roster,
         fleet.model_name,
@@ -80,6 +81,7 @@ async def completing(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 prefer=preferred if isinstance(preferred, Server) else None,
+                model_name=names[request.agent] if names else None,
             )
             out.count_unkept(completion.n_tokens)
             return completion
@@ -241,7 +243,7 @@ async def _hold(
             for problem in problems
         )
         dialogues = _dialogues(context, out, team, sampling, missing, judge)
-        async with completing(context, out, fleet, sampling) as complete:
+        async with completing(context, out, team, sampling) as complete:
             await hold_conversations(dialogues, complete, keep, concurrency=n_at_once)
 
 

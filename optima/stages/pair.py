@@ -12,7 +12,7 @@ from optima.runs.files import EVAL_ROWS, PAIRS, ROWS, TREES
 from optima.search.pairs import Harvest, preference_row, read_conversational
 from optima.selection import share_of
 from optima.stages.context import Made, RunContext, speakers_of
-from optima.stages.select import write_rows
+from optima.stages.train import write_rows
 from optima.types import DialogueTree, PreferencePair, PreferenceRow, Problem
 
 

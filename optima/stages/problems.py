@@ -110,7 +110,7 @@ def check_unseen(
 
 def _runs_behind(models: Iterable[Model], with_starts: bool) -> set[Path]:
     """Return the runs that trained the models, and those that trained what these started from."""
-    places = [place for model in models for place in (model.ref.adapter, model.ref.path) if place]
+    places = [place for model in models for place in (*model.ref.adapters, model.ref.path)]
     found: set[Path] = set()
     while places:
         run = run_of(places.pop())

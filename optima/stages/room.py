@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from optima.conversation.loading import HUB_TIMEOUT_S, ModelFiles
 from optima.errors import EnvironmentNotFoundError, ModelError, StageError, UsageError
-from optima.plan import COLD_START, Counts, iterations, plan
+from optima.plan import Counts, iterations, plan
 from optima.processes.devices import Devices, free_memory, gpu_memory
 from optima.processes.environment import Environment, package_versions
 from optima.recipe.schema import LoraSection, ModelSection, Recipe
@@ -226,10 +226,9 @@ _REMEDIES: dict[str, dict[str, object]] = {
 
 def is_trained(recipe: Recipe, run_dir: Path) -> bool:
     """Tell whether a run has finished all its trainings, so that nothing has to fit any more."""
-    labels = [COLD_START] if recipe.cold_start else []
-    labels += [iteration.label for iteration in iterations(recipe)]
+    trainings = (step for step in plan(recipe) if step.kind == "train" and not step.is_trial)
     try:
-        return all(read_done(run_dir / label / "train") is not None for label in labels)
+        return all(read_done(run_dir / step.name) is not None for step in trainings)
     except StageError:  # damaged: it is made anew
         return False
 

@@ -10,7 +10,7 @@ from optima.runs.directory import Stage
 from optima.runs.files import EVAL_ROWS, ROWS, SCRIPTS
 from optima.seeding import rng
 from optima.stages.context import Made, RunContext, Team
-from optima.stages.select import write_rows
+from optima.stages.train import write_rows
 from optima.tasks.answers import last_marked_answer
 from optima.tasks.loading import sample_problems, take_in_turn
 from optima.trainset import conversation_rows

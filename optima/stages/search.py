@@ -117,7 +117,7 @@ async def _grow_all(
 
         drawn = Sampling(1, sampling.temperature, sampling.top_p)
         n_calls = n_at_once() * section.n_rollouts
-        async with completing(context, out, fleet, drawn, n_calls) as complete:
+        async with completing(context, out, team, drawn, n_calls) as complete:
             forest = Forest(section, complete, desk.rewards_for, keep, n_at_once)
             dialogues = (dialogue_about(context, out, p, team, judge) for p in missing)
             await forest.grow(dialogues, stored)

@@ -1,18 +1,18 @@
 """The stage that selects what is trained on, and writes its rows (paper Alg. 2)."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from optima.errors import StageError
 from optima.evaluation.health import Remedies, examine
 from optima.recipe.schema import SelectSection
-from optima.records import atomic_writer, read_records, write_records, write_text
+from optima.records import read_records, write_records
 from optima.runs.directory import Stage
 from optima.runs.files import CONVERSATIONS, EVAL_ROWS, REWARDS, ROWS, SELECTED
 from optima.selection import best_of_each, select_top, share_of
 from optima.stages.context import Made, RunContext, speakers_of
-from optima.trainset import conversation_rows, is_held_out
-from optima.types import Conversation, PreferenceRow, Problem, RewardParts, TrainingRow
+from optima.stages.train import write_rows
+from optima.trainset import conversation_rows
+from optima.types import Conversation, Problem, RewardParts, TrainingRow
 
 
 def select(
@@ -107,27 +107,3 @@ def _nothing(best: Sequence[RewardParts], section: SelectSection) -> tuple[str, 
         "lower select.theta, or raise sampling.n_samples; `optima try` shows conversations and "
         "shares in minutes",
     )
-
-
-def write_rows(
-    context: RunContext, path: Path, rows: Iterable[TrainingRow | PreferenceRow]
-) -> dict[str, float]:
-    """Write rows to train on and rows for evaluation loss, split by problem; return the counts."""
-    seed, share = context.recipe.seed, context.recipe.train.eval_share
-    counts = {False: 0, True: 0}
-    n_retokenised = 0
-    with atomic_writer(path / ROWS) as train, atomic_writer(path / EVAL_ROWS) as held_out:
-        for row in rows:
-            n_retokenised += row.n_retokenised
-            is_out = is_held_out(row.problem_id, seed=seed, share=share)
-            (held_out if is_out else train).write(row.model_dump_json() + "\n")
-            counts[is_out] += 1
-    if not counts[False]:  # a handful of problems, all of them drawn for evaluation
-        (path / EVAL_ROWS).replace(path / ROWS)
-        write_text(path / EVAL_ROWS, "")
-        counts = {False: counts[True], True: 0}
-    return {
-        "rows/train": float(counts[False]),
-        "rows/eval": float(counts[True]),
-        "rows/retokenised": float(n_retokenised),
-    }

@@ -2,10 +2,14 @@
 
 import logging
 import math
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
-from optima.plan import Step
+from optima.errors import StageError
+from optima.plan import Step, by_policy
 from optima.recipe.schema import ColdStartSection, DpoSection, TrainSection
+from optima.records import atomic_writer, read_records, write_text
 from optima.runs.directory import Stage
 from optima.runs.files import EVAL_ROWS, ROWS
 from optima.runs.layout import check_model
@@ -13,7 +17,8 @@ from optima.seeding import derive_seed
 from optima.stages.context import Made, Model, RunContext
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR, RESULT_FILE, TrainJob, TrainResult
 from optima.training.launch import run_training
-from optima.types import ModelRef
+from optima.trainset import is_held_out
+from optima.types import ModelRef, PreferenceRow, TrainingRow
 
 logger = logging.getLogger(__name__)
 _FEW_STEPS = 5  # of the optimizer
@@ -24,9 +29,23 @@ def train_model(
 ) -> Model:
     """Let ``train`` be done, and return the model of the step.
 
-    It is where its run is now, if that was moved since.
+    Of several policies each is trained by itself, on the rows of its own agents; a frozen one stays
+    as it was.
     """
-    trained = context.do(step, train, start, rows, section)
+    policies = context.recipe.agents.policies
+    made = {name: start.member(name) for name in policies}
+    for part in by_policy(context.recipe, step):
+        if not part.policy:
+            return _made(part, start, context.do(part, train, start, rows, section))
+        agents = tuple(agent for agent, name in enumerate(policies) if name == part.policy)
+        before = start.member(part.policy)
+        trained = context.do(part, train, before, rows, section, agents)
+        made[part.policy] = _made(part, before, trained)
+    return Model.of_members(step.model, made)
+
+
+def _made(step: Step, start: Model, trained: Stage) -> Model:
+    """Return the model of a finished training: where its run is now, if that was moved since."""
     result = TrainResult.model_validate_json((trained.path / RESULT_FILE).read_bytes())
     ref = result.model
     if not Path(ref.place).exists():
@@ -36,21 +55,32 @@ def train_model(
 
 
 def train(
-    context: RunContext, out: Stage, start: Model, rows: Stage, section: TrainSection | DpoSection
+    context: RunContext,
+    out: Stage,
+    start: Model,
+    rows: Stage,
+    section: TrainSection | DpoSection,
+    agents: tuple[int, ...] = (),
 ) -> Made:
-    """Train ``start`` on the rows of a stage.
+    """Train ``start`` on the rows of a stage, or on those of some ``agents`` alone.
 
     A ``DpoSection`` makes it a preference training, whose rows are pairs.
     """
-    n_rows = int(rows.metrics["rows/train"])
+    own: tuple[str, ...] = ()
+    folder, counts = rows.path, rows.metrics
+    if agents:
+        folder, own = out.path, (ROWS, EVAL_ROWS)
+        counts = _write_rows_of(context, out, rows, agents, section)
+    n_rows = int(counts["rows/train"])
     n_steps = count_steps(section, n_rows)
     logger.info("%s: %d rows from %s, %d steps", out.name, n_rows, start.label, n_steps)
     if warning := explain_few_steps(section, n_rows, is_cold=section != context.recipe.train):
         logger.warning("%s: %s", out.name, warning)
     check_model(start.ref)
     context.device.vacate()
+    job = _job(context, out, start, folder, section)
     result = run_training(
-        _job(context, out, start, rows, section),
+        job if counts["rows/eval"] > 0 else job.model_copy(update={"eval_rows_path": None}),
         env=context.environments.train,
         devices=context.device.devices,
         log_path=context.log_path(out.name),
@@ -59,7 +89,55 @@ def train(
     # none of a training that an older release finished
     logprobs = (path.name for path in out.path.glob(LOGPROBS_FILE))
     line = f"loss {result.train_loss:.3f}, {result.tokens_per_s:.0f} tokens/s"
-    return Made((RESULT_FILE, MODEL_DIR, *logprobs), _train_metrics(result), line)
+    return Made((RESULT_FILE, MODEL_DIR, *logprobs, *own), _train_metrics(result), line)
+
+
+def _write_rows_of(
+    context: RunContext,
+    out: Stage,
+    rows: Stage,
+    agents: tuple[int, ...],
+    section: TrainSection | DpoSection,
+) -> dict[str, float]:
+    """Write the rows of some agents beside the model to come; return the counts.
+
+    Raises StageError where there are none.
+    """
+    kind: type[PreferenceRow | TrainingRow]
+    kind = PreferenceRow if isinstance(section, DpoSection) else TrainingRow
+    given = chain(*(read_records(rows.path / name, kind) for name in (ROWS, EVAL_ROWS)))
+    counts = write_rows(context, out.path, (row for row in given if row.agent in agents))
+    if not counts["rows/train"]:
+        names = ", ".join(context.recipe.agents.names[agent] for agent in agents)
+        raise StageError(
+            f"stage {out.name}: nothing to train on: none of the rows of {rows.name} is of "
+            f"{names}; raise data.n_train or sampling.n_samples, or freeze this policy"
+        )
+    return counts
+
+
+def write_rows(
+    context: RunContext, path: Path, rows: Iterable[TrainingRow | PreferenceRow]
+) -> dict[str, float]:
+    """Write rows to train on and rows for evaluation loss, split by problem; return the counts."""
+    seed, share = context.recipe.seed, context.recipe.train.eval_share
+    counts = {False: 0, True: 0}
+    n_retokenised = 0
+    with atomic_writer(path / ROWS) as train, atomic_writer(path / EVAL_ROWS) as held_out:
+        for row in rows:
+            n_retokenised += row.n_retokenised
+            is_out = is_held_out(row.problem_id, seed=seed, share=share)
+            (held_out if is_out else train).write(row.model_dump_json() + "\n")
+            counts[is_out] += 1
+    if not counts[False]:  # a handful of problems, all of them drawn for evaluation
+        (path / EVAL_ROWS).replace(path / ROWS)
+        write_text(path / EVAL_ROWS, "")
+        counts = {False: counts[True], True: 0}
+    return {
+        "rows/train": float(counts[False]),
+        "rows/eval": float(counts[True]),
+        "rows/retokenised": float(n_retokenised),
+    }
 
 
 def count_steps(section: TrainSection | DpoSection, n_rows: int) -> int:
@@ -81,15 +159,14 @@ def explain_few_steps(
 
 
 def _job(
-    context: RunContext, out: Stage, start: Model, rows: Stage, section: TrainSection | DpoSection
+    context: RunContext, out: Stage, start: Model, folder: Path, section: TrainSection | DpoSection
 ) -> TrainJob:
     model = context.recipe.model
-    has_eval_rows = rows.metrics["rows/eval"] > 0
     return TrainJob(
         model=start.ref,
         revision=model.revision if start.ref.path == model.path else None,
-        rows_path=str((rows.path / ROWS).resolve()),
-        eval_rows_path=str((rows.path / EVAL_ROWS).resolve()) if has_eval_rows else None,
+        rows_path=str((folder / ROWS).resolve()),
+        eval_rows_path=str((folder / EVAL_ROWS).resolve()),
         output_dir=str(out.path.resolve()),
         train=training_section(context.recipe.train, section)
         if isinstance(section, DpoSection)

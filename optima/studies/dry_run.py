@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from optima.errors import RunBusyError, ServerError, UsageError
-from optima.plan import Counts, Step, Training, check_trainable, iterations, plan
+from optima.plan import Counts, Step, Training, by_policy, check_trainable, iterations, plan
 from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices, free_port
 from optima.processes.environment import Environment, require_environment
 from optima.prompts.rendering import PromptStyle
@@ -122,7 +122,7 @@ def _stages(recipe: Recipe, counts: Counts) -> Iterator[str]:
 def _part(recipe: Recipe, step: Step) -> str:
     """Return what a stage does, with the conversations that it holds at most."""
     if step.kind == "train":
-        return f"train from {step.start}"
+        return " ".join(filter(None, ("train", step.policy, "from", step.start)))
     if step.kind == "script":
         return f"script {step.n_lines:,} conversations"
     if not step.n_conversations:
@@ -177,11 +177,11 @@ def _processes(
         machines = Machines(n_nodes, 0, address)
         yield f"  trainings by {n_nodes} nodes, this one of rank 0; the others start the same"
     trained_on = training_devices(recipe.train, devices, n_nodes)
-    first: dict[Training, str] = {}
+    first: dict[Training, Step] = {}
     for iteration in iterations(recipe):
-        first.setdefault(iteration.training, iteration.label)
-    for kind, label in first.items():
-        place = run_dir.resolve() / label / "train"
+        first.setdefault(iteration.training, by_policy(recipe, iteration.step("train"))[0])
+    for kind, step in first.items():
+        place = run_dir.resolve() / step.name
         argv = training_argv(train_env, place, kind=kind, port=free_port(), machines=machines)
         yield f"  training on {_where(trained_on.gpus)}: {shlex.join(argv)}"
 

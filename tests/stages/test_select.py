@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from optima.records import read_records
-from optima.stages.select import write_rows
+from optima.stages.train import write_rows
 from optima.trainset import is_held_out
 from optima.types import TrainingRow
 

@@ -1,0 +1,288 @@
+"""Whole runs of several policies over fakes at the process borders."""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optima.plan import plan
+from optima.records import read_records
+from optima.runs.reader import open_run
+from optima.types import PreferenceRow, TeamRef, TrainingRow
+from tests.commands import command
+from tests.fake_runs import attempt, results, rewind, run
+from tests.fakes import commands, fake_environment
+from tests.tokenizers import codec, text_of
+
+NAMES = ("Alice", "Bob")
+LORA = "train.lora={serve: adapter}"
+TEAM = ("agents=[{name: Alice, policy: solver}, {name: Bob, policy: critic}]", LORA)
+FROZEN = (*TEAM, "policies.critic.frozen=true")
+END = codec("chatml").end_token
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished run, what its command printed, and what its servers were asked."""
+
+    root: Path
+    table: str
+    asked: list[dict[str, Any]]
+
+    def rows(self, stage: str) -> list[TrainingRow]:
+        return [
+            row
+            for name in ("rows.jsonl", "eval_rows.jsonl")
+            for row in read_records(self.root / stage / name, TrainingRow)
+        ]
+
+
+def make(directory: Path, *overrides: str, method: str = "sft") -> Made:
+    notes = directory / "asked.jsonl"
+    environment = fake_environment(directory, server=("--notes", str(notes)))
+    table = run(directory, environment, *overrides, method=method)
+    asked = [json.loads(line) for line in notes.open()]
+    return Made(directory / "run", table, [a for a in asked if "return_token_ids" in a])
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory.mktemp("team"), *TEAM)
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory.mktemp("frozen"), *FROZEN)
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory.mktemp("trees"), *TEAM, "cold_start=null", method="sft_dpo")
+
+
+def models_asked(made: Made) -> dict[str, Counter[str]]:
+    """Return, by the speaker whose label a prompt ends with, the models that were asked."""
+    found = {name: Counter[str]() for name in NAMES}
+    for asked in made.asked:
+        text = text_of(asked["prompt"])
+        for name in NAMES:
+            if text.endswith(f"{name}:"):
+                found[name][asked["model"]] += 1
+    return found
+
+
+def test_team_has_a_row_a_label_and_a_training_a_policy(team: Made) -> None:
+    labels = [line.split()[0] for line in team.table.splitlines()[2:6]]
+    assert labels == ["base", "cold_start", "iter_0", "iter_1"]
+    stages = [json.loads(line)["stage"] for line in (team.root / "metrics.jsonl").open()]
+    trained = [stage for stage in stages if "/train" in stage]
+    assert trained == [
+        f"{label}/train_{policy}"
+        for label in ("cold_start", "iter_0", "iter_1")
+        for policy in ("solver", "critic")
+    ]
+    assert set(stages) == {step.name for step in plan(open_run(team.root).recipe)}
+
+
+def test_every_turn_is_asked_of_the_policy_of_its_agent(team: Made) -> None:
+    asked = models_asked(team)
+    assert set(asked["Alice"]) == {"policy", "policy_solver"}
+    assert set(asked["Bob"]) == {"policy", "policy_critic"}
+    # the base model, before there is any policy, is asked by the cold start's evaluation alone
+    base = sum(len(read_turns(team.root, name)) for name in ("evaluate/base/talk",))
+    assert asked["Alice"]["policy"] + asked["Bob"]["policy"] == base
+
+
+def read_turns(root: Path, stage: str) -> list[Any]:
+    path = root / stage / "conversations.jsonl"
+    return [turn for line in path.open() for turn in json.loads(line)["turns"]]
+
+
+def test_servers_hold_the_adapters_of_one_model_at_once(team: Made) -> None:
+    environment = team.root.parent / "fake_env"
+    held = []
+    for argv in map(json.loads, (environment / "commands.jsonl").open()):
+        if "--lora-modules" in argv:
+            place = argv.index("--lora-modules")
+            held.append(argv[place + 1 : place + 3])
+            assert argv[argv.index("--max-loras") + 1] == "2"
+            assert argv[argv.index("--served-model-name") + 1] == "policy"
+    assert held == [
+        [
+            f"policy_{policy}={(team.root / label).resolve()}/train_{policy}/model"
+            for policy in ("solver", "critic")
+        ]
+        for label in ("cold_start", "iter_0", "iter_1")
+    ]
+
+
+@pytest.mark.parametrize("label", ["iter_0", "iter_1"])
+def test_policy_is_trained_on_what_its_own_agent_said_in_the_selected_conversations(
+    team: Made, label: str
+) -> None:
+    selected = team.rows(f"{label}/select")
+    found = []
+    for agent, policy in enumerate(("solver", "critic")):
+        rows = team.rows(f"{label}/train_{policy}")
+        assert rows
+        assert {row.agent for row in rows} == {agent}
+        found += rows
+        for row in rows:
+            for first, stop in row.trained:
+                before = text_of(row.input_ids[:first])
+                assert before.endswith(f"{NAMES[agent]}:")
+                assert row.input_ids[stop - 1] == END
+        job = json.loads((team.root / label / f"train_{policy}" / "job.json").read_text())
+        assert job["rows_path"] == str((team.root / label / f"train_{policy}/rows.jsonl").resolve())
+    key = lambda row: (row.problem_id, row.n, row.agent)  # noqa: E731
+    assert sorted(found, key=key) == sorted(selected, key=key)
+
+
+def test_policy_goes_on_from_its_own_adapter(team: Made) -> None:
+    before = team.root / "iter_0"
+    for policy in ("solver", "critic"):
+        job = json.loads((team.root / "iter_1" / f"train_{policy}" / "job.json").read_text())
+        start = (before / f"train_{policy}" / "model").resolve()
+        assert job["model"]["adapter"] == str(start)
+        assert Path(job["model"]["path"]).name == "model"
+
+
+def test_run_of_one_policy_by_name_is_the_shared_run_and_goes_on_from_it(tmp_path: Path) -> None:
+    shared = make(tmp_path / "shared")
+    environment, again = fake_environment(tmp_path / "again"), tmp_path / "again" / "run"
+    shutil.copytree(shared.root, again)
+    before = {path: path.read_bytes() for path in again.rglob("*") if path.name == "INPUTS"}
+    word = "agents=[{name: Alice, policy: one}, {name: Bob, policy: one}]"
+    run(shared.root.parent, environment, word, run=str(again))
+    assert [c for c in commands(environment) if c[:1] == ["-m"]] == []
+    assert {path: path.read_bytes() for path in before} == before
+    assert not list(again.rglob("train_*"))
+
+
+@pytest.mark.parametrize(
+    "stage", ["cold_start/train_critic", "iter_0/train_critic", "iter_1/generate"]
+)
+def test_rerun_from_any_stage_equals_an_undisturbed_run(
+    team: Made, tmp_path: Path, stage: str
+) -> None:
+    copy = tmp_path / "run"
+    rewind(team.root, copy, stage)
+    run(team.root.parent, fake_environment(tmp_path), *TEAM, run=str(copy))
+    assert results(copy) == results(team.root)
+
+
+def test_frozen_policy_speaks_as_the_base_and_is_not_trained(frozen: Made) -> None:
+    assert set(models_asked(frozen)["Bob"]) == {"policy"}
+    assert set(models_asked(frozen)["Alice"]) == {"policy", "policy_solver"}
+    trained = sorted(path.parent.name for path in frozen.root.glob("*/train*/DONE.json"))
+    assert trained == ["train_solver"] * 3
+    assert {row.agent for row in frozen.rows("iter_0/train_solver")} == {0}
+    (model,) = {one.path for one in open_run(frozen.root).models.values()}
+    assert open_run(frozen.root).models["iter_1"] == TeamRef(
+        path=model,
+        adapter_by_policy={"solver": str((frozen.root / "iter_1/train_solver/model").resolve())},
+    )
+
+
+def test_pairs_train_the_policy_that_speaks_in_them(trees: Made) -> None:
+    for agent, policy in enumerate(("solver", "critic")):
+        folder = trees.root / "iter_1_dpo" / f"train_{policy}"
+        rows = [
+            row
+            for name in ("rows.jsonl", "eval_rows.jsonl")
+            for row in read_records(folder / name, PreferenceRow)
+        ]
+        assert rows
+        assert {row.agent for row in rows} == {agent}
+        assert all(text_of(row.prompt_ids).endswith(f"{NAMES[agent]}:") for row in rows)
+        job = json.loads((folder / "job.json").read_text())
+        start = (trees.root / "iter_1_sft" / f"train_{policy}" / "model").resolve()
+        assert job["model"]["adapter"] == str(start)
+        assert job["dpo"] is not None
+
+
+def test_policy_without_a_row_stops_the_run_with_what_to_do(tmp_path: Path) -> None:
+    three = "agents=[{name: A, policy: a}, {name: B, policy: a}, {name: C, policy: c}]"
+    # of two turns the third agent has none
+    status, _, err = attempt(
+        tmp_path, fake_environment(tmp_path), three, LORA, "conversation.max_turns=2",
+        "cold_start=null",
+    )  # fmt: skip
+    assert status == 1
+    assert (
+        "stage iter_0/train_c: nothing to train on: none of the rows of iter_0/select is of C"
+        in err
+    )
+
+
+def test_server_that_holds_other_adapters_is_found_out(tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path, server=("--weights", str(tmp_path / "model")))
+    status, _, err = attempt(tmp_path, environment, *TEAM, "iterations=1")
+    assert status == 1
+    assert "cold_start/train_solver/model: server 0 serves another model" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (TEAM[:1], "agents.policies: several policies are trained as adapters that one server"),
+        ((TEAM[0], "train.lora={}"), "set train.lora={serve: adapter}"),
+        (("policies.critic.frozen=true",), "policies: critic is not read while one policy plays"),
+        ((*TEAM, "policies.judge.frozen=true"), "policies: judge plays no agent; remove it"),
+        (
+            (*TEAM, "policies={solver: {frozen: true}, critic: {frozen: true}}"),
+            "policies: all are frozen, so nothing is trained; thaw one",
+        ),
+        ((*TEAM, "policies.critic.frozn=true"), "policies.critic.frozn: unknown key (did you mean"),
+        (("agents=[{name: Alice, polcy: a}, {name: Bob}]",), "item 1 of the list is no agent"),
+        (("agents={names: [Alice, Bob], policies: [a]}",), "1 of 2 agents have one; name one for"),
+        (("agents=[{name: Alice, policy: a b}, {name: Bob}]",), "'a b' must be one word"),
+    ],
+)
+def test_team_that_cannot_be_is_refused_at_the_start(
+    tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    status, _, err = attempt(tmp_path, fake_environment(tmp_path), *words)
+    assert status == 2, err
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("pairs.strategy=influence", "search.n_problems=3"), "pairs.strategy: influence tries"),
+        (("pairs.path=mine.jsonl",), "pairs.path: mine.jsonl does not say which of several"),
+    ],
+)
+def test_preferences_of_nobody_are_refused_at_the_start(
+    tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    status, _, err = attempt(tmp_path, fake_environment(tmp_path), *TEAM, *words, method="sft_dpo")
+    assert status == 2
+    assert said in err
+
+
+def test_status_and_dry_run_know_the_trainings_of_policies(team: Made, tmp_path: Path) -> None:
+    status, out, _ = command("optima", "status", str(team.root))
+    n_stages = len(plan(open_run(team.root).recipe))
+    assert status == 0
+    assert f"done, {n_stages} of {n_stages} stages done" in out
+    assert attempt(tmp_path, fake_environment(tmp_path), *TEAM, "--dry-run")[0] == 0
+    out = attempt(tmp_path, fake_environment(tmp_path), *TEAM, "--dry-run")[1]
+    assert "train solver from cold_start, train critic from cold_start\n" in out
+    assert f"{tmp_path}/run/iter_0/train_solver/job.json" in out
+
+
+def test_cost_of_a_model_is_that_of_all_its_policies(team: Made) -> None:
+    found = open_run(team.root)
+    assert [cost.label for cost in found.costs] == ["cold_start", "iter_0", "iter_1"]
+    trained = [
+        found.metrics[f"cold_start/train_{p}"]["tokens/trained"] for p in ("solver", "critic")
+    ]
+    assert found.costs[0].n_trained == sum(trained) > max(trained)
