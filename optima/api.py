@@ -230,7 +230,8 @@ def _stored_recipe(root: Path | None, models: "Sequence[Model]") -> list[Path]:
     from optima.runs.files import RECIPE
     from optima.runs.reader import run_of
 
-    runs = {run_of(model.ref.place) for model in models} - {None}
+    places = [place for model in models for place in model.ref.adapters or (model.ref.path,)]
+    runs = {run_of(place) for place in places} - {None}
     if root is not None and (root / RECIPE).is_file():
         runs = {root}
     for found in runs if len(runs) == 1 else ():

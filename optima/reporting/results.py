@@ -329,7 +329,7 @@ def _write_json(output: Path, results: Mapping[str, Any]) -> None:
 def _cost_of(row: Figures) -> ModelCost | None:
     """Return what a model cost in the run that trained it, called by its label here."""
     root = run_of(row.model)
-    cost = Run(root).cost_of(Path(row.model).resolve().parents[1].name) if root else None
+    cost = Run(root).cost_of(Path(row.model).resolve().relative_to(root).parts[0]) if root else None
     return cost and replace(cost, label=row.label)
 
 

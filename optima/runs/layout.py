@@ -231,10 +231,12 @@ def finished_folders(root: Path) -> list[tuple[Path, StageDone]]:
     return sorted(stages, key=lambda pair: (pair[1].started_unix_s, pair[1].stage))
 
 
-def trained_models(root: Path, stages: Iterable[StageDone], base: str) -> dict[str, ModelRef]:
+def trained_models(
+    root: Path, stages: Iterable[StageDone], base: str, n_policies: int
+) -> dict[str, ModelRef]:
     """Return the models that finished stages of a run over ``base`` trained, by label, in order.
 
-    What is trained for each policy alone comes together as a team.
+    What is trained for each of ``n_policies`` comes together as a team once all of them are.
     """
     made: dict[str, ModelRef] = {}
     adapters: dict[str, dict[str, str]] = {}
@@ -247,7 +249,8 @@ def trained_models(root: Path, stages: Iterable[StageDone], base: str) -> dict[s
         if policy:
             team = {**adapters.get(label, {}), policy: path}
             adapters[label] = team
-            made[label] = TeamRef(path=base, adapter_by_policy=team)
+            if len(team) == n_policies:
+                made[label] = TeamRef(path=base, adapter_by_policy=team)
         elif (folder / "adapter_config.json").is_file():
             made[label] = ModelRef(path=base, adapter=path)
         else:

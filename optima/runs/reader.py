@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from optima.errors import StageError, UsageError
 from optima.evaluation.figures import Figures, Judged, JudgedConversation, figures_of, tally
 from optima.evaluation.statistics import Point, Sample, scaling_curve, vote_of_all
-from optima.plan import BASE, COLD_START, iterations, kind_of
+from optima.plan import BASE, COLD_START, Step, by_policy, iterations, kind_of
 from optima.recipe.schema import Recipe
 from optima.records import R, check_path, read_records
 from optima.runs import files
@@ -143,9 +143,10 @@ class Run:
     def models(self) -> dict[str, ModelRef]:
         """The trained models by label, in the order in which they were made.
 
-        Of several policies a model is a team (``TeamRef``), once one of them is trained.
+        Of several policies a model is a team (``TeamRef``), made once all of them are trained.
         """
-        return trained_models(self.root, self.stages, self.recipe.model.path)
+        n_policies = len(by_policy(self.recipe, Step("train", "")))
+        return trained_models(self.root, self.stages, self.recipe.model.path, n_policies)
 
     @property
     def evaluations(self) -> dict[str, files.Evaluation]:
@@ -424,6 +425,8 @@ def open_run(root: str | Path) -> Run:
 def run_of(model: str) -> Path | None:
     """Return the run in which the model in a directory was trained, None for any other model."""
     path = Path(model).resolve()
+    if any(path.glob(f"train_*/{MODEL_DIR}")):  # a team
+        path = path / "train" / MODEL_DIR
     run = path.parents[2] if len(path.parts) > 3 else path
     is_trained = (
         kind_of(path.parent.name) == "train"

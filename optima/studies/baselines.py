@@ -51,6 +51,11 @@ def run_baselines(
 ) -> tuple[Figures, ...]:  # fmt: skip
     """Evaluate a model by each method into ``output``; return their figures in that order."""
     models = [replace(model, label=method) for method, model in model_by_method.items()]
+    if any(model.members for model in models):
+        raise UsageError(
+            "--model: is a team, and baselines are asked of one model; name the base model, or the "
+            "adapter of one policy"
+        )
     with open_run(recipe, output, vllm_env=vllm_env, train_env=vllm_env) as context:
         n = recipe.evaluation.n_samples
         n_samples = {model.label: ballot.n if model.label == "sc" else n for model in models}
@@ -74,7 +79,7 @@ def _hold(context: RunContext, model: Model, problems: Sequence[Problem], ballot
 
 def _alone(context: RunContext, ballot: Votes | None = None) -> RunContext:
     """Return the context of the same run with one agent, and with several samples if asked for."""
-    recipe = context.recipe.model_copy(update={"agents": ALONE})
+    recipe = context.recipe.model_copy(update={"agents": ALONE, "policies": {}})
     if ballot is not None:
         recipe = recipe.changed(
             evaluation={"n_samples": ballot.n, "temperature": ballot.temperature}
@@ -128,5 +133,6 @@ def control_recipe(recipe: Recipe) -> Recipe:
         reward={"lambda_token": 0.0, "lambda_loss": 0.0},
         evaluation={"base": False},
     )
+    one = {"agents": ALONE, "policies": {}}
     others = dict.fromkeys(("initialise", "search", "pairs", "dpo"))
-    return alone.model_copy(update={"method": "sft", "agents": ALONE, "select": CORRECT, **others})
+    return alone.model_copy(update={"method": "sft", **one, "select": CORRECT, **others})

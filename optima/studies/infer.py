@@ -15,7 +15,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from optima.errors import ModelError, StageError, UsageError
 from optima.evaluation.figures import Figures
 from optima.evaluation.statistics import group_answers
-from optima.plan import Step
+from optima.plan import Step, by_policy
 from optima.processes.environment import Environment
 from optima.prompts.rendering import Format
 from optima.recipe.layers import Layers
@@ -45,7 +45,7 @@ from optima.runs.files import (
     write_stages,
 )
 from optima.runs.layout import WEIGHTS, check_model, is_stage, read_done, weight_files
-from optima.runs.reader import Run
+from optima.runs.reader import Run, run_of
 from optima.seeding import digest
 from optima.stages.context import Made, Model, RunContext
 from optima.stages.generate import ask
@@ -54,6 +54,7 @@ from optima.stages.problems import read_test_problems
 from optima.stages.rank import mark
 from optima.tasks import get_task
 from optima.tasks.judging import Judge
+from optima.training.jobs import MODEL_DIR
 from optima.types import AnswerGroups, Conversation, ModelRef, Problem
 
 logger = logging.getLogger(__name__)
@@ -79,30 +80,80 @@ _OF_TRAINING = {
 def find_models(root: Path) -> tuple[Model, ...]:
     """Return the models in ``root`` and below it: whole models and LoRA adapters.
 
-    In a run directory they are called as in its table and come in the order of training; elsewhere
-    they are called by their paths and sorted by them, numbers as numbers. What a training left
-    behind for itself (hidden directories, checkpoints) is none, nor is a trial of a selection by
-    influence that was interrupted.
+    In a run directory they are called as in its table and come in the order of training, the
+    policies of a team together; elsewhere they are called by their paths and sorted by them,
+    numbers as numbers. What a training left behind for itself (hidden directories, checkpoints) is
+    none, nor is a trial of a selection by influence that was interrupted, nor a team some of whose
+    policies are not trained yet.
 
     Raises UsageError when there is no such directory or no model in it, ModelError for one without
     its weights.
     """
-    folders = _find_folders(root)
+    teams = _find_teams(root)
+    folders = (folder for team in teams for folder in team)
     n_bytes = sum(file.stat().st_size for folder in folders for file in weight_files(folder))
     if n_bytes > _MANY_BYTES:
         logger.info("reading %.1f GiB of weights to see whether they are whole", n_bytes / 2**30)
     with concurrent.futures.ThreadPoolExecutor(_N_READERS) as pool:
-        return tuple(pool.map(lambda path: read_model(path, _label(root, path)), folders))
+        return tuple(pool.map(lambda team: _read(root, team), teams))
 
 
 def last_model(root: Path) -> Model:
     """Return the last of the models that ``find_models`` finds, without reading the others."""
-    path = _find_folders(root)[-1]
-    return read_model(path, _label(root, path))
+    return _read(root, _find_teams(root)[-1])
 
 
-def _find_folders(root: Path) -> list[Path]:
-    """Return the folders of the models in ``root`` and below it, in their order."""
+def _teams(folders: Iterable[Path]) -> list[tuple[Path, ...]]:
+    """Return the folders of models, those of one team's policies together."""
+    teams: dict[Path, tuple[Path, ...]] = {}
+    for folder in folders:
+        key = folder.parents[1] if _policy(folder) else folder
+        teams[key] = (*teams.get(key, ()), folder)
+    return [team for team in teams.values() if _is_whole(team)]
+
+
+def _is_whole(team: tuple[Path, ...]) -> bool:
+    """Tell whether no policy is missing that the run of a team trains."""
+    run = run_of(str(team[0])) if _policy(team[0]) else None
+    if run is None:
+        return True
+    wanted = {step.policy for step in by_policy(Run(run).recipe, Step("train", ""))}
+    missing = wanted.difference(map(_policy, team))
+    if missing:
+        place, names = team[0].parents[1], ", ".join(sorted(missing))
+        logger.warning("%s: left out, as %s of it is not trained yet", place, names)
+    return not missing
+
+
+def _read(root: Path, folders: tuple[Path, ...]) -> Model:
+    """Return the model in a folder, or the team whose policies are in these."""
+    if not _policy(folders[0]):
+        return read_model(folders[0], _label(root, folders[0]))
+    team = folders[0].parents[1]
+    label = team.resolve().name if team == root else "/".join(team.relative_to(root).parts)
+    return read_team(label, {_policy(folder): folder for folder in folders})
+
+
+def read_team(label: str, folders: Mapping[str, Path]) -> Model:
+    """Return the team of these policies, and of the base for those that were frozen.
+
+    Raises ModelError where they are not adapters over one base, and what ``read_model`` raises.
+    """
+    members = {policy: read_model(folder, policy) for policy, folder in folders.items()}
+    bases = sorted({member.ref.path for member in members.values()})
+    if len(bases) > 1:
+        raise ModelError(f"{label}: adapters over {' and '.join(bases)}: no team has two bases")
+    return Model.of_members(label, members)
+
+
+def _policy(folder: Path) -> str:
+    """Return the policy that a run trained in ``train_<policy>/model``, nothing for any other."""
+    kind, _, policy = folder.parent.name.partition("_")
+    return policy if (kind, folder.name) == ("train", MODEL_DIR) else ""
+
+
+def _find_teams(root: Path) -> list[tuple[Path, ...]]:
+    """Return the folders of the models in ``root`` and below it, in their order; see ``_teams``."""
     if not root.is_dir():
         raise UsageError(
             f"--model-root {root}: is not a directory; give a run or a folder of models"
@@ -118,7 +169,13 @@ def _find_folders(root: Path) -> list[Path]:
             f"--model-root {root}: holds no model (no {' or '.join(_CONFIGURATIONS)} below it); "
             "give a run that has trained one, or a folder of models"
         )
-    return sorted(set(found), key=lambda path: _order(root, path))
+    teams = _teams(sorted(set(found), key=lambda path: _order(root, path)))
+    if not teams:
+        raise UsageError(
+            f"--model-root {root}: holds a team only some of whose policies are trained; let its "
+            "run go on, or name the adapter of one policy by --model"
+        )
+    return teams
 
 
 def name_model(spec: str, label: str) -> Model:
@@ -130,7 +187,7 @@ def name_model(spec: str, label: str) -> Model:
     path = Path(spec)
     if path.is_dir():
         if not any((path / name).is_file() for name in _CONFIGURATIONS):
-            if (path / RECIPE).is_file():
+            if (path / RECIPE).is_file() or any(path.glob(f"train_*/{MODEL_DIR}")):
                 return replace(last_model(path), label=label)
             raise ModelError(
                 f"{spec}: holds no model (no {' or '.join(_CONFIGURATIONS)}); name the directory "
@@ -211,6 +268,7 @@ def run_inference(
     With ``is_grouped`` equal answers are put into groups, which gives votes for every k.
     """
     check_labels(models)
+    check_policies(recipe, models)
     # No stage needs the training environment: nothing is trained and no loss is computed.
     with open_run(recipe, output, vllm_env=vllm_env, train_env=vllm_env) as context:
         n_samples = {model.label: recipe.evaluation.n_samples for model in models}
@@ -294,6 +352,19 @@ def check_overrides(overrides: Sequence[str]) -> None:
         remedy = "remove it" if key.partition(".")[0] in _TRAINING else _OF_TRAINING.get(key)
         if remedy is not None:
             raise UsageError(f"{change}: is for training, and nothing is trained here; {remedy}")
+
+
+def check_policies(recipe: Recipe, models: Sequence[Model]) -> None:
+    """Raise UsageError when a team has policies that play none of the recipe's agents."""
+    played = recipe.agents.policies
+    for model in models:
+        if unplayed := [name for name in model.members if name not in played]:
+            names = ", ".join(f"{{name: {n}, policy: ...}}" for n in recipe.agents.names)
+            raise UsageError(
+                f"{model.label}: is a team, and {unplayed[0]} of it plays none of the agents "
+                f"{', '.join(recipe.agents.names)}; say who does by agents=[{names}], or name the "
+                "adapter of one policy alone by --model"
+            )
 
 
 def inference_recipe(layers: Layers, *, task: str | None, overrides: Sequence[str]) -> Recipe:

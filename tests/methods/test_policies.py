@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
+from optima.errors import UsageError
 from optima.plan import plan
+from optima.recipe.loading import dump_recipe, load_recipe
 from optima.records import read_records
 from optima.runs.reader import open_run
+from optima.studies.baselines import control_recipe
+from optima.studies.infer import find_models
 from optima.types import PreferenceRow, TeamRef, TrainingRow
 from tests.commands import command
 from tests.fake_runs import attempt, results, rewind, run
@@ -286,3 +290,87 @@ def test_cost_of_a_model_is_that_of_all_its_policies(team: Made) -> None:
         found.metrics[f"cold_start/train_{p}"]["tokens/trained"] for p in ("solver", "critic")
     ]
     assert found.costs[0].n_trained == sum(trained) > max(trained)
+
+
+def infer(team: Made, directory: Path, *words: str) -> tuple[int, str, str, Counter[str]]:
+    """Return what optima-infer did and printed, and the models that it asked."""
+    notes = directory / "asked.jsonl"
+    environment = fake_environment(directory, server=("--notes", str(notes)))
+    argv = ["--vllm-env", str(environment.prefix), "--output", str(directory / "out"), *words]
+    status, out, err = command("infer", *argv)
+    asked = map(json.loads, notes.open()) if notes.exists() else ()
+    names = Counter(one["model"] for one in asked if "return_token_ids" in one)
+    return status, out, err, names
+
+
+def test_inference_takes_the_teams_of_a_run(team: Made, tmp_path: Path) -> None:
+    status, out, err, asked = infer(team, tmp_path, "--model-root", str(team.root))
+    assert status == 0, err
+    labels = [line.split()[0] for line in out.splitlines()[2:5]]
+    assert labels == ["cold_start", "iter_0", "iter_1"]
+    assert set(asked) == {"policy", "policy_solver", "policy_critic"}
+    assert asked["policy"] == 3  # each server's first token, before it is asked anything
+
+
+def test_team_is_a_model_once_all_of_its_policies_are_trained(
+    team: Made, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "run"
+    rewind(team.root, copy, "iter_1/train_critic")
+    assert list(open_run(copy).models) == ["cold_start", "iter_0"]
+    assert [model.label for model in find_models(copy)] == ["cold_start", "iter_0"]
+    assert "iter_1: left out, as critic of it is not trained yet" in caplog.text
+    with pytest.raises(UsageError, match="holds a team only some of whose policies are trained"):
+        find_models(copy / "iter_1")
+
+
+@pytest.mark.parametrize("place", ["", "iter_1"])
+def test_team_is_named_by_its_run_or_its_folder(team: Made, tmp_path: Path, place: str) -> None:
+    status, _, err, asked = infer(team, tmp_path, "--model", str(team.root / place))
+    assert status == 0, err
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [one["model"] for one in results["models"]] == [str((team.root / "iter_1").resolve())]
+    assert [cost["label"] for cost in results["costs"]] == ["model"]
+    assert {"policy_solver", "policy_critic"} <= set(asked)
+
+
+def test_adapter_of_one_policy_by_itself_plays_all_agents(team: Made, tmp_path: Path) -> None:
+    folder = team.root / "iter_1/train_solver/model"
+    status, _, err, asked = infer(team, tmp_path, "--model", str(folder))
+    assert status == 0, err
+    assert set(asked) == {"policy"}
+
+
+def test_team_whose_policies_play_nobody_is_refused(team: Made, tmp_path: Path) -> None:
+    words = ("--model-root", str(team.root), "agents=[{name: Alice}, {name: Bob}]")
+    status, _, err, _ = infer(team, tmp_path, *words)
+    assert status == 2
+    assert "cold_start: is a team, and solver of it plays none of the agents Alice, Bob" in err
+
+
+def test_baselines_are_not_asked_of_a_team(team: Made, tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path)
+    status, _, err = command(
+        "optima", "baselines", "--model", str(team.root), "--vllm-env", str(environment.prefix),
+        "--output", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert status == 2
+    assert "--model: is a team" in err
+
+
+def test_team_is_transferred_to_another_task(team: Made, tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path, server=("--notes", str(tmp_path / "asked.jsonl")))
+    status, _, err = command(
+        "optima", "transfer", "--models", str(team.root), "--tasks", "two_hop", "--vllm-env",
+        str(environment.prefix), "--output", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert status == 0, err
+    asked = {json.loads(line)["model"] for line in (tmp_path / "asked.jsonl").open()}
+    assert {"policy_solver", "policy_critic"} <= asked
+
+
+def test_control_of_a_team_is_one_agent_without_policies(frozen: Made) -> None:
+    made = control_recipe(open_run(frozen.root).recipe)
+    path = frozen.root.parent / "control.yaml"
+    path.write_text(dump_recipe(made))
+    assert load_recipe(path).agents.policies == ()
