@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from optima.models import MODELS
-from optima.plan import iterations
+from optima.plan import check_trainable, iterations
 from optima.recipe.layers import is_layer
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.schema import (
@@ -27,7 +27,8 @@ from optima.tasks import TASKS
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 LAYERS = sorted((RECIPES / "models").glob("*.yaml"))
-ALL = sorted(set(RECIPES.rglob("*.yaml")) - set(LAYERS))
+TEAMS = sorted((RECIPES / "teams").glob("*.yaml"))
+ALL = sorted(set(RECIPES.rglob("*.yaml")) - {*LAYERS, *TEAMS})
 
 # Paper Table 8, iSFT: learning rate, epochs, batch, lambda_token, lambda_loss, theta_sft.
 TABLE_8: dict[str, tuple[float, ...]] = {
@@ -233,6 +234,19 @@ def test_layer_of_a_model_starts_with_its_two_commands(path: Path) -> None:
     assert name_of(path) in lines[2]
     assert "docs/results.md" in lines[3]
     assert lines[4].startswith("# Cost: ")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("path", TEAMS, ids=name_of)
+def test_layer_of_a_team_lies_on_recipes_of_every_method(path: Path, method: str) -> None:
+    lines = path.read_text().splitlines()
+    assert is_layer(yaml.safe_load(path.read_text()))
+    assert f"recipes/{name_of(path)}" in lines[2]
+    below = [RECIPES / method / "gsm8k.yaml", RECIPES / "models" / "qwen2.5-1.5b.yaml"]
+    recipe = load_recipe([*below, path])
+    check_trainable(recipe)
+    assert recipe.agents.policies == ("solver", "critic")
+    assert recipe.reward == load_recipe(below).reward
 
 
 @pytest.mark.parametrize("path", ALL, ids=name_of)
