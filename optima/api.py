@@ -134,7 +134,7 @@ def default_run_dir(configs: Sequence[Path], recipe: Recipe) -> Path:
 def name_models(specs: Sequence[Place]) -> "tuple[Model, ...]":
     """Return models given by directories or hub ids, called by the ends of their names.
 
-    ``iter_0/train/model`` is called by its run and iteration.
+    ``iter_0/train/model`` is called by its run and iteration, one policy of a team by itself.
     """
     from optima.studies.infer import name_model
 
@@ -146,6 +146,8 @@ def name_models(specs: Sequence[Place]) -> "tuple[Model, ...]":
         parts = parts[1:] if parts[:1] == ("/",) else parts  # a label stays below the output
         if parts[-2:] == ("train", "model"):
             parts = parts[:-2]
+        elif parts[-1:] == ("model",) and parts[-2].startswith("train_"):
+            parts = parts[:-1]
         found.append(name_model(text, "/".join(parts[-2:])))
     return tuple(found)
 

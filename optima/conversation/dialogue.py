@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from optima.conversation.codec import HOLE, ChatCodec, Encoder, Ids, TokenRow
 from optima.errors import ContextOverflowError, ModelError, OptimaError
 from optima.recipe.schema import ConversationSection
-from optima.seeding import derive_seed
+from optima.seeding import derive_seed, rng
 from optima.tasks.answers import last_marked_answer
 from optima.types import AnswerStyle, Conversation, Fault, Message, StopReason, Turn
 
@@ -272,7 +272,7 @@ class Dialogue:
 
         Raises ContextOverflowError when its prompt leaves no room, and what ``complete`` raises.
         """
-        speaker = self.speakers[len(turns) % len(self.speakers)]
+        speaker = self.speakers[self._next(len(turns), turns[-1].agent if turns else None)]
         request = Request(
             agent=speaker.agent,
             prompt_ids=speaker.prompt_ids(turns),
@@ -304,6 +304,19 @@ class Dialogue:
             seconds=round(time.monotonic() - started, 4),
             token_ids=sampled_ids(completion, text, speaker.codec.encoder),
         )
+
+    def _next(self, k: int, last: int | None) -> int:
+        """Return the agent who says utterance ``k`` after ``last`` spoke (``conversation.order``).
+
+        It does not depend on the sample: siblings in a tree are one agent's words.
+        """
+        n = len(self.speakers)
+        if self.limits.order == "random" and last is not None and n > 2:
+            others = [agent for agent in range(n) if agent != last]
+            return rng(self.seed, "order", self.problem_id, k).choice(others)
+        if self.limits.order == "hub" and n > 2:
+            return 1 + k // 2 % (n - 1) if k % 2 else 0
+        return k % n
 
     def _stop_texts(self, speaker: Speaker) -> tuple[str, ...]:
         """Return what ends an utterance: a partner's label, or the speaker's own on a new line."""

@@ -142,6 +142,10 @@ class ConversationSection(Section):
     """Turns after which a conversation ends unanswered."""
     max_turn_tokens: int = Field(default=2000, ge=1, le=1_000_000)
     """New tokens per turn."""
+    order: Literal["round_robin", "hub", "random"] = "round_robin"
+    """Who speaks next among three agents or more: each in turn (paper); the first after each of the
+    others; or, after the first, one drawn from those who did not just speak, the same in all
+    conversations about a problem. Scripts of a cold start are always in turn."""
     assent_ends: bool = True
     """Whether a partner agrees by saying, right after a marked answer, nothing but that it is right
     or that answer without the mark; false asks for the mark twice, as the paper does."""
@@ -330,6 +334,12 @@ class Recipe(Section):
                 "agents.names: has one agent, but a dialogue needs two; name two, or use method=sft"
             )
         self._check_policies()
+        order = self.conversation.order
+        if order != "round_robin" and len(self.agents.names) < 3:
+            raise ValueError(
+                f"conversation.order: {order} is round_robin for {len(self.agents.names)} agents; "
+                "remove it, or name three or more in agents"
+            )
         most, window = self.conversation.max_turn_tokens, self.model.max_model_len
         if window is not None and most >= window:
             raise ValueError(

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from optima.errors import StageError, UsageError
 from optima.evaluation.figures import AgentFigures, agents_of
+from optima.plan import plan
 from optima.records import (
     atomic_writer,
     clear_temporaries,
@@ -43,6 +44,7 @@ from optima.reporting.tables import (
     ends_table,
     matrix_table,
     models_table,
+    policies_table,
     rewards_table,
     votes_table,
 )
@@ -106,6 +108,12 @@ _WORDS = {
         "share of its turns with an answer; marks first: share of conversations whose first answer "
         "is its, and the mean score of those answers in per cent. changes: answers in other words "
         "than the last one marked, and how many of them score higher and lower.",
+    ),
+    "policies": (
+        "What each policy was trained on",
+        "Rows of its own agents in the selected conversations, or pairs in which one of them acts; "
+        "steps of the optimizer, tokens that training went over in all epochs and those of them "
+        "that carried loss, and its seconds.",
     ),
     "cost": (
         "Cost",
@@ -306,6 +314,15 @@ def _tables(runs: Sequence[Run]) -> Iterator[Table]:
     ]
     if agents:
         yield _called(agents_table(agents, (*run_head, "model")), "agents")
+    policies = [
+        (place(run, step.model, step.policy), run.metrics[step.name])
+        for run in runs
+        if not run.is_evaluation
+        for step in plan(run.recipe)
+        if step.policy and step.name in run.metrics
+    ]
+    if policies:
+        yield _called(policies_table(policies, (*run_head, "model")), "policies")
     costs = [(run, _costs(run)) for run in runs if run.costs]
     if costs:
         rows = tuple(place(run, *row) for run, table in costs for row in table.rows)
@@ -319,7 +336,12 @@ def _agents(run: Run, label: str) -> tuple[AgentFigures, ...]:
         run.problems("test")
     except UsageError:
         return ()
-    return agents_of(run.evaluation(label), get_task(run.recipe.task).metric)
+    found = agents_of(run.evaluation(label), get_task(run.recipe.task).metric)
+    by_name = dict(zip(run.recipe.agents.names, run.recipe.agents.policies, strict=False))
+    return tuple(
+        replace(one, name=f"{one.name} ({by_name[one.name]})") if one.name in by_name else one
+        for one in found
+    )
 
 
 def _differences(runs: Sequence[Run]) -> Iterator[Table]:

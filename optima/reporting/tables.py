@@ -232,6 +232,27 @@ def _agent_cells(agent: AgentFigures) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+_TRAININGS = {
+    "rows": ("train/rows", 0), "steps": ("train/steps", 0), "tokens": ("tokens/trained", 0),
+    "with loss": ("tokens/trained_with_loss", 0), "seconds": ("train/seconds", 1),
+    "loss": ("train/loss", 3), "evaluation loss": ("train/eval_loss", 3),
+}  # fmt: skip
+
+
+def policies_table(
+    shown: Sequence[tuple[tuple[str, ...], Mapping[str, float]]], head: Sequence[str]
+) -> Table:
+    """Return one line per training of a policy: what it was trained on and what that took."""
+    lines = [
+        (
+            *place,
+            *(f"{of[key]:,.{n}f}" if key in of else "" for key, n in _TRAININGS.values()),
+        )
+        for place, of in shown
+    ]
+    return Table((*head, "policy", *_TRAININGS), tuple(lines), n_left=len(head) + 1)
+
+
 def ends_table(
     talks: Sequence[tuple[tuple[str, ...], Mapping[str, float]]], head: Sequence[str]
 ) -> Table | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from optima.errors import UsageError
 from optima.methods import run_method
-from optima.plan import check_trainable
+from optima.plan import check_trainable, kind_of
 from optima.processes.environment import Environment
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
@@ -112,9 +112,7 @@ def shared_before_pairs(source: Path) -> Callable[[str], bool]:
     names = [stage.stage for stage in finished_stages(source)]
     searches = (n for n, name in enumerate(names) if name.split("/")[-1] == "search")
     first = next(searches, len(names))
-    late = (
-        n for n, name in enumerate(names) if n > first and name.split("/")[-1] in _FIRST_LATE_STAGES
-    )
+    late = (n for n, name in enumerate(names) if n > first and kind_of(name) in _FIRST_LATE_STAGES)
     return set(names[: next(late, len(names))]).__contains__
 
 

@@ -1,5 +1,7 @@
 import asyncio
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
 
 import pytest
 
@@ -19,11 +21,12 @@ from tests.tokenizers import codec, text_of
 
 def dialogue(
     *, names: Sequence[str] = ("Alice", "Bob"), style: AnswerStyle = "tag", n: int = 0,
-    max_turns: int = 10,
+    max_turns: int = 10, order: Literal["round_robin", "hub", "random"] = "round_robin",
+    problem_id: str = "p",
 ) -> Dialogue:  # fmt: skip
     return Dialogue(
-        problem_id="p", n=n, speakers=speakers(names=names), answer_style=style,
-        agreement=SameText(), limits=ConversationSection(max_turns=max_turns), seed=1,
+        problem_id=problem_id, n=n, speakers=speakers(names=names), answer_style=style,
+        agreement=SameText(), limits=ConversationSection(max_turns=max_turns, order=order), seed=1,
     )  # fmt: skip
 
 
@@ -305,3 +308,30 @@ def test_ids_that_are_not_exactly_the_text_are_not_kept(reply: Reply) -> None:
     held = converse([reply, Reply(" ok")], dialogue(names=("Alice", "Riga"), max_turns=2))
     assert held.turns[0].text.strip() in ("<A>", "one two", "hm")
     assert held.turns[0].token_ids is None
+
+
+def order_of(held: Dialogue) -> str:
+    talk = converse([Reply(f" word {k}") for k in range(held.limits.max_turns)], held)
+    return "".join(turn.name[0] for turn in talk.turns)
+
+
+def test_first_agent_of_a_hub_speaks_after_each_of_the_others() -> None:
+    names = ("Ann", "Ben", "Cleo", "Dan")
+    assert order_of(dialogue(names=names, max_turns=8, order="hub")) == "ABACADAB"
+    assert order_of(dialogue(names=names, max_turns=8)) == "ABCDABCD"
+    assert order_of(dialogue(names=names[:2], max_turns=4, order="hub")) == "ABAB"
+
+
+def test_drawn_speakers_are_the_same_in_all_samples_of_a_problem_and_never_twice_in_a_row() -> None:
+    names = ("Ann", "Ben", "Cleo")
+    orders = [
+        order_of(dialogue(names=names, n=n, max_turns=12, order="random", problem_id=problem))
+        for problem in ("p", "q", "r")
+        for n in range(2)
+    ]
+    assert orders[::2] == orders[1::2]
+    assert len(set(orders)) == 3
+    for order in orders:
+        assert order[0] == "A"
+        assert all(one != next_ for one, next_ in pairwise(order))
+        assert set(order) == set("ABC")

@@ -283,6 +283,51 @@ def test_status_and_dry_run_know_the_trainings_of_policies(team: Made, tmp_path:
     assert f"{tmp_path}/run/iter_0/train_solver/job.json" in out
 
 
+def test_report_says_which_policy_an_agent_has_and_what_each_was_trained_on(
+    team: Made, tmp_path: Path
+) -> None:
+    status, out, err = command("optima", "report", str(team.root), "--output", str(tmp_path))
+    assert status == 0, err
+    tables = {path.stem: path.read_text() for path in tmp_path.rglob("*.csv")}
+    (agents,) = (text for name, text in tables.items() if "agents" in name)
+    assert "Alice (solver)" in agents
+    assert "Bob (critic)" in agents
+    (policies,) = (text for name, text in tables.items() if "policies" in name)
+    lines = [line.split(",")[:3] for line in policies.splitlines()]
+    rows = len((team.root / "iter_1/train_critic/rows.jsonl").read_text().splitlines())
+    assert lines[0] == ["model", "policy", "rows"]
+    assert lines[-1] == ["iter_1", "critic", str(rows)]
+    assert len(lines) == 7
+    assert Path(out.strip()).is_file()
+
+
+def test_order_of_speaking_holds_in_trees_and_talks_of_three_policies(tmp_path: Path) -> None:
+    names = "[{name: Ann, policy: a}, {name: Ben, policy: b}, {name: Cleo, policy: a}]"
+    made = make(
+        tmp_path, f"agents={names}", LORA, "conversation.order=random", "cold_start=null",
+        "iterations=1", method="sft_dpo",
+    )  # fmt: skip
+    by_problem: dict[str, dict[int, set[str]]] = {}
+    for line in (made.root / "iter_0_dpo/search/trees.jsonl").open():
+        tree = json.loads(line)
+        nodes = [node for one in tree["rounds"] for node in one["nodes"]]
+        depth = {0: 0}
+        for node in nodes:
+            depth[node["node_id"]] = depth[node["parent"]] + 1
+            at = by_problem.setdefault(tree["problem_id"], {})
+            at.setdefault(depth[node["node_id"]], set()).add(node["turn"]["name"])
+    assert all(len(found) == 1 for levels in by_problem.values() for found in levels.values())
+    assert {levels[2].copy().pop() for levels in by_problem.values()} == {"Ben", "Cleo"}
+    rows = made.rows("iter_0_sft/train_a")
+    assert {row.agent for row in rows} == {0, 2}
+
+
+def test_order_that_changes_nothing_is_refused(tmp_path: Path) -> None:
+    status, _, err = attempt(tmp_path, fake_environment(tmp_path), "conversation.order=hub")
+    assert status == 2
+    assert "conversation.order: hub is round_robin for 2 agents; remove it, or name three" in err
+
+
 def test_cost_of_a_model_is_that_of_all_its_policies(team: Made) -> None:
     found = open_run(team.root)
     assert [cost.label for cost in found.costs] == ["cold_start", "iter_0", "iter_1"]
