@@ -232,8 +232,7 @@ def _stored_recipe(root: Path | None, models: "Sequence[Model]") -> list[Path]:
     from optima.runs.files import RECIPE
     from optima.runs.reader import run_of
 
-    places = [place for model in models for place in model.ref.adapters or (model.ref.path,)]
-    runs = {run_of(place) for place in places} - {None}
+    runs = {run_of(model.ref.place) for model in models} - {None}
     if root is not None and (root / RECIPE).is_file():
         runs = {root}
     for found in runs if len(runs) == 1 else ():

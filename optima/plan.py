@@ -65,6 +65,12 @@ def by_policy(recipe: Recipe, training: Step) -> tuple[Step, ...]:
     ) or (training,)
 
 
+def frozen_adapters(recipe: Recipe) -> dict[str, str]:
+    """Return the adapters of policies that stay as they are, by policy."""
+    sections = recipe.policies.items()
+    return {name: one.path for name, one in sections if one.frozen and one.path is not None}
+
+
 @dataclass(frozen=True, slots=True)
 class Iteration:
     """One iteration to come: the model called ``label``, made by SFT or by DPO.

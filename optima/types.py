@@ -6,7 +6,6 @@ Imports nothing of ours. Everything here is frozen; a record on disk is one JSON
 import os
 import types
 import typing
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
@@ -267,15 +266,17 @@ class ModelRef(Record):
 class TeamRef(ModelRef):
     """A base and the adapters over it that are served at once, by the names of their policies.
 
-    A policy without an adapter is the base itself.
+    A policy without an adapter is the base itself. ``folder`` is that of the model in its run, such
+    as ``iter_0`` of ``iter_0/train_solver/model``; empty where none of them was trained in one.
     """
 
     adapter_by_policy: dict[str, str]
+    folder: str = ""
 
     @property
     def place(self) -> str:
-        """The folder of the model in its run: ``iter_0`` of ``iter_0/train_solver/model``."""
-        return str(Path(self.adapters[0]).parents[1])
+        """Where what was trained is, or the base."""
+        return self.folder or self.path
 
     @property
     def adapters(self) -> tuple[str, ...]:

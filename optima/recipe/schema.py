@@ -131,6 +131,8 @@ def _names_and_policies(given: list[object]) -> dict[str, object]:
 class PolicySection(Section):
     """One of several policies, by its name in ``agents``."""
 
+    path: PathText | None = None
+    """Directory of a LoRA adapter over ``model.path`` that it begins as; None: the base itself."""
     frozen: bool = False
     """Whether it stays as it is: it speaks and is not trained."""
 

@@ -25,7 +25,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from optima.errors import StageError, UsageError
-from optima.plan import kind_of
+from optima.plan import Step, by_policy, frozen_adapters, kind_of
+from optima.recipe.schema import Recipe
 from optima.records import naming, read_record
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR
 from optima.types import ModelRef, Record, TeamRef
@@ -231,15 +232,16 @@ def finished_folders(root: Path) -> list[tuple[Path, StageDone]]:
     return sorted(stages, key=lambda pair: (pair[1].started_unix_s, pair[1].stage))
 
 
-def trained_models(
-    root: Path, stages: Iterable[StageDone], base: str, n_policies: int
-) -> dict[str, ModelRef]:
-    """Return the models that finished stages of a run over ``base`` trained, by label, in order.
+def trained_models(root: Path, stages: Iterable[StageDone], recipe: Recipe) -> dict[str, ModelRef]:
+    """Return the models that finished stages of a run trained, by label, in order.
 
-    What is trained for each of ``n_policies`` comes together as a team once all of them are.
+    What is trained for each policy comes together as a team once all of them are.
     """
     made: dict[str, ModelRef] = {}
-    adapters: dict[str, dict[str, str]] = {}
+    teams: dict[str, dict[str, str]] = {}
+    base = recipe.model.path
+    frozen = {name: str(Path(path).resolve()) for name, path in frozen_adapters(recipe).items()}
+    wanted = {step.policy for step in by_policy(recipe, Step("train", ""))}
     for stage in stages:
         label, _, part = stage.stage.rpartition("/")
         folder = root / stage.stage / MODEL_DIR
@@ -247,10 +249,11 @@ def trained_models(
             continue
         path, policy = str(folder.resolve()), part.partition("_")[2]
         if policy:
-            team = {**adapters.get(label, {}), policy: path}
-            adapters[label] = team
-            if len(team) == n_policies:
-                made[label] = TeamRef(path=base, adapter_by_policy=team)
+            team = teams.setdefault(label, {})
+            team[policy] = path
+            if wanted <= team.keys():
+                own = str((root / label).resolve())
+                made[label] = TeamRef(path=base, adapter_by_policy={**team, **frozen}, folder=own)
         elif (folder / "adapter_config.json").is_file():
             made[label] = ModelRef(path=base, adapter=path)
         else:

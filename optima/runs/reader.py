@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from optima.errors import StageError, UsageError
 from optima.evaluation.figures import Figures, Judged, JudgedConversation, figures_of, tally
 from optima.evaluation.statistics import Point, Sample, scaling_curve, vote_of_all
-from optima.plan import BASE, COLD_START, Step, by_policy, iterations, kind_of
+from optima.plan import BASE, COLD_START, iterations, kind_of
 from optima.recipe.schema import Recipe
 from optima.records import R, check_path, read_records
 from optima.runs import files
@@ -145,8 +145,7 @@ class Run:
 
         Of several policies a model is a team (``TeamRef``), made once all of them are trained.
         """
-        n_policies = len(by_policy(self.recipe, Step("train", "")))
-        return trained_models(self.root, self.stages, self.recipe.model.path, n_policies)
+        return trained_models(self.root, self.stages, self.recipe)
 
     @property
     def evaluations(self) -> dict[str, files.Evaluation]:

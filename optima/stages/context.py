@@ -54,12 +54,16 @@ class Model:
     members: Mapping[str, "Model"] = field(default_factory=dict)
 
     @classmethod
-    def of_members(cls, label: str, members: Mapping[str, "Model"]) -> "Model":
-        """Return the team of these policies, all adapters over one base or the base itself."""
+    def of_members(cls, label: str, members: Mapping[str, "Model"], folder: str = "") -> "Model":
+        """Return the team of these policies, all adapters over one base or the base itself.
+
+        ``folder`` is where its run keeps it.
+        """
         (path,) = {member.ref.path for member in members.values()}
         adapters = {name: one.ref.adapter for name, one in members.items() if one.ref.adapter}
         made = digest(*(f"{name}={member.digest}" for name, member in members.items()))
-        return cls(label, TeamRef(path=path, adapter_by_policy=adapters), made, members)
+        ref = TeamRef(path=path, adapter_by_policy=adapters, folder=folder)
+        return cls(label, ref, made, members)
 
     def member(self, policy: str) -> "Model":
         """Return the model that is a policy; every policy begins as the same one."""

@@ -14,6 +14,7 @@ import optima
 from optima.conversation.codec import ChatCodec
 from optima.conversation.dialogue import prove_talk
 from optima.conversation.loading import load_codec
+from optima.errors import UsageError
 from optima.plan import Counts
 from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices
 from optima.processes.environment import Environment, package_versions
@@ -21,7 +22,7 @@ from optima.prompts.rendering import Format, PromptStyle, load_formats
 from optima.recipe.schema import Recipe
 from optima.records import disk_errors, write_text
 from optima.runs.directory import RunDir
-from optima.runs.layout import STARTED_FORMAT, read_attempts
+from optima.runs.layout import STARTED_FORMAT, read_attempts, weight_files
 from optima.seeding import digest
 from optima.stages.context import Device, Environments, LossModel, Model, RunContext, split_devices
 from optima.stages.problems import Problems
@@ -83,6 +84,7 @@ def check_start(recipe: Recipe, run_dir: Path) -> None:
     check_run_dir(run_dir)
     context_window(recipe.model)
     check_target_modules(recipe)
+    base_model(recipe)
     read_formats(recipe)
 
 
@@ -139,9 +141,47 @@ def model_codec(recipe: Recipe, path: str) -> ChatCodec:
 
 
 def base_model(recipe: Recipe) -> Model:
-    """Return the model the run begins with."""
+    """Return the model the run begins with: of policies with adapters of their own, their team.
+
+    Raises UsageError for an adapter that cannot be one of them.
+    """
     section = recipe.model
-    return Model("base", _model_ref(section.path), digest(section.path, section.revision or ""))
+    base = Model("base", _model_ref(section.path), digest(section.path, section.revision or ""))
+    members = dict.fromkeys(recipe.agents.policies, base)
+    for name, policy in recipe.policies.items():
+        if policy.path is not None:
+            check_adapter(recipe, name)
+            ref = ModelRef(path=base.ref.path, adapter=str(Path(policy.path).resolve()))
+            sizes = (f"{p.name}:{p.stat().st_size}" for p in weight_files(Path(policy.path)))
+            members[name] = Model("base", ref, digest(base.digest, policy.path, *sizes))
+    is_shared = all(member is base for member in members.values())
+    return base if is_shared else Model.of_members("base", members)
+
+
+def check_adapter(recipe: Recipe, policy: str) -> None:
+    """Raise UsageError when a policy cannot begin as the directory that it names."""
+    section, lora = recipe.policies[policy], recipe.train.lora
+    path, place = Path(section.path or ""), f"policies.{policy}.path: {section.path}"
+    try:
+        settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        base, rank = str(settings["base_model_name_or_path"]), int(settings["r"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{place}: is not a LoRA adapter ({error}); name the directory of one over "
+            f"{recipe.model.path}, as train.lora={{serve: adapter}} makes them"
+        ) from error
+    if not weight_files(path):
+        raise UsageError(f"{place}: has no weights; put them back from a copy")
+    if _model_ref(base) != _model_ref(recipe.model.path):
+        raise UsageError(
+            f"{place}: is an adapter over {base}, and model.path is {recipe.model.path}; all "
+            "policies stand over one base: give an adapter over it"
+        )
+    if not section.frozen and lora is not None and rank != lora.rank:
+        raise UsageError(
+            f"{place}: has rank {rank}, which it keeps when it is trained, and train.lora.rank is "
+            f"{lora.rank}; set train.lora.rank={rank}, or policies.{policy}.frozen=true"
+        )
 
 
 def loss_model(recipe: Recipe) -> Model:

@@ -41,7 +41,8 @@ def train_model(
         before = start.member(part.policy)
         trained = context.do(part, train, before, rows, section, agents)
         made[part.policy] = _made(part, before, trained)
-    return Model.of_members(step.model, made)
+    folder = (context.run.root / step.name).resolve().parent
+    return Model.of_members(step.model, made, str(folder))
 
 
 def _made(step: Step, start: Model, trained: Stage) -> Model:

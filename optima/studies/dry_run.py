@@ -156,7 +156,7 @@ def _processes(
         yield f"  endpoint {endpoint} serves {served}, for the start model"
     for index, gpus in enumerate(gpu_groups(recipe, places.servers)):
         argv = server_argv(
-            ModelRef(path=recipe.model.path),
+            base_model(recipe).ref,
             recipe=recipe,
             devices=places.servers,
             env=vllm_env,

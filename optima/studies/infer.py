@@ -27,7 +27,7 @@ from tqdm import tqdm
 from optima.errors import ModelError, StageError, UsageError
 from optima.evaluation.figures import Figures
 from optima.evaluation.statistics import group_answers
-from optima.plan import Step, by_policy
+from optima.plan import Step, by_policy, frozen_adapters
 from optima.processes.environment import Environment
 from optima.prompts.rendering import Format
 from optima.recipe.layers import Layers
@@ -65,7 +65,7 @@ _NUMBER = re.compile(r"(\d+)")
 _TRIAL = re.compile(r"/influence/group_\d+/train/model/")
 _TRAINING = (
     *("method", "iterations", "initialise", "select", "train", "search", "pairs", "dpo"),
-    "cold_start",
+    *("cold_start", "policies"),
 )
 # Fields of other sections that only a training reads, with what an inference has for them.
 _OF_TRAINING = {
@@ -135,15 +135,19 @@ def _read(root: Path, folders: tuple[Path, ...]) -> Model:
 
 
 def read_team(label: str, folders: Mapping[str, Path]) -> Model:
-    """Return the team of these policies, and of the base for those that were frozen.
+    """Return the team of these policies and of those that its run kept frozen.
 
     Raises ModelError where they are not adapters over one base, and what ``read_model`` raises.
     """
-    members = {policy: read_model(folder, policy) for policy, folder in folders.items()}
+    run = run_of(str(next(iter(folders.values()))))
+    frozen = frozen_adapters(Run(run).recipe) if run else {}
+    found = {**folders, **{policy: Path(path) for policy, path in frozen.items()}}
+    members = {policy: read_model(folder, policy) for policy, folder in found.items()}
     bases = sorted({member.ref.path for member in members.values()})
     if len(bases) > 1:
         raise ModelError(f"{label}: adapters over {' and '.join(bases)}: no team has two bases")
-    return Model.of_members(label, members)
+    folder = next(iter(folders.values())).resolve().parents[1]
+    return Model.of_members(label, members, str(folder))
 
 
 def _policy(folder: Path) -> str:

@@ -189,6 +189,7 @@ def test_frozen_policy_speaks_as_the_base_and_is_not_trained(frozen: Made) -> No
     assert open_run(frozen.root).models["iter_1"] == TeamRef(
         path=model,
         adapter_by_policy={"solver": str((frozen.root / "iter_1/train_solver/model").resolve())},
+        folder=str((frozen.root / "iter_1").resolve()),
     )
 
 
@@ -419,3 +420,67 @@ def test_control_of_a_team_is_one_agent_without_policies(frozen: Made) -> None:
     path = frozen.root.parent / "control.yaml"
     path.write_text(dump_recipe(made))
     assert load_recipe(path).agents.policies == ()
+
+
+def test_frozen_policy_may_be_an_adapter_of_another_run(team: Made, tmp_path: Path) -> None:
+    critic = team.root / "iter_1/train_critic/model"
+    words = (*FROZEN, f"policies.critic.path={critic}", f"model.path={team.root.parent / 'model'}")
+    made = make(tmp_path, *words, "iterations=1")
+    assert set(models_asked(made)["Bob"]) == {"policy_critic"}
+    assert set(models_asked(made)["Alice"]) == {"policy", "policy_solver"}
+    found = open_run(made.root).models["iter_0"]
+    assert isinstance(found, TeamRef)
+    own = made.root / "iter_0/train_solver/model"
+    assert found.adapter_by_policy == {"solver": str(own.resolve()), "critic": str(critic)}
+    (model,) = (one for one in find_models(made.root) if one.label == "iter_0")
+    assert model.ref == found
+    status, _, err, asked = infer(made, tmp_path / "infer", "--model", str(made.root))
+    assert status == 0, err
+    assert {"policy_solver", "policy_critic"} <= set(asked)
+
+
+def test_policy_goes_on_from_an_adapter_of_its_own(team: Made, tmp_path: Path) -> None:
+    solver = team.root / "iter_0/train_solver/model"
+    words = (*TEAM, f"policies.solver.path={solver}", f"model.path={team.root.parent / 'model'}")
+    made = make(tmp_path, *words, "iterations=1", "cold_start=null")
+    jobs = [
+        json.loads((made.root / "iter_0" / f"train_{policy}" / "job.json").read_text())
+        for policy in ("solver", "critic")
+    ]
+    assert [job["model"]["adapter"] for job in jobs] == [str(solver), None]
+    assert set(models_asked(made)["Alice"]) == {"policy_solver"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("missing", "is not a LoRA adapter ("),
+        ("whole", "is not a LoRA adapter ("),
+        ("rank", "has rank 8, which it keeps when it is trained, and train.lora.rank is 16; set"),
+        ("base", "is an adapter over elsewhere/base, and model.path is"),
+        ("empty", "has no weights; put them back from a copy"),
+    ],
+)
+@pytest.mark.parametrize("is_dry", [False, True])
+def test_adapter_that_no_policy_can_begin_as_is_refused(
+    tmp_path: Path, change: str, said: str, is_dry: bool
+) -> None:
+    base, folder = tmp_path / "model", tmp_path / "adapter"
+    folder.mkdir()
+    settings: dict[str, object] = {"base_model_name_or_path": str(base), "r": 16}
+    if change == "rank":
+        settings["r"] = 8
+    if change == "base":
+        settings["base_model_name_or_path"] = "elsewhere/base"
+    if change not in ("missing", "whole"):
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+    if change == "whole":
+        (folder / "config.json").write_text("{}")
+    if change != "empty":
+        (folder / "adapter_model.safetensors").write_bytes(b"adapter")
+    path = tmp_path / "nowhere" if change == "missing" else folder
+    words = (*TEAM, f"policies.solver.path={path}", *(["--dry-run"] if is_dry else []))
+    status, _, err = attempt(tmp_path, fake_environment(tmp_path), *words)
+    assert status == 2, err
+    assert f"policies.solver.path: {path}: {said}" in err
+    assert not (tmp_path / "run").exists()
