@@ -13,7 +13,7 @@ plan.json  results.json                 what an evaluation or a folder of runs w
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +24,13 @@ from pydantic import BaseModel, Field, ValidationError
 
 from optima.errors import StageError, UsageError
 from optima.evaluation.statistics import Point
+from optima.plan import Step, by_policy, frozen_adapters, kind_of
 from optima.recipe.schema import Recipe
 from optima.records import make_folder, naming, read_record, write_text
 from optima.runs.costs import ModelCost
 from optima.runs.layout import StageDone, read_done, stage_folders
-from optima.types import Record, spoken_tokens
+from optima.training.jobs import MODEL_DIR
+from optima.types import ModelRef, Record, TeamRef, spoken_tokens
 
 RECIPE, PROVENANCE, METRICS, LOCK = "recipe.yaml", "provenance.json", "metrics.jsonl", "LOCK"
 PLAN, RESULTS = "plan.json", "results.json"
@@ -208,6 +210,35 @@ def find_searches(root: Path) -> tuple[Search, ...]:
             search = Search(label, path, is_finished=read_done(stage) is not None)
             found.append((_began(stage, path), label, search))
     return tuple(search for *_, search in sorted(found, key=lambda one: one[:2]))
+
+
+def trained_models(root: Path, stages: Iterable[StageDone], recipe: Recipe) -> dict[str, ModelRef]:
+    """Return the models that finished stages of a run trained, by label, in order.
+
+    What is trained for each policy comes together as a team once all of them are.
+    """
+    made: dict[str, ModelRef] = {}
+    teams: dict[str, dict[str, str]] = {}
+    base = recipe.model.path
+    frozen = {name: str(Path(path).resolve()) for name, path in frozen_adapters(recipe).items()}
+    wanted = {step.policy for step in by_policy(recipe, Step("train", ""))}
+    for stage in stages:
+        label, _, part = stage.stage.rpartition("/")
+        folder = root / stage.stage / MODEL_DIR
+        if kind_of(stage.stage) != "train" or "/" in label or not folder.is_dir():
+            continue
+        path, policy = str(folder.resolve()), part.partition("_")[2]
+        if policy:
+            team = teams.setdefault(label, {})
+            team[policy] = path
+            if wanted <= team.keys():
+                own = str((root / label).resolve())
+                made[label] = TeamRef(path=base, adapter_by_policy={**team, **frozen}, folder=own)
+        elif (folder / "adapter_config.json").is_file():
+            made[label] = ModelRef(path=base, adapter=path)
+        else:
+            made[label] = ModelRef(path=path)
+    return made
 
 
 def is_owned(root: Path) -> bool:

@@ -25,11 +25,9 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from optima.errors import StageError, UsageError
-from optima.plan import Step, by_policy, frozen_adapters, kind_of
-from optima.recipe.schema import Recipe
 from optima.records import naming, read_record
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR
-from optima.types import ModelRef, Record, TeamRef
+from optima.types import ModelRef, Record
 
 WEIGHTS = ("*.safetensors", "*.bin")  # files of them; of two formats the first counts
 _LARGEST_HEADER = 100_000_000  # the format's own limit, in bytes
@@ -230,35 +228,6 @@ def finished_folders(root: Path) -> list[tuple[Path, StageDone]]:
     found = (own_stage(path.parent, root) for path in root.glob("**/DONE.json"))
     stages = [(root / done.stage, done) for done in found if done is not None]
     return sorted(stages, key=lambda pair: (pair[1].started_unix_s, pair[1].stage))
-
-
-def trained_models(root: Path, stages: Iterable[StageDone], recipe: Recipe) -> dict[str, ModelRef]:
-    """Return the models that finished stages of a run trained, by label, in order.
-
-    What is trained for each policy comes together as a team once all of them are.
-    """
-    made: dict[str, ModelRef] = {}
-    teams: dict[str, dict[str, str]] = {}
-    base = recipe.model.path
-    frozen = {name: str(Path(path).resolve()) for name, path in frozen_adapters(recipe).items()}
-    wanted = {step.policy for step in by_policy(recipe, Step("train", ""))}
-    for stage in stages:
-        label, _, part = stage.stage.rpartition("/")
-        folder = root / stage.stage / MODEL_DIR
-        if kind_of(stage.stage) != "train" or "/" in label or not folder.is_dir():
-            continue
-        path, policy = str(folder.resolve()), part.partition("_")[2]
-        if policy:
-            team = teams.setdefault(label, {})
-            team[policy] = path
-            if wanted <= team.keys():
-                own = str((root / label).resolve())
-                made[label] = TeamRef(path=base, adapter_by_policy={**team, **frozen}, folder=own)
-        elif (folder / "adapter_config.json").is_file():
-            made[label] = ModelRef(path=base, adapter=path)
-        else:
-            made[label] = ModelRef(path=path)
-    return made
 
 
 def check_outputs(path: Path, done: StageDone, *, reads: bool = True) -> None:

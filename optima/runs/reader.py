@@ -30,7 +30,6 @@ from optima.runs.layout import (
     read_attempts,
     read_done,
     stage_folders,
-    trained_models,
 )
 from optima.training.jobs import MODEL_DIR
 from optima.types import (
@@ -145,7 +144,7 @@ class Run:
 
         Of several policies a model is a team (``TeamRef``), made once all of them are trained.
         """
-        return trained_models(self.root, self.stages, self.recipe)
+        return files.trained_models(self.root, self.stages, self.recipe)
 
     @property
     def evaluations(self) -> dict[str, files.Evaluation]:
