@@ -366,6 +366,11 @@ class Recipe(Section):
                 )
         if named and all(n in self.policies and self.policies[n].frozen for n in named):
             raise ValueError("policies: all are frozen, so nothing is trained; thaw one")
+        if named and self.serving.nodes is not None:
+            raise ValueError(
+                "serving.nodes: other nodes serve one model, not a policy per agent; remove it, or "
+                "give all agents one policy"
+            )
 
     def changed(self, **sections: Mapping[str, object]) -> Self:
         """Return the recipe with other fields in some of its sections; they are not validated."""

@@ -13,6 +13,7 @@ from typing import Any
 from optima.errors import StageError, UsageError
 from optima.evaluation.figures import Figures
 from optima.evaluation.statistics import Estimate, estimate_means
+from optima.plan import kind_of
 from optima.records import check_path
 from optima.runs.files import LOCK, RECIPE
 from optima.runs.layout import check_run, find_begun, read_done, read_each
@@ -240,8 +241,9 @@ def find_trained(spec: str) -> tuple[Run, str]:
     check_path(spec, "RUN")
     root, separator, label = (spec, "", "") if Path(spec).is_dir() else spec.rpartition(":")
     run = Run(root or spec)
-    names = (stage.stage.rpartition("/") for stage in run.stages)
-    made = [label for label, _, kind in names if kind == "train" and "/" not in label]
+    names = (stage.stage for stage in run.stages)
+    trained = (name.rpartition("/")[0] for name in names if kind_of(name) == "train")
+    made = list(dict.fromkeys(label for label in trained if "/" not in label))
     if not made:
         raise UsageError(f"{run.root}: has trained no model yet; give a training that has")
     if separator and label not in made:

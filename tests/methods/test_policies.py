@@ -101,6 +101,16 @@ def test_every_turn_is_asked_of_the_policy_of_its_agent(team: Made) -> None:
     assert asked["Alice"]["policy"] + asked["Bob"]["policy"] == base
 
 
+def test_rows_of_a_team_are_those_of_all_its_policies(team: Made) -> None:
+    status, text, err = command("optima", "rows", str(team.root), "--n", "2", "--json")
+    assert status == 0, err
+    shown = json.loads(text)
+    assert [(row["label"], row["agent"]) for row in shown] == [
+        ("iter_1", "Alice"),
+        ("iter_1", "Bob"),
+    ]
+
+
 def read_turns(root: Path, stage: str) -> list[Any]:
     path = root / stage / "conversations.jsonl"
     return [turn for line in path.open() for turn in json.loads(line)["turns"]]
@@ -242,6 +252,7 @@ def test_server_that_holds_other_adapters_is_found_out(tmp_path: Path) -> None:
             (*TEAM, "policies={solver: {frozen: true}, critic: {frozen: true}}"),
             "policies: all are frozen, so nothing is trained; thaw one",
         ),
+        ((*TEAM, "serving.nodes=auto"), "serving.nodes: other nodes serve one model, not a policy"),
         ((*TEAM, "policies.critic.frozn=true"), "policies.critic.frozn: unknown key (did you mean"),
         (("agents=[{name: Alice, polcy: a}, {name: Bob}]",), "item 1 of the list is no agent"),
         (("agents={names: [Alice, Bob], policies: [a]}",), "1 of 2 agents have one; name one for"),
