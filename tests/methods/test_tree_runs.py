@@ -374,7 +374,7 @@ def test_pairs_are_rebuilt_with_other_thresholds_and_exported(
     ("argv", "message"),
     [
         (("--iteration", "iter_9"), "--iteration iter_9: has no finished trees"),
-        (("--out", "nowhere/pairs.jsonl"), "--out nowhere/pairs.jsonl: its folder does not exist"),
+        (("--out", "nowhere/pairs.jsonl"), "--out: nowhere/pairs.jsonl: its folder does not exist"),
         (("reward.lambda_token=0",), "only fields of pairs"),
         (("pairs.theta_dif=0.1",), "unknown key (did you mean theta_diff?)"),
     ],
