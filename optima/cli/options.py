@@ -212,7 +212,7 @@ Overrides = Annotated[
         help="fields of the recipe to change, such as train.learning_rate=1.0e-5",
     ),
 ]  # fmt: skip
-AsJson = Annotated[bool, typer.Option("--json", help="print figures as one JSON object")]
+AsJson = Annotated[bool, typer.Option("--json", help="print it as JSON, in one line")]
 VllmEnv = Annotated[str | None, _environment("vLLM", "vllm")]
 TrainEnv = Annotated[str | None, _environment("TRL", "train")]
 

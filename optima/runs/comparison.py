@@ -220,15 +220,13 @@ def find_evaluated(spec: str) -> tuple[Run, str]:
 
     Raises UsageError for what is not a run, has evaluated nothing, or not that model.
     """
-    check_path(spec, "RUN")
-    root, separator, label = (spec, "", "") if Path(spec).is_dir() else spec.rpartition(":")
-    run = Run(root or spec)
+    run, label = _run_and_label(spec)
     known = run.evaluated
     if not known:
         raise UsageError(
             f"{run.root}: holds no evaluated model; give a run or an inference's output"
         )
-    if separator and label not in known:
+    if label is not None and label not in known:
         raise UsageError(f"{spec}: {run.root} has evaluated no {label}; it has {', '.join(known)}")
     return run, label or known[-1]
 
@@ -238,17 +236,22 @@ def find_trained(spec: str) -> tuple[Run, str]:
 
     Raises UsageError for what is not a training, has trained nothing, or not that model.
     """
-    check_path(spec, "RUN")
-    root, separator, label = (spec, "", "") if Path(spec).is_dir() else spec.rpartition(":")
-    run = Run(root or spec)
+    run, label = _run_and_label(spec)
     names = (stage.stage for stage in run.stages)
     trained = (name.rpartition("/")[0] for name in names if kind_of(name) == "train")
     made = list(dict.fromkeys(label for label in trained if "/" not in label))
     if not made:
         raise UsageError(f"{run.root}: has trained no model yet; give a training that has")
-    if separator and label not in made:
+    if label is not None and label not in made:
         raise UsageError(f"{spec}: {run.root} has trained no {label}; it has {', '.join(made)}")
     return run, label or made[-1]
+
+
+def _run_and_label(spec: str) -> tuple[Run, str | None]:
+    """Return the run of ``RUN:MODEL`` and the label behind it, None where there is none."""
+    check_path(spec, "RUN")
+    root, separator, label = (spec, "", "") if Path(spec).is_dir() else spec.rpartition(":")
+    return Run(root or spec), label if separator else None
 
 
 def _read(spec: str) -> tuple[Run, Figures]:
