@@ -115,7 +115,7 @@ class TrainSection(Section):
     """How several GPUs share the training; ``auto``: none on one device, zero3 on several. With
     fsdp and preferences each process holds the whole weights in host memory while it loads them."""
     save_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
-    """Optimiser steps between checkpoints; None saves at each epoch."""
+    """Optimiser steps between checkpoints; None saves one every ten minutes."""
     save_total_limit: int = Field(default=1, ge=1, le=1_000)
     """Checkpoints kept on disk while training."""
     logging_steps: int = Field(default=1, ge=1, le=1_000_000_000)

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 import torch
 import trl.trainer.utils
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from optima.errors import OptimaError, StageError
@@ -45,6 +46,9 @@ _COMPLETE = "COMPLETE"
 _WATCHED = ("loss", "grad_norm", "eval_loss")
 _WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+ \w+)")  # as torch says it
 LEAST_LOSS = 1.0  # nats: a loss near zero may grow many times before anything is lost
+# What is lost with a training that is killed. A checkpoint of a 1.5B model with its optimizer states
+# takes 20 to 35 s, of trainings that take 60 (H200, 2026-11-28).
+CHECKPOINT_EVERY_S = 600.0
 
 
 class Size(NamedTuple):
@@ -141,18 +145,23 @@ class Watch(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """Writes progress.json at each log and marks checkpoints that are complete."""
+    """Writes progress.json at each log, asks for checkpoints and marks those that are complete.
 
-    def __init__(self, path: Path, n_tokens: int, seconds_before: float) -> None:
+    Without ``save_steps`` in the recipe a checkpoint is due ``CHECKPOINT_EVERY_S`` after the last.
+    """
+
+    def __init__(self, path: Path, n_tokens: int, seconds_before: float, *, by_time: bool) -> None:
         self._path = path
         self._n_tokens = n_tokens
         self._seconds_before = seconds_before
+        self._by_time = by_time
         self._first_step = 0
-        self._start = time.monotonic()
+        self._start = self._saved = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock."""
         self._first_step, self._start = state.global_step, time.monotonic()
+        self._saved = self._start
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Replace progress.json."""
@@ -170,16 +179,16 @@ class Progress(TrainerCallback):
         logger.info("step %d of %d: loss %s", state.global_step, state.max_steps, logs["loss"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Keep the trainer from a last checkpoint: the model itself is written next."""
+        """Ask for a checkpoint that is due, on all processes; for none where the model comes next."""
+        if self._by_time:
+            is_due = time.monotonic() - self._saved >= CHECKPOINT_EVERY_S
+            control.should_save = broadcast_object_list([is_due])[0]  # one clock for all
         if state.global_step >= state.max_steps:
             control.should_save = False
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Do the same where checkpoints are saved by the epoch."""
-        self.on_step_end(args, state, control)
-
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Mark the checkpoint: everything in it was written, after so many seconds of training."""
+        self._saved = time.monotonic()
         if state.is_world_process_zero:
             path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             seconds = self._seconds_before + time.monotonic() - self._start
@@ -225,7 +234,7 @@ def trainer_arguments(
         "logging_nan_inf_filter": False,  # it would write 0 for a loss of NaN
         "eval_on_start": has_eval,
         "eval_strategy": "no",
-        "save_strategy": "epoch" if train.save_steps is None else "steps",
+        "save_strategy": "no" if train.save_steps is None else "steps",
         "save_total_limit": train.save_total_limit,
         "report_to": list(train.report_to) or "none",
         "disable_tqdm": True,
@@ -292,7 +301,9 @@ def train_and_save(
         trainer.args.eval_on_start = False
         seconds_before = float((Path(checkpoint) / _COMPLETE).read_text("utf-8") or 0)
     trainer.add_callback(Watch(job.train.max_loss_growth))
-    trainer.add_callback(Progress(output / PROGRESS_FILE, n_tokens, seconds_before))
+    by_time = job.train.save_steps is None
+    progress = Progress(output / PROGRESS_FILE, n_tokens, seconds_before, by_time=by_time)
+    trainer.add_callback(progress)
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = seconds_before + time.monotonic() - start
