@@ -27,13 +27,15 @@ class Remedies:
     """What a recipe leaves to try: advice names nothing that is done already or cannot be.
 
     ``temperature`` is the field that the conversations were sampled by, ``roles`` the other value
-    of ``model.roles``, None where the model's template refuses it.
+    of ``model.roles``, None where the model's template refuses it, ``shown`` the answer of the
+    worked example, if there is one.
     """
 
     temperature: str
     roles: str | None
     can_show_example: bool
     can_cold_start: bool
+    shown: str | None = None
 
     def marking(self) -> str:
         """Return what helps a model that marks no answer."""
@@ -112,13 +114,18 @@ class TalkHealth:
         if self.empty > POOR_SHARE:
             yield f"{_percent(self.empty)} have an utterance that says nothing: {warmer}"
         if self.has_collapsed:
-            yield self.collapse()
+            yield self.collapse(left.shown)
 
-    def collapse(self) -> str:
-        """Say which answer most problems get, and what helps."""
+    def collapse(self, shown: str | None) -> str:
+        """Say which answer most problems get, and what helps; ``shown`` is the example's."""
+        said = f"{_percent(self.top_share)} of the problems get the answer {self.top_answer!r}"
+        if shown is not None and normalise_text(shown) == self.top_answer:
+            return (
+                f"{said}, which is that of the worked example: the model copies it, so take "
+                "conversation.worked_example=false"
+            )
         return (
-            f"{_percent(self.top_share)} of the problems get the answer {self.top_answer!r}, which "
-            f"is right for {_percent(self.top_gold_share)}: if the model was trained, lower "
+            f"{said}, which is right for {_percent(self.top_gold_share)}: if the model was trained, lower "
             "train.learning_rate or train.epochs, or go back to an earlier model; if not, write "
             "prompts of your own (conversation.prompts)"
         )

@@ -19,6 +19,7 @@ import jinja2
 from optima import plugins
 from optima.errors import UsageError
 from optima.recipe.schema import ChoiceAnswer, Recipe
+from optima.tasks.answers import last_marked_answer
 from optima.tasks.task import ROLES, RoleSet, Task
 from optima.types import AnswerStyle, Problem, Setting
 
@@ -119,6 +120,13 @@ def cue(problem: Problem, style: PromptStyle, *, agent: int) -> str:
         setting=style.setting,
         is_critic=_kind(style, agent) == "critic",
     ).strip()
+
+
+def example_answer(problem: Problem, style: PromptStyle) -> str | None:
+    """Return the answer that the worked example marks, None where none is shown."""
+    if not style.worked_example:
+        return None
+    return last_marked_answer(_example(style, problem), style.answer_style)
 
 
 def _words(problem: Problem, style: PromptStyle, agent: int) -> dict[str, str | None]:

@@ -23,7 +23,7 @@ from optima.errors import StageError
 from optima.evaluation.health import HealthCount, TalkHealth
 from optima.plan import Step
 from optima.processes import interruption
-from optima.prompts.rendering import Format
+from optima.prompts.rendering import Format, example_answer
 from optima.records import RecordAppender, atomic_writer, repair_tail
 from optima.runs.directory import Stage
 from optima.runs.files import CONVERSATIONS
@@ -200,7 +200,8 @@ def generate(
     counted = _finalise(path, problems)
     check_errors(context, out, counted.metrics, _errors(path))
     if counted.health.has_collapsed:
-        logger.warning("%s: one answer everywhere: %s", out.name, counted.health.collapse())
+        said = counted.health.collapse(example_answer(problems[0], context.style))
+        logger.warning("%s: one answer everywhere: %s", out.name, said)
     tokens = counted.metrics["tokens/conversation"]
     answered = 100 * counted.metrics["conversations/answered"]
     line = f"{tokens:.1f} tokens a conversation, {answered:.0f} % answered"

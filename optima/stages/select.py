@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from optima.errors import StageError
 from optima.evaluation.health import Remedies, examine
 from optima.recipe.schema import SelectSection
+from optima.prompts.rendering import example_answer
 from optima.records import read_records, write_records
 from optima.runs.directory import Stage
 from optima.runs.files import CONVERSATIONS, EVAL_ROWS, REWARDS, ROWS, SELECTED
@@ -32,7 +33,7 @@ def select(
     selected = select_top(best, context.recipe.select)
     if reason := _too_few(selected, best, problems, context.recipe.select):
         conversations = read_records(talked.path / CONVERSATIONS, Conversation)
-        advice = examine(conversations, problems).advice(remedies(context, t))
+        advice = examine(conversations, problems).advice(remedies(context, problems, t))
         found, way_out = reason
         raise StageError("\n  - ".join([f"stage {out.name}: {found}", *advice, way_out]))
     write_records(out.path / SELECTED, selected)
@@ -65,7 +66,7 @@ def _rows(
             yield from conversation_rows(said.problem_id, said.n, said.turns, speakers)
 
 
-def remedies(context: RunContext, t: int) -> Remedies:
+def remedies(context: RunContext, problems: Sequence[Problem], t: int) -> Remedies:
     """Return what is left to try where the conversations of iteration ``t`` go wrong."""
     recipe = context.recipe
     return Remedies(
@@ -73,6 +74,7 @@ def remedies(context: RunContext, t: int) -> Remedies:
         roles=context.codec.template.other_roles,
         can_show_example=not recipe.conversation.worked_example,
         can_cold_start=recipe.cold_start is None and context.task.has_evidence,
+        shown=example_answer(problems[0], context.style),
     )
 
 

@@ -81,7 +81,7 @@ def try_recipe(
     names = ("total", "task", "token", "loss_term")
     return Trial(
         health=examine((one.conversation for one in judged), problems),
-        remedies=remedies(context, 0),
+        remedies=remedies(context, problems, 0),
         has_cold_start=recipe.cold_start is not None,
         n_problems=len(problems),
         n_selected=len(select_top(best, recipe.select)),

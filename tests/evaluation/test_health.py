@@ -1,6 +1,7 @@
 """Shares of what goes wrong in talks, each on made conversations, and the advice they give."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -224,3 +225,17 @@ def test_model_that_lost_its_speech_in_training_is_told_from_one_that_had_none(
 ) -> None:
     said = find_loss_of_speech(before, after)
     assert said is None if expected is None else (said or "").startswith(expected)
+
+
+def test_answer_of_the_worked_example_everywhere_is_put_down_to_the_example() -> None:
+    copied = collapse(12, 12, ["no"])
+    shown = replace(LEFT, shown=copied.top_answer.title())
+    (said,) = [line for line in copied.advice(shown) if "of the problems" in line]
+    assert said.endswith("that of the worked example: the model copies it, so take "
+                         "conversation.worked_example=false")  # fmt: skip
+    (said,) = [line for line in copied.advice(LEFT) if "of the problems" in line]
+    assert "worked example" not in said
+    (said,) = [
+        line for line in copied.advice(replace(LEFT, shown="Tarn")) if "of the problems" in line
+    ]
+    assert "worked example" not in said

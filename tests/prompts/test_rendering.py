@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jinja2
@@ -9,7 +10,7 @@ import pytest
 
 from optima.errors import UsageError
 from optima.prompts import rendering
-from optima.prompts.rendering import TEMPLATE_DIR, PromptStyle, cue, system_prompt
+from optima.prompts.rendering import TEMPLATE_DIR, PromptStyle, cue, example_answer, system_prompt
 from optima.recipe.loading import load_recipe
 from optima.tasks import get_task
 from optima.tasks.answers import marked_answers
@@ -315,3 +316,13 @@ def test_a_template_that_lacks_a_value_fails() -> None:
     for path in sorted(TEMPLATE_DIR.glob("*.txt")):
         with pytest.raises(jinja2.UndefinedError):
             environment.from_string(path.read_text(encoding="utf-8")).render()
+
+
+@pytest.mark.parametrize(
+    ("case", "shown"), [("exchange", "Tarn"), ("sum", "19"), ("choice", "iron")]
+)
+def test_answer_of_the_worked_example_is_the_one_it_marks(case: str, shown: str) -> None:
+    problem, setting, answer_style, names = CASES[case]
+    style = PromptStyle(setting, answer_style, names)
+    assert example_answer(problem, style) is None
+    assert example_answer(problem, replace(style, worked_example=True)) == shown
