@@ -125,9 +125,9 @@ class TalkHealth:
                 "conversation.worked_example=false"
             )
         return (
-            f"{said}, which is right for {_percent(self.top_gold_share)}: if the model was trained, lower "
-            "train.learning_rate or train.epochs, or go back to an earlier model; if not, write "
-            "prompts of your own (conversation.prompts)"
+            f"{said}, which is right for {_percent(self.top_gold_share)}: if the model was "
+            "trained, lower train.learning_rate or train.epochs, or go back to an earlier model; "
+            "if not, write prompts of your own (conversation.prompts)"
         )
 
 

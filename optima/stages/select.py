@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from optima.errors import StageError
 from optima.evaluation.health import Remedies, examine
-from optima.recipe.schema import SelectSection
 from optima.prompts.rendering import example_answer
+from optima.recipe.schema import SelectSection
 from optima.records import read_records, write_records
 from optima.runs.directory import Stage
 from optima.runs.files import CONVERSATIONS, EVAL_ROWS, REWARDS, ROWS, SELECTED

@@ -46,8 +46,8 @@ _COMPLETE = "COMPLETE"
 _WATCHED = ("loss", "grad_norm", "eval_loss")
 _WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+ \w+)")  # as torch says it
 LEAST_LOSS = 1.0  # nats: a loss near zero may grow many times before anything is lost
-# What is lost with a training that is killed. A checkpoint of a 1.5B model with its optimizer states
-# takes 20 to 35 s, of trainings that take 60 (H200, 2026-11-28).
+# What a killed training loses at most. A checkpoint of a 1.5B model with its optimizer states took
+# 20 to 35 s of trainings of 60 (H200, 2026-11-28).
 CHECKPOINT_EVERY_S = 600.0
 
 
@@ -179,7 +179,7 @@ class Progress(TrainerCallback):
         logger.info("step %d of %d: loss %s", state.global_step, state.max_steps, logs["loss"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Ask for a checkpoint that is due, on all processes; for none where the model comes next."""
+        """Ask all processes for a checkpoint that is due, for none where the model comes next."""
         if self._by_time:
             is_due = time.monotonic() - self._saved >= CHECKPOINT_EVERY_S
             control.should_save = broadcast_object_list([is_due])[0]  # one clock for all
