@@ -96,9 +96,10 @@ run_pytest() {
   ((status == 5 && ${#pytest_args[@]})) || return "$status"
 }
 
-# Two processes, for most of these tests wait; a real model takes all cores by itself. The order is
-# that of tests/conftest.py, not that of the number of tests in a file.
-run_fast() { run_pytest -m 'not e2e' -n 2 --dist loadfile --no-loadscope-reorder; }
+# Four processes also on two cores: half the time of these tests is waiting (for servers that start,
+# for deadlines, for what is lost). A real model takes all cores by itself. The order is that of
+# tests/conftest.py, not that of the number of tests in a file.
+run_fast() { run_pytest -m 'not e2e' -n 4 --dist loadfile --no-loadscope-reorder; }
 run_e2e() { run_pytest -m e2e; }
 
 run_part() {

@@ -41,16 +41,24 @@ def read_pins() -> ModuleType:
     return module
 
 
-# The folders whose tests start processes.
+# What takes longest, longest first: these tests start processes, and wait for them.
 LONG = tuple(
     ROOT / "tests" / name
-    for name in ("methods", "studies", "runs", "stages", "scripts", "reporting", "cli")
+    for name in (
+        *("methods", "serving", "scripts", "test_api.py", "studies", "reporting", "runs", "cli"),
+        *("test_plugins.py", "stages", "training", "test_disks.py", "processes", "test_wheel.py"),
+    )
 )
+
+
+def _place(item: pytest.Item) -> int:
+    found = (n for n, place in enumerate(LONG) if item.path.is_relative_to(place))
+    return next(found, len(LONG))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes long, so that no process ends with it while the others have nothing."""
-    items.sort(key=lambda item: not any(item.path.is_relative_to(folder) for folder in LONG))
+    items.sort(key=_place)
 
 
 def pytest_configure() -> None:

