@@ -1,6 +1,7 @@
 """Scripted conversations on generated problems and on real rows: what every one must keep."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,14 @@ N_FRAME_WORDS_MAX = 45
 N_PROBLEMS = 150
 
 
-def problems_of(task_name: str, shared_data: Path, n_agents: int = 2) -> list[Problem]:
+@cache
+def problems_of(task_name: str, shared_data: Path, n_agents: int = 2) -> tuple[Problem, ...]:
     if task_name == "two_hop":
         data = DataSection(n_train=N_PROBLEMS)
     else:
         data = DataSection(path=str(shared_data / task_name))
     loaded = load_problems(get_task(task_name), data, "train", n_agents=n_agents, seed=5)
-    return [problem for problem in loaded.problems if problem.evidence][:N_PROBLEMS]
+    return tuple(problem for problem in loaded.problems if problem.evidence)[:N_PROBLEMS]
 
 
 def script(problem: Problem, is_terse: bool, n_agents: int = 2, seed: int = 0) -> tuple[str, ...]:
