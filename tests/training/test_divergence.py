@@ -18,11 +18,12 @@ from optima.training.launch import run_training
 from optima.types import ModelRef
 from tests.templates import CHATML
 from tests.tokenizers import tiny_tokenizer, write_tokenizer
+from tests.training.libraries import library
 from tests.training.rows import pair_row, training_row, write_rows
 
-torch = pytest.importorskip("torch")
-policy = pytest.importorskip("optima.training.policy")
-session = pytest.importorskip("optima.training.session")
+torch = library("torch")
+policy = library("optima.training.policy")
+session = library("optima.training.session")
 
 
 def _log(watch: Any, history: list[dict[str, float]], step: int) -> None:
@@ -209,7 +210,7 @@ def test_training_without_the_memory_says_what_makes_a_step_smaller(
     line: str,
 ) -> None:
     for patch in ("avoid_cudnn_attention", "score_trained_positions_only"):  # of a whole process
-        monkeypatch.setattr(session, patch, lambda: None)
+        monkeypatch.setattr(f"optima.training.session.{patch}", lambda: None)
     job = _job(_model(tmp_path / "model"), tmp_path, kind)
     path = tmp_path / "job.json"
     path.write_text(job.model_dump_json(), encoding="utf-8")

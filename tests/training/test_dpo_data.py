@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from optima.conversation.loading import load_codec
 from optima.recipe.schema import DpoSection, TrainSection
 from optima.training.jobs import TrainJob
 from optima.types import ModelRef
+from tests.training.libraries import library
 from tests.training.rows import pair_row, write_rows
 
-dpo = pytest.importorskip("optima.training.dpo")
-parallelism = pytest.importorskip("optima.training.jobs")
+dpo = library("optima.training.dpo")
+parallelism = library("optima.training.jobs")
 
 
 def _job(smollm2: Path, tmp_path: Path, section: DpoSection, max_length: int = 64) -> TrainJob:

@@ -13,15 +13,16 @@ from optima.trainset import conversation_rows
 from optima.types import ModelRef, PreferencePair, PreferenceRow, TrainingRow
 from tests.talks import ids_of, speakers, turn
 from tests.tokenizers import write_tokenizer
+from tests.training.libraries import library
 from tests.training.rows import write_rows
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-accelerate = pytest.importorskip("accelerate")
-peft = pytest.importorskip("peft")
-dpo = pytest.importorskip("optima.training.dpo")
-sft = pytest.importorskip("optima.training.sft")
-policy = pytest.importorskip("optima.training.policy")
+torch = library("torch")
+transformers = library("transformers")
+accelerate = library("accelerate")
+peft = library("peft")
+dpo = library("optima.training.dpo")
+sft = library("optima.training.sft")
+policy = library("optima.training.policy")
 
 TEXT = " The lamp is in Riga, as I was told." * 9 + " <A>Riga</A>"  # over 64 tokens
 TALK = (turn(0, TEXT, ids=ids_of(TEXT)), turn(1, " Yes."))
@@ -115,7 +116,7 @@ def test_model_that_cannot_run_on_a_cpu_is_trained_all_the_same_and_says_so(
 
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / LOGPROBS_FILE).write_text("of an earlier training")
-    monkeypatch.setattr(policy, "token_logprobs", lacks_a_kernel)
+    monkeypatch.setattr("optima.training.policy.token_logprobs", lacks_a_kernel)
     ref = _train(tiny, tmp_path / "train", "sft", None)
     assert (Path(ref.path) / "model.safetensors").is_file()
     assert read_logprobs(Path(ref.path)) is None
@@ -125,7 +126,9 @@ def test_model_that_cannot_run_on_a_cpu_is_trained_all_the_same_and_says_so(
 def test_log_probability_that_is_no_number_is_a_lost_model(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy, "token_logprobs", lambda *_: torch.tensor([-1.0, float("nan")]))
+    monkeypatch.setattr(
+        "optima.training.policy.token_logprobs", lambda *_: torch.tensor([-1.0, float("nan")])
+    )
     with pytest.raises(StageError, match="log-probability of a row is not finite at the end"):
         _train(tiny, tmp_path / "train", "sft", None)
     assert not (tmp_path / "train" / "model").exists()

@@ -19,13 +19,14 @@ from optima.types import ModelRef, PreferencePair, PreferenceRow, TrainingRow
 from tests.fields import unread_fields
 from tests.talks import ids_of, speakers, turn
 from tests.tokenizers import write_tokenizer
+from tests.training.libraries import library
 from tests.training.rows import write_rows
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-accelerate = pytest.importorskip("accelerate")
-dpo = pytest.importorskip("optima.training.dpo")
-sft = pytest.importorskip("optima.training.sft")
+torch = library("torch")
+transformers = library("transformers")
+accelerate = library("accelerate")
+dpo = library("optima.training.dpo")
+sft = library("optima.training.sft")
 
 # Of very different lengths: a mean over all tokens is far from the mean of the rows' means.
 TEXTS = (

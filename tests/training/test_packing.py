@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-trl = pytest.importorskip("trl.trainer.sft_trainer")
-data_utils = pytest.importorskip("trl.data_utils")
-datasets = pytest.importorskip("datasets")
+from tests.training.libraries import library
+
+torch = library("torch")
+transformers = library("transformers")
+trl = library("trl.trainer.sft_trainer")
+data_utils = library("trl.data_utils")
+datasets = library("datasets")
 
 TEXTS = ("Alice: The lamp is in Oslo, I think.", "Bob: No. It is in Riga.", "Alice: Riga, then.")
 

@@ -11,12 +11,13 @@ from optima.recipe.schema import LoraSection, TrainSection
 from optima.training.jobs import TrainJob
 from optima.types import ModelRef
 from tests.tokenizers import write_tokenizer
+from tests.training.libraries import library
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-accelerate = pytest.importorskip("accelerate")
-peft = pytest.importorskip("peft")
-policy = pytest.importorskip("optima.training.policy")
+torch = library("torch")
+transformers = library("transformers")
+accelerate = library("accelerate")
+peft = library("peft")
+policy = library("optima.training.policy")
 
 ADAPTED = "base_model.model.model.layers.0.self_attn.q_proj"
 

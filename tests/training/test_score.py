@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-score = pytest.importorskip("optima.training.score")
+from tests.training.libraries import library
+
+torch = library("torch")
+transformers = library("transformers")
+score = library("optima.training.score")
 
 HEADER = "<|im_start|>assistant\n"
 TEXTS = ("Alice: The lamp is in Århus. 🙂", "Bob: <A>Oslo</A>", "x", "Alice: yes " * 30)

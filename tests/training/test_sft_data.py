@@ -3,18 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from optima.conversation.dialogue import Speaker
 from optima.conversation.loading import ModelFiles, load_codec, load_template
 from optima.recipe.schema import TrainSection
 from optima.training.jobs import TrainJob
 from optima.types import ModelRef
 from tests.talks import turn
+from tests.training.libraries import library
 from tests.training.rows import training_row, write_rows
 
-sft = pytest.importorskip("optima.training.sft")
-transformers = pytest.importorskip("transformers")
+sft = library("optima.training.sft")
+transformers = library("transformers")
 END = 2  # of SmolLM2's tokenizer, which pads with it as well
 
 
