@@ -1,4 +1,5 @@
-"""What the end-to-end tests share: one real iSFT run, and one server of a model it trained."""
+"""What the end-to-end tests share: one real iSFT run, a server of a model it trained, and one of
+the start model."""
 
 import os
 import signal
@@ -19,6 +20,7 @@ from optima.types import ModelRef
 from tests.fake_runs import MARK, ROOT, processes_of, wait_until
 
 RECIPE = ROOT / "recipes" / "sft" / "quickstart.yaml"
+MODEL = ROOT / "models" / "smollm2-135m-instruct"
 # Servers of two runs, and a training beside them.
 HAS_ROOM = (free_memory() or 0) > 18 * 2**30
 # What so short a training teaches is chance, so any conversation may be selected. The cold start is
@@ -88,13 +90,23 @@ def sft_run(tmp_path_factory: pytest.TempPathFactory) -> SftRun:
 @pytest.fixture(scope="session")
 def endpoint(sft_run: SftRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """Serve the model of the cold start once for all commands that begin with it."""
-    fleet = Fleet(
-        ModelRef(path=str(sft_run.model)),
+    with _fleet_of(sft_run.model, tmp_path_factory.mktemp("logs")) as fleet:
+        server = fleet.servers[0]
+        yield Endpoint(sft_run.model, server.base_url, server.api_key)
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Serve the start model once; ``test_weights``, which comes last, gives it other weights."""
+    with _fleet_of(MODEL, tmp_path_factory.mktemp("logs")) as started:
+        yield started
+
+
+def _fleet_of(model: Path, log_dir: Path) -> Fleet:
+    return Fleet(
+        ModelRef(path=str(model)),
         recipe=load_recipe(RECIPE, ["serving.device=cpu"]),
         devices=Devices(kind="cpu"),
         env=resolve_environment(None, "vllm"),
-        log_dir=tmp_path_factory.mktemp("logs"),
+        log_dir=log_dir,
     )
-    with fleet:
-        server = fleet.servers[0]
-        yield Endpoint(sft_run.model, server.base_url, server.api_key)

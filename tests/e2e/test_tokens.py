@@ -2,7 +2,6 @@
 
 import asyncio
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -10,35 +9,18 @@ import pytest
 from optima.conversation.codec import ChatCodec
 from optima.conversation.dialogue import Completion, Dialogue, Request, Speaker
 from optima.conversation.loading import load_codec
-from optima.processes.devices import Devices
-from optima.processes.environment import resolve_environment
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import ConversationSection
 from optima.serving.client import CompletionClient
 from optima.serving.fleet import Fleet
 from optima.trainset import conversation_rows
-from optima.types import Conversation, ModelRef
-from tests.e2e.conftest import RECIPE
-from tests.fake_runs import ROOT
+from optima.types import Conversation
+from tests.e2e.conftest import MODEL, RECIPE
 from tests.talks import NAMES, SameText
 
 pytestmark = pytest.mark.e2e
-MODEL = ROOT / "models" / "smollm2-135m-instruct"
 FACTS = "The red lamp is in Riga, the green lamp is in Turku and the blue lamp is in Lyon. " * 4
 BLOCK = 32  # tokens of a cached block, as the CPU server is started
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    started = Fleet(
-        ModelRef(path=str(MODEL)),
-        recipe=load_recipe(RECIPE, ["serving.device=cpu"]),
-        devices=Devices(kind="cpu"),
-        env=resolve_environment(None, "vllm"),
-        log_dir=tmp_path_factory.mktemp("logs"),
-    )
-    with started:
-        yield started
 
 
 @pytest.fixture(scope="module")

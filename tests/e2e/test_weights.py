@@ -3,23 +3,19 @@
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from optima.conversation.loading import load_codec
-from optima.processes.devices import Devices
-from optima.processes.environment import resolve_environment
-from optima.recipe.loading import load_recipe
 from optima.serving.client import Server
 from optima.serving.fleet import Fleet
 from optima.serving.probe import distance, prompt_logprobs, read_logprobs
 from optima.training.jobs import LOGPROBS_FILE, Logprobs
 from optima.types import ModelRef
-from tests.e2e.conftest import HAS_ROOM, RECIPE, SftRun
-from tests.e2e.test_tokens import FACTS, MODEL, ask_all, first_request
+from tests.e2e.conftest import HAS_ROOM, MODEL, SftRun
+from tests.e2e.test_tokens import FACTS, ask_all, first_request
 from tests.serving.test_fleet import process_of, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -56,19 +52,6 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = Logprobs(token_ids=IDS, trained=logprobs_of(folder), start=logprobs_of(MODEL))
     (folder.parent / LOGPROBS_FILE).write_text(found.model_dump_json())
     return folder
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    started = Fleet(
-        ModelRef(path=str(MODEL)),
-        recipe=load_recipe(RECIPE, ["serving.device=cpu"]),
-        devices=Devices(kind="cpu"),
-        env=resolve_environment(None, "vllm"),
-        log_dir=tmp_path_factory.mktemp("logs"),
-    )
-    with started:
-        yield started
 
 
 def status_of(server: Server, path: str, key: str | None, method: str = "POST") -> int:
