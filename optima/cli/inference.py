@@ -1,7 +1,15 @@
-"""``optima-infer`` and ``optima-multi-sc``: models on a task's test problems (paper section 4)."""
+"""``optima-infer`` and ``optima-multi-sc``: models on a task's test problems (paper section 4).
 
+And ``optima chat``, where a person talks as one of the agents.
+"""
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
@@ -27,6 +35,12 @@ from optima.cli.options import (
     whole,
 )
 from optima.errors import UsageError
+
+if TYPE_CHECKING:
+    from optima.conversation.dialogue import Speaker
+    from optima.studies.chat import Held
+    from optima.tasks.loading import Split
+    from optima.types import Problem, Turn
 
 INFER = """\
 Evaluate models on a task's test problems.
@@ -75,6 +89,16 @@ the defaults.
 
 The spellings of the original project are accepted too, and mean what they do there: --device N is
 the GPUs N to N+7; the rest as in optima-infer."""
+
+CHAT = """\
+examples:
+  optima chat runs/sft-quickstart-seed0
+  optima chat runs/sft-arc-seed0:iter_1 --as Bob --problem arc-0123456789abcdef
+  optima chat models/smollm2-135m-instruct --task gsm8k --index 7 data.path=/data/gsm8k
+
+What the agents are asked comes from --config, else from the run that trained the model, else from
+the defaults; key=value changes a field of it, such as evaluation.temperature=0.7. One server is
+started, on the first GPU."""
 
 Base = Annotated[
     str | None, typer.Option(metavar="MODEL", help="a model to evaluate before the others")
@@ -142,6 +166,157 @@ def evaluate(
     text = (write_consistency if is_vote else write_inference)(recipe, rows, place)
     print(results_json(stored_results(place)) if as_json else text)
     return 0
+
+
+def chat(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", show_default=False,
+            help="a directory, a hub id, a run's directory for its last model, or RUN:MODEL, such "
+            "as runs/sft-arc-seed0:iter_1",
+        ),
+    ],
+    overrides: Overrides = None,
+    *,
+    seat: Annotated[
+        str | None,
+        typer.Option("--as", metavar="NAME", help="agent that you are (default: the first)"),
+    ] = None,
+    task: TaskName = None,
+    config: MaybeConfig = None,
+    problem: Annotated[
+        str | None, typer.Option(metavar="ID", help="the problem's id, in either split")
+    ] = None,
+    index: Annotated[int, whole(0, MANY, "number of the problem in its split, from 0")] = 0,
+    split: Annotated[
+        str | None, typer.Option(metavar="SPLIT", help="test or train (default: test)")
+    ] = None,
+    reveal: Annotated[
+        bool, typer.Option("--reveal", help="show what your partners are told, too")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        path(metavar="FILE", help="add the conversations to it, a line each as runs store them"),
+    ] = None,
+    vllm_env: VllmEnv = None,
+) -> int:  # fmt: skip
+    """Talk with a model as one of the agents.
+
+    Serve a model and hold conversations with it by the prompts, roles, cues and stop rules of the
+    recipe: you say what one agent says, a line an utterance, and the model is the others. You are
+    shown what your agent is told, and at the end the gold, the score and the tokens. Lines come
+    from standard input. Ctrl-D or Ctrl-C ends it, and the server with it.
+    """
+    from optima import api
+    from optima.records import RecordAppender
+    from optima.runs.comparison import split_name
+    from optima.runs.files import RECIPE
+    from optima.studies import chat as talk
+
+    if problem is not None and index:
+        raise UsageError("--index: cannot stand beside --problem; give one of them")
+    models = api.read_models(model, None)
+    place = Path(split_name(model, "MODEL")[0])
+    root = place if (place / RECIPE).is_file() else None
+    recipe = api.evaluation_recipe(models, config or (), overrides or (), task=task, root=root)
+    agent = talk.seat_of(recipe, seat)
+    problems = talk.find_problems(recipe, _split(split), problem, index)
+    environment = api.find_vllm(vllm_env, recipe)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(KeyboardInterrupt, EOFError))
+        taken = stack.enter_context(talk.seat(recipe, models[0], agent, vllm_env=environment))
+        kept = stack.enter_context(RecordAppender(output)) if output is not None else None
+        say, show = partial(_line, recipe.agents.names[agent]), _show(agent)
+        for n, one in enumerate(problems):
+            if n:
+                _read("\nEnter: the next problem; Ctrl-D: the end. ")
+            print(_told(one, taken.speakers(one), agent, is_revealed=reveal), flush=True)
+            try:
+                held = taken.converse(one, say, show)
+            except EOFError:
+                print(f"\n--- left before its end\ngold: {' | '.join(one.golds)}")
+                break
+            print(_outcome(held), flush=True)
+            if kept is not None:
+                kept.append(held.conversation)
+    return 0
+
+
+def _split(text: str | None) -> "Split | None":
+    from optima.tasks.loading import Split
+
+    if text is not None and text not in get_args(Split):
+        raise UsageError(f"--split {text}: must be test or train")
+    return cast("Split | None", text)
+
+
+def _read(prompt: str) -> str:
+    """Return a line of standard input; EOFError at its end."""
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            importlib.import_module("readline")  # lines can then be edited
+    try:
+        return input(prompt)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input: is not UTF-8 ({error}); save it as UTF-8") from error
+
+
+def _line(name: str) -> str:
+    """Return what a person says as an agent: the next line that is not empty."""
+    is_typed = sys.stdin.isatty()  # where the line is then seen already
+    while not (said := _read(f"{name}: " if is_typed else "").strip()):
+        pass
+    if not is_typed:
+        print(f"{name}: {said}", flush=True)
+    return said
+
+
+def _show(agent: int) -> "Callable[[Turn], None]":
+    """Return what prints the utterances of the others, and what was left of one's own."""
+
+    def show(turn: "Turn") -> None:
+        if turn.agent != agent:
+            print(f"{turn.name}:{turn.text}", flush=True)
+        elif turn.finish_reason == "label":
+            print(f"(cut where a speaker's label begins: {turn.name}:{turn.text})", flush=True)
+
+    return show
+
+
+def _told(
+    problem: "Problem", speakers: "Sequence[Speaker]", agent: int, *, is_revealed: bool
+) -> str:
+    """Return what a person is shown of a problem before the first utterance."""
+    lines = [f"{problem.problem_id}: you are {speakers[agent].name}"]
+    for speaker in speakers:
+        if speaker.agent == agent or is_revealed:
+            lines += [f"--- what {speaker.name} is told", speaker.system_prompt]
+            if speaker.cue and speaker.codec.template.roles != "assistant":
+                lines += ["--- and after what it hears", speaker.cue]
+    return "\n".join([*lines, "---"])
+
+
+def _outcome(held: "Held") -> str:
+    """Return how a conversation ended, its answer and the gold, its score and tokens."""
+    talk, parts = held.conversation, held.reward
+    turns = ", ".join(f"{turn.name} {turn.n_counted}" for turn in talk.turns)
+    cost = (
+        f"{parts.token:.2f} of the first model's {held.yardstick} tokens"
+        if held.yardstick
+        else "not known, as no run has asked its first model this"
+    )
+    faults = f" ({', '.join(talk.faults)})" if talk.faults else ""
+    lines = [
+        f"--- {talk.stop_reason}{faults} after {len(talk.turns)} turns",
+        talk.error or "",
+        f"answer: {talk.answer}",
+        f"gold: {' | '.join(held.problem.golds)}",
+        f"no score: {parts.error}" if parts.error else f"score: {100 * parts.task:.0f}",
+        f"tokens: {talk.n_tokens} ({turns})",
+        f"reward without R_loss: R_task {parts.task:.2f}, R_token {cost}",
+    ]
+    return "\n".join(filter(None, lines))
 
 
 infer = Program("optima-infer", translate=originals.translate_infer).add(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from optima.cli import reports, studies
+from optima.cli import inference, reports, studies
 from optima.cli.options import (
     CONFIG_HELP,
     CONFIG_NAMES,
@@ -45,6 +45,7 @@ examples:
   optima tasks                                     list the benchmarks
   optima doctor --config recipes/sft/arc.yaml      check environments, GPUs, model, disk
   optima try --config recipes/sft/quickstart.yaml  does this model converse? shares and advice
+  optima chat runs/sft-quickstart-seed0            talk with its last model as one of the agents
   optima prompts show --recipe recipes/sft/quickstart.yaml
   optima pairs --run runs/dpo-arc-seed0 pairs.theta_diff=0.1 --out pairs.jsonl
   optima rescore runs/sft-arc-seed0 reward.lambda_token=0.3   what it would have selected
@@ -392,6 +393,7 @@ def _program() -> Program:
     program.add(pairs, name="pairs")
     program.add(rescore, name="rescore", epilog=RESCORE)
     program.add(try_model, name="try", epilog=TRY)
+    program.add(inference.chat, name="chat", epilog=inference.CHAT)
     program.add(studies.sweep, name="sweep", epilog=studies.SWEEP)
     program.add(studies.ablate, name="ablate", epilog=studies.ABLATE)
     program.add(studies.baselines, name="baselines", epilog=studies.BASELINES)

@@ -363,7 +363,7 @@ OneModel = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="one model: a directory, a hub id, or a run's directory for its last model",
+        help="one model: a directory, a hub id, a run's directory for its last model, or RUN:MODEL",
     ),
 ]
 

@@ -162,7 +162,8 @@ def transfer(
     models: Annotated[
         str,
         typer.Option(
-            metavar="MODELS", help="directories, hub ids, or runs for their last models, by commas"
+            metavar="MODELS",
+            help="directories, hub ids, runs for their last models, or RUN:MODEL, with commas",
         ),
     ],
     tasks: Annotated[

@@ -225,14 +225,20 @@ class Dialogue:
     async def converse(self, complete: Complete, turns: Sequence[Turn] = ()) -> Conversation:
         """Hold the conversation to its end, from ``turns`` on; ``complete`` generates one turn."""
         turns = list(turns)
-        while (stop := await self.ending(turns)) is None:
-            try:
-                turns.append(await self.speak(turns, complete))
-            except ContextOverflowError:
-                return self.record(turns, "context_overflow")
-            except OptimaError as failure:
-                return self.record(turns, "error", str(failure))
-        return self.record(turns, stop)
+        while not isinstance(said := await self.go_on(turns, complete), Conversation):
+            turns.append(said)
+        return said
+
+    async def go_on(self, turns: Sequence[Turn], complete: Complete) -> Turn | Conversation:
+        """Return what is said after ``turns``, or the conversation where it ends with them."""
+        if (stop := await self.ending(turns)) is not None:
+            return self.record(turns, stop)
+        try:
+            return await self.speak(turns, complete)
+        except ContextOverflowError:
+            return self.record(turns, "context_overflow")
+        except OptimaError as failure:
+            return self.record(turns, "error", str(failure))
 
     async def ending(self, turns: Sequence[Turn]) -> StopReason | None:
         """Return why a conversation ends after ``turns``; None when it goes on."""
@@ -272,7 +278,7 @@ class Dialogue:
 
         Raises ContextOverflowError when its prompt leaves no room, and what ``complete`` raises.
         """
-        speaker = self.speakers[self._next(len(turns), turns[-1].agent if turns else None)]
+        speaker = self.speakers[self.next_agent(turns)]
         request = Request(
             agent=speaker.agent,
             prompt_ids=speaker.prompt_ids(turns),
@@ -305,14 +311,14 @@ class Dialogue:
             token_ids=sampled_ids(completion, text, speaker.codec.encoder),
         )
 
-    def _next(self, k: int, last: int | None) -> int:
-        """Return the agent who says utterance ``k`` after ``last`` spoke (``conversation.order``).
+    def next_agent(self, turns: Sequence[Turn]) -> int:
+        """Return the agent who speaks after ``turns`` (``conversation.order``).
 
         It does not depend on the sample: siblings in a tree are one agent's words.
         """
-        n = len(self.speakers)
-        if self.limits.order == "random" and last is not None and n > 2:
-            others = [agent for agent in range(n) if agent != last]
+        n, k = len(self.speakers), len(turns)
+        if self.limits.order == "random" and turns and n > 2:
+            others = [agent for agent in range(n) if agent != turns[-1].agent]
             return rng(self.seed, "order", self.problem_id, k).choice(others)
         if self.limits.order == "hub" and n > 2:
             return 1 + k // 2 % (n - 1) if k % 2 else 0
@@ -363,8 +369,7 @@ def find_faults(turns: Sequence[Turn], stop: StopReason, names: Sequence[str]) -
     """Return what bars a conversation from selection (docs/method.md, 1).
 
     ``role_leakage``: an utterance carries the label of a speaker, or nothing was left of it where
-    a label ended it. ``overflow``: a turn was cut at
-    its token limit, or the context window was full.
+    a label ended it. ``overflow``: a turn was cut at its token limit, or the window was full.
     """
     faults: list[Fault] = []
     label = re.compile(rf"\b(?:{'|'.join(map(re.escape, names))})\s*:")

@@ -220,7 +220,8 @@ def find_evaluated(spec: str) -> tuple[Run, str]:
 
     Raises UsageError for what is not a run, has evaluated nothing, or not that model.
     """
-    run, label = _run_and_label(spec)
+    place, label = split_name(spec)
+    run = Run(place)
     known = run.evaluated
     if not known:
         raise UsageError(
@@ -236,7 +237,8 @@ def find_trained(spec: str) -> tuple[Run, str]:
 
     Raises UsageError for what is not a training, has trained nothing, or not that model.
     """
-    run, label = _run_and_label(spec)
+    place, label = split_name(spec)
+    run = Run(place)
     names = (stage.stage for stage in run.stages)
     trained = (name.rpartition("/")[0] for name in names if kind_of(name) == "train")
     made = list(dict.fromkeys(label for label in trained if "/" not in label))
@@ -247,11 +249,11 @@ def find_trained(spec: str) -> tuple[Run, str]:
     return run, label or made[-1]
 
 
-def _run_and_label(spec: str) -> tuple[Run, str | None]:
-    """Return the run of ``RUN:MODEL`` and the label behind it, None where there is none."""
-    check_path(spec, "RUN")
+def split_name(spec: str, option: str = "RUN") -> tuple[str, str | None]:
+    """Return the directory of ``RUN:MODEL`` and the label behind it, None where there is none."""
+    check_path(spec, option)
     root, separator, label = (spec, "", "") if Path(spec).is_dir() else spec.rpartition(":")
-    return Run(root or spec), label if separator else None
+    return root or spec, label if separator else None
 
 
 def _read(spec: str) -> tuple[Run, Figures]:

@@ -27,13 +27,14 @@ from tqdm import tqdm
 from optima.errors import ModelError, StageError, UsageError
 from optima.evaluation.figures import Figures
 from optima.evaluation.statistics import group_answers
-from optima.plan import Step, by_policy, frozen_adapters
+from optima.plan import BASE, Step, by_policy, frozen_adapters
 from optima.processes.environment import Environment
 from optima.prompts.rendering import Format
 from optima.recipe.layers import Layers
 from optima.recipe.loading import change_recipe, foreign_fields
 from optima.recipe.schema import Recipe
-from optima.records import check_path, read_records, write_records
+from optima.records import read_records, write_records
+from optima.runs.comparison import split_name
 from optima.runs.directory import Stage
 from optima.runs.files import (
     CONVERSATIONS,
@@ -49,7 +50,7 @@ from optima.runs.reader import Run, run_of
 from optima.seeding import digest
 from optima.stages.context import Made, Model, RunContext
 from optima.stages.generate import ask
-from optima.stages.opening import model_codec, open_run
+from optima.stages.opening import base_model, model_codec, open_run
 from optima.stages.problems import read_test_problems
 from optima.stages.rank import mark
 from optima.tasks import get_task
@@ -103,6 +104,20 @@ def last_model(root: Path) -> Model:
     return _read(root, _find_teams(root)[-1])
 
 
+def model_of_run(root: Path, label: str) -> Model:
+    """Return the model that the run in ``root`` calls ``label``, its base too.
+
+    Raises UsageError when it has none of that name.
+    """
+    if label == BASE:
+        return base_model(Run(root).recipe)
+    found = {_label_of(root, team): team for team in _find_teams(root)}
+    if label not in found:
+        known = ", ".join([BASE, *found])
+        raise UsageError(f"{root}:{label}: is no model of this run; it has {known}")
+    return _read(root, found[label])
+
+
 def _teams(folders: Iterable[Path]) -> list[tuple[Path, ...]]:
     """Return the folders of models, those of one team's policies together."""
     teams: dict[Path, tuple[Path, ...]] = {}
@@ -127,11 +142,18 @@ def _is_whole(team: tuple[Path, ...]) -> bool:
 
 def _read(root: Path, folders: tuple[Path, ...]) -> Model:
     """Return the model in a folder, or the team whose policies are in these."""
+    label = _label_of(root, folders)
     if not _policy(folders[0]):
-        return read_model(folders[0], _label(root, folders[0]))
-    team = folders[0].parents[1]
-    label = team.resolve().name if team == root else "/".join(team.relative_to(root).parts)
+        return read_model(folders[0], label)
     return read_team(label, {_policy(folder): folder for folder in folders})
+
+
+def _label_of(root: Path, folders: tuple[Path, ...]) -> str:
+    """Return what the model in a folder, or the team in these, is called."""
+    if not _policy(folders[0]):
+        return _label(root, folders[0])
+    team = folders[0].parents[1]
+    return team.resolve().name if team == root else "/".join(team.relative_to(root).parts)
 
 
 def read_team(label: str, folders: Mapping[str, Path]) -> Model:
@@ -183,11 +205,14 @@ def _find_teams(root: Path) -> list[tuple[Path, ...]]:
 
 
 def name_model(spec: str, label: str) -> Model:
-    """Return a model given by directory or hub id, or the last one trained in a run's directory.
+    """Return a model given by directory or hub id, a run's last one, or that of ``RUN:MODEL``.
 
-    Raises ModelError for a directory without a model, and for what cannot be a hub id.
+    Raises ModelError for a directory without a model, and for what cannot be a hub id, UsageError
+    for what a run has no model of.
     """
-    check_path(spec, "--model")
+    place, own = split_name(spec, "--model")
+    if own is not None and (Path(place) / RECIPE).is_file():
+        return replace(model_of_run(Path(place), own), label=label)
     path = Path(spec)
     if path.is_dir():
         if not any((path / name).is_file() for name in _CONFIGURATIONS):
@@ -199,7 +224,10 @@ def name_model(spec: str, label: str) -> Model:
             )
         return read_model(path, label)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
-        raise ModelError(f"{spec}: is neither a directory nor a hub id such as org/name; give one")
+        raise ModelError(
+            f"{spec}: is neither a directory, nor a run's model such as RUN:iter_0, nor a hub id "
+            "such as org/name; give one"
+        )
     return Model(label, ModelRef(path=spec), digest(spec))
 
 

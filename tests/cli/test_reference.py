@@ -11,7 +11,7 @@ import pytest
 from optima.cli import main, reports, studies, training
 from optima.cli.__main__ import PROGRAMS
 from optima.cli.__main__ import main as run_program
-from optima.cli.inference import evaluate
+from optima.cli.inference import chat, evaluate
 from optima.cli.reference import PATH, help_text, reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,8 @@ def test_every_command_is_on_the_page() -> None:
         *PROGRAMS, "optima recipes", "optima recipes show", "optima tasks", "optima doctor",
         "optima prompts", "optima prompts show", "optima prompts diversify", "optima pairs",
         "optima rescore", "optima export", "optima rows",
-        "optima try", "optima sweep", "optima ablate", "optima baselines", "optima transfer",
+        "optima try", "optima chat", "optima sweep", "optima ablate", "optima baselines",
+        "optima transfer",
         "optima compare", "optima status", "optima report", "optima view", "optima serve-node",
     )  # fmt: skip
     assert sorted(re.findall(r"^## (.+)$", page, flags=re.MULTILINE)) == sorted(named)
@@ -44,12 +45,12 @@ FUNCTIONS: dict[str, Callable[..., int]] = {
     "optima try": main.try_model, "optima pairs": main.pairs, "optima sweep": studies.sweep,
     "optima baselines": studies.baselines, "optima report": reports.report,
     "optima rescore": main.rescore, "optima export": reports.export,
-    "optima compare": studies.compare,
+    "optima compare": studies.compare, "optima chat": chat,
 }  # fmt: skip
 HIDDEN = {"is_vote", "num_thread", "output_path", "method", "overrides", "runs"}
-POSITIONAL = {"optima rescore": {"run"}, "optima export": {"run"}}
+POSITIONAL = {"optima rescore": {"run"}, "optima export": {"run"}, "optima chat": {"model"}}
 BOUND = {"optima-infer": {"n_samples", "temperature"}}  # what the program itself gives
-NAMES = {"as_json": "json"}
+NAMES = {"as_json": "json", "seat": "as"}
 
 
 @pytest.mark.parametrize("command", FUNCTIONS)

@@ -168,7 +168,7 @@ def _wrong_recipe(directory: Path) -> Path:
         ("missing", "is not a directory"),
         ("empty", "holds no model"),
         ("half", "has a configuration and no weights"),
-        ("no_hub_id", "is neither a directory nor a hub id"),
+        ("no_hub_id", "is neither a directory, nor a run's model such as RUN:iter_0, nor a hub id"),
         ("no_output", "--output: is missing"),
         ("no_task", "--task: is missing"),
         ("wrong_task", "arcc"),
