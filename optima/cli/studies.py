@@ -49,7 +49,8 @@ COMPARE = """\
 examples:
   optima compare runs/sft-arc-seed0 runs/dpo-arc-seed0
   optima compare runs/sft-arc-seed0:base runs/sft-arc-seed0:iter_0 runs/sft-arc-seed0
-  optima compare runs/sft-arc-seed0 runs/dpo-arc-seed0 --problems 20"""
+  optima compare runs/sft-arc-seed0 runs/dpo-arc-seed0 --problems 20
+  optima compare runs/sft-arc-seed0 runs/dpo-arc-seed0 --problem arc-0123456789abcdef"""
 SWEEP = """\
 examples:
   optima sweep --config recipes/dpo/quickstart.yaml --run-dir runs/strategies \\
@@ -232,14 +233,21 @@ def compare(
     problems: Annotated[
         int, whole(0, MANY, "problems listed that a model solved better than the first, and worse")
     ] = 0,
+    problem: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="show instead what every model said about this problem"),
+    ] = None,
     as_json: AsJson = False,
 ) -> int:  # fmt: skip
     """Compare runs problem by problem.
 
     Put models of several runs or inferences side by side. Differences are to the first, over the
     problems both were asked, with 95 % intervals (paired bootstrap): one that leaves 0 out is
-    marked *.
+    marked *. With --problem, what was said about one problem: by every evaluated model of RUN, or
+    by that of RUN:MODEL, each with its answer, score and tokens; the runs may be of several tasks,
+    and those that were not asked it are named.
     """
+    exclude(problem=problem, problems=problems)
     from optima.records import write_text
     from optima.reporting.results import (
         comparison_json,
@@ -247,9 +255,18 @@ def compare(
         comparison_text,
         decided_text,
         results_json,
+        said_json,
+        said_table,
+        said_text,
     )
     from optima.runs import comparison
 
+    if problem is not None:
+        asked = comparison.said_about(runs, problem)
+        if csv is not None:
+            write_text(csv, said_table(asked).csv())
+        print(results_json(said_json(asked)) if as_json else said_text(asked))
+        return 0
     rows = comparison.compare(runs)
     if csv is not None:
         write_text(csv, comparison_table(rows).csv())

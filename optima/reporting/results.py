@@ -24,7 +24,7 @@ from optima.reporting.tables import (
     untrained,
     votes_table,
 )
-from optima.runs.comparison import Compared, Decided
+from optima.runs.comparison import Asked, Compared, Decided
 from optima.runs.costs import EvaluationCost, ModelCost
 from optima.runs.files import COSTS_CSV, METRICS, RESULTS, TABLE_CSV, TABLE_MD, find_talks
 from optima.runs.reader import Run, run_of
@@ -216,6 +216,65 @@ def decided_text(first: Compared, other: Compared, found: Sequence[Decided], n: 
         parts.append(f"{names[1]} is {word} than {names[0]} on {len(several)} problems{shown}")
         parts += [_decided_table(several[:n]).text()] if several else []
     return "\n\n".join(parts)
+
+
+def said_table(asked: Asked) -> Table:
+    """Return a line for each model that was asked a problem; of several samples the means."""
+    head = ("model", "samples", "score", "tokens", "turns", "answer", "ended")
+    rows = []
+    for one in asked.said:
+        talks = [sample.conversation for sample in one.samples]
+        n = len(talks)
+        rows.append(
+            (
+                one.name,
+                str(n),
+                f"{100 * sum(sample.reward.task for sample in one.samples) / n:.0f}",
+                f"{sum(talk.n_tokens for talk in talks) / n:.0f}",
+                f"{sum(len(talk.turns) for talk in talks) / n:.1f}",
+                _cut(talks[0].answer or "-", 40),
+                talks[0].stop_reason,
+            )
+        )
+    return Table(head, tuple(rows))
+
+
+def said_text(asked: Asked) -> str:
+    """Return a problem, the table of what models made of it, and what they said, one by one."""
+    problem = asked.problem
+    parts = [f"{problem.problem_id}: {problem.question}\ngold: {' | '.join(problem.golds)}"]
+    parts.append(said_table(asked).text())
+    for one in asked.said:
+        first, n = one.samples[0].conversation, len(one.samples)
+        head = f"--- {one.name}{f', the first of {n}' if n > 1 else ''}"
+        said = [f"{turn.name}:{turn.text}" for turn in first.turns]
+        parts.append("\n".join([head, *said, *([first.error] if first.error else [])]))
+    parts += ["\n".join(f"{run.root}: {why}" for run, why in asked.lacking)]
+    return "\n\n".join(filter(None, parts))
+
+
+def said_json(asked: Asked) -> dict[str, Any]:
+    """Return a problem and all that models said about it."""
+    left_out = {"turns": {"__all__": {"token_ids"}}}
+    models = [
+        {
+            "run": str(one.run.root),
+            "label": one.label,
+            "conversations": [
+                {
+                    **sample.conversation.model_dump(mode="json", exclude=left_out),
+                    "score": sample.reward.task,
+                    "tokens": sample.conversation.n_tokens,
+                    "generated": sample.conversation.n_generated,
+                }
+                for sample in one.samples
+            ],
+        }
+        for one in asked.said
+    ]
+    lacking = [{"run": str(run.root), "why": why} for run, why in asked.lacking]
+    problem = asked.problem.model_dump(mode="json")
+    return {"schema_version": 1, "problem": problem, "models": models, "lacking": lacking}
 
 
 def _decided_table(found: Sequence[Decided]) -> Table:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from optima.errors import StageError, UsageError
-from optima.evaluation.figures import Figures
+from optima.evaluation.figures import Figures, JudgedConversation
 from optima.evaluation.statistics import Estimate, estimate_means
 from optima.plan import kind_of
 from optima.records import check_path
@@ -213,6 +213,61 @@ def decided(first: Compared, other: Compared) -> tuple[Decided, ...]:
     ]
 
     return tuple(sorted(found, key=lambda one: (-abs(one.gain), one.problem.problem_id)))
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a model of a run said about a problem, a conversation a sample."""
+
+    run: Run
+    label: str
+    samples: tuple[JudgedConversation, ...]
+
+    @property
+    def name(self) -> str:
+        """What names it on a command line."""
+        return f"{self.run.root}:{self.label}"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A problem, what models said about it, and the runs that were not asked it, each with why."""
+
+    problem: Problem
+    said: tuple[Said, ...]
+    lacking: tuple[tuple[Run, str], ...]
+
+
+def said_about(specs: Sequence[str], problem_id: str) -> Asked:
+    """Return what every evaluated model of ``RUN``, or that of ``RUN:MODEL``, said about a problem.
+
+    Runs may be of several tasks. Raises UsageError where none was asked it, and for what is not a
+    run or names no model of it; StageError for damaged ones.
+    """
+    models: list[Said] = []
+    lacking: dict[Path, tuple[Run, str]] = {}
+    problem: Problem | None = None
+    for spec, (run, last) in zip(specs, read_each(find_evaluated, specs), strict=True):
+        problems = run.problems("test")
+        own = problems.get(problem_id)
+        problem = problem or own
+        if own is None:
+            why = f"was not asked it ({len(problems)} problems of {run.recipe.task})"
+            lacking[run.root] = (run, why)
+        elif problem is None or (own.question, own.golds) != (problem.question, problem.golds):
+            lacking[run.root] = (run, f"calls another problem so: {own.question}")
+        else:
+            labels = run.evaluated if split_name(spec)[1] is None else (last,)
+            for label in labels:
+                talks = (o for o in run.evaluation(label) if o.problem.problem_id == problem_id)
+                models.append(Said(run, label, tuple(talks)))
+    if problem is None:
+        raise UsageError(
+            f"--problem {problem_id}: {specs[0]} {next(iter(lacking.values()))[1]}"
+            f"{', nor was any other' if len(specs) > 1 else ''}; `optima compare --problems 20` "
+            "lists some, problems/test.jsonl of a run all"
+        )
+    return Asked(problem, tuple(models), tuple(lacking.values()))
 
 
 def find_evaluated(spec: str) -> tuple[Run, str]:
