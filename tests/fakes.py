@@ -166,7 +166,11 @@ def _score(options: dict[str, object]) -> None:
             os._exit(1)
         request = json.loads(line)
         with (Path(str(options["notes"])) / "scored.jsonl").open("a") as notes:
-            notes.write(json.dumps(request["items"]) + "\n")
+            notes.write(json.dumps(request.get("items", [])) + "\n")
+        if "rows" in request:  # made up of each id, so that a test knows them
+            found = [[index % 64 / 16 for index in row[1:]] for row in request["rows"]]
+            print(json.dumps({"id": request["id"], "row_losses": found}), flush=True)
+            continue
         losses = []
         for item in request["items"]:
             drawn = hashlib.blake2b(item["text"].encode(), digest_size=4).digest()

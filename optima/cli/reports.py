@@ -8,12 +8,15 @@ from typing import Annotated
 
 import typer
 
-from optima.cli.options import MANY, AsJson, path, paths, whole
+from optima.cli.options import MANY, AsJson, Overrides, TrainEnv, path, paths, whole
+from optima.errors import UsageError
+from optima.types import TeamRef
 
 ROWS = """\
 examples:
   optima rows runs/sft-arc-seed0 --n 3
-  optima rows runs/sft-arc-seed0:iter_0 --first 10 --json"""
+  optima rows runs/sft-arc-seed0:iter_0 --first 10 --json
+  optima rows runs/sft-arc-seed0:iter_0 --losses runs/sft-arc-seed0:base"""
 STATUS = """\
 examples:
   optima status runs/sft-quickstart-seed0
@@ -117,9 +120,19 @@ def rows(
             help="directory of a training, and one of the models it made (default: its last)",
         ),
     ],
+    overrides: Overrides = None,
     *,
     first: Annotated[int, whole(0, MANY, "number of the first row shown, from 0")] = 0,
     n: Annotated[int, whole(1, MANY, "rows shown")] = 1,
+    losses: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="show each trained token's loss under this model: a directory, a hub id, a run's "
+            "directory for its last model, or RUN:MODEL",
+        ),
+    ] = None,
+    train_env: TrainEnv = None,
     as_json: AsJson = False,
 ) -> int:  # fmt: skip
     """Show what a model was trained on, token by token.
@@ -127,14 +140,37 @@ def rows(
     Print rows of a model's training as the model sees them, special tokens included. What carries
     loss stands in double brackets with a dot between its tokens; all else only conditions it.
     Of a preference training each row is shown twice, with the chosen and the rejected utterance.
+    With --losses each of these tokens is followed by its loss, in nats: what the model thought of
+    it, such as before and after the training. key=value changes how that is computed, such as
+    serving.device=cpu or model.dtype=float32.
     """
-    from optima.reporting.rows import read_rows
+    from optima.reporting.rows import add_losses, check_tokens, read_rows
     from optima.runs.comparison import find_trained
     from optima.stages.opening import model_codec
 
+    if losses is None and overrides:
+        raise UsageError(f"{overrides[0]}: changes how losses are computed; name --losses MODEL")
     made, label = find_trained(run)
     encoder = model_codec(made.recipe, made.recipe.model.path).encoder
     found = read_rows(made, label, first, n, encoder)
+    if losses is not None:
+        from optima.conversation.loading import ModelFiles, load_encoder
+        from optima.processes.environment import require_environment
+        from optima.recipe.loading import load_recipe
+        from optima.runs.files import RECIPE
+        from optima.studies.infer import name_model
+
+        model = name_model(losses, "model").ref
+        if isinstance(model, TeamRef):
+            raise UsageError(
+                f"--losses {losses}: is a team of {', '.join(model.adapter_by_policy)}; name the "
+                f"adapter of one, such as {next(iter(model.adapters))}"
+            )
+        recipe = load_recipe(made.root / RECIPE, overrides or ())
+        other = load_encoder(ModelFiles(model.path, field="--losses"))
+        check_tokens(found, encoder, other, losses)
+        env = require_environment(train_env, "train")
+        found = add_losses(found, model, recipe, train_env=env)
     if as_json:
         print(json.dumps([row.record() for row in found], ensure_ascii=False))
     else:

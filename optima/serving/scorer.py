@@ -1,4 +1,4 @@
-"""Losses of texts under the base model, for R_loss (paper Eq. 1, docs/method.md).
+"""Losses of texts under the base model, for R_loss (paper Eq. 1, docs/method.md), and of rows.
 
 One worker process per GPU, or one on the CPU, runs ``optima.training.score`` in the training
 environment. Equal items are computed once; items are ordered by length and sent in requests of
@@ -14,7 +14,7 @@ import queue
 import select
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Self
@@ -43,6 +43,7 @@ _READ_BYTES = 1 << 20
 _LOOK_S = 0.2  # between two looks at whether a node is still there
 
 Item = tuple[str, str]
+Losses = tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, ...]
 
 
 class _Answer(BaseModel):
@@ -52,7 +53,8 @@ class _Answer(BaseModel):
 
     ready: bool = False
     id: int | None = None
-    losses: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, ...] = ()
+    losses: Losses = ()
+    row_losses: tuple[Losses, ...] = ()
     error: str | None = None
 
 
@@ -61,7 +63,7 @@ class _NodeAnswer(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    losses: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, ...]
+    losses: Losses
 
 
 class LossScorer:
@@ -166,6 +168,13 @@ class LossScorer:
             raise errors[0]
         return [loss_by_item[item] if item[1] else None for item in items]
 
+    def row_losses(self, rows: Sequence[Sequence[int]]) -> tuple[Losses, ...]:
+        """Return the loss of each token after the first of rows of ids, None where not finite.
+
+        One worker computes them, a row at a time. Raises what ``losses`` does.
+        """
+        return self._workers[0].ask_rows(rows)
+
 
 def scorer_argv(
     model: ModelRef, *, recipe: Recipe, env: Environment, devices: Devices
@@ -178,6 +187,8 @@ def scorer_argv(
         argv += ["--dtype", "float32"]
     if recipe.model.revision is not None and model.path == recipe.model.path:
         argv += ["--revision", recipe.model.revision]
+    if model.adapter is not None:
+        argv += ["--adapter", model.adapter]
     if recipe.model.trust_remote_code:
         argv.append("--trust-remote-code")
     return tuple(argv)
@@ -269,8 +280,28 @@ class _Worker:
 
     def ask(self, items: list[Item]) -> list[float | None]:
         """Return the losses of one request's items; restarts a worker that died on the way."""
+        asked = [{"header": header, "text": text} for header, text in items]
+        answer = self._answered({"items": asked})
+        if len(answer.losses) != len(items):
+            raise self._failure(
+                f"answered request {answer.id} with {len(answer.losses)} losses, where request "
+                f"{self._next_id - 1} of {len(items)} was sent"
+            )
+        return list(answer.losses)
+
+    def ask_rows(self, rows: Sequence[Sequence[int]]) -> tuple[Losses, ...]:
+        """Return the losses of each row's tokens after the first; likewise."""
+        answer = self._answered({"rows": [list(row) for row in rows]})
+        if [len(one) for one in answer.row_losses] != [len(row) - 1 for row in rows]:
+            raise self._failure(
+                f"answered rows of {[len(row) for row in rows]} tokens with "
+                f"{[len(one) for one in answer.row_losses]} losses"
+            )
+        return answer.row_losses
+
+    def _answered(self, asked: Mapping[str, object]) -> _Answer:
         while True:
-            answer = self._exchange(items)
+            answer = self._exchange(asked)
             if answer is not None:
                 break
             if self._n_restarts >= MAX_RESTARTS:
@@ -282,20 +313,16 @@ class _Worker:
             self.await_ready()
         if answer.error is not None:
             raise ProcessError(f"{self.name}: {answer.error}")
-        if answer.id != self._next_id - 1 or len(answer.losses) != len(items):
+        if answer.id != self._next_id - 1:
             raise self._failure(
-                f"answered request {answer.id} with {len(answer.losses)} losses, where request "
-                f"{self._next_id - 1} of {len(items)} was sent"
+                f"answered request {answer.id}, where request {self._next_id - 1} was sent"
             )
-        return list(answer.losses)
+        return answer
 
-    def _exchange(self, items: list[Item]) -> _Answer | None:
+    def _exchange(self, asked: Mapping[str, object]) -> _Answer | None:
         """Send a request and return its answer; None when the worker is dead."""
         assert self._process is not None, "the scorer is used outside its context"
-        request = {
-            "id": self._next_id,
-            "items": [{"header": header, "text": text} for header, text in items],
-        }
+        request = {"id": self._next_id, **asked}
         self._next_id += 1
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")

@@ -1,9 +1,11 @@
-"""Worker that computes mean losses of texts under one model; runs in the training environment.
+"""Worker that computes losses under one model; runs in the training environment.
 
 ``python -m optima.training.score --model M --device cpu|cuda:0 --batch-tokens N``. After a line
 ``{"ready": true}`` it answers each line ``{"id": 0, "items": [{"header": …, "text": …}]}`` on
 standard input with ``{"id": 0, "losses": […]}``: nats per token of ``text`` after ``header``,
 null where the text is empty or the loss is not finite; ``{"id": 0, "error": …}`` if it cannot.
+A line ``{"id": 0, "rows": [[…]]}`` of token ids is answered with ``{"id": 0, "row_losses":
+[[…]]}``: the loss of every token of a row after its first, in nats, null where it is not finite.
 
 Texts are sorted by length and padded to batches of at most N tokens. The output layer, which is
 wide and most of the work for a small model, is applied to the text's positions only, in chunks.
@@ -71,10 +73,17 @@ def batches(encoded: Sequence[Encoded], max_tokens: int) -> Iterator[list[Encode
 class Scorer:
     """A model that computes losses; ``device`` as torch names it."""
 
-    def __init__(self, model: str, *, device: str, dtype: torch.dtype, **options: Any) -> None:
+    def __init__(
+        self, model: str, *, device: str, dtype: torch.dtype, adapter: str | None = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
         self._device = torch.device(device)
         self._tokenizer = AutoTokenizer.from_pretrained(model, **options)
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **options)
+        if adapter is not None:
+            from peft import PeftModel  # takes seconds, which R_loss need not wait for
+
+            loaded = PeftModel.from_pretrained(loaded, adapter).merge_and_unload()
         self._model = loaded.to(self._device).eval()
         self._head = self._model.get_output_embeddings()
         self._backbone = self._model.base_model
@@ -90,6 +99,17 @@ class Scorer:
         for group, means in pending:  # read at the end: the device need not wait for the host
             for item, mean in zip(group, means.tolist(), strict=True):
                 losses[item.index] = mean if math.isfinite(mean) else None
+        return losses
+
+    @torch.inference_mode()
+    def row_losses(self, rows: Sequence[Sequence[int]]) -> list[list[float | None]]:
+        """Return the loss of every token after the first of each row, one forward a row."""
+        losses: list[list[float | None]] = []
+        for row in rows:
+            ids = torch.tensor(row, dtype=torch.long, device=self._device)
+            hidden = self._backbone(input_ids=ids[None], use_cache=False)[0][0]
+            each = self._token_losses(hidden[:-1], ids[1:]).tolist()
+            losses.append([one if math.isfinite(one) else None for one in each])
         return losses
 
     def _group_losses(self, group: Sequence[Encoded]) -> torch.Tensor:
@@ -157,8 +177,11 @@ def _serve(scorer: Scorer, batch_tokens: int, out: Any) -> None:
     answer({"ready": True})
     for line in sys.stdin:
         request = json.loads(line)
-        items = [(item["header"], item["text"]) for item in request["items"]]
         try:
+            if "rows" in request:
+                answer({"id": request["id"], "row_losses": scorer.row_losses(request["rows"])})
+                continue
+            items = [(item["header"], item["text"]) for item in request["items"]]
             answer({"id": request["id"], "losses": scorer.losses(items, batch_tokens)})
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
@@ -175,6 +198,7 @@ def main() -> int:
     """Serve requests until standard input ends."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", required=True)
+    parser.add_argument("--adapter", help="directory of a LoRA adapter over the model")
     parser.add_argument("--revision")
     parser.add_argument("--device", required=True, help="cpu, cuda or cuda:0")
     parser.add_argument("--batch-tokens", type=int, required=True)
@@ -189,6 +213,7 @@ def main() -> int:
         options.model,
         device=options.device,
         dtype=dtype,
+        adapter=options.adapter,
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
     )

@@ -1,14 +1,21 @@
 """Training rows token by token, of a stored run and of a tokenizer that cuts characters."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from optima.cli.main import main
 from optima.errors import UsageError
+from optima.processes.environment import Environment
 from optima.reporting.rows import read_rows
 from optima.runs.comparison import find_trained
 from optima.runs.reader import Run
+from optima.types import TrainingRow
+from tests.commands import command
+from tests.fake_runs import run as train
+from tests.fakes import commands, fake_environment
 from tests.tokenizers import encoder
 
 TRAINING = Path(__file__).parents[1] / "data/runs/training"
@@ -68,3 +75,100 @@ def test_rows_of_a_model_that_is_gone_are_one_line(capsys: pytest.CaptureFixture
     assert main(["rows", str(TRAINING)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "/made/model" in line
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Environment]:
+    """Return a run of one iteration over stand-ins, and their environment."""
+    directory = tmp_path_factory.mktemp("trained")
+    environment = fake_environment(directory)
+    train(directory, environment, "iterations=1", "cold_start=null", "data.n_test=1")
+    return directory / "run", environment
+
+
+def rows(trained: tuple[Path, Environment], *words: str) -> tuple[int, str, str]:
+    root, environment = trained
+    return command(
+        "optima", "rows", f"{root}:iter_0", "--train-env", str(environment.prefix), *words
+    )
+
+
+def test_each_token_that_carries_loss_stands_beside_its_loss(
+    trained: tuple[Path, Environment],
+) -> None:
+    root, environment = trained
+    n_before = len(commands(environment))
+    words = ("--n", "2", "--losses", f"{root}:base")
+    status, out, err = rows(trained, *words, "--json")
+    assert status == 0, err
+    shown = json.loads(out)
+    stored = list(Run(root).rows("iter_0"))[:2]
+    for row, one in zip(shown, stored, strict=True):
+        assert isinstance(one, TrainingRow)
+        ids = [index for piece in row["pieces"] for index in piece["ids"]]
+        assert tuple(ids) == one.input_ids
+        trained_ids = [index for start, end in one.trained for index in ids[start:end]]
+        of_trained = [p for p in row["pieces"] if p["is_trained"]]
+        # the stand-in's loss of a token is a function of its id: each stands beside its own
+        losses = [loss for piece in of_trained for loss in piece["losses"]]
+        assert losses == [index % 64 / 16 for index in trained_ids]
+        assert row["loss"] == pytest.approx(sum(losses) / len(losses))
+        assert all(not p["losses"] for p in row["pieces"] if not p["is_trained"])
+    text = rows(trained, *words)[1]
+    assert f"; mean loss {shown[0]['loss']:.4f} nats\n" in text
+    begun = next(p for p in shown[0]["pieces"] if p["is_trained"])
+    assert f"\u27e6{begun['text']}\u2039{sum(begun['losses']):.2f}\u203a\u00b7" in text
+    asked = [argv for argv in commands(environment)[n_before:] if "optima.training.score" in argv]
+    assert len(asked) == 2
+    assert asked[0][asked[0].index("--model") + 1] == str(root.parent / "model")
+
+
+def test_model_of_a_run_is_asked_as_it_was_trained_and_fields_change_how(
+    trained: tuple[Path, Environment],
+) -> None:
+    root, environment = trained
+    status, _, err = rows(trained, "--losses", str(root), "model.dtype=float32")
+    assert status == 0, err
+    argv = commands(environment)[-1]
+    assert argv[argv.index("--model") + 1] == str(root / "iter_0/train/model")
+    assert argv[argv.index("--dtype") + 1] == "float32"
+
+
+def test_losses_under_another_tokenizer_are_refused(
+    trained: tuple[Path, Environment], tmp_path: Path
+) -> None:
+    root, _ = trained
+    other = tmp_path / "other"
+    shutil.copytree(root.parent / "model", other)
+    tokenizer = other / "tokenizer.json"
+    tree = json.loads(tokenizer.read_text())
+    row = next(iter(Run(root).rows("iter_0")))
+    assert isinstance(row, TrainingRow)
+    first = row.input_ids[0]
+    (name,) = (one["content"] for one in tree["added_tokens"] if one["id"] == first)
+    tokenizer.write_text(tokenizer.read_text().replace(json.dumps(name)[1:-1], "<|other|>"))
+    status, out, err = rows(trained, "--losses", str(other))
+    assert (status, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line == (
+        f"optima: --losses {other}: reads token {first} as '<|other|>', and the rows hold "
+        f"{name!r}; give a model with the tokenizer of the one trained"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("serving.device=cpu",), "serving.device=cpu: changes how losses are computed; name "),
+        (("--losses", "none"), "none: is neither a directory, nor a run's model"),
+        (("--losses", "MODEL", "serving.devise=cpu"), "unknown key (did you mean device?)"),
+    ],
+)
+def test_wrong_input_about_losses_is_one_line(
+    words: tuple[str, ...], message: str, trained: tuple[Path, Environment]
+) -> None:
+    model = str(trained[0].parent / "model")
+    status, out, err = rows(trained, *(model if word == "MODEL" else word for word in words))
+    (line,) = err.splitlines()
+    assert (status, out) == (2, "")
+    assert message in line

@@ -124,6 +124,7 @@ def test_error_of_the_worker_is_raised_with_its_words(tmp_path: Path) -> None:
         ('{"id": ID, "losses": [-1.0]}', "losses.0.*-1.0"),
         ('{"id": ID, "losses": [1.0, 2.0]}', "with 2 losses, where request 0 of 1 was sent"),
         ('{"id": ID}', "with 0 losses, where request 0 of 1 was sent"),
+        ('{"id": 7, "losses": [1.0]}', "answered request 7, where request 0 was sent"),
         ("[1.0]", "the line"),
         ("a warning of a library", "the line"),
     ],
