@@ -44,6 +44,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "optima.recipe",
             "optima.conversation.loading",
             "optima.records",
+            "optima.progress",
             "optima.runs",
             "optima.tasks.loading",
             "optima.tasks.judging",
@@ -84,11 +85,11 @@ ASKS_THE_HUB = {"optima.tasks.rows": {"datasets"}}
 N_LINES_MAX = 450
 # How many modules there are, and how far the imports go that a reader follows, as measured on
 # 2026-11-28; only a new feature may raise them: many nodes took three modules, two of which a run
-# reaches, training rows one, talking with a model one. Aimed at: 110, and 50 from the first command
-# to a trained model.
-N_MODULES_MAX = 138
+# reaches, training rows one, talking with a model one, progress one, which a run reaches. Aimed at:
+# 110, and 50 from the first command to a trained model.
+N_MODULES_MAX = 139
 N_CHAIN_MAX = 16
-N_REACHED_MAX = 90  # from optima.cli.training
+N_REACHED_MAX = 91  # from optima.cli.training
 
 
 def _module_name(path: Path) -> str:

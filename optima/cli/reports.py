@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -56,14 +55,14 @@ def status(
     members = read_folder(run)
     if members is not None:
         if as_json:
-            print(json.dumps([{**asdict(one), "state": one.state} for one in members]))
+            print(json.dumps([one.record() for one in members]))
         else:
             print(folder_text(run, members))
         states = {member.state for member in members}
         has_stopped = "running" not in states and not states <= {"done"}
         return 1 if has_stopped or "damaged" in states else 0
     found = read_status(run)
-    print(json.dumps(asdict(found)) if as_json else status_text(run, found))
+    print(json.dumps(found.record()) if as_json else status_text(run, found))
     return 1 if found.state == "stopped" else 0
 
 

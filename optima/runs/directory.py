@@ -26,6 +26,7 @@ from typing import IO, Literal, Self
 from pydantic import ValidationError
 
 from optima.errors import RecipeError, RunBusyError, StageError, UsageError
+from optima.progress import PROGRESS_FILE
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.schema import Recipe
 from optima.records import (
@@ -340,7 +341,8 @@ def read_spent(stage_path: Path) -> Spent:
 def _supersede(path: Path) -> None:
     """Rename a stage made from other inputs, or what else has its name; remove one without work."""
     is_empty = path.is_dir() and not any(
-        p.name not in ("INPUTS", SPENT_FILE) and not p.name.startswith(".") for p in path.iterdir()
+        p.name not in ("INPUTS", SPENT_FILE, PROGRESS_FILE) and not p.name.startswith(".")
+        for p in path.iterdir()
     )
     if is_empty:
         shutil.rmtree(path)

@@ -5,30 +5,25 @@ import datetime
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from pydantic import ValidationError
+from typing import Any
 
 from optima.errors import OptimaError, UsageError
-from optima.plan import Counts, kind_of, plan
+from optima.plan import kind_of, plan
+from optima.progress import Progress, duration, read_progress
 from optima.runs.directory import read_spent
 from optima.runs.files import (
-    CONVERSATIONS,
     INPUTS,
     LOCK,
-    PROBLEMS,
     RECIPE,
     RESULTS,
-    ROUNDS,
     is_owned,
     read_outline,
 )
 from optima.runs.layout import StageDone, check_run, find_begun, read_done, stage_folders
 from optima.runs.reader import Run
-from optima.training.jobs import PROGRESS_FILE, TrainProgress
 
-_GROWING = (CONVERSATIONS, ROUNDS)  # their lines are the progress of a stage
 # Short beside the others: what of these is to come counts as nothing until one of its kind is done.
 _SHORT = ("problems", "script", "rank", "select", "pairs", "groups")
 _STOPPED = "the command that started it goes on from here"
@@ -38,7 +33,8 @@ _STOPPED = "the command that started it goes on from here"
 class Status:
     """``state`` of a run; ``share`` in [0, 1] of the current stage, None where it is not known;
     ``seconds_left`` is an estimate from the stages of the same kind that are done, None before
-    there are any."""
+    there are any; ``progress`` is what the current stage tells of itself, None where it tells
+    nothing."""
 
     state: str
     stage: str | None
@@ -47,6 +43,11 @@ class Status:
     n_stages: int
     seconds: float
     seconds_left: float | None
+    progress: Progress | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return it for other programs."""
+        return {**asdict(self), "progress": self.progress and self.progress.model_dump()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,11 @@ class Member:
         if self.damage is not None:
             return "damaged"
         return self.status.state if self.status else "not begun"
+
+    def record(self) -> dict[str, Any]:
+        """Return it for other programs."""
+        status = self.status and self.status.record()
+        return {"name": self.name, "status": status, "damage": self.damage, "state": self.state}
 
 
 def read_folder(root: Path) -> tuple[Member, ...] | None:
@@ -143,7 +149,8 @@ def read_status(root: Path) -> Status:
     unplanned = [name for name in begun_at if read_done(root / name) is None]
     current = next(iter(begun or unplanned[-1:]), None) if is_running else None
     is_done = not missing and (not is_other or (root / RESULTS).exists())
-    share = _share(run, current) if current else None
+    progress = read_progress(root / current) if current else None
+    share = progress.share if progress else None
     return Status(
         state="done" if is_done and not is_running else "running" if is_running else "stopped",
         stage=current,
@@ -153,6 +160,7 @@ def read_status(root: Path) -> Status:
         seconds=sum(stage.seconds for stage in done.values())
         + sum(read_spent(root / name).seconds for name in begun),
         seconds_left=_seconds_left(missing, done, (root, current, share)) if is_running else None,
+        progress=progress,
     )
 
 
@@ -174,36 +182,6 @@ def _begun_at(run: Run) -> dict[str, float]:
         with contextlib.suppress(FileNotFoundError):  # moved aside meanwhile
             begun[name] = (run.root / name / INPUTS).stat().st_mtime
     return dict(sorted(begun.items(), key=lambda pair: pair[1]))
-
-
-def _share(run: Run, name: str) -> float | None:
-    path = run.root / name
-    progress = path / PROGRESS_FILE
-    if progress.exists():
-        try:
-            row = TrainProgress.model_validate_json(progress.read_bytes())
-        except (OSError, ValidationError):
-            return None  # gone with the training, or damaged: it is written anew at the next step
-        return min(1.0, row.step / max(1, row.n_steps))
-    total = _n_lines_expected(run, name)
-    for file in (path / growing for growing in _GROWING):
-        if file.exists() and total:
-            with file.open("rb") as lines:
-                return min(1.0, sum(1 for _ in lines) / total)
-    return None
-
-
-def _n_lines_expected(run: Run, name: str) -> int | None:
-    problems = read_done(run.root / PROBLEMS)
-    if problems is None:
-        return None
-    n_test = int(problems.metrics.get("problems/test", 0))
-    outline = read_outline(run.root)
-    if outline is not None and name in outline.n_samples:
-        return n_test * outline.n_samples[name]
-    n_train = int(problems.metrics.get("problems/train", 0))
-    steps = plan(run.recipe, Counts(n_train=n_train, n_test=n_test))
-    return next((step.n_lines for step in steps if step.name == name), None)
 
 
 def _seconds_left(
@@ -269,12 +247,13 @@ def folder_text(root: Path, members: Sequence[Member]) -> str:
 
 
 def _stages(status: Status) -> str:
-    return f"{status.n_done} of {status.n_stages} stages done in {_duration(status.seconds)}"
+    return f"{status.n_done} of {status.n_stages} stages done in {duration(status.seconds)}"
 
 
 def _now(status: Status) -> str:
     share = "" if status.share is None else f", {100 * status.share:.0f} % of it"
-    return f"{status.stage}{share}"
+    told = "" if status.progress is None else f": {status.progress.text()}"
+    return f"{status.stage}{share}{told}"
 
 
 def _left(seconds: float | None) -> str:
@@ -282,8 +261,4 @@ def _left(seconds: float | None) -> str:
         return "not known before a stage of each kind is done"
     end = datetime.datetime.fromtimestamp(time.time() + seconds).astimezone()
     day = "" if seconds < 12 * 3600 else f"{end:%Y-%m-%d} "
-    return f"about {_duration(seconds)}, until {day}{end:%H:%M}"
-
-
-def _duration(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(max(0.0, seconds))))
+    return f"about {duration(seconds)}, until {day}{end:%H:%M}"

@@ -10,19 +10,19 @@ import contextlib
 import gc
 import json
 import logging
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import Any, Self
 
 from optima.conversation.dialogue import Completion, Dialogue, Generate, Request, hold_conversations
 from optima.errors import StageError
 from optima.evaluation.health import HealthCount, TalkHealth
 from optima.plan import Step
 from optima.processes import interruption
+from optima.progress import Meter
 from optima.prompts.rendering import Format, example_answer
 from optima.records import RecordAppender, atomic_writer, repair_tail
 from optima.runs.directory import Stage
@@ -208,6 +208,46 @@ def generate(
     return Made((CONVERSATIONS,), counted.metrics, line)
 
 
+class ScoreSoFar:
+    """Scores conversations as they end, for the eye; what counts is the stage ``rank``.
+
+    A context manager. ``take`` is given each score. Those of a slow metric are a sample: one answer
+    is judged at a time, in a process of its own, and what ends meanwhile is left out.
+    """
+
+    def __init__(
+        self, metric: Metric, problems: Sequence[Problem], take: Callable[[float], None]
+    ) -> None:
+        self._metric, self._take = metric, take
+        self._problem_by_id = {problem.problem_id: problem for problem in problems}
+        self._judge = Judge(1)
+        self._pool = ThreadPoolExecutor(1, "score")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._judge.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._pool.shutdown(cancel_futures=True)  # bounded: every answer has a deadline
+        self._judge.__exit__(*exc)
+
+    def add(self, conversation: Conversation) -> None:
+        """Score a conversation, unless it failed or an answer before it is still judged."""
+        if conversation.error is not None:
+            return
+        if not self._metric.is_slow:
+            self._score(conversation)
+        elif self._last is None or self._last.done():
+            self._last = self._pool.submit(self._score, conversation)
+
+    def _score(self, conversation: Conversation) -> None:
+        problem = self._problem_by_id[conversation.problem_id]
+        asked = (conversation.answer, problem.golds, problem.choices)
+        with contextlib.suppress(JudgeError):  # the stage ``rank`` says which
+            self._take(self._judge.score(self._metric, *asked))
+
+
 async def _hold(
     context: RunContext,
     out: Stage,
@@ -217,8 +257,9 @@ async def _hold(
     held: set[Key],
 ) -> None:
     """Hold the conversations that are not held yet, and append them."""
-    fleet = context.device.fleet(team.model.ref)
     n_total = len(problems) * sampling.n_samples
+    meter = Meter(out.name, out.path, "conversations", n_total, len(held))
+    fleet = context.device.fleet(team.model.ref)
     n_missing, per_server = n_total - len(held), context.recipe.serving.concurrency
 
     def n_at_once() -> int:  # servers of other nodes join and leave
@@ -227,16 +268,15 @@ async def _hold(
     with (
         Judge() as judge,
         RecordAppender(out.path / CONVERSATIONS) as appender,
-        tqdm(
-            total=n_total, initial=len(held), desc=out.path.name, unit="conv",
-            disable=not sys.stderr.isatty(),
-        ) as bar,
-    ):  # fmt: skip
+        meter,
+        ScoreSoFar(context.task.metric, problems, meter.count_score) as scores,
+    ):
 
         def keep(conversation: Conversation) -> None:
             appender.append(conversation)
             out.count_unkept(-conversation.n_generated)
-            bar.update()
+            scores.add(conversation)
+            meter.count(1, n_errors=conversation.error is not None)
 
         numbers = range(sampling.n_samples)
         missing = (
@@ -245,7 +285,8 @@ async def _hold(
         )
         dialogues = _dialogues(context, out, team, sampling, missing, judge)
         async with completing(context, out, team, sampling) as complete:
-            await hold_conversations(dialogues, complete, keep, concurrency=n_at_once)
+            counted = meter.counting(complete)
+            await hold_conversations(dialogues, counted, keep, concurrency=n_at_once)
 
 
 def _dialogues(

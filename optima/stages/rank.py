@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any, Generic, Self, TypeVar
 
 from optima.plan import Step
+from optima.progress import Meter
 from optima.recipe.schema import RewardSection
 from optima.records import read_records, write_records
 from optima.reward import compute_reward, search_reward
@@ -41,6 +42,7 @@ def score_where_needed(context: RunContext, step: Step, talked: Stage) -> Stage 
 
 def score(context: RunContext, out: Stage, talked: Stage, loss: LossModel) -> Made:
     """Write the loss of every turn of a stage's conversations, in their order."""
+    meter = Meter(out.name, out.path, "conversations", int(talked.metrics["conversations"]))
     scorer = context.device.scorer(loss.model.ref)
     n_texts = 0
 
@@ -56,8 +58,10 @@ def score(context: RunContext, out: Stage, talked: Stage, loss: LossModel) -> Ma
                     n=conversation.n,
                     losses=tuple(islice(found, len(conversation.turns))),
                 )
+                meter.count(1)
 
-    write_records(out.path / LOSSES, losses())
+    with meter:
+        write_records(out.path / LOSSES, losses())
     line = f"base-model losses of {n_texts} utterances"
     return Made((LOSSES,), {"loss/texts": float(n_texts)}, line)
 

@@ -6,15 +6,13 @@ rollout is grown again, with all rounds after it.
 """
 
 import logging
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from optima.evaluation.statistics import percentile
 from optima.processes import interruption
+from optima.progress import Meter
 from optima.recipe.schema import SearchSection
 from optima.records import (
     RecordAppender,
@@ -93,8 +91,10 @@ async def _grow_all(
 ) -> None:
     """Grow the trees of ``problems`` that are not whole on from their stored rounds."""
     section, sampling = search_section(context), context.recipe.sampling
-    fleet = context.device.fleet(team.model.ref)
     n_held = sum(stored.n_rounds(problem.problem_id) for problem in problems)
+    n_total = len(problems) * section.n_rounds
+    meter = Meter(out.name, out.path, "rounds", n_total, n_held)
+    fleet = context.device.fleet(team.model.ref)
     missing = [p for p in problems if stored.n_rounds(p.problem_id) < section.n_rounds]
 
     def n_at_once() -> int:  # servers of other nodes join and leave
@@ -104,21 +104,22 @@ async def _grow_all(
         Judge() as judge,
         desk,
         RecordAppender(out.path / ROUNDS) as appender,
-        tqdm(
-            total=len(problems) * section.n_rounds, initial=n_held, desc=out.path.name,
-            unit="round", disable=not sys.stderr.isatty(),
-        ) as bar,
-    ):  # fmt: skip
+        meter,
+    ):
 
         def keep(finished: TreeRound) -> None:
             appender.append(finished)
             out.count_unkept(-finished.n_tokens)
-            bar.update()
+            for rollout in finished.rollouts:
+                if rollout.reward.error is None:
+                    meter.count_score(rollout.reward.task)
+            failed = [rollout for rollout in finished.rollouts if rollout.stop_reason == "error"]
+            meter.count(1, n_errors=len(failed))
 
         drawn = Sampling(1, sampling.temperature, sampling.top_p)
         n_calls = n_at_once() * section.n_rollouts
         async with completing(context, out, team, drawn, n_calls) as complete:
-            forest = Forest(section, complete, desk.rewards_for, keep, n_at_once)
+            forest = Forest(section, meter.counting(complete), desk.rewards_for, keep, n_at_once)
             dialogues = (dialogue_about(context, out, p, team, judge) for p in missing)
             await forest.grow(dialogues, stored)
 

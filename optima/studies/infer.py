@@ -14,7 +14,6 @@ import concurrent.futures
 import json
 import logging
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,13 +21,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from optima.errors import ModelError, StageError, UsageError
 from optima.evaluation.figures import Figures
 from optima.evaluation.statistics import group_answers
 from optima.plan import BASE, Step, by_policy, frozen_adapters
 from optima.processes.environment import Environment
+from optima.progress import Meter
 from optima.prompts.rendering import Format
 from optima.recipe.layers import Layers
 from optima.recipe.loading import change_recipe, foreign_fields
@@ -350,13 +348,13 @@ def group(context: RunContext, out: Stage, problems: Sequence[Problem], talked: 
 
     def found(judge: Judge) -> Iterator[AnswerGroups]:
         groups = groupby(conversations, key=lambda conversation: conversation.problem_id)
-        bar = tqdm(groups, desc="groups", unit="problem", disable=not sys.stderr.isatty())
-        for problem_id, samples in bar:
+        for problem_id, samples in groups:
             is_same = partial(judge.are_same, metric, choices=choices_by_id[problem_id])
             numbers = group_answers([sample.answer for sample in samples], is_same)
             yield AnswerGroups(problem_id=problem_id, groups=tuple(numbers))
+            meter.count(1)
 
-    with Judge() as judge:
+    with Judge() as judge, Meter(out.name, out.path, "problems", len(problems)) as meter:
         n = write_records(out.path / GROUPS, found(judge))
     return Made((GROUPS,), {"groups/problems": float(n)}, f"answers of {n} problems")
 

@@ -18,7 +18,6 @@ from optima.types import ModelRef, Record
 
 JOB_FILE = "job.json"
 RESULT_FILE = "result.json"
-PROGRESS_FILE = "progress.json"
 CHECKPOINTS_DIR = "checkpoints"
 LOGPROBS_FILE = "logprobs.json"
 MODEL_DIR = "model"
@@ -101,15 +100,6 @@ class Logprobs(Record):
     token_ids: tuple[int, ...]
     trained: tuple[float, ...]
     start: tuple[float, ...]
-
-
-class TrainProgress(Record):
-    """The last thing a running training said."""
-
-    step: int
-    n_steps: int
-    loss: float | None
-    tokens_per_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,22 +14,20 @@ import logging
 import netrc
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
-from tqdm import tqdm
 
 from optima.conversation.loading import HUB_TIMEOUT_S
 from optima.errors import ProcessError, RecipeError, StageError
 from optima.processes.devices import Devices, free_port
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
+from optima.progress import PROGRESS_FILE, Bar, read_progress
 from optima.recipe.schema import ModelSection, Recipe
 from optima.recipe.sections import TrainSection
 from optima.records import disk_errors, move_aside
@@ -39,19 +37,16 @@ from optima.training.jobs import (
     JOB_FILE,
     LOGPROBS_FILE,
     MODEL_DIR,
-    PROGRESS_FILE,
     RESULT_FILE,
     Machines,
     Others,
     TrainJob,
-    TrainProgress,
     TrainResult,
     accelerate_config,
     n_processes,
 )
 
 logger = logging.getLogger(__name__)
-R = TypeVar("R", TrainResult, TrainProgress)
 # Makes the trackers' callbacks as the trainer will, which is where missing packages are noticed.
 _TRACKERS_SCRIPT = """
 import sys
@@ -193,7 +188,7 @@ def run_training(
     output = Path(job.output_dir)
     digest, digest_path = _input_digest(job), output / _DIGEST_FILE
     if digest_path.is_file() and digest_path.read_text("utf-8").strip() == digest:
-        result = _read(job.result_path, TrainResult)
+        result = _read(job.result_path)
         if result is not None and (output / MODEL_DIR).is_dir():
             return result
     else:  # first the result: without it nothing else counts
@@ -231,10 +226,10 @@ def run_training(
             others.start(output, job.kind, port)
         stack.enter_context(process)
         try:
-            _follow(process, output / PROGRESS_FILE, job.train.timeout_s, others)
+            _follow(process, output, job.train.timeout_s, others)
         except ProcessError as error:
             raise _explained(process) or error from error
-    result = _read(job.result_path, TrainResult)
+    result = _read(job.result_path)
     if result is None:
         raise ProcessError(f"training: ended without a result; {process.log_excerpt()}")
     return result
@@ -251,10 +246,10 @@ def training_variables(devices: Devices) -> dict[str, str]:
     return variables
 
 
-def _read(path: Path, kind: type[R]) -> R | None:
+def _read(path: Path) -> TrainResult | None:
     """Return what a training wrote; None where there is nothing, or only a part of it."""
     with contextlib.suppress(OSError, ValidationError):
-        return kind.model_validate_json(path.read_bytes())
+        return TrainResult.model_validate_json(path.read_bytes())
     return None
 
 
@@ -273,25 +268,18 @@ def training_devices(train: TrainSection, devices: Devices, n_machines: int = 1)
 
 
 def _follow(
-    process: ManagedProcess, progress_path: Path, timeout_s: float, others: Others | None = None
+    process: ManagedProcess, output: Path, timeout_s: float, others: Others | None = None
 ) -> None:
     """Wait for the process while showing its progress; StageError when one of the others fails."""
     deadline = time.monotonic() + timeout_s
-    with tqdm(desc="training", unit="step", disable=not sys.stderr.isatty(), leave=False) as bar:
+    with Bar("training", leave=False) as bar:
         while (left_s := deadline - time.monotonic()) > 0:
             if process.has_ended_within(min(_POLL_S, left_s)):
                 break
             if others is not None and (failure := others.failure()) is not None:
                 raise StageError(f"training: {failure}; its log here: {process.log_path}")
-            progress = _read(progress_path, TrainProgress)
-            if progress is not None and progress.step != bar.n:
-                bar.total = progress.n_steps
-                bar.set_postfix(
-                    loss="-" if progress.loss is None else f"{progress.loss:.3f}",
-                    tokens_per_s=f"{progress.tokens_per_s:.0f}",
-                    refresh=False,
-                )
-                bar.update(progress.step - bar.n)
+            if (progress := read_progress(output)) is not None:
+                bar.show(progress)
     process.check(max(0.0, deadline - time.monotonic()))
 
 

@@ -5,7 +5,6 @@ the last of them.
 """
 
 import argparse
-import json
 import logging
 import math
 import os
@@ -25,13 +24,13 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from optima.errors import OptimaError, StageError
+from optima.progress import PROGRESS_FILE, Progress
 from optima.recipe.sections import TrainSection
 from optima.records import read_records, write_text
 from optima.selection import share_of
 from optima.training.jobs import (
     CHECKPOINTS_DIR,
     ERROR_MARK,
-    PROGRESS_FILE,
     BatchPlan,
     TrainJob,
     TrainResult,
@@ -144,7 +143,7 @@ class Watch(TrainerCallback):
                 )
 
 
-class Progress(TrainerCallback):
+class Teller(TrainerCallback):
     """Writes progress.json at each log, asks for checkpoints and marks those that are complete.
 
     Without ``save_steps`` in the recipe a checkpoint is due ``CHECKPOINT_EVERY_S`` after the last.
@@ -168,14 +167,16 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero or "loss" not in (logs or {}):
             return
         seconds = max(time.monotonic() - self._start, 1e-9)
-        share = (state.global_step - self._first_step) / max(state.max_steps, 1)
-        row = {
-            "step": state.global_step,
-            "n_steps": state.max_steps,
-            "loss": logs["loss"],
-            "tokens_per_s": self._n_tokens * share / seconds,
-        }
-        write_text(self._path, json.dumps(row))
+        n_new, n_left = state.global_step - self._first_step, state.max_steps - state.global_step
+        row = Progress(
+            n_done=state.global_step,
+            n_total=state.max_steps,
+            unit="steps",
+            tokens_per_s=self._n_tokens * n_new / max(state.max_steps, 1) / seconds,
+            loss=float(logs["loss"]),
+            seconds_left=n_left * seconds / n_new if n_new else None,
+        )
+        write_text(self._path, row.model_dump_json())
         logger.info("step %d of %d: loss %s", state.global_step, state.max_steps, logs["loss"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -302,8 +303,8 @@ def train_and_save(
         seconds_before = float((Path(checkpoint) / _COMPLETE).read_text("utf-8") or 0)
     trainer.add_callback(Watch(job.train.max_loss_growth))
     by_time = job.train.save_steps is None
-    progress = Progress(output / PROGRESS_FILE, n_tokens, seconds_before, by_time=by_time)
-    trainer.add_callback(progress)
+    teller = Teller(output / PROGRESS_FILE, n_tokens, seconds_before, by_time=by_time)
+    trainer.add_callback(teller)
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = seconds_before + time.monotonic() - start

@@ -209,14 +209,14 @@ def test_results_of_a_wrong_kind_are_one_line(text: str, tmp_path: Path) -> None
     assert "\n" not in str(said.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"step": 1', '{"step": "x"}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"n_done": 1', '{"n_done": "x"}'])
 def test_damaged_progress_is_no_progress(text: str, tmp_path: Path) -> None:
     root = tmp_path / "run"
     with RunDir(root, recipe()) as run:
         stage = run.stage("iter_0/train", "inputs")
         (stage.path / "progress.json").write_text(text)
         assert read_status(root).share is None
-        row = {"step": 1, "n_steps": 4, "loss": 1.0, "tokens_per_s": 2.0}
+        row = {"n_done": 1, "n_total": 4, "unit": "steps", "loss": 1.0, "tokens_per_s": 2.0}
         (stage.path / "progress.json").write_text(json.dumps(row))
         assert read_status(root).share == 0.25
 

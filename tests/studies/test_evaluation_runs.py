@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from optima.progress import Progress, read_progress
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.schema import Recipe
 from optima.records import read_records
@@ -387,6 +388,9 @@ def search_weights(recipe: Recipe) -> tuple[float, float]:
     )
 
 
+NONE = Progress(n_done=0, n_total=1, unit="conversations")
+
+
 def test_status_of_a_running_evaluation_says_how_far_and_until_when(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -399,12 +403,13 @@ def test_status_of_a_running_evaluation_says_how_far_and_until_when(
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        path = output / "cold_start/talk/conversations.jsonl"
-        wait_until(lambda: path.exists() and path.stat().st_size > 0, "the first conversation")
+        folder = output / "cold_start/talk"
+        wait_until(lambda: (read_progress(folder) or NONE).n_done > 0, "the first conversation")
         status, text, err = optima("status", str(output))
         assert status == 0, err
         assert text.startswith(f"{output}: running, 1 of 10 stages done")
-        assert re.search(r"now: cold_start/talk, \d+ % of it", text)
+        told = r"\d+ of 120 conversations, \d+ tokens/s, 0 errors, score [\d.]+, 0:\d\d:\d\d left"
+        assert re.search(rf"now: cold_start/talk, \d+ % of it: {told}\n", text)
         assert re.search(r"left: about 0:\d\d:\d\d, until", text)
     finally:
         running.terminate()

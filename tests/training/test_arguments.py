@@ -28,7 +28,7 @@ def test_checkpoints_come_at_the_asked_interval_with_a_limit() -> None:
     by_step = options(save_steps=7, save_total_limit=3)
     assert (by_step["save_strategy"], by_step["save_steps"]) == ("steps", 7)
     assert by_step["save_total_limit"] == 3
-    assert options()["save_strategy"] == "no"  # then by the clock, session.Progress
+    assert options()["save_strategy"] == "no"  # then by the clock, session.Teller
 
 
 def test_rows_per_step_and_number_format_are_those_of_plan_and_recipe() -> None:

@@ -30,7 +30,7 @@ def _train(tmp_path: Path, *, by_time: bool) -> list[str]:
         save_strategy="no", report_to="none", disable_tqdm=True,
     )  # fmt: skip
     trainer = Trainer(model=Line(), args=arguments, train_dataset=rows)
-    trainer.add_callback(session.Progress(tmp_path / "progress.json", 12, 0.0, by_time=by_time))
+    trainer.add_callback(session.Teller(tmp_path / "progress.json", 12, 0.0, by_time=by_time))
     trainer.train()
     assert trainer.state.global_step == 6
     return sorted(path.parent.name for path in tmp_path.glob("checkpoint-*/COMPLETE"))

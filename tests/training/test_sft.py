@@ -13,6 +13,7 @@ from optima.conversation.loading import load_codec
 from optima.errors import RecipeError, StageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment, resolve_environment
+from optima.progress import read_progress
 from optima.recipe.schema import LoraSection, TrainSection
 from optima.records import read_records
 from optima.training.jobs import (
@@ -80,8 +81,11 @@ def _check(result: TrainResult, tmp_path: Path) -> None:
     assert result.n_loss_tokens == 2 * sum(b - a for row in rows for a, b in row.trained)
     assert 0 < result.n_loss_tokens < result.n_tokens
     assert not (out / CHECKPOINTS_DIR).exists()
-    progress = json.loads((out / "progress.json").read_text())
-    assert progress["step"] == progress["n_steps"] == 8
+    progress = read_progress(out)
+    assert progress is not None
+    assert (progress.n_done, progress.n_total, progress.unit) == (8, 8, "steps")
+    assert progress.seconds_left == 0.0
+    assert (progress.loss or 0.0) > 0 < (progress.tokens_per_s or 0.0)
 
 
 @pytest.mark.e2e
