@@ -231,6 +231,7 @@ def chat(
         for n, one in enumerate(problems):
             if n:
                 _read("\nEnter: the next problem; Ctrl-D: the end. ")
+                print("" if sys.stdin.isatty() else "\n", end="")
             print(_told(one, taken.speakers(one), agent, is_revealed=reveal), flush=True)
             try:
                 held = taken.converse(one, say, show)
