@@ -26,7 +26,7 @@ from optima.stages.context import Model, RunContext, Sampling
 from optima.stages.evaluate import Evaluations
 from optima.stages.generate import generate
 from optima.stages.influence import select_by_influence, validation_problems
-from optima.stages.opening import check_room, open_run, read_formats
+from optima.stages.opening import check_models, check_room, open_run, read_formats
 from optima.stages.pair import pair, read_imported
 from optima.stages.problems import Problems, read_problems
 from optima.stages.rank import rank, score_where_needed
@@ -45,10 +45,12 @@ def run_method(
 ) -> tuple[Figures, ...]:
     """Run or resume the recipe's method in ``run_dir``; return its models in the order made.
 
-    Raises UsageError, before there is a directory, for trainings that do not fit the devices.
+    Raises UsageError, before there is a directory, for models that cannot be loaded and
+    trainings that do not fit the devices.
     """
     check_trainable(recipe)
     if not is_trained(recipe, run_dir):
+        check_models(recipe)
         for line in check_fit(recipe, detect_devices(recipe.serving), train_env):
             logger.info("%s", line)
     with open_run(recipe, run_dir, vllm_env=vllm_env, train_env=train_env) as context:

@@ -31,6 +31,7 @@ from optima.types import ModelRef, Record
 
 WEIGHTS = ("*.safetensors", "*.bin")  # files of them; of two formats the first counts
 _LARGEST_HEADER = 100_000_000  # the format's own limit, in bytes
+_LARGEST_POINTER, _LFS_POINTER = 1024, b"version https://git-lfs"  # what a clone without LFS holds
 _Named = TypeVar("_Named")
 _Read = TypeVar("_Read")
 GENERATED, DISCARDED = "tokens/generated", "tokens/discarded"  # metrics of stages
@@ -96,25 +97,39 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def find_cut_weights(folder: Path) -> Damage | None:
-    """Return the first weights in a directory that are shorter or longer than they say.
+    """Return what keeps the weights in a directory from being loaded, of files gone or cut.
 
-    A file without a plausible header is left to whoever loads it, unless it is empty.
+    Of two formats the first that is there counts, as for those who load it. A file without a
+    plausible header is left to them, unless it is empty or a pointer of Git LFS.
     """
-    for index in sorted(folder.glob("*.index.json")):
-        try:
-            shards = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return Damage(index, "is not an index of weights")
-        for shard in sorted(shards):
-            if not (folder / shard).is_file():
-                return Damage(folder / shard, "is gone")
-    for path in weight_files(folder):
-        size = path.stat().st_size
-        if size == 0:
-            return Damage(path, "is empty")
-        said = _stated_size(path) if path.suffix == ".safetensors" else None
-        if said is not None and said != size:
-            return Damage(path, f"has {size:,} bytes, {said:,} by its own header")
+    for pattern in WEIGHTS:
+        indices, files = sorted(folder.glob(f"{pattern}.index.json")), sorted(folder.glob(pattern))
+        if indices or files:
+            found = (*map(_missing_shard, indices), *map(_cut, files))
+            return next(filter(None, found), None)
+    return Damage(folder, f"has no weights ({' or '.join(WEIGHTS)})")
+
+
+def _missing_shard(index: Path) -> Damage | None:
+    """Return the first file that an index of weights names and that is not beside it."""
+    try:
+        shards = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return Damage(index, "is not an index of weights")
+    missing = (index.with_name(shard) for shard in sorted(shards))
+    return next((Damage(path, "is gone") for path in missing if not path.is_file()), None)
+
+
+def _cut(path: Path) -> Damage | None:
+    """Return what is the matter with a file of weights, as far as its size and beginning tell."""
+    size = path.stat().st_size
+    if size == 0:
+        return Damage(path, "is empty")
+    if size <= _LARGEST_POINTER and path.read_bytes().startswith(_LFS_POINTER):
+        return Damage(path, "is a pointer of Git LFS, without the weights (`git lfs pull`)")
+    said = _stated_size(path) if path.suffix == ".safetensors" else None
+    if said is not None and said != size:
+        return Damage(path, f"has {size:,} bytes, {said:,} by its own header")
     return None
 
 
@@ -265,8 +280,12 @@ def check_model(ref: ModelRef) -> None:
         if done is not None and names:
             digests = {name: done.outputs[name] for name in names}
             damage = find_damage(folder.parent, digests, done.sizes)
+        if damage is not None and not names:  # of any origin
+            raise StageError(
+                f"{damage.path}: {damage.what}; fetch the model again, or put it back from a copy"
+            )
         if damage is not None:
-            raise StageError(explain_damage(damage, folder.parent if names else folder))
+            raise StageError(explain_damage(damage, folder.parent))
 
 
 def explain_damage(damage: Damage, folder: Path) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 import optima
 from optima.conversation.codec import ChatCodec
 from optima.conversation.dialogue import prove_talk
-from optima.conversation.loading import load_codec
-from optima.errors import UsageError
+from optima.conversation.loading import ModelFiles, load_codec
+from optima.errors import ModelError, StageError, UsageError
 from optima.plan import Counts
 from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices
 from optima.processes.environment import Environment, package_versions
@@ -22,7 +22,7 @@ from optima.prompts.rendering import Format, PromptStyle, load_formats
 from optima.recipe.schema import Recipe
 from optima.records import disk_errors, write_text
 from optima.runs.directory import RunDir
-from optima.runs.layout import STARTED_FORMAT, read_attempts, weight_files
+from optima.runs.layout import STARTED_FORMAT, check_model, read_attempts, weight_files
 from optima.seeding import digest
 from optima.stages.context import Device, Environments, LossModel, Model, RunContext, split_devices
 from optima.stages.problems import Problems
@@ -38,6 +38,7 @@ PACKAGES = (
     *("tokenizers", "deepspeed"),
 )
 GIT_TIMEOUT_S = 60.0
+_CONFIGURATIONS = ("config.json", "generation_config.json")  # read by all that load a model
 
 
 @contextlib.contextmanager
@@ -156,6 +157,27 @@ def base_model(recipe: Recipe) -> Model:
             members[name] = Model("base", ref, digest(base.digest, policy.path, *sizes))
     is_shared = all(member is base for member in members.values())
     return base if is_shared else Model.of_members("base", members)
+
+
+def check_models(recipe: Recipe) -> None:
+    """Raise ModelError when a model on this host that trainings begin with cannot be loaded.
+
+    So does one that only scores. Models of the hub are for whoever fetches them to judge.
+    """
+    for field, model in (
+        ("model.path", base_model(recipe)),
+        ("model.loss_path", loss_model(recipe)),
+    ):
+        if Path(model.ref.path).is_dir():
+            files = ModelFiles(model.ref.path, field=field)
+            for name in _CONFIGURATIONS:
+                files.tree(name)
+            if not files.tree(_CONFIGURATIONS[0]):
+                raise ModelError(f"{files.place}: has no config.json; fetch the model again")
+        try:
+            check_model(model.ref)
+        except StageError as error:
+            raise ModelError(f"{field}: {error}") from error
 
 
 def check_adapter(recipe: Recipe, policy: str) -> None:

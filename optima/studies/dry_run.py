@@ -18,7 +18,7 @@ from optima.recipe.sections import base_url
 from optima.reward import needs_losses, scores_trees
 from optima.runs.directory import check_same_recipe
 from optima.runs.files import RECIPE, is_owned
-from optima.runs.layout import check_model, read_done
+from optima.runs.layout import read_done
 from optima.search.pairs import read_conversational
 from optima.serving.board import board_of, node_address
 from optima.serving.client import Server
@@ -27,7 +27,14 @@ from optima.serving.probe import served_as, served_models
 from optima.serving.reply import RetryableError
 from optima.serving.scorer import scorer_argv
 from optima.stages.context import Places, split_devices
-from optima.stages.opening import base_model, check_start, loss_codec, model_codec, read_formats
+from optima.stages.opening import (
+    base_model,
+    check_models,
+    check_start,
+    loss_codec,
+    model_codec,
+    read_formats,
+)
 from optima.stages.problems import check_unseen, held_out_problems
 from optima.stages.room import (
     check_fit,
@@ -75,7 +82,7 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
     places = split_devices(recipe, devices)
     is_over = is_trained(recipe, run_dir)
     if not is_over:
-        check_model(base_model(recipe).ref)
+        check_models(recipe)
     memory = [] if is_over else list(check_fit(recipe, devices, train_env))
     codec = model_codec(recipe, recipe.model.path)
     PromptStyle.of(recipe, task)

@@ -19,7 +19,7 @@ from optima.runs.reader import Run
 from optima.selection import best_of_each, select_top, share_of
 from optima.stages import rank as judge
 from optima.stages.generate import generate
-from optima.stages.opening import open_run
+from optima.stages.opening import check_models, open_run
 from optima.stages.problems import read_problems
 from optima.stages.rank import score_where_needed
 from optima.stages.select import remedies
@@ -68,6 +68,7 @@ def try_recipe(
 ) -> Trial:
     """Hold the conversations of iteration 0 about ``n`` problems and judge them; resumable."""
     recipe = recipe.changed(data={"n_train": n, "n_test": 1})
+    check_models(recipe)
     with open_run(recipe, directory, vllm_env=vllm_env, train_env=train_env) as context:
         write_trial(directory, recipe)
         problems = read_problems(context).for_iteration(0)

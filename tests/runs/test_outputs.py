@@ -182,6 +182,16 @@ def test_cut_weights_of_any_origin_are_refused(content: bytes, what: str, tmp_pa
         read_model(tmp_path, "base")
 
 
+def test_index_of_a_format_that_nobody_loads_may_name_what_is_not_there(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "pytorch_model-1.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    found = find_cut_weights(tmp_path)
+    assert found is not None
+    assert (found.path.name, found.what) == ("pytorch_model-1.bin", "is gone")
+    (tmp_path / "model.safetensors").write_bytes(weights())  # as `--exclude "*.bin"` leaves it
+    assert find_cut_weights(tmp_path) is None
+
+
 def test_missing_shard_is_named(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
