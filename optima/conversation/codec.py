@@ -24,10 +24,10 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from optima.errors import ModelError
+from optima.sandbox import ExcessError, Sandbox, bounded
 from optima.types import Message
 
 Roles = Literal["assistant", "alternate"]
@@ -81,6 +81,7 @@ class ChatTemplate:
     system message, ``special_tokens`` are those that it may name, such as ``eos_token``.
     """
 
+    @bounded()
     def __init__(
         self,
         source: str,
@@ -89,7 +90,7 @@ class ChatTemplate:
         roles: Roles | Literal["auto"] = "auto",
         origin: str = "chat template",
     ) -> None:
-        environment = ImmutableSandboxedEnvironment(
+        environment = Sandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
         )
         environment.filters["tojson"] = _to_json
@@ -98,7 +99,7 @@ class ChatTemplate:
         environment.globals["strftime_now"] = FIXED_DATE.strftime
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
+        except Exception as error:  # nested too deeply, too: by jinja2's rules and by Python's
             raise ModelError(f"{origin}: the chat template does not parse: {error}") from error
         self.special_tokens = special_tokens
         self.origin = origin
@@ -146,6 +147,8 @@ class ChatTemplate:
                 enable_thinking=False,
                 **self.special_tokens,
             )
+        except ExcessError as error:
+            raise ModelError(f"{self.origin}: the chat template {error}; mend it") from error
         except Exception as error:
             roles = ", ".join(message.role for message in messages)
             raise ModelError(
@@ -170,6 +173,8 @@ class ChatTemplate:
         try:
             text = self.render(messages)
         except ModelError as error:
+            if isinstance(error.__cause__, ExcessError):
+                raise
             self._refusal = str(error)
             return False
         places = [text.find(message.content) for message in messages]

@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from optima.conversation.codec import HOLE, ChatCodec, Encoder, Ids, TokenRow
 from optima.errors import ContextOverflowError, ModelError, OptimaError
 from optima.recipe.schema import ConversationSection
+from optima.sandbox import bounded
 from optima.seeding import derive_seed, rng
 from optima.tasks.answers import last_marked_answer
 from optima.types import AnswerStyle, Conversation, Fault, Message, StopReason, Turn
@@ -126,6 +127,7 @@ class Speaker:
         return tuple(messages), tuple(own)
 
 
+@bounded()
 def prove_talk(codec: ChatCodec, names: Sequence[str]) -> None:
     """Hold a made-up conversation; ModelError when a prompt or training row of it goes wrong.
 

@@ -19,6 +19,7 @@ import jinja2
 from optima import plugins
 from optima.errors import UsageError
 from optima.recipe.schema import ChoiceAnswer, Recipe
+from optima.sandbox import ExcessError, Sandbox, bounded
 from optima.tasks.answers import last_marked_answer
 from optima.tasks.task import ROLES, RoleSet, Task
 from optima.types import AnswerStyle, Problem, Setting
@@ -64,8 +65,7 @@ class PromptStyle:
         )
         if style.folders:
             _check(style)
-            for is_choice in (False,) if task.setting == "information_exchange" else (False, True):
-                list(_told(style, is_choice))
+            _prove(style)
         return style
 
     @property
@@ -177,6 +177,13 @@ def _rendered(name: str, style: PromptStyle, /, **words: object) -> str:
         ) from error
 
 
+@bounded()
+def _prove(style: PromptStyle) -> None:
+    """Render all that the agents could be told; UsageError where a template fails."""
+    for is_choice in (False,) if style.setting == "information_exchange" else (False, True):
+        list(_told(style, is_choice))
+
+
 def _told(style: PromptStyle, is_choice: bool) -> Iterator[str]:
     """Yield all that the agents could be told about a problem; UsageError if a template fails."""
     is_exchange = style.setting == "information_exchange"
@@ -217,6 +224,7 @@ def _named(prompts: str | None, roles: RoleSet) -> tuple[Path | None, RoleSet]:
         raise UsageError(f"conversation.prompts: {error}") from error
 
 
+@bounded()
 def _check(style: PromptStyle) -> None:
     """Raise UsageError for templates that are not there, not known, or do not parse."""
     known = [f"{name}.txt" for name in _known(style.role_set)]
@@ -241,7 +249,13 @@ def _check(style: PromptStyle) -> None:
             raise UsageError(
                 f"conversation.prompts: {path}: does not exist, which an agent's role needs; add it"
             ) from error
-        except (jinja2.TemplateError, UnicodeDecodeError) as error:
+        except (
+            jinja2.TemplateError,
+            ValueError,
+            SyntaxError,
+            RecursionError,
+            ExcessError,
+        ) as error:
             raise UsageError(f"conversation.prompts: {path}: does not parse: {error}") from error
 
 
@@ -260,9 +274,9 @@ def _path(name: str, folders: tuple[Path, ...]) -> Path:
 
 @cache
 def _template(name: str, folders: tuple[Path, ...]) -> jinja2.Template:
-    environment = jinja2.Environment(
+    environment = Sandbox(
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701  prompts are not HTML
+        autoescape=False,
     )
     return environment.from_string(_path(name, folders).read_text("utf-8"))
 
