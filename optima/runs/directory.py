@@ -139,7 +139,7 @@ class Stage:
             started_unix_s=round(self.started, 3),
             seconds=spent.seconds,
             metrics=figures,
-        )
+        ).sealed()
         write_text(self.path / "DONE.json", done.model_dump_json(indent=1) + "\n")
         self.done = done
         (self.path / SPENT_FILE).unlink(missing_ok=True)

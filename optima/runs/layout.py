@@ -3,11 +3,12 @@
 Reading changes nothing and takes no lock. Whatever else stands in the directory is left alone: a
 stage is one by the name in its own INPUTS and DONE.json, so a copy called ``iter_0.old`` is none.
 
-DONE.json names every output with its size and a digest of its bytes. Whoever uses one compares: a
-file that was cut, emptied, changed or removed since is an error, never a smaller result. A file is
-read for its digest once per process, as long as its size, times and inode stay the same; weights
-too (about 1 s per GB, of bytes that a server is about to read anyway). Weights that no stage here
-wrote have no digest; of those the size is held against what their own header says.
+DONE.json names every output with its size and a digest of its bytes, and has a checksum of itself.
+Whoever uses one compares: a file that was cut, emptied, changed or removed since is an error, never
+a smaller result. A file is read for its digest once per process, as long as its size, times and
+inode stay the same; weights too (about 1 s per GB, of bytes that a server is about to read anyway).
+Weights that no stage here wrote have no digest; of those the size is held against what their own
+header says.
 """
 
 import contextlib
@@ -22,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from optima import seeding
 from optima.errors import StageError, UsageError
 from optima.records import naming, read_record
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR
@@ -160,7 +162,10 @@ def _stated_size(path: Path) -> int | None:
 
 
 class StageDone(Record):
-    """DONE.json of a stage: ``outputs`` and ``sizes`` have a digest and the bytes of each file."""
+    """DONE.json of a stage: ``outputs`` and ``sizes`` have a digest and the bytes of each file.
+
+    ``checksum`` is of all the rest, empty in those that earlier releases wrote.
+    """
 
     schema_version: Literal[1] = 1
     stage: str
@@ -170,6 +175,25 @@ class StageDone(Record):
     started_unix_s: float
     seconds: float
     metrics: dict[str, float]
+    checksum: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_as_written(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and tree.get("checksum", "") not in ("", _checksum(tree)):
+            raise ValueError("it has changed since it was written")
+        return tree
+
+    def sealed(self) -> "StageDone":
+        """Return the same with its checksum."""
+        return self.model_copy(update={"checksum": _checksum(json.loads(self.model_dump_json()))})
+
+
+def _checksum(tree: Mapping[str, Any]) -> str:
+    """Identify what stands in a DONE.json, by values and not by letters."""
+    return seeding.digest(
+        json.dumps({k: v for k, v in tree.items() if k != "checksum"}, sort_keys=True)
+    )
 
 
 def find_begun(folder: Path) -> list[Path]:

@@ -156,6 +156,40 @@ def test_finished_stage_whose_DONE_cannot_be_read_is_finished_anew(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"reward/task": 0.75', '"reward/task": 0.95'),
+        ('"seconds": 0', '"seconds": 1'),
+        ('"a":', '"b":'),
+    ],
+)
+def test_changed_figure_of_a_finished_stage_is_noticed(old: str, new: str, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    with RunDir(root, recipe()) as run:
+        stage = run.stage("iter_0/rank", "inputs")
+        stage.finish(metrics={"reward/task": 0.75, "a": 1e-7})
+    path = stage.path / "DONE.json"
+    done = read_done(stage.path)
+    assert done is not None
+    path.write_text(
+        json.dumps(json.loads(path.read_text()))
+    )  # laid out otherwise, the same figures
+    assert read_done(stage.path) == done
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(
+        StageError, match=r"DONE\.json: .*it has changed since it was written"
+    ) as said:
+        read_done(stage.path)
+    assert "\n" not in str(said.value)
+    tree = json.loads(path.read_text())
+    del tree["checksum"]  # of an earlier release: what it says counts
+    path.write_text(json.dumps(tree))
+    assert read_done(stage.path) is not None
+
+
+@pytest.mark.parametrize(
     "text", ["", "method: sf", "- a\n", "method: [", "3", "method: sft\ntask: arc\nold_field: 1\n"]
 )
 def test_stored_recipe_that_cannot_be_read_is_one_line_and_its_remedy_helps(
