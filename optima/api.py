@@ -136,7 +136,7 @@ def name_models(specs: Sequence[Place]) -> "tuple[Model, ...]":
 
     ``iter_0/train/model`` is called by its run and iteration, one policy of a team by itself.
     """
-    from optima.studies.infer import name_model
+    from optima.studies.infer import check_labels, name_model
 
     found = []
     for spec in specs:
@@ -149,6 +149,7 @@ def name_models(specs: Sequence[Place]) -> "tuple[Model, ...]":
         elif parts[-1:] == ("model",) and parts[-2].startswith("train_"):
             parts = parts[:-1]
         found.append(name_model(text, "/".join(parts[-2:])))
+    check_labels(found)
     return tuple(found)
 
 
@@ -156,12 +157,14 @@ def read_models(
     model: str | None, root: Path | None, base: str | None = None
 ) -> "tuple[Model, ...]":
     """Return one model, or all in and below ``root``, the base first."""
-    from optima.studies.infer import find_models, name_model
+    from optima.studies.infer import check_labels, find_models, name_model
 
     if root is None and model is None:
         raise UsageError("--model-root or --model: is missing; name a run, a folder, or a model")
     found = find_models(root) if root is not None else (name_model(str(model), "model"),)
-    return found if base is None else (name_model(base, "base"), *found)
+    models = found if base is None else (name_model(base, "base"), *found)
+    check_labels(models)
+    return models
 
 
 def evaluation_recipe(

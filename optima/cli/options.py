@@ -6,6 +6,7 @@ after one ``--config``, ``--version`` everywhere, one line for wrong words, boun
 word ``key=value`` is an override and never a file (one of such a name is written ``./key=value``).
 """
 
+import difflib
 import functools
 import gc
 import inspect
@@ -36,6 +37,7 @@ CONFIG_HELP = "recipe file (YAML), and layers that go over it, from left to righ
 GC_THRESHOLD = 20_000
 _WIDTH = 100
 _HOME = re.compile(r"(--[\w-]+=|[a-z_][\w.]*=|)~(?=/)")  # in a field a lone ~ is null to YAML
+_OPTIONS = r"No such option: (\S+) (?:\(Possible options: |Did you mean )(.+)[)?]"
 _COMPLETION = re.compile(r"_OPTIMA\w*_COMPLETE")  # set by the shell that asks what could follow
 # What typer says of wrong words -> the same as place, rule
 _TEXTS = (
@@ -45,8 +47,7 @@ _TEXTS = (
     (r"Option '(.+)' does not take a value\.", r"\1: takes no value"),
     (r"Missing \w+ '(.+)'\.", r"\1: is missing"),
     (r"Missing command\.", "COMMAND: is missing"),
-    (r"No such option: (\S+) \(Possible options: (.+)\)", r"\1: no such option (did you mean \2?)"),
-    (r"No such option: (\S+) Did you mean (.+)\?", r"\1: no such option (did you mean \2?)"),
+    (_OPTIONS, r"\1: no such option (did you mean \2?)"),
     (r"No such option: (\S+)", r"\1: no such option"),
     (r"No such command '(.*?)'\. Did you mean '(.+)'\?", r"\1: no such command (did you mean \2?)"),
     (r"No such command '(.*?)'\..*", r"\1: no such command"),
@@ -294,6 +295,10 @@ def _shown(text: str | None) -> str:
 def _explain(message: str) -> str:
     """Return what is wrong with the words of a command line, its place first."""
     line = " ".join(message.split())
+    if named := re.fullmatch(_OPTIONS, line):  # of all that are near the nearest, by its letters
+        word, near = named[1], named[2].replace("'", "").replace(" or ", ", ").split(", ")
+        (nearest,) = difflib.get_close_matches(word, near, n=1, cutoff=0.0)
+        line = f"No such option: {word} Did you mean {nearest}?"
     for pattern, text in _TEXTS:
         if re.fullmatch(pattern, line):
             return re.sub(pattern, text, line).strip()

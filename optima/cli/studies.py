@@ -3,6 +3,7 @@
 And ``optima serve-node``, by which nodes serve what these and trainings want served.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -195,9 +196,10 @@ def transfer(
 
     place = check_output(output)
     names = [get_task(name.strip()).name for name in tasks.split(",")]
-    if doubled := [name for name in names if names.count(name) > 1]:
-        raise UsageError(f"--tasks {doubled[0]}: is named twice; remove one")
-    path_by_task = dict(_assignment(text) for text in data or ())
+    assigned = [_assignment(text) for text in data or ()]
+    _check_once("--tasks", names)
+    _check_once("--data", [name for name, _ in assigned])
+    path_by_task = dict(assigned)
     if foreign := [name for name in path_by_task if name not in names]:
         raise UsageError(
             f"--data {foreign[0]}: is not among --tasks {', '.join(names)}; add it there"
@@ -353,7 +355,14 @@ def _methods(text: str, run: Path | None) -> "list[Baseline]":
         raise UsageError(
             "--methods trained: needs --run, whose data and budget the single agent is trained with"
         )
+    _check_once("--methods", names)
     return [method for method in BASELINES if method in names]
+
+
+def _check_once(option: str, names: Sequence[str]) -> None:
+    """Raise UsageError for a name that stands in a list twice."""
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"{option} {doubled[0]}: is named twice; remove one")
 
 
 def _assignment(text: str) -> tuple[str, str]:

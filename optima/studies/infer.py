@@ -369,7 +369,13 @@ def measured(output: Path, models: Sequence[Model]) -> tuple[Figures, ...]:
 
 
 def check_labels(models: Sequence[Model]) -> None:
-    """Raise UsageError when two models have the same name."""
+    """Raise UsageError when a model is named twice, or two have the same name."""
+    for index, model in enumerate(models):
+        if same := next((one for one in models[:index] if one.ref == model.ref), None):
+            raise UsageError(
+                f"{model.ref.place}: is named twice, as {same.label} and as {model.label}; name it "
+                "once"
+            )
     labels = [model.label for model in models]
     if len(set(labels)) < len(labels):
         raise UsageError(f"models have the same name: {', '.join(sorted(labels))}; rename a folder")

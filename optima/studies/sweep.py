@@ -38,18 +38,23 @@ def read_variants(
 ) -> dict[str, Recipe]:
     """Return a recipe per value of ``over`` (``section.key=value,value,...``), by the value.
 
-    Raises UsageError for fewer than two values, RecipeError for one the recipe does not take.
+    Raises UsageError for fewer than two values and for one given twice, in whatever spelling,
+    RecipeError for one the recipe does not take.
     """
     key, separator, text = over.partition("=")
     values = [value.strip() for value in text.split(",")]
-    if not separator or len(set(values)) < 2 or not all(values):
+    if not separator or len(values) < 2 or not all(values):
         raise UsageError(
             f"--over {over}: must be a field and at least two values of it, such as "
             "pairs.strategy=value,random"
         )
-    recipes = {value: load_recipe(configs, [*overrides, f"{key}={value}"]) for value in values}
-    for recipe in recipes.values():
+    recipes: dict[str, Recipe] = {}
+    for value in values:
+        recipe = load_recipe(configs, [*overrides, f"{key}={value}"])
+        if same := next((other for other, made in recipes.items() if made == recipe), None):
+            raise UsageError(f"--over {over}: {same} and {value} are one value; remove one of them")
         check_trainable(recipe)
+        recipes[value] = recipe
     return recipes
 
 

@@ -230,7 +230,10 @@ def test_words_that_make_no_command_end_with_2_and_one_line(
     ("argv", "said"),
     [
         (["comparee"], "comparee: no such command (did you mean compare?); `optima --help`"),
-        (["doctor", "--confg", "x"], "--confg: no such option (did you mean --config"),
+        (["doctor", "--confg", "x"], "--confg: no such option (did you mean --config?); "),
+        (["compare", "--jsn"], "--jsn: no such option (did you mean --json?); `optima compare "),
+        (["transfer", "--model", "x"], "--model: no such option (did you mean --models?); "),
+        (["doctor", "--qqq"], "--qqq: no such option; `optima doctor --help` says"),
         (["doctor", "--config", "seed=1"], "--config: expected one argument"),
         (["prompts", "show", "--config", "--agent", "A"], "--config: expected one argument"),
         (["pairs", "pairs", "--nope"], "`optima pairs --help` says"),
