@@ -16,9 +16,10 @@ import errno
 import functools
 import hashlib
 import json
+import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -30,6 +31,8 @@ from optima.errors import StageError, UsageError
 from optima.records import naming, read_record
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR
 from optima.types import ModelRef, Record
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = ("*.safetensors", "*.bin")  # files of them; of two formats the first counts
 _LARGEST_HEADER = 100_000_000  # the format's own limit, in bytes
@@ -218,7 +221,22 @@ def read_each(read: Callable[[_Named], _Read], runs: Iterable[_Named]) -> list[_
 
 def stage_folders(root: Path) -> list[Path]:
     """Return the directories of the stages begun in ``root``, without copies under other names."""
-    return [path.parent for path in root.glob("**/INPUTS") if is_stage(path.parent, root)]
+    return [path.parent for path in find_below(root, "INPUTS") if is_stage(path.parent, root)]
+
+
+def find_below(root: Path, name: str) -> Iterator[Path]:
+    """Yield what is called ``name`` in ``root`` and below, of no folder that is a link.
+
+    Raises OSError for a folder that cannot be looked into; one that goes meanwhile is none.
+    """
+
+    def fail(error: OSError) -> None:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise error
+
+    for folder, folders, names in os.walk(root, onerror=fail):
+        if name in names or name in folders:
+            yield Path(folder, name)
 
 
 def read_attempts(root: Path) -> list[dict[str, Any]]:
@@ -264,7 +282,7 @@ def finished_folders(root: Path) -> list[tuple[Path, StageDone]]:
 
     What stands under another name than its own is a copy, and none of them.
     """
-    found = (own_stage(path.parent, root) for path in root.glob("**/DONE.json"))
+    found = (own_stage(path.parent, root) for path in find_below(root, "DONE.json"))
     stages = [(root / done.stage, done) for done in found if done is not None]
     return sorted(stages, key=lambda pair: (pair[1].started_unix_s, pair[1].stage))
 
@@ -283,10 +301,20 @@ def check_outputs(path: Path, done: StageDone, *, reads: bool = True) -> None:
 def check_run(root: Path, *, reads: bool = True) -> None:
     """Raise StageError when an output of a finished stage of a run is not as it was written.
 
-    Without ``reads`` sizes alone are compared.
+    Without ``reads`` sizes alone are compared. What lies where evaluations do and is none of this
+    run's, such as one that was renamed, is named in a warning, as tables leave it out.
     """
+    begun = {path.relative_to(root).parts[:2] for path in stage_folders(root)}
+    for path in sorted(root.glob("evaluate/[!.]*")):
+        if path.relative_to(root).parts not in begun and ".superseded-" not in path.name:
+            _warn_of_foreign(path)
     for path, done in finished_folders(root):
         check_outputs(path, done, reads=reads)
+
+
+@functools.cache  # a live page looks again and again
+def _warn_of_foreign(path: Path) -> None:
+    logger.warning("%s: is no evaluation of this run, and left out", path)
 
 
 def check_model(ref: ModelRef) -> None:

@@ -43,7 +43,7 @@ from optima.runs.files import (
     write_members,
     write_stages,
 )
-from optima.runs.layout import WEIGHTS, check_model, is_stage, read_done, weight_files
+from optima.runs.layout import WEIGHTS, check_model, find_below, is_stage, read_done, weight_files
 from optima.runs.reader import Run, run_of
 from optima.seeding import digest
 from optima.stages.context import Made, Model, RunContext
@@ -185,7 +185,7 @@ def _find_teams(root: Path) -> list[tuple[Path, ...]]:
     found = [
         path.parent
         for name in _CONFIGURATIONS
-        for path in root.rglob(name)
+        for path in find_below(root, name)
         if not _is_private(path.relative_to(root)) and not _is_copy(path.parent)
     ]
     if not found:

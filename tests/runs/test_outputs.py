@@ -1,6 +1,8 @@
 """What a finished stage wrote is compared wherever it is used."""
 
+import errno
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,13 @@ import pytest
 
 from optima.errors import ModelError, StageError
 from optima.runs.directory import RunDir, Stage
-from optima.runs.layout import check_model, check_run, find_cut_weights
+from optima.runs.layout import (
+    check_model,
+    check_run,
+    find_cut_weights,
+    finished_stages,
+    stage_folders,
+)
 from optima.studies import infer
 from optima.studies.infer import find_models, last_model, name_model, read_model
 from optima.types import ModelRef
@@ -180,6 +188,45 @@ def test_cut_weights_of_any_origin_are_refused(content: bytes, what: str, tmp_pa
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ModelError, match=what):
         read_model(tmp_path, "base")
+
+
+@pytest.mark.parametrize("read", [check_run, finished_stages, stage_folders, find_models])
+def test_folder_that_cannot_be_looked_into_is_named_and_not_left_out(
+    read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trained(tmp_path / "run")
+    trained(tmp_path / "run", "iter_1")
+    read(tmp_path / "run")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:  # the tests may run as root, whom no permission stops
+        if os.fspath(path) == os.fspath(model.parent):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError) as said:
+        read(tmp_path / "run")
+    assert said.value.filename == str(model.parent)
+
+
+def test_what_is_no_evaluation_of_a_run_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "run"
+    with RunDir(root, recipe()) as run:
+        run.stage("evaluate/base/talk", "inputs").finish()
+        run.stage("evaluate/iter_0/talk", "inputs").finish()
+    for name in (".hidden", "iter_0.superseded-1"):
+        (root / "evaluate" / name).mkdir()
+    check_run(root)
+    assert caplog.text == ""
+    (root / "evaluate/iter_0").rename(root / "evaluate/iter_0.old")
+    (root / "evaluate/notes.txt").write_text("mine")
+    check_run(root)
+    assert [record.message.partition(": ")[0] for record in caplog.records] == [
+        str(root / "evaluate/iter_0.old"), str(root / "evaluate/notes.txt")
+    ]  # fmt: skip
 
 
 def test_index_of_a_format_that_nobody_loads_may_name_what_is_not_there(tmp_path: Path) -> None:
