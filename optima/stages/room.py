@@ -55,11 +55,15 @@ def footprint(recipe: Recipe, run_dir: Path, counts: Counts) -> Iterator[str]:
         return
     yield f"weights    {in_gib(weights.n_bytes)} ({weights.source})"
     n_models = sum(step.kind == "train" and not step.is_trial for step in steps)
-    checkpoints = recipe.train.save_total_limit * weights.n_bytes
-    if recipe.train.lora is None:
+    lora, made = recipe.train.lora, weights.n_bytes  # of each model that is trained
+    if lora is not None and lora.serve == "adapter":
+        made = adapter_bytes(read_config(recipe.model), lora.rank) or made
+        yield f"adapters   {in_gib(made)} each (rank {lora.rank})"
+    checkpoints = recipe.train.save_total_limit * made
+    if lora is None or lora.serve == "adapter":
         checkpoints *= _OPTIMIZER_FACTOR
     # The bound on tokens is far above what agents say; a tenth is still several times the paper's.
-    needed = n_models * weights.n_bytes + checkpoints + n_tokens * _BYTES_PER_TOKEN // 10
+    needed = n_models * made + checkpoints + n_tokens * _BYTES_PER_TOKEN // 10
     stored = sum(
         path.lstat().st_size
         for path in run_dir.rglob("*")
@@ -120,21 +124,54 @@ def find_weights(model: ModelSection) -> Weights | None:
     return shape and Weights(shape.n_bytes, shape.source, is_remote=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """The sizes of a dense decoder with gated layers; ``queries`` and ``keys`` of all heads."""
+
+    width: int
+    n_layers: int
+    inner: int
+    vocabulary: int
+    queries: int
+    keys: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "_Shape | None":
+        """Return the shape that config.json gives, None where it is another."""
+        try:
+            width, n_layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
+            n_heads, inner = int(config["num_attention_heads"]), int(config["intermediate_size"])
+            vocabulary = int(config["vocab_size"])
+            head = int(config.get("head_dim") or width // n_heads)
+            n_shared = int(config.get("num_key_value_heads") or n_heads)
+        except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
+            return None
+        return cls(width, n_layers, inner, vocabulary, head * n_heads, head * n_shared)
+
+    def linear(self) -> tuple[tuple[int, int], ...]:
+        """Return inputs and outputs of the linear maps of a layer: q, k, v, o; gate, up, down."""
+        d, inner, queries, keys = self.width, self.inner, self.queries, self.keys
+        attention = ((d, queries), (d, keys), (d, keys), (queries, d))
+        return (*attention, (d, inner), (d, inner), (inner, d))
+
+
 def n_parameters(config: Mapping[str, Any]) -> int | None:
     """Return the parameters of a dense decoder with gated layers, None for other shapes."""
-    try:
-        width, n_layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
-        n_heads, inner = int(config["num_attention_heads"]), int(config["intermediate_size"])
-        vocabulary = int(config["vocab_size"])
-    except (KeyError, TypeError, ValueError, OverflowError):
+    shape = _Shape.of(config)
+    if shape is None:
         return None
-    if n_heads < 1:
+    embeddings = shape.vocabulary * shape.width
+    embeddings *= 1 if config.get("tie_word_embeddings") else 2
+    each = sum(n * m for n, m in shape.linear()) + 2 * shape.width
+    return embeddings + shape.n_layers * each + shape.width
+
+
+def adapter_bytes(config: Mapping[str, Any], rank: int) -> int | None:
+    """Return the bytes of an adapter on all linear maps, kept as float32; None as above."""
+    shape = _Shape.of(config)
+    if shape is None:
         return None
-    head = int(config.get("head_dim") or width // n_heads)
-    n_shared = int(config.get("num_key_value_heads") or n_heads)
-    attention = 2 * width * head * n_heads + 2 * width * head * n_shared
-    embeddings = vocabulary * width * (1 if config.get("tie_word_embeddings") else 2)
-    return embeddings + n_layers * (attention + 3 * width * inner + 2 * width) + width
+    return _WIDTHS["float32"] * shape.n_layers * rank * sum(n + m for n, m in shape.linear())
 
 
 def _of_shape(config: Mapping[str, Any]) -> Weights | None:

@@ -401,6 +401,30 @@ def test_disk_that_a_run_has_taken_already_is_not_asked_for_again(tmp_path: Path
     )
 
 
+def test_disk_of_adapters_is_that_of_adapters_and_not_of_whole_models(tmp_path: Path) -> None:
+    write_model(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps(CONFIG))
+    with (tmp_path / "model" / "model.safetensors").open("wb") as file:
+        file.truncate(2**30)
+    words = [f"model.path={tmp_path}/model", "iterations=2", "train.save_total_limit=2"]
+
+    def said(*more: str) -> list[str]:
+        recipe = load_recipe(RECIPES / "sft" / "quickstart.yaml", [*words, *more])
+        return [*footprint(recipe, tmp_path / "run", Counts(4, 2))]
+
+    # 30 layers, rank 128: 4 maps of attention (576 + 576, twice 576 + 192, 576 + 576) and three of
+    # 576 + 1536, so 10,176 x 128 x 30 float32 numbers: 0.1456 GiB
+    lora = "train.lora={serve: adapter, rank: 128, target_modules: all-linear}"
+    adapters = said(lora)
+    assert "weights    1.0 GiB (files in model.path)" in adapters
+    assert "adapters   0.1 GiB each (rank 128)" in adapters
+    # three models (the cold start's, too), and two checkpoints with two moments and float32
+    assert any(line.startswith("disk       about 2.2 GiB of ") for line in adapters)
+    assert any(line.startswith("disk       about 5.0 GiB of ") for line in said("train.lora={}"))
+    (tmp_path / "model" / "config.json").write_text('{"max_position_embeddings": 2048}')
+    assert "adapters   1.0 GiB each (rank 128)" in said(lora)  # not known: as before
+
+
 def test_ports_of_all_servers_must_exist() -> None:
     gpus = Devices("cuda", (0, 1, 2, 3))
     recipe = load_recipe(
