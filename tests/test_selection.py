@@ -51,6 +51,13 @@ def test_top_seventy_per_cent_of_what_exceeds_theta() -> None:
     assert select_top(best[-1:], SelectSection(theta=0.5)) == ()
 
 
+def test_seventy_per_cent_are_of_those_above_theta_and_not_of_all() -> None:
+    # Five of ten are above 0.5: int(0.7 * 5) = 3 are kept, where 70 % of all ten would keep five.
+    best = [parts(i / 10 + 0.05, problem=f"p{i}") for i in range(10)]
+    kept = select_top(best, SelectSection(theta=0.5))
+    assert [p.problem_id for p in kept] == ["p9", "p8", "p7"]
+
+
 def test_range_of_the_reference_for_math_drops_the_best_tenth() -> None:
     best = [parts(1.0 + i / 100, problem=f"p{i}") for i in range(10)]
     kept = select_top(best, SelectSection(keep_from=0.1, keep_to=0.8))
