@@ -117,12 +117,9 @@ def _train(arguments: list[str], options: dict[str, object]) -> None:
         if path.is_file() and path.suffix != ".safetensors":
             shutil.copyfile(path, model / path.name)
     old = sorted(start.glob("*.safetensors")) if start.is_dir() else []
-    seed = (
-        b"".join(path.read_bytes()[:64] for path in old)
-        + rows
-        + _stored(text, "train")
-        + _stored(text, "dpo")
-    )
+    # The number format depends on the processor, what was made up from a job must not.
+    section = _stored(text, "train").replace(b'"dtype":"bfloat16"', b'"dtype":"float32"')
+    seed = b"".join(path.read_bytes()[:64] for path in old) + rows + section + _stored(text, "dpo")
     (model / "model.safetensors").write_bytes(hashlib.blake2b(seed, digest_size=64).digest())
     ref = {"path": str(model)}
     if is_adapter:
