@@ -180,6 +180,11 @@ def evaluation_recipe(
 
     check_overrides(overrides)
     layers = _layers(recipe or _stored_recipe(root, models), overrides, task)
+    if layers.members:
+        raise UsageError(
+            f"tasks: the recipe is a mixture of {', '.join(layers.members)}; take one of its tasks "
+            "by --task NAME"
+        )
     changes = [f"model.path={models[-1].ref.path}", *overrides]
     stored = layers.tree.get("model")
     if not isinstance(stored, dict) or stored.get("path") != models[-1].ref.path:
@@ -189,6 +194,15 @@ def evaluation_recipe(
     elif not any(change.startswith("data.n_test=") for change in changes):
         changes.append("data.n_test=null")
     return inference_recipe(layers, task=task, overrides=changes)
+
+
+def tasks_asked(
+    models: "Sequence[Model]", recipe: Sequence[Path] = (), overrides: Sequence[str] = (),
+    *, root: Path | None = None,
+) -> tuple[str, ...]:  # fmt: skip
+    """Return the tasks of the mixture that ``evaluation_recipe`` would read; nothing of another."""
+    files = recipe or _stored_recipe(root, models)
+    return tuple(merge_layers(list(files), overrides).members) if files else ()
 
 
 def find_both(vllm_env: Place | None, train_env: Place | None) -> dict[str, Environment]:
@@ -218,7 +232,9 @@ def output_named() -> Iterator[None]:
 
 def _layers(recipe: Recipe | Sequence[Path], overrides: Sequence[str], task: str | None) -> Layers:
     if isinstance(recipe, Recipe):
-        return Layers("recipe", json.loads(recipe.model_dump_json()))
+        one = recipe.members().get(task or "", recipe)
+        members = {name: Layers("recipe") for name in one.members() if name}
+        return Layers("recipe", json.loads(one.model_dump_json()), members=members)
     if recipe:
         return merge_layers(list(recipe), overrides, task=task)
     if task is None:
@@ -232,8 +248,7 @@ def _stored_recipe(root: Path | None, models: "Sequence[Model]") -> list[Path]:
     Raises UsageError when that cannot be read.
     """
     from optima.runs.directory import read_recipe
-    from optima.runs.files import RECIPE
-    from optima.runs.reader import run_of
+    from optima.runs.files import RECIPE, run_of
 
     runs = {run_of(model.ref.place) for model in models} - {None}
     if root is not None and (root / RECIPE).is_file():

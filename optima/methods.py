@@ -10,11 +10,15 @@ iDPO (Alg. 3, 4):  M_0 = the base model after one iteration of SFT, the first of
                    M_t+1 = DPO + alpha NLL of M_t on D_t, with M_t as the reference
 iSFT-DPO (Alg. 5): an iteration of the one, then one of the other
 
+A run has one part, its task with its problems; a mixture has one for each of its tasks (not in the
+paper): each gives its own candidates or trees, all train one model.
+
 Which iterations there are, who speaks in them and what is trained says ``optima.plan``; what a
 stage does, its module in ``stages/``.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from optima.evaluation.figures import Figures
@@ -26,9 +30,10 @@ from optima.stages.context import Model, RunContext, Sampling
 from optima.stages.evaluate import Evaluations
 from optima.stages.generate import generate
 from optima.stages.influence import select_by_influence, validation_problems
+from optima.stages.mix import mixed, weights_of
 from optima.stages.opening import check_models, check_room, open_run, read_formats
-from optima.stages.pair import pair, read_imported
-from optima.stages.problems import Problems, read_problems
+from optima.stages.pair import pair, pair_section, read_imported
+from optima.stages.problems import Part, read_parts
 from optima.stages.rank import rank, score_where_needed
 from optima.stages.room import check_fit, is_trained
 from optima.stages.script import script
@@ -54,21 +59,21 @@ def run_method(
         for line in check_fit(recipe, detect_devices(recipe.serving), train_env):
             logger.info("%s", line)
     with open_run(recipe, run_dir, vllm_env=vllm_env, train_env=train_env) as context:
-        problems = read_problems(context)
-        check_room(context, problems)
+        parts = read_parts(context)
+        check_room(context, parts)
         if recipe.pairs is not None:
-            check_pairs(context, problems)
-        evaluations = Evaluations(context, problems.test)
+            check_pairs(parts)
+        evaluations = Evaluations(context, parts)
         models: dict[str, Model] = {BASE: context.base}
         if recipe.evaluation.base:
             evaluations.add(context.base)
         if recipe.cold_start is not None:
-            models[COLD_START] = cold_start(context, problems)
+            models[COLD_START] = cold_start(context, parts)
             evaluations.add(models[COLD_START])
         iterate = {"sft": iterate_sft, "dpo": iterate_dpo}
         for iteration in iterations(recipe):
             model = iterate[iteration.training](
-                context, problems, iteration, evaluations,
+                context, parts, iteration, evaluations,
                 speaker=models[iteration.speaker], start=models[iteration.start],
             )  # fmt: skip
             models[iteration.label] = model
@@ -78,7 +83,7 @@ def run_method(
 
 def iterate_sft(
     run: RunContext,
-    problems: Problems,
+    parts: Sequence[Part],
     iteration: Iteration,
     evaluations: Evaluations,
     *,
@@ -87,19 +92,24 @@ def iterate_sft(
 ) -> Model:
     """Let the speaker generate, and train ``start`` on the best of it."""
     t, step = iteration.t, iteration.step
-    chosen = problems.for_iteration(t)
-    team, sampling = run.team(speaker, chosen), candidate_sampling(run.recipe, t)
-    candidates = run.do(step("generate"), generate, team, chosen, sampling)
+    drawn, selected = [], []
+    for part in parts:
+        chosen = part.problems.for_iteration(t)
+        team, sampling = part.run.team(speaker, chosen), candidate_sampling(part.run.recipe, t)
+        candidates = part.run.do(step("generate"), generate, team, chosen, sampling)
+        drawn.append((part.run, chosen, candidates))
     evaluations.settle()  # while the scorer runs anyway
-    losses = score_where_needed(run, step("score"), candidates)
-    rewards = run.do(step("rank"), rank, chosen, candidates, losses)
-    rows = run.do(step("select"), select, chosen, candidates, rewards, t)
+    for own, chosen, candidates in drawn:
+        losses = score_where_needed(own, step("score"), candidates)
+        rewards = own.do(step("rank"), rank, chosen, candidates, losses)
+        selected.append(own.do(step("select"), select, chosen, candidates, rewards, t))
+    rows = mixed(run, step("mix"), selected, weights_of(run.recipe))
     return train_model(run, step("train"), start, rows, run.recipe.train)
 
 
 def iterate_dpo(
     run: RunContext,
-    problems: Problems,
+    parts: Sequence[Part],
     iteration: Iteration,
     evaluations: Evaluations,
     *,
@@ -107,32 +117,43 @@ def iterate_dpo(
     start: Model,
 ) -> Model:
     """Let the speaker grow trees, and train ``start`` on their pairs."""
-    t, step, recipe, section = iteration.t, iteration.step, run.recipe, search_section(run)
-    assert recipe.pairs is not None
-    assert recipe.dpo is not None
-    probed = sample_problems(
-        problems.train, section.n_probe, seed=recipe.seed, stage=step("probe").name
-    )
-    sampling = Sampling(1, recipe.sampling.temperature, recipe.sampling.top_p)
-    probe = run.do(step("probe"), generate, run.team(speaker, probed), probed, sampling)
-    normaliser, chosen = normaliser_of(probe, section), problems.for_trees(t)
-    team = run.team(speaker, chosen)
-    trees = run.do(step("search"), grow, team, chosen, normaliser, run.loss)
+    t, step = iteration.t, iteration.step
+    grown, paired = [], []
+    for part in parts:
+        own, recipe, section = part.run, part.run.recipe, search_section(part.run)
+        probed = sample_problems(
+            part.problems.train, section.n_probe, seed=recipe.seed, stage=step("probe").name
+        )
+        sampling = Sampling(1, recipe.sampling.temperature, recipe.sampling.top_p)
+        probe = own.do(step("probe"), generate, own.team(speaker, probed), probed, sampling)
+        normaliser, chosen = normaliser_of(probe, section), part.problems.for_trees(t)
+        team = own.team(speaker, chosen)
+        trees = own.do(step("search"), grow, team, chosen, normaliser, run.loss)
+        grown.append((part, chosen, trees))
     evaluations.settle()  # while the scorer runs anyway
-    pairs = run.do(step("pairs"), pair, chosen, trees, recipe.pairs, read_imported(run))
-    if recipe.pairs.strategy == "influence":
-        validation = validation_problems(run, problems, t)
-        pairs = select_by_influence(run, iteration, speaker, pairs, validation)
-    return train_model(run, step("train"), start, pairs, recipe.dpo)
+    for part, chosen, trees in grown:
+        rules, imported = pair_section(part.run), read_imported(part.run)
+        pairs = part.run.do(step("pairs"), pair, chosen, trees, rules, imported)
+        if rules.strategy == "influence":
+            validation = validation_problems(part.run, part.problems, t)
+            pairs = select_by_influence(part.run, iteration, speaker, pairs, validation)
+        paired.append(pairs)
+    assert run.recipe.dpo is not None
+    rows = mixed(run, step("mix"), paired, weights_of(run.recipe))
+    return train_model(run, step("train"), start, rows, run.recipe.dpo)
 
 
-def cold_start(run: RunContext, problems: Problems) -> Model:
+def cold_start(run: RunContext, parts: Sequence[Part]) -> Model:
     """Train the base model shortly on conversations scripted from gold evidence."""
-    section = run.recipe.cold_start
-    assert section is not None
-    team = run.team(run.base, problems.train)
-    rows = run.do(Step("cold_start/script", BASE), script, team, problems.train, section)
-    training = training_section(run.recipe.train, section)
+    scripts = []
+    for part in parts:
+        if (own := part.run.recipe.cold_start) is not None:
+            train, team = part.problems.train, part.run.team(run.base, part.problems.train)
+            step = Step("cold_start/script", BASE)
+            scripts.append(part.run.do(step, script, team, train, own))
+    assert run.recipe.cold_start is not None
+    rows = mixed(run, Step("cold_start/mix", COLD_START), scripts)
+    training = training_section(run.recipe.train, run.recipe.cold_start)
     return train_model(run, Step("cold_start/train", COLD_START), run.base, rows, training)
 
 
@@ -147,9 +168,9 @@ def candidate_sampling(recipe: Recipe, t: int) -> Sampling:
     )
 
 
-def check_pairs(run: RunContext, problems: Problems) -> None:
+def check_pairs(parts: Sequence[Part]) -> None:
     """Raise what would stop the first selection of pairs, before hours of growing trees."""
-    assert run.recipe.pairs is not None
-    read_imported(run)
-    if run.recipe.pairs.strategy == "influence":
-        validation_problems(run, problems, 0)
+    for part in parts:
+        read_imported(part.run)
+        if pair_section(part.run).strategy == "influence":
+            validation_problems(part.run, part.problems, 0)

@@ -9,9 +9,12 @@ sft_dpo   an SFT, then a DPO from its model, in turn
 
 An SFT starts from the model before it in information exchange and from M_0 in debate (paper
 Alg. 1), or as ``train.start`` says; a DPO always from the model whose trees it learns from.
+
+A mixture has the stages of each of its tasks in a folder of that name (``placed``), whose rows are
+put together (``mix``) for one training an iteration.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,6 +23,8 @@ from optima.recipe.schema import Recipe
 from optima.tasks import get_task
 
 Training = Literal["sft", "dpo"]
+PROBLEMS, MIX = "problems", "mix"
+_OF_ALL = ("train", MIX)  # kinds of stages that a mixture has once, not for each of its tasks
 BASE, COLD_START, INITIAL = "base", "cold_start", "initial"
 
 
@@ -53,7 +58,28 @@ class Step:
 
 def kind_of(stage: str) -> str:
     """Return what a stage does by its name: ``train`` of ``iter_0/train_solver``."""
-    return stage.rpartition("/")[2].partition("_")[0]
+    folder, _, last = stage.rpartition("/")
+    return folder if folder == PROBLEMS else last.partition("_")[0]
+
+
+def placed(stage: str, member: str) -> str:
+    """Return the name that a stage of a recipe of one task has as that of a task of a mixture.
+
+    ``iter_0/arc/rank`` of ``iter_0/rank``. Trainings and what they train on are of all tasks.
+    """
+    if not member or kind_of(stage) in _OF_ALL:
+        return stage
+    folder, _, last = stage.rpartition("/")
+    return f"{folder}/{member}/{last}" if folder else f"{last}/{member}"
+
+
+def unplaced(stage: str, member: str) -> str | None:
+    """Return the name of ``placed`` for a task of a mixture, None for a stage of another task."""
+    if not member or kind_of(stage) in _OF_ALL:
+        return stage
+    *folders, last = stage.split("/")
+    names = [*folders[:-1], last] if folders[-1:] == [member] else folders if last == member else []
+    return "/".join(names) if names and placed("/".join(names), member) == stage else None
 
 
 def by_policy(recipe: Recipe, training: Step) -> tuple[Step, ...]:
@@ -87,8 +113,9 @@ class Iteration:
 
     def step(self, kind: str, n_conversations: int = 0, n_lines: int = 0) -> Step:
         """Return one of its stages; the speaker's, or the training of its model."""
-        if kind == "train":
-            return Step(f"{self.label}/train", self.label, start=self.start)
+        if kind in _OF_ALL:
+            start = self.start if kind == "train" else ""
+            return Step(f"{self.label}/{kind}", self.label, start=start)
         return Step(f"{self.label}/{kind}", self.speaker, "", n_conversations, n_lines)
 
 
@@ -118,9 +145,13 @@ def iterations(recipe: Recipe) -> tuple[Iteration, ...]:
 
 
 def _builds_on_previous(recipe: Recipe) -> bool:
-    """Tell whether an SFT starts from the model before it; paper: in information exchange only."""
+    """Tell whether an SFT starts from the model before it; paper: in information exchange only.
+
+    A mixture with a task of information exchange does.
+    """
     start = recipe.train.start
-    return get_task(recipe.task).builds_on_previous if start == "auto" else start == "previous"
+    tasks = [get_task(one.task) for one in recipe.members().values()] if start == "auto" else []
+    return any(task.builds_on_previous for task in tasks) or start == "previous"
 
 
 _TRAININGS: dict[str, tuple[Training, ...]] = {
@@ -130,33 +161,61 @@ _TRAININGS: dict[str, tuple[Training, ...]] = {
 }
 
 
-def plan(recipe: Recipe, counts: Counts | None = None) -> tuple[Step, ...]:
+def plan(recipe: Recipe, *counts: Counts) -> tuple[Step, ...]:
     """Return the stages of a run, roughly in order: an evaluation is judged later than it stands.
 
-    Without ``counts`` nothing is counted. Raises UsageError when influence has no problem to be
-    measured on.
+    Without ``counts``, one for each task, nothing is counted. Raises UsageError when influence has
+    no problem to be measured on.
     """
-    return tuple(_Planner(recipe, counts).steps())
+    members = recipe.members()
+    planners = [
+        _Planner(one, count, name)
+        for (name, one), count in zip(members.items(), counts or [None] * len(members), strict=True)
+    ]
+    return tuple(_steps(recipe, planners))
+
+
+def _steps(recipe: Recipe, planners: "Sequence[_Planner]") -> Iterator[Step]:
+    """Yield the stages of all tasks, and the trainings, which they share."""
+
+    def each(steps: "Callable[..., Iterator[Step]]", *of: object) -> Iterator[Step]:
+        for one in planners:
+            yield from (
+                replace(step, name=placed(step.name, one.member)) for step in steps(one, *of)
+            )
+
+    def trained(training: Step) -> Iterator[Step]:
+        if recipe.tasks:
+            yield Step(f"{training.name.rpartition('/')[0]}/{MIX}", training.model)
+        yield from by_policy(recipe, training)
+        yield from each(_Planner.evaluation, "evaluate", training.model)
+
+    yield from each(lambda _: iter([Step(PROBLEMS, "")]))
+    if recipe.evaluation.base:
+        yield from each(_Planner.evaluation, "evaluate", BASE)
+    if recipe.cold_start:
+        yield from each(_Planner.cold_start)
+        yield from trained(Step("cold_start/train", COLD_START, start=BASE))
+    for iteration in iterations(recipe):
+        yield from each(_Planner.iteration, iteration)
+        yield from trained(iteration.step("train"))
 
 
 @dataclass(frozen=True, slots=True)
 class _Planner:
+    """The stages of one task: all but the trainings."""
+
     recipe: Recipe
     counts: Counts | None
+    member: str
 
-    def steps(self) -> Iterator[Step]:
-        yield Step("problems", "")
-        if self.recipe.evaluation.base:
-            yield from self._evaluation("evaluate", BASE)
+    def cold_start(self) -> Iterator[Step]:
         if self.recipe.cold_start:
             n_scripts = taken(self.recipe.cold_start.n_problems, self._n_train())
             yield Step("cold_start/script", BASE, n_lines=n_scripts)
-            yield from by_policy(self.recipe, Step("cold_start/train", COLD_START, start=BASE))
-            yield from self._evaluation("evaluate", COLD_START)
-        for iteration in iterations(self.recipe):
-            yield from self._sft(iteration) if iteration.training == "sft" else self._dpo(iteration)
-            yield from by_policy(self.recipe, iteration.step("train"))
-            yield from self._evaluation("evaluate", iteration.label)
+
+    def iteration(self, iteration: Iteration) -> Iterator[Step]:
+        return self._sft(iteration) if iteration.training == "sft" else self._dpo(iteration)
 
     def _sft(self, iteration: Iteration) -> Iterator[Step]:
         n = self._n_problems() * self.recipe.sampling.n_samples
@@ -191,7 +250,7 @@ class _Planner:
             yield from self._evaluated(group, group, n)
         yield Step(f"{name}/selected", iteration.speaker)
 
-    def _evaluation(self, folder: str, label: str) -> Iterator[Step]:
+    def evaluation(self, folder: str, label: str) -> Iterator[Step]:
         n_test = self.counts.n_test if self.counts else 0
         n = taken(self.recipe.data.n_test, n_test) * self.recipe.evaluation.n_samples
         yield from self._evaluated(f"{folder}/{label}", label, n)

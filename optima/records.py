@@ -6,11 +6,12 @@ appended to and lose at most a torn last line to a crash.
 
 import contextlib
 import errno
+import importlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Self, TextIO, TypeVar
+from typing import Any, Self, TextIO, TypeVar
 
 from pydantic import ValidationError
 
@@ -290,3 +291,13 @@ def _is_loop(path: str | Path) -> bool:
     except OSError as error:
         return error.errno == errno.ELOOP
     return False
+
+
+def rows_to_frame(rows: list[dict[str, Any]]) -> Any:
+    """Return lines of a table as a pandas data frame; UsageError where pandas is not installed."""
+    try:
+        return importlib.import_module("pandas").DataFrame(rows)  # nothing else of ours needs it
+    except ImportError as error:
+        raise UsageError(
+            "pandas: is not installed here; `pip install pandas`, or go through evaluation(label)"
+        ) from error

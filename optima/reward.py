@@ -78,7 +78,8 @@ def scores_trees(recipe: Recipe) -> bool:
 
 def needs_losses(recipe: Recipe) -> bool:
     """Tell whether a run ever takes losses of the base model: for its rewards or its trees'."""
-    return recipe.reward.lambda_loss > 0 or scores_trees(recipe)
+    members = recipe.members().values()
+    return any(one.reward.lambda_loss > 0 or scores_trees(one) for one in members)
 
 
 def token_term(conversation: Conversation, token: float, section: RewardSection) -> float:

@@ -43,6 +43,17 @@ def select_top(best: Sequence[RewardParts], section: SelectSection) -> tuple[Rew
     return tuple(above[start:stop])
 
 
+def shares_kept(counts: Sequence[int], weights: Sequence[float]) -> list[int]:
+    """Return how many of each of several tasks are kept so that their shares are their weights'.
+
+    Of all such numbers the largest: the task that has the least for its weight keeps all. Rounded
+    down, at least 1 where there is one.
+    """
+    pairs = [(n, share_of(weight, 1)) for n, weight in zip(counts, weights, strict=True)]
+    scale = min(n / weight for n, weight in pairs)
+    return [min(n, max(1, int(weight * scale))) for n, weight in pairs]
+
+
 def _thresholded(parts: RewardParts, section: SelectSection) -> float:
     if section.threshold_on == "task":
         return parts.task

@@ -337,10 +337,10 @@ class Section(BaseModel):
 
 
 def named_section_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the section that stands below each name of a field, None for any other field."""
-    if typing.get_origin(annotation) is not dict:
-        return None
-    return section_of(typing.get_args(annotation)[1])
+    """Return the section below each name, or each place of a list, of a field; else None."""
+    kinds = {dict: 1, tuple: 0}
+    origin = typing.get_origin(annotation)
+    return section_of(typing.get_args(annotation)[kinds[origin]]) if origin in kinds else None
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

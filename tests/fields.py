@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from optima import types
-from optima.recipe import schema, sections
+from optima.recipe import per_task, schema, sections
 from optima.recipe.schema import Recipe
 from optima.runs import identity
 from optima.tasks import task
 from optima.types import Section, section_of
 
-NO_USE = {module.__file__ for module in (types, task, schema, sections, identity)}
+NO_USE = {module.__file__ for module in (types, task, schema, per_task, sections, identity)}
 
 
 def fields_of(section: type[Any] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from optima.studies.chat import Held
     from optima.tasks.loading import Split
     from optima.types import Problem, Turn
+    from optima.stages.context import Model
 
 INFER = """\
 Evaluate models on a task's test problems.
@@ -60,7 +61,8 @@ examples:
 What the agents are asked comes from --config, else from the run that trained the models, else from
 the defaults; key=value changes a field of it. All test problems are asked unless --limit,
 data.n_test=N among the words, or data.first_test says otherwise (a recipe's own data.n_test does
-not count). Score: F1 or accuracy in per cent with its 95 %
+not count). Of a mixture, without --task, each of its tasks is asked, as by `optima transfer`.
+Score: F1 or accuracy in per cent with its 95 %
 interval (bootstrap over problems); tokens: of what the agents said per conversation, as the paper
 counts them (names in, ends of turn out); generated: as the servers count them. Failed
 conversations count in full.
@@ -151,6 +153,20 @@ def evaluate(
     from optima.studies.infer import run_inference
 
     models = api.read_models(model, model_root, base)
+    if task is None and not is_vote and not output_path:
+        tasks = api.tasks_asked(models, config or (), words, root=model_root)
+        if tasks:
+            return _evaluate_mixture(
+                tasks,
+                models,
+                place,
+                words,
+                config,
+                model_root,
+                limit=limit,
+                vllm_env=vllm_env,
+                as_json=as_json,
+            )
     recipe = api.evaluation_recipe(
         models, config or (), words, task=task, limit=limit, root=model_root
     )
@@ -318,6 +334,28 @@ def _outcome(held: "Held") -> str:
         f"reward without R_loss: R_task {parts.task:.2f}, R_token {cost}",
     ]
     return "\n".join(filter(None, lines))
+
+
+def _evaluate_mixture(
+    tasks: Sequence[str], models: "Sequence[Model]", place: Path, words: Sequence[str],
+    config: list[Path] | None, root: Path | None, *, limit: int | None, vllm_env: str | None,
+    as_json: bool,
+) -> int:  # fmt: skip
+    """Ask models the test problems of each task of a mixture, as a transfer does."""
+    from optima import api
+    from optima.reporting.results import results_json, stored_results, write_transfer
+    from optima.studies.infer import run_transfer
+
+    recipes = {
+        name: api.evaluation_recipe(models, config or (), words, task=name, limit=limit, root=root)
+        for name in tasks
+    }
+    environment = api.find_vllm(vllm_env, next(iter(recipes.values())))
+    with api.output_named():
+        rows = run_transfer(recipes, models, place, vllm_env=environment)
+    text = write_transfer(recipes, rows, place)
+    print(results_json(stored_results(place)) if as_json else text)
+    return 0
 
 
 infer = Program("optima-infer", translate=originals.translate_infer).add(

@@ -18,6 +18,7 @@ from optima.cli.options import (
     AsJson,
     Config,
     MaybeConfig,
+    OfMixture,
     Overrides,
     Program,
     TrainEnv,
@@ -184,11 +185,11 @@ def show_prompts(
     it hears. No model is needed; a format of the pool is not drawn.
     """
     from optima.prompts.rendering import PromptStyle, cue, system_prompt
-    from optima.recipe.loading import load_recipe
+    from optima.recipe.loading import load_recipe, of_one_task
     from optima.tasks import get_task
     from optima.tasks.loading import load_problems
 
-    recipe = load_recipe(config, overrides or ())
+    recipe = of_one_task(load_recipe(config, overrides or ()))
     task = get_task(recipe.task)
     names = recipe.agents.names
     loaded = load_problems(task, recipe.data, "test", n_agents=len(names), seed=recipe.seed)
@@ -249,6 +250,7 @@ def pairs(
         Path | None,
         path(metavar="FILE", help="file to export them to (default: they are counted only)"),
     ] = None,
+    task: OfMixture = None,
     as_json: AsJson = False,
 ) -> int:
     """Rebuild preference pairs from a run's trees, or export them.
@@ -269,7 +271,7 @@ def pairs(
         raise UsageError(
             f"{wrong[0]}: only fields of pairs can be changed here, such as pairs.theta_diff=0.1"
         )
-    table = rebuild_pairs(run, iteration, changes, out)
+    table = rebuild_pairs(run, iteration, changes, out, task=task)
     print(json.dumps(table.records()) if as_json else table.text())
     return 0
 
@@ -286,6 +288,7 @@ def rescore(
             "task's own)",
         ),
     ] = None,
+    task: OfMixture = None,
     as_json: AsJson = False,
 ) -> int:
     """Reward and select again what a run stored, under other fields.
@@ -297,7 +300,8 @@ def rescore(
     from optima.studies.rescore import rescore as rescored
     from optima.tasks import get_metric
 
-    found = rescored(run, overrides or (), get_metric(metric) if metric else None)
+    scored_by = get_metric(metric) if metric else None
+    found = rescored(run, overrides or (), scored_by, task=task)
     print(json.dumps(found.row()) if as_json else found.text())
     return 0
 
@@ -325,12 +329,12 @@ def try_model(
     """
     from optima import api
     from optima.cli.doctor import figures, text
-    from optima.recipe.loading import dump_recipe, load_recipe
+    from optima.recipe.loading import dump_recipe, load_recipe, of_one_task
     from optima.records import write_text
     from optima.seeding import digest
     from optima.studies.trial import try_recipe
 
-    recipe = load_recipe(config, overrides or ())
+    recipe = of_one_task(load_recipe(config, overrides or ()))
     directory = output or Path("runs", "try", digest(dump_recipe(recipe), str(n)))
     environments = api.find_both(vllm_env, train_env)
     trial = try_recipe(recipe, directory, n=n, n_shown=show, **environments)

@@ -213,6 +213,9 @@ Overrides = Annotated[
         help="fields of the recipe to change, such as train.learning_rate=1.0e-5",
     ),
 ]  # fmt: skip
+OfMixture = Annotated[
+    str | None, typer.Option("--task", metavar="NAME", help="of a mixture, the task that is meant")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print it as JSON, in one line")]
 VllmEnv = Annotated[str | None, _environment("vLLM", "vllm")]
 TrainEnv = Annotated[str | None, _environment("TRL", "train")]

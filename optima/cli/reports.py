@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from optima.cli.options import MANY, AsJson, Overrides, TrainEnv, path, paths, whole
+from optima.cli.options import MANY, AsJson, OfMixture, Overrides, TrainEnv, path, paths, whole
 from optima.errors import UsageError
 from optima.types import TeamRef
 
@@ -187,6 +187,7 @@ def export(
     ],
     *,
     output: Annotated[Path, path(help="folder of logs, in which it gets a file")],
+    task: OfMixture = None,
 ) -> int:  # fmt: skip
     """Write a model's conversations as a log for `inspect view`.
 
@@ -195,9 +196,10 @@ def export(
     """
     from optima.records import make_folder, write_text
     from optima.reporting.inspect_log import file_name, inspect_log
-    from optima.runs.comparison import find_evaluated
+    from optima.runs.comparison import find_evaluated, open_task
 
-    made, label = find_evaluated(run)
+    whole, label = find_evaluated(run)
+    made = open_task(whole.root, task)
     log = inspect_log(made, label)
     make_folder(output, "--output")
     file = output / file_name(log)

@@ -270,17 +270,26 @@ def compare(
         print(results_json(said_json(asked)) if as_json else said_text(asked))
         return 0
     rows = comparison.compare(runs)
+    pairs, first = [], rows[0]
+    for row in rows:
+        first = row if row.score is None else first  # of each task of mixtures
+        if row is not first and not row.run.is_mixture:
+            pairs.append((first, row))
     if csv is not None:
         write_text(csv, comparison_table(rows).csv())
-    found = [comparison.decided(rows[0], row) for row in rows[1:]] if problems else []
+    found = [comparison.decided(*pair) for pair in pairs] if problems else []
     if as_json:
         made = comparison_json(rows)
-        for model, several in zip(made["models"][1:], found, strict=False):
+        model_by_row = dict(zip(map(id, rows), made["models"], strict=True))
+        for (_, row), several in zip(pairs, found, strict=False):
+            model = model_by_row[id(row)]
             model["better"] = [one.row() for one in several if one.gain > 0][:problems]
             model["worse"] = [one.row() for one in several if one.gain < 0][:problems]
         print(results_json(made))
         return 0
-    lists = [decided_text(rows[0], *pair, problems) for pair in zip(rows[1:], found, strict=False)]
+    lists = [
+        decided_text(*pair, several, problems) for pair, several in zip(pairs, found, strict=False)
+    ]
     print("\n\n".join([comparison_text(rows), *lists]))
     return 0
 

@@ -7,11 +7,17 @@ one before either mends or spoils it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from optima.evaluation.statistics import Estimate, Point, estimate_means, percentile
+from optima.evaluation.statistics import (
+    Estimate,
+    Point,
+    estimate_mean_of_means,
+    estimate_means,
+    percentile,
+)
 from optima.tasks.task import JudgeError, Metric
 from optima.tasks.texts import normalise_text
 from optima.types import Conversation, Problem, RewardParts
@@ -195,6 +201,37 @@ def figures_of(tally_by_label: Mapping[str, Tally], *, seed: int) -> tuple[Figur
     return tuple(
         Figures(**vars(counted), label=label, score=next(estimates), tokens=next(estimates))
         for label, counted in tally_by_label.items()
+    )
+
+
+def mean_of_tasks(found_T: Sequence[Figures], *, seed: int) -> Figures:
+    """Return the figures of a model on several tasks: means over the tasks, whatever their sizes.
+
+    Score, tokens, reward, turns and the shares answered and failed are means of the tasks' own;
+    intervals are of problems drawn within each task. Counts are of all conversations, and so are
+    the median and the 95th percentile of the tokens.
+    """
+    n = len(found_T)
+    rewards = [one.reward for one in found_T if one.reward is not None]
+    rows = [[list(one.score_by_problem.values()) for one in found_T],
+            [list(one.tokens_by_problem.values()) for one in found_T]]  # fmt: skip
+    score, tokens = (estimate_mean_of_means(values_TP, seed=seed) for values_TP in rows)
+    return Figures(
+        label=found_T[0].label,
+        model=found_T[0].model,
+        counts=tuple(count for one in found_T for count in one.counts),
+        n_conversations=sum(one.n_conversations for one in found_T),
+        n_generated=sum(one.n_generated for one in found_T),
+        turns=sum(one.turns for one in found_T) / n,
+        answered=sum(one.answered for one in found_T) / n,
+        failed=sum(one.failed for one in found_T) / n,
+        score_by_problem={k: v for one in found_T for k, v in one.score_by_problem.items()},
+        tokens_by_problem={k: v for one in found_T for k, v in one.tokens_by_problem.items()},
+        score=score,
+        tokens=tokens,
+        reward=sum(rewards) / n if len(rewards) == n else None,
+        seconds=sum(one.seconds for one in found_T),
+        made_in_s=found_T[0].made_in_s,
     )
 
 

@@ -83,8 +83,22 @@ def estimate_means(
     return [found[m] for m in range(len(rows))]
 
 
+def estimate_mean_of_means(values_TP: Sequence[Sequence[float]], *, seed: int) -> Estimate:
+    """Return the mean over T tasks of the means of their problems, with its interval.
+
+    Problems are drawn within their task, independently of the other tasks.
+    """
+    import numpy as np
+
+    rows = [np.asarray([values], dtype=np.float64) for values in values_TP]
+    means_TR = [_resampled_means(row, [seed, t], N_RESAMPLES)[0] for t, row in enumerate(rows)]
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(np.mean(means_TR, axis=0), [tail, 100 - tail])
+    return Estimate(float(np.mean([row.mean() for row in rows])), float(low), float(high))
+
+
 def _resampled_means(
-    values_MP: "NDArray[np.float64]", seed: int, n_resamples: int
+    values_MP: "NDArray[np.float64]", seed: int | list[int], n_resamples: int
 ) -> "NDArray[np.float64]":
     """Return the means of ``n_resamples`` draws with replacement, the same draws for each row."""
     import numpy as np

@@ -15,8 +15,15 @@ tasks, settings, ``evidence`` or ``no_evidence`` (whether the task's rows carry 
 
 It counts where one of the names applies to the merged recipe, over what the same file says outside
 of ``for`` and in the order of the file. Overrides have no ``for``: what is said there is meant.
+
+Of ``task`` and ``tasks`` (a mixture) in files the last one counts; the override ``task=NAME`` takes
+one entry of a mixture. What an entry of ``tasks`` says lies over
+the rest of its file, for its task alone, as if it stood below a ``for`` of that task at the end;
+later layers and overrides lie over it. What holds ``for`` a task holds for its entry.
+``tasks.NAME.key=value`` overrides one entry, any other override the run and all of them.
 """
 
+import contextlib
 import difflib
 import logging
 import re
@@ -27,17 +34,19 @@ from typing import Any, get_args
 
 from optima.errors import RecipeError, UsageError
 from optima.plugins import is_reference
-from optima.recipe.schema import METHOD_SECTIONS, section_above
+from optima.recipe.schema import METHOD_SECTIONS, MIXED, OF_TASKS, Recipe, section_above
 from optima.recipe.text import MAX_DEPTH, Source, parse_yaml, printable, read_file
-from optima.tasks import get_task, task_names
+from optima.tasks import SPELLINGS, get_task, task_names
 from optima.types import Setting
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "recipes"
 WHERE = "for"
+ENTRIES = "tasks"
 _EVIDENCE = {True: "evidence", False: "no_evidence"}
 WHOLE = ("method", "task", "model")  # what a file must hold to be a recipe by itself
+_OF_ENTRIES = ("task", "weight", *OF_TASKS)
 _OVERRIDE = re.compile(r"[a-z_][\w.]*=")
 
 
@@ -45,7 +54,8 @@ _OVERRIDE = re.compile(r"[a-z_][\w.]*=")
 class Origin:
     """Who set a key: a file, what stands below a ``for`` of it, or the override ``key=text``.
 
-    ``lines`` are those of the file, by key; ``above`` is the key of the ``for`` in it.
+    ``lines`` are those of the file, by key; ``above`` is the key of the ``for``, or of the entry of
+    ``tasks``, in it.
     """
 
     place: str
@@ -56,12 +66,13 @@ class Origin:
 
     def at(self, key: str) -> str:
         """Return the place where ``key``, or the section that it is missing from, stands."""
-        names = [*filter(None, [self.above]), *filter(None, key.split("."))]
-        paths = (".".join(names[:n]) for n in range(len(names), 0, -1))
+        keys = [*filter(None, [self.above]), *filter(None, key.split("."))]
+        paths = (".".join(keys[:n]) for n in range(len(keys), 0, -1))
         line = next((f":{self.lines[path]}" for path in paths if path in self.lines), "")
-        below = self.above.partition(".")[2].split(",")
-        condition = f": {WHERE} {', '.join(map(str.strip, below))}" if self.above else ""
-        return f"{self.place}{line}{condition}"
+        kind, _, below = self.above.partition(".")
+        names = ", ".join(map(str.strip, below.split(",")))
+        condition = {"": "", WHERE: f": {WHERE} {names}", ENTRIES: f": {self.above}"}
+        return f"{self.place}{line}{condition[kind]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +89,14 @@ class Layers:
     """What layers come to: the merged mapping, and who set each of its keys last.
 
     ``place`` stands for all files together, for what none of them says; ``others`` hold for other
-    methods and tasks.
+    methods and tasks. ``members`` has those of each task of a mixture, as recipes of these tasks.
     """
 
     place: str
     tree: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, Origin] = field(default_factory=dict)
     others: list[Condition] = field(default_factory=list)
+    members: dict[str, "Layers"] = field(default_factory=dict)
 
     def add(self, layer: Mapping[str, Any], origin: Origin, *, is_first: bool = False) -> None:
         """Lay a mapping on what is there; the first one's nulls stay, for validation to judge."""
@@ -92,7 +104,35 @@ class Layers:
 
     def add_override(self, override: str) -> None:
         """Lay ``key.sub=value`` on what is there; RecipeError when it is not of this form."""
-        key, text, value = _parse_override(override)
+        key = _parse_override(override)[0]
+        if key == ENTRIES:
+            return  # says which members there are, and is laid on them
+        if key.startswith(f"{ENTRIES}."):
+            name = self._member_of(override)
+            self.members[name].override(override, below=f"{ENTRIES}.{name}.")
+            return
+        for layers in (self, *self.members.values()):
+            layers.override(override)
+
+    def _member_of(self, override: str) -> str:
+        """Return the task that ``tasks.NAME.key=value`` is for."""
+        if not self.members:
+            raise RecipeError(
+                f"{_place(override)}: is for one task of a mixture, and the recipe has no tasks; "
+                "write key=value"
+            )
+        named = (name for name in self.members if override.startswith(f"{ENTRIES}.{name}."))
+        if (name := next(named, None)) is None:
+            raise RecipeError(
+                f"{_place(override)}: must be {ENTRIES}.NAME.key=value with a NAME of "
+                f"{', '.join(self.members)}"
+            )
+        return name
+
+    def override(self, override: str, *, below: str = "") -> None:
+        """Lay ``key.sub=value`` on these layers alone, without what stands in front of ``key``."""
+        whole, text, value = _parse_override(override)
+        key = whole.removeprefix(below)
         *sections, last = key.split(".")
         node: Any = self.tree
         for depth, section in enumerate(sections):
@@ -108,7 +148,7 @@ class Layers:
         layer = {last: value}
         for section in reversed(sections):
             layer = {section: layer}
-        origin = Origin(_place(override), key, text)
+        origin = Origin(_place(override), whole, text)
         if isinstance(value, dict):  # a section given as a whole replaces what was there
             _forget(self, key)
             if isinstance(node, dict):
@@ -159,7 +199,9 @@ def merge_layers(
 
     A file ``recipes/...`` that is not there is taken from those that come with the package.
     Overrides are not applied yet, but a method or task that they set decides, and so does ``task``.
-    Raises RecipeError for a file that cannot be read and for unknown names after ``for``.
+    Of a mixture, ``task`` (or that override) takes the entry of that name, or else none of them.
+    Raises RecipeError for a file that cannot be read, for unknown names after ``for`` and for what
+    cannot be an entry of ``tasks``.
     """
     files = [find_recipe(path) for path in ([paths] if isinstance(paths, Path) else paths)]
     read = [read_file(path) for path in files]
@@ -168,23 +210,125 @@ def merge_layers(
         Origin(printable(str(path)), lines=file.lines)
         for path, file in zip(files, read, strict=True)
     ]
-    merged = Layers(" + ".join(origin.place for origin in origins))
     given = {key: value for key, _, value in map(_parse_override, overrides)}
-    applying = _applying(
-        *(
-            given.get(key) or next((tree[key] for tree in reversed(trees) if tree.get(key)), None)
-            for key in ("method", "task")
-        ),
-        task=task,
+    methods = (given.get("method"), *(tree.get("method") for tree in reversed(trees)))
+    method = next(filter(None, methods), None)
+    stack = _Stack(
+        origins,
+        [
+            {key: value for key, value in tree.items() if key not in (WHERE, ENTRIES)}
+            for tree in trees
+        ],
+        [_conditions(tree.get(WHERE), origin) for tree, origin in zip(trees, origins, strict=True)],
     )
-    for index, (origin, tree) in enumerate(zip(origins, trees, strict=True)):
-        general = {key: value for key, value in tree.items() if key != WHERE}
-        merged.add(general, origin, is_first=index == 0)
-        for condition in _conditions(tree.get(WHERE), origin):
-            if applying.intersection(condition.names):
-                merged.add(condition.layer, condition.origin)
-            else:
-                merged.others.append(condition)
+    if entries := _find_entries(trees, origins, given):
+        return _mixture(stack, entries, method, task or given.get("task"))
+    tasks = (given.get("task"), *(tree.get("task") for tree in reversed(trees)))
+    return stack.merged(_applying(method, next(filter(None, tasks), None), task=task))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """Files from left to right: who wrote them, what they say, and what holds ``for`` some."""
+
+    origins: Sequence[Origin]
+    trees: Sequence[dict[str, Any]]
+    conditions: Sequence[Sequence[Condition]]
+
+    def merged(self, *names: frozenset[str], entry: "_Entry | None" = None) -> Layers:
+        """Merge what holds for one of ``names`` (for each of several tasks' names), and an entry of
+        ``tasks`` at the end of its file.
+        """
+        merged = Layers(" + ".join(origin.place for origin in self.origins))
+        for index, (origin, tree) in enumerate(zip(self.origins, self.trees, strict=True)):
+            merged.add(tree, origin, is_first=index == 0)
+            for condition in self.conditions[index]:
+                if all(own.intersection(condition.names) for own in names):
+                    merged.add(condition.layer, condition.origin)
+                else:
+                    merged.others.append(condition)
+            if entry is not None and entry.index == index:
+                merged.add(entry.layer, entry.origin)
+        if entry is not None and entry.index == len(self.trees):  # of an override
+            merged.add(entry.layer, entry.origin)
+        return merged
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What is said of one task of a mixture, and after which file it lies on the rest."""
+
+    index: int
+    layer: Mapping[str, Any]
+    origin: Origin
+
+
+def _find_entries(
+    trees: Sequence[Mapping[str, Any]], origins: Sequence[Origin], given: Mapping[str, Any]
+) -> dict[str, _Entry]:
+    """Return the last ``tasks`` that is given, by task; nothing where ``task`` comes after it."""
+    if ENTRIES in given:
+        return _read_entries(given[ENTRIES], len(trees), Origin(f"override {ENTRIES}", ENTRIES))
+    for index, (tree, origin) in reversed(list(enumerate(zip(trees, origins, strict=True)))):
+        if tree.get(ENTRIES):
+            return _read_entries(tree[ENTRIES], index, origin)
+        if tree.get("task"):
+            break
+    return {}
+
+
+def _read_entries(value: Any, index: int, origin: Origin) -> dict[str, _Entry]:
+    """Return the entries of ``tasks``; RecipeError for what names no task, or one twice."""
+    if not isinstance(value, list):
+        place = origin.at(ENTRIES)
+        raise RecipeError(f"{place}: {ENTRIES}: must be a list, such as [{{task: arc}}, ...]")
+    found: dict[str, _Entry] = {}
+    for number, entry in enumerate(value):
+        own = replace(origin, above=f"{ENTRIES}.{number}")
+        name = entry.get("task") if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            raise RecipeError(f"{own.at('')}: must name a task, as {{task: arc, weight: 2.0}}")
+        if wrong := next((key for key in entry if key not in _OF_ENTRIES), None):
+            raise RecipeError(f"{own.at(wrong)}: {printable(wrong)}: {_foreign(wrong)}")
+        with contextlib.suppress(UsageError):  # said when the recipe of the task is built
+            name = get_task(name).name
+        if name in found:
+            raise RecipeError(f"{own.at('task')}: {name} is there twice; remove one of its entries")
+        found[name] = _Entry(index, {**entry, "task": name}, own)
+    return found
+
+
+def _foreign(key: str) -> str:
+    """Return why a key cannot stand in an entry of ``tasks``, and what to do."""
+    if key in Recipe.model_fields:
+        return f"is one for the whole run; move it out of {ENTRIES}"
+    close = difflib.get_close_matches(key, _OF_ENTRIES, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(_OF_ENTRIES)}"
+    return f"unknown key ({hint})"
+
+
+def _mixture(stack: _Stack, entries: Mapping[str, _Entry], method: Any, task: Any) -> Layers:
+    """Merge a mixture: what is the run's, and all that holds for each of its tasks."""
+    index, origin = (first := next(iter(entries.values()))).index, replace(first.origin, above="")
+    beside = stack.trees[index].get("task") if index < len(stack.trees) else None
+    for tree in stack.trees:
+        tree.pop("task", None)
+    if task is not None:
+        entry = entries.get(SPELLINGS.get(task, task)) if isinstance(task, str) else None
+        merged = stack.merged(_applying(method, task, task=None), entry=entry)
+        merged.tree.pop("weight", None)
+        if entry is None:
+            merged.tree["task"] = MIXED.join(entries)
+        return merged
+    names = {name: _applying(method, name, task=None) for name in entries}
+    merged = stack.merged(*names.values())
+    merged.tree |= {"task": beside} if beside else {}
+    merged.origins[ENTRIES] = origin
+    held = frozenset[str]().union(*names.values())
+    merged.others = [one for one in merged.others if not held.intersection(one.names)]
+    for name, entry in entries.items():
+        merged.members[name] = stack.merged(names[name], entry=entry)
+        merged.members[name].others = []  # judged once, with what is the run's
     return merged
 
 
@@ -208,7 +352,7 @@ def find_recipe(path: Path) -> Path:
 
 def is_layer(tree: Mapping[str, Any]) -> bool:
     """Return whether a file is not a recipe by itself, but lies on one."""
-    return any(tree.get(key) is None for key in WHOLE)
+    return any(tree.get(key) is None and not (key == "task" and tree.get(ENTRIES)) for key in WHOLE)
 
 
 def is_override(text: str) -> bool:

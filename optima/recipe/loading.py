@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,16 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from optima.errors import RecipeError, UsageError
-from optima.recipe.layers import WHERE, WHOLE, Condition, Layers, Origin, merge_layers
-from optima.recipe.schema import METHOD_SECTIONS, Recipe, keys_of, section_above
+from optima.recipe.layers import ENTRIES, WHERE, WHOLE, Condition, Layers, Origin, merge_layers
+from optima.recipe.schema import (
+    METHOD_SECTIONS,
+    MIXED,
+    OF_TASKS,
+    OWN_OF_RUN,
+    Recipe,
+    keys_of,
+    section_above,
+)
 from optima.recipe.text import printable, quoting, write_yaml
 from optima.tasks import TASKS, get_task
 from optima.tasks.task import Task
@@ -73,6 +82,8 @@ def _with_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def build_recipe(layers: Layers) -> Recipe:
     """Validate merged layers."""
+    if layers.members:
+        return _build_mixture(layers)
     elsewhere = [line for condition in layers.others for line in _check_condition(condition)]
     try:
         recipe = _validate(layers.tree)
@@ -97,6 +108,69 @@ def build_recipe(layers: Layers) -> Recipe:
     ]:
         raise RecipeError("\n".join(unread))
     return recipe.model_copy(update={"task": task.name})
+
+
+def _build_mixture(layers: Layers) -> Recipe:
+    """Validate a mixture: the recipe of each task by itself, and the whole with them as entries."""
+    lines, made = [line for one in layers.others for line in _check_condition(one)], {}
+    for name, own in layers.members.items():
+        tree = {key: value for key, value in own.tree.items() if key != "weight"}
+        try:
+            made[name] = build_recipe(replace(own, tree=tree))
+        except RecipeError as error:
+            lines += str(error).split("\n")
+    if lines:
+        raise RecipeError("\n".join(dict.fromkeys(lines)))
+    entries = [
+        {"task": name, "weight": layers.members[name].tree.get("weight")}
+        | json.loads(one.model_dump_json(include=set(OF_TASKS)))
+        for name, one in made.items()
+    ]
+    cold = next((e["cold_start"] for e in entries if e["cold_start"]), None)
+    whole = {"task": MIXED.join(made), **layers.tree, ENTRIES: entries, "cold_start": cold}
+    try:
+        recipe = _validate(whole)
+    except ValidationError as error:
+        raise RecipeError("\n".join(_lines(error, layers))) from error
+    for name, one in made.items():
+        _check_own_of_run(recipe, one, layers.members[name])
+    return recipe
+
+
+def of_one_task(recipe: Recipe, remedy: str = "task=NAME") -> Recipe:
+    """Return the recipe; UsageError where it is a mixture, whose task ``remedy`` would name."""
+    if recipe.tasks:
+        raise UsageError(
+            f"tasks: the recipe is a mixture of {', '.join(recipe.members())}; take one of its "
+            f"tasks by {remedy}"
+        )
+    return recipe
+
+
+def _check_own_of_run(recipe: Recipe, one: Recipe, layers: Layers) -> None:
+    """Raise RecipeError where a task of a mixture has another value of what is one for the run."""
+    own, whole = flat(one.model_dump()), flat(recipe.model_dump())
+    for key, value in own.items():
+        section = key.partition(".")[0]
+        is_own = section not in ("task", ENTRIES, *OF_TASKS) or key in OWN_OF_RUN
+        if is_own and whole.get(key, value) != value:
+            raise RecipeError(
+                f"{layers.place_of(key)}: is one for the whole run, and {value} for {one.task} "
+                f"where others have {whole[key]}; remove it, or set it for all by {key}=..."
+            )
+
+
+def flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Return the values of nested mappings, and of lists of such, as texts by their whole keys."""
+    found: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, tuple) and value and isinstance(value[0], Mapping):
+            value = {str(index): item for index, item in enumerate(value)}
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = repr(value)
+    return found
 
 
 def foreign_fields(task: Task) -> Iterator[tuple[str, str]]:

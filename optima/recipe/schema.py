@@ -4,7 +4,8 @@ Defaults are the paper's (arXiv 2410.08115, Table 8 and App. A) where it gives o
 holds only what differs. Paths of artifacts are not fields: they derive from the run directory. An
 upper bound is beyond what anyone wants and within what a machine can take. A check over several
 fields begins its message with the key of one of them, relative to the section that is checked:
-``key: what is wrong; remedy``. Those of serving and training stand in ``sections``.
+``key: what is wrong; remedy``. Sections of serving and training stand in ``sections``, those that
+may differ by task in ``per_task``.
 """
 
 import unicodedata
@@ -13,6 +14,13 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from optima.recipe.per_task import ChoiceAnswer as ChoiceAnswer
+from optima.recipe.per_task import ColdStartSection as ColdStartSection
+from optima.recipe.per_task import ConversationSection as ConversationSection
+from optima.recipe.per_task import EvaluationSection as EvaluationSection
+from optima.recipe.per_task import RewardSection as RewardSection
+from optima.recipe.per_task import SamplingSection as SamplingSection
+from optima.recipe.per_task import SelectSection as SelectSection
 from optima.recipe.sections import DpoSection as DpoSection
 from optima.recipe.sections import InfluenceSection as InfluenceSection
 from optima.recipe.sections import LoraSection as LoraSection
@@ -22,8 +30,6 @@ from optima.recipe.sections import ServingSection as ServingSection
 from optima.recipe.sections import TrainSection as TrainSection
 from optima.tasks.task import DataSection as DataSection
 from optima.types import PathText, Section, named_section_of, section_of
-
-ChoiceAnswer = Literal["text", "letter"]
 
 
 class ModelSection(Section):
@@ -137,138 +143,37 @@ class PolicySection(Section):
     """Whether it stays as it is: it speaks and is not trained."""
 
 
-class ConversationSection(Section):
-    """Limits of one conversation (paper section 3) and what is prompted."""
+class TaskEntry(Section):
+    """One task of a mixture, with the sections that hold for it; in a file, what differs in them.
 
-    max_turns: int = Field(default=10, ge=2, le=1_000)
-    """Turns after which a conversation ends unanswered."""
-    max_turn_tokens: int = Field(default=2000, ge=1, le=1_000_000)
-    """New tokens per turn."""
-    order: Literal["round_robin", "hub", "random"] = "round_robin"
-    """Who speaks next among three agents or more: each in turn (paper); the first after each of the
-    others; or, after the first, one drawn from those who did not just speak, the same in all
-    conversations about a problem. Scripts of a cold start are always in turn."""
-    assent_ends: bool = True
-    """Whether a partner agrees by saying, right after a marked answer, nothing but that it is right
-    or that answer without the mark; false asks for the mark twice, as the paper does."""
-    worked_example: bool = False
-    """Put one worked example in every prompt; a help for small models, not in the paper."""
-    choice_answer: ChoiceAnswer = "text"
-    """What multiple choice (arc, mmlu) marks: the choice's text (paper, Table 5) or its letter,
-    which costs fewer tokens. Either is scored right, whatever was asked for."""
-    prompts: str | None = None
-    """Directory of prompt templates in place of the built-in ones of the same file names
-    (optima/prompts/templates), or the role set of a package (docs/tasks.md); None takes the
-    task's."""
-    max_error_rate: float = Field(default=0.02, ge=0, le=1)
-    """Share of conversations that may end in an error before the stage fails."""
+    ``optima.recipe.layers`` lays what an entry says over the rest of its file.
+    """
+
+    task: str
+    """Benchmark, as ``task`` of a recipe of one task."""
+    weight: float | None = Field(default=None, gt=0, le=1_000_000)
+    """Its share of what an iteration is trained on, relative to those of the other tasks, which are
+    1 where one has a weight and they have none. None everywhere trains on all that is selected."""
+    data: DataSection = DataSection()
+    conversation: ConversationSection = ConversationSection()
+    sampling: SamplingSection = SamplingSection()
+    reward: RewardSection = RewardSection()
+    select: SelectSection = SelectSection()
+    search: SearchSection | None = None
+    pairs: PairSection | None = None
+    evaluation: EvaluationSection = EvaluationSection()
+    cold_start: ColdStartSection | None = None
 
 
-class SamplingSection(Section):
-    """How candidates are drawn (paper App. H)."""
-
-    n_samples: int = Field(default=10, ge=1, le=10_000)
-    """Conversations per problem, N."""
-    temperature: float = Field(default=0.7, ge=0, le=2)
-    """Temperature of iterations 1, 2, ..."""
-    first_temperature: float = Field(default=0.3, ge=0, le=2)
-    """Temperature of iteration 0; the paper takes 0.7 for gsm8k and math."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus mass."""
-    format_pool: bool = True
-    """Draw a communication format for each conversation of iteration 0; off for gsm8k and math."""
-    format_pool_path: PathText | None = None
-    """Directory of further format files, one text file each, or a package's (docs/tasks.md)."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.format_pool_path is not None and not self.format_pool:
-            raise ValueError(
-                "format_pool_path: is not read while format_pool=False; remove one of them"
-            )
-        return self
+# Fields of these sections that are the run's all the same: there is one training, one device.
+OWN_OF_RUN = (
+    *("search.scorer_gpus", "search.gpu_memory_utilization", "evaluation.base"),
+    *("cold_start.learning_rate", "cold_start.epochs", "cold_start.batch_size"),
+)
+OF_TASKS = tuple(name for name in TaskEntry.model_fields if name not in ("task", "weight"))
 
 
-class RewardSection(Section):
-    """R = R_task - lambda_token * R_token + lambda_loss / R_loss (paper Eq. 1)."""
-
-    lambda_token: float = Field(default=0.6, ge=0, le=1_000)
-    """Weight of the normalised token count."""
-    lambda_loss: float = Field(default=1.0, ge=0, le=1_000)
-    """Weight of 1 / R_loss; 0 also skips the base model's forward."""
-    min_tokens: int = Field(default=0, ge=0, le=1_000_000)
-    """The token part of the total is -1 for conversations of at most this many tokens, whatever
-    lambda_token; 0 is off (reference: 40)."""
-    penalise_overflow: bool = False
-    """The token part is -1 for conversations with overflow (reference: true)."""
-    repeat_zeroes_loss: bool = True
-    """A repeated utterance sets the loss part to 0 (reference)."""
-    max_loss_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
-    """The loss part of the total is -1 for conversations over this many tokens, whatever
-    lambda_loss; None is off (reference: 2000)."""
-    penalise_empty: bool = False
-    """The loss part is -1 where nothing was said (reference: true); false gives no reward."""
-    exclude_faults: bool = True
-    """Never select conversations with role leakage or overflow."""
-    fault_total: float | None = Field(default=None, ge=-1000, le=1000)
-    """Total reward of a conversation with role leakage; None leaves it (reference: -10)."""
-
-
-class SelectSection(Section):
-    """Best of N, threshold, top share (paper Alg. 2)."""
-
-    theta: float = Field(default=0.5, ge=-1000, le=1000)
-    """A problem is kept when its best conversation's R exceeds this (theta_sft)."""
-    threshold_on: Literal["total", "task"] = "total"
-    """What theta is compared with: total reward (reference, Alg. 1) or R_task (Eq. 3)."""
-    min_share: float = Field(default=0.05, ge=0, le=1)
-    """Least share of an iteration's problems that must be selected: below it the run stops and
-    says why, as a model trained on a handful of conversations learns their accidents."""
-    keep_from: float = Field(default=0.0, ge=0, lt=1)
-    """Rank share at which the kept range starts (reference: 0.1 for math)."""
-    keep_to: float = Field(default=0.7, gt=0, le=1)
-    """Rank share at which the kept range ends: the paper's top 70 %."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.keep_from >= self.keep_to:
-            raise ValueError(
-                f"keep_from: {self.keep_from} must be less than keep_to={self.keep_to}; lower it"
-            )
-        if self.min_share > self.keep_to - self.keep_from:
-            raise ValueError(
-                f"min_share: {self.min_share} is more than is kept from keep_from={self.keep_from} "
-                f"to keep_to={self.keep_to}, so every run would stop; lower it"
-            )
-        return self
-
-
-class EvaluationSection(Section):
-    """Held-out evaluation after each iteration (temperature 0 in the paper)."""
-
-    temperature: float = Field(default=0.0, ge=0, le=2)
-    """Sampling temperature."""
-    n_samples: int = Field(default=1, ge=1, le=10_000)
-    """Conversations per held-out problem."""
-    base: bool = True
-    """Evaluate the base model too."""
-
-
-class ColdStartSection(Section):
-    """A short SFT on conversations scripted from gold evidence; not in the paper."""
-
-    n_problems: int = Field(default=64, ge=1, le=10_000_000)
-    """Problems whose scripted conversation is trained on, a seeded sample of the train split."""
-    terse_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the scripts in the terse register, the others are wordy."""
-    learning_rate: float = Field(default=1e-4, gt=0, le=1)
-    """Peak learning rate."""
-    epochs: float = Field(default=1.0, gt=0, le=1_000)
-    """Passes over the rows."""
-    batch_size: int = Field(default=16, ge=1, le=65_536)
-    """Rows per optimiser step."""
-
-
+MIXED = "+"  # between the names of a mixture's tasks
 MAX_SEED = 2**63 - 1  # a signed 64-bit number, as servers take it
 Method = Literal["sft", "dpo", "sft_dpo"]
 # Sections that a method has beyond those of all, with what it has other than their defaults.
@@ -287,7 +192,12 @@ class Recipe(Section):
     method: Method
     """Training method."""
     task: str
-    """Benchmark: one of ``optima tasks``, or package.module:NAME (docs/tasks.md)."""
+    """Benchmark: one of ``optima tasks``, or package.module:NAME (docs/tasks.md). Of a mixture the
+    names of its tasks, joined by +."""
+    tasks: tuple[TaskEntry, ...] = ()
+    """In place of ``task``: a mixture, whose model is trained on all of these tasks. An entry names
+    a task and what differs for it in sections of the recipe
+    (docs/operations.md#several-tasks-in-one-run)."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Root of all randomness."""
     iterations: int = Field(default=6, ge=1, le=1_000)
@@ -336,6 +246,7 @@ class Recipe(Section):
                 "agents.names: has one agent, but a dialogue needs two; name two, or use method=sft"
             )
         self._check_policies()
+        self._check_tasks()
         order = self.conversation.order
         if order != "round_robin" and len(self.agents.names) < 3:
             raise ValueError(
@@ -372,6 +283,43 @@ class Recipe(Section):
                 "give all agents one policy"
             )
 
+    def _check_tasks(self) -> None:
+        """Refuse a mixture of one task, or of one twice, and what does not say for which it is."""
+        names = [entry.task for entry in self.tasks]
+        if len(names) == 1:
+            raise ValueError(f"tasks: {names[0]} alone is no mixture; write task: {names[0]}")
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"tasks: {name} is there twice; remove one of its entries")
+        if names and self.task != MIXED.join(names):
+            raise ValueError(f"task: {self.task} stands beside tasks; remove one of the two")
+        held = [self.pairs, *(entry.pairs for entry in self.tasks)] if names else []
+        for pairs in filter(None, held):
+            if pairs.strategy == "influence":
+                raise ValueError(
+                    "pairs.strategy: influence tries trainings on one task and there are several; "
+                    "take value or random"
+                )
+            if pairs.path is not None:
+                raise ValueError(
+                    f"pairs.path: {pairs.path} does not say which of several tasks its "
+                    "preferences are for; remove it"
+                )
+
+    def members(self) -> dict[str, "Recipe"]:
+        """Return the recipes of single tasks that a mixture has, by task; of any other itself, by
+        the empty text."""
+        return {
+            entry.task: self.model_copy(
+                update={
+                    "task": entry.task,
+                    "tasks": (),
+                    **{name: getattr(entry, name) for name in OF_TASKS},
+                }
+            )
+            for entry in self.tasks
+        } or {"": self}
+
     def changed(self, **sections: Mapping[str, object]) -> Self:
         """Return the recipe with other fields in some of its sections; they are not validated."""
         others = {
@@ -398,7 +346,7 @@ class Recipe(Section):
 def section_above(keys: Sequence[str]) -> type[BaseModel] | None:
     """Return the section in which the last of ``keys`` stands, None where there is none."""
     section: type[BaseModel] | None = Recipe
-    is_name = False  # whether a key is a name that the user gave, such as that of a policy
+    is_name = False  # whether a key is a name that the user gave, such as a policy's, or a place
     for key in keys[:-1]:
         if not is_name:
             section, is_name = _below(section, key)

@@ -202,7 +202,10 @@ class _Reading:
     def _list(self, node: yaml.Node, key: str) -> list[Any]:
         for index, item in enumerate(node.value):
             self.lines[f"{key}.{index}"] = item.start_mark.line + 1
-        return [self.value(item, key) for item in node.value]
+        return [
+            self.value(item, f"{key}.{index}" if isinstance(item, yaml.MappingNode) else key)
+            for index, item in enumerate(node.value)
+        ]
 
     def _mapping(self, node: yaml.Node, key: str) -> dict[str, Any]:
         merged: dict[str, Any] = {}

@@ -18,7 +18,8 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, get_args
 
 import orjson
 
-from optima.runs.files import PROBLEMS, SPLITS, Talk, find_talks, n_spoken, parsed, raw_lines
+from optima.plan import placed
+from optima.runs.files import PROBLEMS, SPLITS, Talk, n_spoken, parsed, raw_lines
 from optima.runs.reader import Run
 from optima.seeding import rng
 from optima.types import StopReason
@@ -83,9 +84,7 @@ class Archive:
 
     def __init__(self, runs: Sequence[Run], *, n_most: int | None = None) -> None:
         self.runs = tuple(runs)
-        self.sources = tuple(
-            Source(i, talk) for i, run in enumerate(runs) for talk in find_talks(run.root)
-        )
+        self.sources = tuple(Source(i, talk) for i, run in enumerate(runs) for talk in run.talks)
         self._inodes = [one.talk.conversations.stat().st_ino for one in self.sources]
         self.problems = Problems(runs)
         self.n_left_out = 0
@@ -209,7 +208,7 @@ class Problems:
         self._places: list[dict[int, tuple[Path, int, int]]] = []
         for run, one in enumerate(runs):
             for split in SPLITS:
-                path = one.root / PROBLEMS / split
+                path = one.root / placed(PROBLEMS, one.task) / split
                 for offset, raw in raw_lines(path):
                     record = parsed(raw, path)
                     index = self.index(record["problem_id"], record["question"])

@@ -24,7 +24,7 @@ from optima.reporting.drawing import (
     render,
     shorten,
 )
-from optima.runs.comparison import transfers
+from optima.runs.comparison import transfers, wholes
 from optima.runs.reader import Run
 
 # Numbers of their looks, the same in every figure.
@@ -92,7 +92,7 @@ def length_figure(runs: Sequence[Run]) -> Figure | None:
 
 def cost_figure(runs: Sequence[Run]) -> Figure | None:
     """Draw what each model took beyond the one before it; None where nothing was trained."""
-    spending = [run for run in runs if run.costs]
+    spending = [run for run in wholes(runs) if run.costs]
     seconds, tokens = [], []
     for run in spending:
         for before, cost in zip((None, *run.costs), run.costs, strict=False):

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
 
@@ -20,6 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.transforms import Bbox
 
+from optima.records import disk_errors, write_bytes, write_text
 from optima.runs.reader import Run
 
 INK = "#17191d"
@@ -226,3 +228,12 @@ def _overlap(box: Bbox, other: Bbox) -> float:
 def _outside(box: Bbox, frame: Bbox) -> float:
     """Return the area of ``box`` that is not over ``frame``."""
     return float(box.width * box.height) - _overlap(box, frame)
+
+
+def write_figures(figures: Sequence[Figure], folder: Path) -> None:
+    """Write ``<name>.svg`` and ``<name>.png`` of every figure into a folder, made if missing."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for figure in figures:
+        write_text(folder / f"{figure.name}.svg", f"{figure.svg}\n")
+        write_bytes(folder / f"{figure.name}.png", figure.png)

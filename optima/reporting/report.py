@@ -31,7 +31,6 @@ from optima.records import (
     clear_temporaries,
     disk_errors,
     make_folder,
-    write_bytes,
     write_text,
 )
 from optima.reporting.archive import Archive, StaleError, packed
@@ -47,9 +46,10 @@ from optima.reporting.tables import (
     policies_table,
     rewards_table,
     votes_table,
+    write_tables,
 )
 from optima.reporting.trees import Trees
-from optima.runs.comparison import differences, open_runs, transfers
+from optima.runs.comparison import differences, open_runs, transfers, wholes
 from optima.runs.files import PROVENANCE, RECIPE
 from optima.runs.reader import Run
 from optima.tasks import get_task
@@ -75,9 +75,14 @@ _WORDS = {
     ),
     "differences": (
         "Differences to the first model",
-        "Differences to the model of the first line over the problems both were asked (common), "
-        "with 95 % intervals (paired bootstrap): * where the interval leaves 0 out. Score in per "
-        "cent, tokens per conversation.",
+        "Differences to the model of the first line, of mixtures to the first on the same task, "
+        "over the problems both were asked (common), with 95 % intervals (paired bootstrap): * "
+        "where the interval leaves 0 out. Score in per cent, tokens per conversation.",
+    ),
+    "tasks-together": (
+        "Tasks together",
+        "Score in per cent / mean tokens per conversation of each model of a mixture on each of "
+        "its tasks, and the means over the tasks, whatever their sizes.",
     ),
     "transfer": (
         "Transfer",
@@ -191,7 +196,7 @@ def page_parts(content: Content) -> Iterator[str]:
         style=style,
         script=script,
         cards=[(run, list(_card(run))) for run in content.runs],
-        setup=[(run, list(_setup_files(run))) for run in content.runs],
+        setup=[(run, list(_setup_files(run))) for run in wholes(content.runs)],
         payload=_script_json(_payload(content)),
         blobs=iter(()) if content.live else _blobs(content),
     )
@@ -221,25 +226,6 @@ def figures_of(runs: Sequence[Run]) -> "tuple[Figure, ...]":
     return tuple(figure for figure in found if figure is not None)
 
 
-def write_tables(tables: Sequence[Table], folder: Path) -> None:
-    """Write ``<name>.md`` and ``<name>.csv`` of every table into a folder, made if missing."""
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    for one in tables:
-        text = f"# {one.title}\n\n{one.markdown()}\n{one.caption}\n"
-        write_text(folder / f"{one.name}.md", text)
-        write_text(folder / f"{one.name}.csv", one.csv())
-
-
-def write_figures(figures: "Sequence[Figure]", folder: Path) -> None:
-    """Write ``<name>.svg`` and ``<name>.png`` of every figure into a folder, made if missing."""
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    for figure in figures:
-        write_text(folder / f"{figure.name}.svg", f"{figure.svg}\n")
-        write_bytes(folder / f"{figure.name}.png", figure.png)
-
-
 def _write_report(places: Sequence[Path], output: Path, limits: Limits) -> Path:
     started = time.monotonic()
     content = contents(places, limits)
@@ -247,6 +233,8 @@ def _write_report(places: Sequence[Path], output: Path, limits: Limits) -> Path:
     for folder in (output, output / "tables", output / "figures"):
         clear_temporaries(folder)
     write_tables(content.tables, output / "tables")
+    from optima.reporting.drawing import write_figures  # as above: what is no run needs none
+
     write_figures(content.figures, output / "figures")
     write_text(output / "report.md", _markdown(content))
     page = output / PAGE
@@ -289,6 +277,7 @@ def _tables(runs: Sequence[Run]) -> Iterator[Table]:
     if shown:
         yield _called(models_table(lines, head), "models")
     yield from _differences(runs)
+    yield from _mixtures(runs)
     for suffix, group in transfers(runs).items():
         table = matrix_table({run.recipe.task: run.figures for run in group})
         yield _called(table, "transfer", suffix)
@@ -314,20 +303,30 @@ def _tables(runs: Sequence[Run]) -> Iterator[Table]:
     ]
     if agents:
         yield _called(agents_table(agents, (*run_head, "model")), "agents")
+    whole = wholes(runs)
     policies = [
         (place(run, step.model, step.policy), run.metrics[step.name])
-        for run in runs
+        for run in whole
         if not run.is_evaluation
         for step in plan(run.recipe)
         if step.policy and step.name in run.metrics
     ]
     if policies:
         yield _called(policies_table(policies, (*run_head, "model")), "policies")
-    costs = [(run, _costs(run)) for run in runs if run.costs]
+    costs = [(run, _costs(run)) for run in whole if run.costs]
     if costs:
         rows = tuple(place(run, *row) for run, table in costs for row in table.rows)
         table = Table((*run_head, *costs[0][1].head), rows, n_left=1 + len(run_head))
         yield _called(table, "cost")
+
+
+def _mixtures(runs: Sequence[Run]) -> Iterator[Table]:
+    """Yield the tasks of each mixture side by side, with their means."""
+    mixtures = [run for run in wholes(runs) if run.is_mixture and run.figures]
+    for number, run in enumerate(mixtures, start=1):
+        by_task = {one.recipe.task: one.figures for one in run.tasks}
+        table = matrix_table({**by_task, "mean": run.figures})
+        yield _called(table, "tasks-together", f"-{number}" if len(mixtures) > 1 else "")
 
 
 def _agents(run: Run, label: str) -> tuple[AgentFigures, ...]:
@@ -351,7 +350,10 @@ def _differences(runs: Sequence[Run]) -> Iterator[Table]:
     """
     alike = [(run, one) for run in runs if run.kind != "consistency" for one in run.figures]
     # A problem's id is a digest of its content, so other tasks have none in common.
-    shared = [row for row in differences(alike, seed=_SEED) if row.n_common] if alike else []
+    tasks = dict.fromkeys(run.task for run, _ in alike)
+    groups = [[pair for pair in alike if pair[0].task == task] for task in tasks]
+    rows = [row for group in groups for row in differences(group, seed=_SEED)]
+    shared = [row for row in rows if row.n_common]
     if len(shared) > 1:
         names = [
             f"{row.run.name}:{row.figures.label}" if len(runs) > 1 else row.figures.label

@@ -26,8 +26,8 @@ from optima.reporting.tables import (
 )
 from optima.runs.comparison import Asked, Compared, Decided
 from optima.runs.costs import EvaluationCost, ModelCost
-from optima.runs.files import COSTS_CSV, METRICS, RESULTS, TABLE_CSV, TABLE_MD, find_talks
-from optima.runs.reader import Run, run_of
+from optima.runs.files import COSTS_CSV, METRICS, RESULTS, TABLE_CSV, TABLE_MD, run_of
+from optima.runs.reader import Run
 
 MODELS_LEGEND = (
     "Score in per cent; tokens of a conversation's utterances (label in, end of turn out), and as\n"
@@ -47,6 +47,7 @@ REPAID_LEGEND = (
 NO_BASE_LEGEND = (
     "\nrepaid after: not known, as no untrained model is beside them to save tokens against."
 )
+MEAN = "mean"  # in place of a task: of all tasks of a mixture
 # What results.json has of a model in ``summary``.
 _SUMMARY = (
     *("n_problems", "n_conversations", "score", "tokens", "tokens_median", "tokens_p95", "turns"),
@@ -58,11 +59,22 @@ def training_text(root: Path) -> str:
     """Return the closing table of a training: its models, what they cost, and where things are."""
     run = Run(root)
     paths = [f"  {one.label}: {one.model}" for one in run.figures]
+    alone: list[Placed] = [((one.label,), one) for one in run.figures]
     lines = [
-        _models_text([((one.label,), one) for one in run.figures], ("model",)),
+        _models_text(_by_task(run), ("model", "task"))
+        if run.is_mixture
+        else _models_text(alone, ("model",)),
         *("", "Models:", *paths, f"Run: {root}", f"Metrics: {root / METRICS}"),
     ]
     return "\n".join(lines) + cost_text([_spent(run, one, one.label) for one in run.figures])
+
+
+def _by_task(run: Run) -> list[Placed]:
+    """Return the figures of each model of a mixture on each of its tasks, and their means."""
+    tasks = [(one.recipe.task, one.figures) for one in run.tasks] + [(MEAN, run.figures)]
+    found = [((one.label, task), one) for task, figures in tasks for one in figures]
+    labels = list(run.evaluated)
+    return [pair for label in labels for pair in found if pair[0][0] == label]
 
 
 def training_results(root: Path) -> dict[str, Any]:
@@ -75,8 +87,14 @@ def training_results(root: Path) -> dict[str, Any]:
         "method": run.recipe.method,
         "seed": run.recipe.seed,
         "models": [_record(one) for one in run.figures],
+        **({"tasks": _records_by_task(run)} if run.is_mixture else {}),
         "costs": [cost for one in run.figures if (cost := run.cost_of(one.label))],
     }
+
+
+def _records_by_task(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Return the models of a mixture on each of its tasks."""
+    return {one.recipe.task: [_record(figures) for figures in one.figures] for one in run.tasks}
 
 
 def sweep_results(key: str, root_by_value: Mapping[str, Path]) -> dict[str, Any]:
@@ -105,7 +123,8 @@ def sweep_text(key: str, root_by_value: Mapping[str, Path]) -> str:
     seen: set[tuple[int, int]] = set()
     for value, root in root_by_value.items():
         run = Run(root)
-        file_by_label = {talk.label: talk.conversations.stat() for talk in find_talks(root)}
+        talks = run.tasks[0].talks  # of a mixture all tasks are shared, or none
+        file_by_label = {talk.label: talk.conversations.stat() for talk in talks}
         for one in run.figures:
             spent.append(_spent(run, one, f"{value}:{one.label}"))
             file = file_by_label[one.label]
@@ -183,8 +202,16 @@ def write_transfer(
 
 
 def comparison_table(rows: Sequence[Compared]) -> Table:
-    """Return the table of models that are called by their runs and labels."""
-    return differences_table(rows, [f"{row.run.root}:{row.figures.label}" for row in rows])
+    """Return the table of models that are called by their runs and labels, and their tasks where
+    there are several.
+    """
+    is_mixed = any(row.run.task or row.run.is_mixture for row in rows)
+    return differences_table(rows, [_name(row, is_mixed=is_mixed) for row in rows])
+
+
+def _name(row: Compared, *, is_mixed: bool) -> str:
+    task = MEAN if row.run.is_mixture else row.run.recipe.task
+    return f"{row.run.root}:{row.figures.label}{f' {task}' if is_mixed else ''}"
 
 
 def comparison_json(rows: Sequence[Compared]) -> dict[str, Any]:
@@ -193,6 +220,7 @@ def comparison_json(rows: Sequence[Compared]) -> dict[str, Any]:
         {
             "run": str(row.run.root),
             "label": row.figures.label,
+            "task": row.run.recipe.task,
             "n_common": row.n_common,
             "summary": _summary(row.figures),
             "score_difference": row.score,
@@ -205,7 +233,7 @@ def comparison_json(rows: Sequence[Compared]) -> dict[str, Any]:
 
 def decided_text(first: Compared, other: Compared, found: Sequence[Decided], n: int) -> str:
     """Return what a model solved better than the first, and what worse, up to ``n`` each."""
-    names = [f"{one.run.root}:{one.figures.label}" for one in (first, other)]
+    names = [_name(one, is_mixed=bool(one.run.task)) for one in (first, other)]
     kinds = (
         ("better", [one for one in found if one.gain > 0]),
         ("worse", [one for one in found if one.gain < 0]),
@@ -300,12 +328,14 @@ def _cut(text: str, n: int) -> str:
 def comparison_text(rows: Sequence[Compared], output: Path | None = None) -> str:
     """Return the table of a comparison with its legend and costs; with ``output`` write it too."""
     table = comparison_table(rows)
-    names = [row[0] for row in table.rows]
+    wholes = {(row.run.root, row.figures.label): row for row in rows}  # their means come last
+    names = [f"{row.run.root}:{row.figures.label}" for row in wholes.values()]
     text = f"{table.text()}\n\n{DIFFERENCES_LEGEND}"
     if output is not None:
         _write_table(output, table, table)
         _write_json(output, comparison_json(rows))
-    spent = [_spent(row.run, row.figures, name) for row, name in zip(rows, names, strict=True)]
+    pairs = zip(wholes.values(), names, strict=True)
+    spent = [_spent(row.run, row.figures, name) for row, name in pairs]
     text += cost_text(spent, _base_tokens(rows[0].run), output)
     return text if output is None else f"{text}\nResults: {output}"
 

@@ -9,10 +9,12 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 from optima.evaluation.figures import AgentFigures, Figures
 from optima.evaluation.statistics import Estimate
+from optima.records import disk_errors, write_text
 from optima.runs.comparison import Compared
 from optima.runs.costs import SPENT_ON, EvaluationCost, ModelCost, repaid_after
 from optima.types import Fault, StopReason
@@ -165,6 +167,16 @@ def matrix_table(by_task: Mapping[str, Sequence[Figures]]) -> Table:
     }
     lines = [(label, *(cells.get((task, label), "") for task in by_task)) for label in labels]
     return Table(("model", *by_task), tuple(lines))
+
+
+def write_tables(tables: Sequence[Table], folder: Path) -> None:
+    """Write ``<name>.md`` and ``<name>.csv`` of every table into a folder, made if missing."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for one in tables:
+        text = f"# {one.title}\n\n{one.markdown()}\n{one.caption}\n"
+        write_text(folder / f"{one.name}.md", text)
+        write_text(folder / f"{one.name}.csv", one.csv())
 
 
 def votes_table(

@@ -12,12 +12,12 @@ from typing import Any
 
 from optima.errors import StageError, UsageError
 from optima.evaluation.figures import Figures, JudgedConversation
-from optima.evaluation.statistics import Estimate, estimate_means
+from optima.evaluation.statistics import Estimate, estimate_mean_of_means, estimate_means
 from optima.plan import kind_of
 from optima.records import check_path
 from optima.runs.files import LOCK, RECIPE
 from optima.runs.layout import check_run, find_begun, read_done, read_each
-from optima.runs.reader import Run
+from optima.runs.reader import Run, open_run
 from optima.tasks import get_task
 from optima.types import Problem
 
@@ -25,6 +25,7 @@ from optima.types import Problem
 def open_runs(places: Sequence[Path]) -> tuple[Run, ...]:
     """Open runs, and all those in folders of such, in the order given; a folder's as they began.
 
+    A mixture is opened as each of its tasks.
     All that reports show of them is read. Raises UsageError for directories that are neither,
     StageError for what is damaged, each named.
     """
@@ -43,7 +44,12 @@ def open_runs(places: Sequence[Path]) -> tuple[Run, ...]:
     for run in runs:
         beside = [other for other in runs if run.folder is not None and other.folder == run.folder]
         run.is_transfer = bool(beside) and all(map(_is_called_as_its_task, beside))
-    return tuple(runs)
+    return tuple(task for run in runs for task in run.tasks)
+
+
+def wholes(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """Return the runs whole, each once, where mixtures were opened task by task."""
+    return tuple({run.root: run.whole for run in runs}.values())
 
 
 def find_runs(places: Sequence[Path]) -> tuple[Path, ...]:
@@ -118,19 +124,65 @@ class Compared:
 def compare(specs: Sequence[str], *, seed: int = 0) -> tuple[Compared, ...]:
     """Compare models named ``RUN`` (its last) or ``RUN:MODEL`` with the first of them.
 
+    Mixtures are compared by their tasks, one after the other, each with the first on that task; if
+    all are of the same tasks, by the means over these in the end. Others meet them on their task.
     Raises UsageError for what is not a run, names no model of it, or has no problem in common, and
     StageError for damaged ones, a line each.
     """
-    models = read_each(_read, specs)
-    _check_tasks([run for run, _ in models])
-    rows = differences(models, seed=seed)
-    for spec, row in zip(specs, rows, strict=True):
+    named = list(zip(specs, read_each(find_evaluated, specs), strict=True))
+    tasks_M = [[one.recipe.task for one in run.tasks] for _, (run, _) in named]
+    common = [task for task in tasks_M[0] if all(task in others for others in tasks_M)]
+    if not common:
+        _check_tasks([run for _, (run, _) in named])
+    rows: list[Compared] = []
+    for task in common:
+        of_task = [(spec, open_run(run.root, task), label) for spec, (run, label) in named]
+        rows += _compared(of_task, seed=seed)
+    if len(common) > 1 and all(set(tasks) == set(common) for tasks in tasks_M):
+        rows += _means([(run, label) for _, (run, label) in named], rows, seed=seed)
+    return tuple(rows)
+
+
+def _compared(models: Sequence[tuple[str, Run, str]], *, seed: int) -> tuple[Compared, ...]:
+    """Compare models on one task; UsageError for one without a problem of the first."""
+    found = read_each(lambda one: (one[1], _measure(*one)), models)
+    rows = differences(found, seed=seed)
+    for (spec, *_), row in zip(models, rows, strict=True):
         if not row.n_common:
             raise UsageError(
-                f"{spec}: has no problem in common with {specs[0]}; compare runs of one task "
+                f"{spec}: has no problem in common with {models[0][0]}; compare runs of one task "
                 "with the same data and seed"
             )
     return rows
+
+
+def _means(
+    models: Sequence[tuple[Run, str]], rows: Sequence[Compared], *, seed: int
+) -> list[Compared]:
+    """Return the means over the tasks of mixtures, whose tasks were compared in ``rows``."""
+    n, found = len(models), []
+    for m, (run, label) in enumerate(models):
+        pairs_T = [(rows[t], rows[t + m]) for t in range(0, len(rows), n)]
+        score, tokens = (
+            estimate_mean_of_means(
+                [
+                    [getattr(own.figures, name)[key] - first for key, first in
+                     getattr(before.figures, name).items() if key in getattr(own.figures, name)]
+                    for before, own in pairs_T
+                ],
+                seed=seed,
+            )
+            for name in ("score_by_problem", "tokens_by_problem")
+        )  # fmt: skip
+        (figures,) = run.measure([label])
+        n_common = sum(own.n_common for _, own in pairs_T)
+        is_first = m == 0
+        found.append(
+            Compared(
+                run, figures, n_common, None if is_first else score, None if is_first else tokens
+            )
+        )
+    return found
 
 
 def differences(models: Sequence[tuple[Run, Figures]], *, seed: int) -> tuple[Compared, ...]:
@@ -270,6 +322,17 @@ def said_about(specs: Sequence[str], problem_id: str) -> Asked:
     return Asked(problem, tuple(models), tuple(lacking.values()))
 
 
+def open_task(root: str | Path, task: str | None) -> Run:
+    """Open a run as the one of its tasks that ``--task`` names; UsageError where it must."""
+    run = open_run(root, task or "")
+    if run.is_mixture:
+        raise UsageError(
+            f"{run.root}: is a mixture of {', '.join(run.recipe.members())}; take one of its tasks "
+            "by --task NAME"
+        )
+    return run
+
+
 def find_evaluated(spec: str) -> tuple[Run, str]:
     """Return the run and the label that ``RUN:MODEL`` names, or ``RUN`` for its last model.
 
@@ -311,22 +374,26 @@ def split_name(spec: str, option: str = "RUN") -> tuple[str, str | None]:
     return root or spec, label if separator else None
 
 
-def _read(spec: str) -> tuple[Run, Figures]:
-    """Return the run and the figures of the model that ``RUN`` or ``RUN:MODEL`` names."""
-    run, label = find_evaluated(spec)
+def _measure(spec: str, run: Run, label: str) -> Figures:
+    """Return the figures of a model, of several samples those of their vote."""
     measured = run.measure([label], by_vote=True)
     if not measured:
         raise UsageError(f"{spec}: its model holds no conversation; give another")
-    return run, measured[0]
+    return measured[0]
 
 
 def _check_tasks(runs: Sequence[Run]) -> None:
     """Raise UsageError when the models were evaluated on different tasks: scores do not compare."""
-    first = runs[0].recipe.task
+    first = [one.recipe.task for one in runs[0].tasks]
     for run in runs:
-        name = run.recipe.task
-        if name != first:
+        names = [one.recipe.task for one in run.tasks]
+        if not set(names).intersection(first):
             raise UsageError(
-                f"{run.root}: is scored by {get_task(name).metric} on {name}, {runs[0].root} by "
-                f"{get_task(first).metric} on {first}; compare runs of one task"
+                f"{run.root}: is scored by {_scored(names)}, {runs[0].root} by {_scored(first)}; "
+                "compare runs of one task"
             )
+    raise UsageError(f"{runs[0].root}: shares no task with all others; compare runs of one task")
+
+
+def _scored(tasks: Sequence[str]) -> str:
+    return ", ".join(f"{get_task(name).metric} on {name}" for name in tasks)

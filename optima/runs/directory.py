@@ -26,8 +26,9 @@ from typing import IO, Literal, Self
 from pydantic import ValidationError
 
 from optima.errors import RecipeError, RunBusyError, StageError, UsageError
+from optima.plan import PROBLEMS, kind_of
 from optima.progress import PROGRESS_FILE
-from optima.recipe.loading import dump_recipe, load_recipe
+from optima.recipe.loading import dump_recipe, flat, load_recipe
 from optima.recipe.schema import Recipe
 from optima.records import (
     check_path,
@@ -307,14 +308,14 @@ def check_same_recipe(root: Path, recipe: Recipe) -> None:
     if not _has_begun(root):
         check_unowned(root)
         return
-    stored = _flat(read_recipe(root).model_dump())
-    given = _flat(recipe.model_dump())
+    stored = flat(read_recipe(root).model_dump())
+    given = flat(recipe.model_dump())
     differing = [
         key
         for key in sorted(stored.keys() | given.keys())
         if stored.get(key) != given.get(key)
         and key.split(".")[0] not in RESUMABLE_SECTIONS
-        and key not in RESUMABLE_FIELDS
+        and re.sub(r"^tasks\.\d+\.", "", key) not in RESUMABLE_FIELDS
     ]
     if differing:
         raise UsageError(
@@ -326,7 +327,8 @@ def check_same_recipe(root: Path, recipe: Recipe) -> None:
 def _has_begun(root: Path) -> bool:
     """Tell whether a stage was begun; reading problems that came to nothing is none."""
     return any(
-        path != root / "problems" or (path / "DONE.json").exists() for path in stage_folders(root)
+        kind_of(path.relative_to(root).as_posix()) != PROBLEMS or (path / "DONE.json").exists()
+        for path in stage_folders(root)
     )
 
 
@@ -349,16 +351,6 @@ def _supersede(path: Path) -> None:
         return
     aside = move_aside(path)
     logger.warning("%s: is not a stage of these inputs; moved to %s", path, aside.name)
-
-
-def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = repr(value)
-    return flat
 
 
 def read_recipe(root: Path) -> Recipe:

@@ -8,12 +8,14 @@ problems/{train,test}.jsonl             Problem
 <label>/select/rows.jsonl               TrainingRow, or of <label>/pairs PreferenceRow
 <label>/search/{rounds,trees}.jsonl     TreeRound as they end, DialogueTree when all have
 <label>/pairs/pairs.jsonl               PreferencePair
+<label>/mix/rows.jsonl                  of a mixture: the rows of all its tasks, whose own stages
+                                        stand in folders such as <label>/arc/select (plan.placed)
 <label>/train/model/                    weights, configuration, tokenizer
 plan.json  results.json                 what an evaluation or a folder of runs will hold, and held
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,20 +25,22 @@ import psutil
 from pydantic import BaseModel, Field, ValidationError
 
 from optima.errors import StageError, UsageError
+from optima.evaluation.figures import Judged
 from optima.evaluation.statistics import Point
-from optima.plan import Step, by_policy, frozen_adapters, kind_of
+from optima.plan import PROBLEMS as PROBLEMS
+from optima.plan import Step, by_policy, frozen_adapters, kind_of, unplaced
 from optima.recipe.schema import Recipe
 from optima.records import make_folder, naming, read_record, write_text
 from optima.runs.costs import ModelCost
 from optima.runs.layout import StageDone, read_done, stage_folders
 from optima.training.jobs import MODEL_DIR
-from optima.types import ModelRef, Record, TeamRef, spoken_tokens
+from optima.types import ModelRef, Problem, Record, TeamRef, spoken_tokens
 
 RECIPE, PROVENANCE, METRICS, LOCK = "recipe.yaml", "provenance.json", "metrics.jsonl", "LOCK"
 PLAN, RESULTS = "plan.json", "results.json"
 INPUTS, DONE = "INPUTS", "DONE.json"
 TABLE_MD, TABLE_CSV, COSTS_CSV = "table.md", "table.csv", "costs.csv"
-PROBLEMS, SPLITS = "problems", ("train.jsonl", "test.jsonl")
+SPLITS = ("train.jsonl", "test.jsonl")
 CONVERSATIONS = "conversations.jsonl"
 LOSSES = "losses.jsonl"
 REWARDS = "rewards.jsonl"
@@ -48,6 +52,7 @@ TREES = "trees.jsonl"
 ROUNDS = "rounds.jsonl"
 PAIRS = "pairs.jsonl"
 GROUPS = "groups.jsonl"
+_OTHERS = ("score", "groups")  # stages of an evaluation, besides talk and rank
 
 
 TALKS = {
@@ -184,13 +189,16 @@ def read_results(root: Path) -> Results:
         ) from error
 
 
-def find_talks(root: Path) -> tuple[Talk, ...]:
-    """Return the stages of a run in which agents conversed, in the order of their beginning."""
+def find_talks(root: Path, member: str = "") -> tuple[Talk, ...]:
+    """Return the stages of a run in which agents conversed, in the order of their beginning.
+
+    Those of a mixture's task are called as in a run of that task alone.
+    """
     found = []
     for stage in stage_folders(root):
         path = stage / (SCRIPTS if stage.name == "script" else CONVERSATIONS)
-        if stage.name in TALKS and path.is_file():
-            name, beside = stage.relative_to(root).as_posix(), stage.parent
+        name, beside = unplaced(stage.relative_to(root).as_posix(), member), stage.parent
+        if stage.name in TALKS and name is not None and path.is_file():
             label = name.removeprefix("evaluate/").removesuffix("/talk")
             for part, word in (("generate", "candidates"), ("script",) * 2, ("probe",) * 2):
                 label = label.replace(f"/{part}", f" {word}")
@@ -200,13 +208,14 @@ def find_talks(root: Path) -> tuple[Talk, ...]:
     return tuple(talk for *_, talk in sorted(found, key=lambda one: one[:2]))
 
 
-def find_searches(root: Path) -> tuple[Search, ...]:
-    """Return the stages of a run in which trees grew, in the order of their beginning."""
+def find_searches(root: Path, member: str = "") -> tuple[Search, ...]:
+    """Return the stages of a run in which trees grew, as ``find_talks`` does its own."""
     found = []
     for stage in (folder for folder in stage_folders(root) if folder.name == "search"):
         path = stage / TREES if (stage / TREES).is_file() else stage / ROUNDS
-        if path.is_file():
-            label = stage.parent.relative_to(root).as_posix()
+        name = unplaced(stage.relative_to(root).as_posix(), member)
+        if name is not None and path.is_file():
+            label = name.rpartition("/")[0]
             search = Search(label, path, is_finished=read_done(stage) is not None)
             found.append((_began(stage, path), label, search))
     return tuple(search for *_, search in sorted(found, key=lambda one: one[:2]))
@@ -239,6 +248,102 @@ def trained_models(root: Path, stages: Iterable[StageDone], recipe: Recipe) -> d
         else:
             made[label] = ModelRef(path=path)
     return made
+
+
+def is_trial(stage: str) -> bool:
+    """Tell whether a stage is ``<iteration>/influence/<trial>/<part>``: no evaluation."""
+    parts = stage.split("/")
+    return len(parts) == 4 and parts[1] == "influence"
+
+
+def find_evaluations(stages: Iterable[StageDone]) -> dict[str, Evaluation]:
+    """Return the models that were asked problems and judged in finished stages, by label."""
+    done = {stage.stage: stage for stage in stages}
+    found = {}
+    for name, talked in done.items():
+        folder, _, part = name.rpartition("/")
+        ranked = done.get(f"{folder}/rank")
+        if part == "talk" and ranked is not None and not is_trial(name):
+            others = filter(None, (done.get(f"{folder}/{other}") for other in _OTHERS))
+            label = folder.removeprefix("evaluate/")
+            found[label] = Evaluation(label, folder, talked, ranked, tuple(others))
+    return found
+
+
+def drawn_for(stages: Iterable[StageDone]) -> dict[str, dict[str, float]]:
+    """Return the metrics of the conversations that each iteration of a training drew, by label."""
+    found: dict[str, dict[str, float]] = {}
+    for stage in stages:
+        label, _, part = stage.stage.partition("/")
+        if part in ("generate", "search"):
+            found[label] = dict(stage.metrics)
+        elif part in ("rank", "select", "pairs") and label in found:
+            found[label] |= stage.metrics
+    return found
+
+
+def remembered(
+    labels: Iterable[str], path_of: Callable[[str], Path]
+) -> dict[str, dict[str, float]]:
+    """Return what ``Run.remembered`` is, of iterations whose stages are where ``path_of`` says."""
+    found, trained = dict[str, dict[str, float]](), set[str]()
+    for label in labels:
+        rewards = path_of(f"{label}/rank") / REWARDS
+        if drawn := by_problem(rewards, "task"):
+            share_seen = len(drawn.keys() & trained) / len(drawn)
+            found[label] = {"problems/trained_before": share_seen}
+        if others := [r or 0.0 for key in drawn.keys() - trained for r in drawn[key]]:
+            found[label]["reward/task_others"] = sum(others) / len(others)
+        for part, chosen in (("select", SELECTED), ("pairs", PAIRS)):
+            trained |= by_problem(path_of(f"{label}/{part}") / chosen).keys()
+    return found
+
+
+class ProblemsById(dict[str, Problem]):
+    """The problems of a file by their ids; one that a record is about and is missing is damage."""
+
+    def __init__(self, path: Path, problems: Iterable[Problem]) -> None:
+        super().__init__((problem.problem_id, problem) for problem in problems)
+        self._path = path
+
+    def __missing__(self, key: str) -> Problem:
+        raise StageError(
+            f"{self._path}: has no problem {key!r}, which records of this run are about; put the "
+            f"file back from a copy, or move {self._path.parent} away and run again"
+        )
+
+
+def run_of(model: str) -> Path | None:
+    """Return the run in which the model in a directory was trained, None for any other model."""
+    path = Path(model).resolve()
+    if any(path.glob(f"train_*/{MODEL_DIR}")):  # a team
+        path = path / "train" / MODEL_DIR
+    run = path.parents[2] if len(path.parts) > 3 else path
+    is_trained = (
+        kind_of(path.parent.name) == "train" and path.name == MODEL_DIR and (run / RECIPE).is_file()
+    )
+    return run if is_trained else None
+
+
+def read_judged(said: Path, ranked: Path) -> Iterator[Judged]:
+    """Yield what figures take of conversations and the rewards beside them, only parsed.
+
+    Raises ValueError where they do not go together.
+    """
+    lines = zip(raw_lines(said), raw_lines(ranked), strict=True)
+    for n, ((_, line), (_, beside)) in enumerate(lines, start=1):
+        talk, parts = parsed(line, f"{said}:{n}"), parsed(beside, f"{ranked}:{n}")
+        if talk["problem_id"] != parts["problem_id"]:
+            raise ValueError(f"{parts['problem_id']} stands beside {talk['problem_id']}")
+        yield Judged(
+            problem_id=talk["problem_id"],
+            score=parts["task"],
+            n_tokens=n_spoken(talk),
+            n_generated=sum(turn["n_tokens"] for turn in talk["turns"]),
+            n_turns=len(talk["turns"]),
+            is_answered=talk["answer"] is not None,
+            has_failed=talk["error"] is not None or parts["error"] is not None,
+        )
 
 
 def is_owned(root: Path) -> bool:

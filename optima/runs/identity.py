@@ -74,9 +74,9 @@ def identify(
         tuple(f"{name}={text}" for name, text in named if name not in left_out)
         for left_out in (_ONLY_STOPS, ())
     )
-    texts = _OLDER[kind](**given)
+    texts = _OLDER[kind](**given) if kind in _OLDER else ()
     prompts = _older_prompts(given["team"].style) if _PROMPTS in texts else ("",)
-    older = [tuple(p if text == _PROMPTS else text for text in texts) for p in prompts]
+    older = [tuple(p if text == _PROMPTS else text for text in texts) for p in prompts if texts]
     return Identity(counted, (*older, *([all_named] if all_named != counted else [])))
 
 

@@ -6,20 +6,26 @@ compared with the digests in its DONE.json the first time it is read.
 """
 
 import contextlib
-import importlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from optima.errors import StageError, UsageError
-from optima.evaluation.figures import Figures, Judged, JudgedConversation, figures_of, tally
+from optima.evaluation.figures import (
+    Figures,
+    Judged,
+    JudgedConversation,
+    figures_of,
+    mean_of_tasks,
+    tally,
+)
 from optima.evaluation.statistics import Point, Sample, scaling_curve, vote_of_all
-from optima.plan import BASE, COLD_START, iterations, kind_of
+from optima.plan import BASE, COLD_START, MIX, iterations, placed, unplaced
 from optima.recipe.schema import Recipe
-from optima.records import R, check_path, read_records
+from optima.records import R, check_path, read_records, rows_to_frame
 from optima.runs import files
 from optima.runs.costs import EvaluationCost, ModelCost, costs_of_stages, evaluation_cost
 from optima.runs.directory import read_recipe
@@ -31,7 +37,6 @@ from optima.runs.layout import (
     read_done,
     stage_folders,
 )
-from optima.training.jobs import MODEL_DIR
 from optima.types import (
     AnswerGroups,
     Conversation,
@@ -49,21 +54,6 @@ Kind = Literal["training", "inference", "baselines", "consistency", "transfer"]
 Baseline = Literal["cot", "sc", "mad", "autoform", "trained"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 VOTES: Baseline = "sc"  # whose figures are those of its votes
-_OTHERS = ("score", "groups")  # stages of an evaluation, besides talk and rank
-
-
-class _Problems(dict[str, Problem]):
-    """The problems of a file by their ids; one that a record is about and is missing is damage."""
-
-    def __init__(self, path: Path, problems: Iterable[Problem]) -> None:
-        super().__init__((problem.problem_id, problem) for problem in problems)
-        self._path = path
-
-    def __missing__(self, key: str) -> Problem:
-        raise StageError(
-            f"{self._path}: has no problem {key!r}, which records of this run are about; put the "
-            f"file back from a copy, or move {self._path.parent} away and run again"
-        )
 
 
 class Run:
@@ -72,14 +62,21 @@ class Run:
     Labels are those of the run's tables: ``base``, ``iter_0``, ``iter_1_dpo``. ``name`` tells it
     from other runs beside it; ``folder`` is the one it was found in when that was given instead.
 
+    A mixture is read whole, or as one of its tasks (``task``, of ``tasks``): then everything is
+    that of the task, called as in a run of it alone, and ``name`` ends with it. Of the whole,
+    ``figures`` are means over the tasks.
+
     Raises UsageError for what is not a run directory or not in it, StageError for what is damaged.
     """
 
-    def __init__(self, root: str | Path, *, name: str = "", folder: Path | None = None) -> None:
+    def __init__(
+        self, root: str | Path, *, name: str = "", folder: Path | None = None, task: str = ""
+    ) -> None:
         check_path(root, "run")
         self.root = Path(root)
         self.name = name or self.root.resolve().name
         self.folder = folder
+        self.task = task
         self.is_transfer = False
         if not (self.root / files.RECIPE).is_file():
             raise UsageError(
@@ -89,22 +86,52 @@ class Run:
         self._checked: set[str] = set()
 
     def __repr__(self) -> str:
-        return f"Run({str(self.root)!r})"
+        return f"Run({str(self.root)!r}{f', task={self.task!r}' if self.task else ''})"
 
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe, every default in it."""
-        return read_recipe(self.root)
+        whole = read_recipe(self.root)
+        return whole.members()[self.task] if self.task else whole
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether it is of several tasks, and not read as one of them."""
+        return bool(self.recipe.tasks)
+
+    @cached_property
+    def tasks(self) -> "tuple[Run, ...]":
+        """The run as each of its tasks: of a mixture one each, of any other itself."""
+        if not self.is_mixture:
+            return (self,)
+        names = self.recipe.members()
+        return tuple(
+            Run(self.root, name=f"{self.name} {task}", folder=self.folder, task=task)
+            for task in names
+        )
+
+    @cached_property
+    def whole(self) -> "Run":
+        """The run with all of its tasks."""
+        if not self.task:
+            return self
+        return Run(self.root, name=self.name.removesuffix(f" {self.task}"), folder=self.folder)
 
     @property
     def stages(self) -> tuple[StageDone, ...]:
         """The finished stages in the order in which they were begun, with seconds and metrics."""
-        return tuple(finished_stages(self.root))
+        named = ((unplaced(done.stage, self.task), done) for done in finished_stages(self.root))
+        return tuple(
+            done if name == done.stage else done.model_copy(update={"stage": name})
+            for name, done in named
+            if name is not None
+        )
 
     @property
     def begun(self) -> tuple[str, ...]:
         """The names of all stages that were begun, finished or not."""
-        return tuple(path.relative_to(self.root).as_posix() for path in stage_folders(self.root))
+        paths = (path.relative_to(self.root).as_posix() for path in stage_folders(self.root))
+        return tuple(name for path in paths if (name := unplaced(path, self.task)) is not None)
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
@@ -119,13 +146,18 @@ class Run:
     @property
     def searches(self) -> tuple[files.Search, ...]:
         """The stages in which trees grew, finished or not, in the order they began."""
-        return files.find_searches(self.root)
+        return files.find_searches(self.root, self.task)
+
+    @property
+    def talks(self) -> tuple[files.Talk, ...]:
+        """The stages in which agents conversed, finished or not, in the order they began."""
+        return files.find_talks(self.root, self.task)
 
     @property
     def is_evaluation(self) -> bool:
         """Whether it was written by an inference, baselines or such, not by a training."""
-        talks = (name.split("/") for name in self.begun if name.endswith("/talk"))
-        return any(parts[0] != "evaluate" and not _is_trial(parts) for parts in talks)
+        talks = (name for name in self.begun if name.endswith("/talk"))
+        return any(not name.startswith("evaluate/") and not files.is_trial(name) for name in talks)
 
     @property
     def kind(self) -> Kind:
@@ -149,15 +181,7 @@ class Run:
     @property
     def evaluations(self) -> dict[str, files.Evaluation]:
         """The models that were asked problems and judged, by label; a training's in its order."""
-        done = {stage.stage: stage for stage in self.stages}
-        found = {}
-        for name, talked in done.items():
-            folder, _, part = name.rpartition("/")
-            ranked = done.get(f"{folder}/rank")
-            if part == "talk" and ranked is not None and not _is_trial(name.split("/")):
-                others = filter(None, (done.get(f"{folder}/{other}") for other in _OTHERS))
-                label = folder.removeprefix("evaluate/")
-                found[label] = files.Evaluation(label, folder, talked, ranked, tuple(others))
+        found = files.find_evaluations(self.stages)
         if self.is_evaluation:
             return found
         order = [BASE, COLD_START, *(step.label for step in iterations(self.recipe))]
@@ -166,39 +190,28 @@ class Run:
 
     @property
     def evaluated(self) -> tuple[str, ...]:
-        """The labels of the models that were asked the held-out problems and judged."""
-        return tuple(self.evaluations)
+        """The labels of the models that were asked the held-out problems and judged.
+
+        Of a mixture those that were asked all of its tasks.
+        """
+        if not self.is_mixture:
+            return tuple(self.evaluations)
+        first, *others = (one.evaluated for one in self.tasks)
+        return tuple(label for label in first if all(label in other for other in others))
 
     @property
     def drawn(self) -> dict[str, dict[str, float]]:
         """The metrics of the conversations that each iteration drew from the model before it.
 
-        A metric is missing where its stage is not finished.
+        A metric is missing where its stage is not finished. Of a mixture see its ``tasks``.
         """
-        found: dict[str, dict[str, float]] = {}
-        for stage in self.stages:
-            label, _, part = stage.stage.partition("/")
-            if part in ("generate", "search"):
-                found[label] = dict(stage.metrics)
-            elif part in ("rank", "select", "pairs") and label in found:
-                found[label] |= stage.metrics
-        return {} if self.is_evaluation else found
+        return {} if self.is_evaluation else files.drawn_for(self.stages)
 
     @cached_property
     def remembered(self) -> dict[str, dict[str, float]]:
         """Per iteration: the share of its problems that an earlier one was trained on, and the mean
         R_task of the conversations about the others; what is remembered lifts that of all."""
-        found, trained = dict[str, dict[str, float]](), set[str]()
-        for label in self.drawn:
-            folder = self.root / label
-            if drawn := files.by_problem(folder / "rank" / files.REWARDS, "task"):
-                share_seen = len(drawn.keys() & trained) / len(drawn)
-                found[label] = {"problems/trained_before": share_seen}
-            if others := [r or 0.0 for key in drawn.keys() - trained for r in drawn[key]]:
-                found[label]["reward/task_others"] = sum(others) / len(others)
-            for chosen in (f"select/{files.SELECTED}", f"pairs/{files.PAIRS}"):
-                trained |= files.by_problem(folder / chosen).keys()
-        return found
+        return files.remembered(self.drawn, self._path)
 
     @cached_property
     def figures(self) -> tuple[Figures, ...]:
@@ -210,6 +223,8 @@ class Run:
         """What the models trained here cost to make, or what an inference noted of its models'."""
         if self.is_evaluation:
             return self._results.costs
+        if self.task:  # a model of a mixture is made from all of its tasks
+            return self.whole.costs
         return costs_of_stages(self.stages, self.attempts)
 
     def cost_of(self, label: str) -> ModelCost | None:
@@ -223,7 +238,7 @@ class Run:
     def problems(self, split: Literal["train", "test"] = "test") -> dict[str, Problem]:
         """Return the problems of a split by their ids; ``test`` are the held-out ones."""
         path = self._checked_file(files.PROBLEMS, f"{split}.jsonl")
-        return _Problems(path, read_records(path, Problem))
+        return files.ProblemsById(path, read_records(path, Problem))
 
     def evaluation(self, label: str) -> Iterator[JudgedConversation]:
         """Yield what a model said about the held-out problems."""
@@ -232,15 +247,22 @@ class Run:
 
     def evaluation_cost(self, label: str) -> EvaluationCost:
         """Return what evaluating a model took."""
-        one = self._evaluation(label)
-        return evaluation_cost((one.talked, one.ranked, *one.others), self.attempts)
+        found = (task._evaluation(label) for task in self.tasks)
+        stages = (done for one in found for done in (one.talked, one.ranked, *one.others))
+        return evaluation_cost(stages, self.attempts)
 
     def measure(self, labels: Sequence[str], *, by_vote: bool | None = None) -> tuple[Figures, ...]:
         """Return the figures of some of the models; one without a conversation is left out.
 
         Those whose answers were grouped are measured by the vote among all samples of a problem
-        where ``by_vote`` says so; None takes that of the baseline ``sc`` alone.
+        where ``by_vote`` says so; None takes that of the baseline ``sc`` alone. Of a mixture they
+        are means over its tasks (``mean_of_tasks``).
         """
+        if self.is_mixture:
+            found_T = [one.measure(labels) for one in self.tasks]
+            both = zip(*found_T, strict=True)
+            means = [mean_of_tasks(one_T, seed=self.recipe.seed) for one_T in both]
+            return tuple(replace(one, made_in_s=self._made_in_s(one.label)) for one in means)
         tallies, found = {}, []
         for one in map(self._evaluation, labels):
             if not (judged := list(self._lightly(one.folder))):
@@ -250,9 +272,6 @@ class Run:
             votes = vote_of_all(samples, seed=self.recipe.seed) if is_vote else None
             tallies[one.label] = tally(judged, votes)
             found.append((one, self._points(one.label, samples)))
-        made_in: dict[str, float] = defaultdict(float)
-        for done in self.stages:
-            made_in[done.stage.split("/")[0]] += done.seconds
         is_training = not self.is_evaluation
         return tuple(
             replace(
@@ -260,7 +279,7 @@ class Run:
                 model=self._place(one.label),
                 reward=one.ranked.metrics.get("reward/total") if is_training else None,
                 seconds=one.talked.seconds,
-                made_in_s=made_in[one.label] if is_training else 0.0,
+                made_in_s=self._made_in_s(one.label) if is_training else 0.0,
                 metrics=dict(one.talked.metrics),
                 points=points,
             )
@@ -296,12 +315,11 @@ class Run:
     def rows(self, label: str) -> Iterator[TrainingRow | PreferenceRow]:
         """Yield the rows that ``label`` was trained on: of an SFT or cold start, or of pairs."""
         done = {stage.stage for stage in self.stages}
-        for kind in ("influence/selected", "pairs"):
-            if f"{label}/{kind}" in done:
-                yield from self._records(f"{label}/{kind}", files.ROWS, PreferenceRow)
-                return
-        kind = "script" if f"{label}/script" in done else "select"
-        yield from self._records(f"{label}/{kind}", files.ROWS, TrainingRow)
+        kinds = (MIX, "influence/selected", "pairs", "script")
+        kind = next((kind for kind in kinds if f"{label}/{kind}" in done), "select")
+        is_dpo = any((o.label, o.training) == (label, "dpo") for o in iterations(self.recipe))
+        row: type[PreferenceRow | TrainingRow] = PreferenceRow if is_dpo else TrainingRow
+        yield from self._records(f"{label}/{kind}", files.ROWS, row)
 
     def to_frame(self, label: str | None = None) -> Any:
         """Return a pandas data frame: of an evaluation, a row a conversation; else a row a model.
@@ -309,8 +327,8 @@ class Run:
         Raises UsageError where pandas is not installed; all else here needs none.
         """
         if label is None:
-            return _to_frame([figures.row() for figures in self.figures])
-        return _to_frame([judged.row() for judged in self.evaluation(label)])
+            return rows_to_frame([figures.row() for figures in self.figures])
+        return rows_to_frame([judged.row() for judged in self.evaluation(label)])
 
     def _evaluation(self, label: str) -> files.Evaluation:
         found = self.evaluations
@@ -334,16 +352,30 @@ class Run:
         base = Path(self.recipe.model.path)
         return str(base.resolve()) if base.is_dir() else str(base)
 
+    def _path(self, name: str) -> Path:
+        """Return the directory of a stage."""
+        return self.root / placed(name, self.task)
+
+    def _made_in_s(self, label: str) -> float:
+        """Return the seconds of the stages that made a model."""
+        return sum(done.seconds for done in self.stages if done.stage.split("/")[0] == label)
+
     def _checked_file(self, name: str, file: str) -> Path:
         """Return a file of a finished stage whose outputs are as they were written."""
-        done = read_done(self.root / name)
+        done = read_done(self._path(name))
+        if done is None and self.is_mixture:
+            first, *others = (one.task for one in self.tasks)
+            raise UsageError(
+                f"{self.root}: is a mixture, each of whose tasks has its own {name}: read it as "
+                f"one of them, open_run(..., task={first!r}), or {', '.join(others)}"
+            )
         if done is None:
             finished = ", ".join(stage.stage for stage in self.stages) or "none yet"
             raise UsageError(f"{self.root}: has not finished {name}; finished are {finished}")
         if name not in self._checked:
-            check_outputs(self.root / name, done)
+            check_outputs(self._path(name), done)
             self._checked.add(name)
-        if not (path := self.root / name / file).is_file():  # an inference has no train split
+        if not (path := self._path(name) / file).is_file():  # an inference has no train split
             raise UsageError(f"{self.root}: has no {file} in {name}, as {self.kind} writes none")
         return path
 
@@ -365,22 +397,8 @@ class Run:
         """Yield what figures take of an evaluation's conversations."""
         said = self._checked_file(f"{folder}/talk", files.CONVERSATIONS)
         ranked = self._checked_file(f"{folder}/rank", files.REWARDS)
-        lines = zip(files.raw_lines(said), files.raw_lines(ranked), strict=True)
         with self._one_for_each(f"{folder}/rank/{files.REWARDS}"):
-            for n, ((_, line), (_, beside)) in enumerate(lines, start=1):
-                talk = files.parsed(line, f"{said}:{n}")
-                parts = files.parsed(beside, f"{ranked}:{n}")
-                if talk["problem_id"] != parts["problem_id"]:
-                    raise ValueError(f"{parts['problem_id']} stands beside {talk['problem_id']}")
-                yield Judged(
-                    problem_id=talk["problem_id"],
-                    score=parts["task"],
-                    n_tokens=files.n_spoken(talk),
-                    n_generated=sum(turn["n_tokens"] for turn in talk["turns"]),
-                    n_turns=len(talk["turns"]),
-                    is_answered=talk["answer"] is not None,
-                    has_failed=talk["error"] is not None or parts["error"] is not None,
-                )
+            yield from files.read_judged(said, ranked)
 
     def _samples(self, folder: str, judged: Sequence[Judged]) -> dict[str, list[Sample]]:
         """Return every problem's samples, by id, as votes see them."""
@@ -408,41 +426,24 @@ class Run:
         try:
             yield
         except ValueError as error:
-            path = self.root / name
+            folder, _, last = name.rpartition("/")
+            path = self._path(folder) / last
             raise StageError(
                 f"{path}: has not one record for each conversation; move {path.parent} away and "
                 "run again"
             ) from error
 
 
-def open_run(root: str | Path) -> Run:
-    """Open a run directory for reading; UsageError for what is not one."""
-    return Run(root)
+def open_run(root: str | Path, task: str = "") -> Run:
+    """Open a run directory for reading, of a mixture as one of its tasks where ``task`` names it.
 
-
-def run_of(model: str) -> Path | None:
-    """Return the run in which the model in a directory was trained, None for any other model."""
-    path = Path(model).resolve()
-    if any(path.glob(f"train_*/{MODEL_DIR}")):  # a team
-        path = path / "train" / MODEL_DIR
-    run = path.parents[2] if len(path.parts) > 3 else path
-    is_trained = (
-        kind_of(path.parent.name) == "train"
-        and path.name == MODEL_DIR
-        and (run / files.RECIPE).is_file()
-    )
-    return run if is_trained else None
-
-
-def _is_trial(parts: Sequence[str]) -> bool:
-    """Tell whether a stage is ``<iteration>/influence/<trial>/<part>``: no evaluation."""
-    return len(parts) == 4 and parts[1] == "influence"
-
-
-def _to_frame(rows: list[dict[str, Any]]) -> Any:
-    try:
-        return importlib.import_module("pandas").DataFrame(rows)  # nothing else of ours needs it
-    except ImportError as error:
-        raise UsageError(
-            "pandas: is not installed here; `pip install pandas`, or go through evaluation(label)"
-        ) from error
+    Raises UsageError for what is not a run, or not of that task.
+    """
+    run = Run(root)
+    if not task or (task == run.recipe.task and not run.is_mixture):
+        return run
+    found = next((one for one in run.tasks if one.recipe.task == task), None)
+    if found is None:
+        there = ", ".join(one.recipe.task for one in run.tasks)
+        raise UsageError(f"{run.root}: is of {there}, not of {task}; name a task of the run")
+    return found

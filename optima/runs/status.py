@@ -25,7 +25,7 @@ from optima.runs.layout import StageDone, check_run, find_begun, read_done, stag
 from optima.runs.reader import Run
 
 # Short beside the others: what of these is to come counts as nothing until one of its kind is done.
-_SHORT = ("problems", "script", "rank", "select", "pairs", "groups")
+_SHORT = ("problems", "script", "rank", "select", "pairs", "mix", "groups")
 _STOPPED = "the command that started it goes on from here"
 
 

@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 from optima.conversation.codec import ChatCodec
 from optima.conversation.dialogue import Speaker
 from optima.errors import UsageError
-from optima.plan import Step
+from optima.plan import Step, placed
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.prompts.rendering import Format, PromptStyle, cue, system_prompt
@@ -30,6 +30,7 @@ from optima.serving.fleet import Fleet
 from optima.serving.nodes import Nodes
 from optima.serving.scorer import Item, LossScorer
 from optima.stages.room import keep_of, serving_recipe
+from optima.tasks import get_task
 from optima.tasks.task import Task
 from optima.training.jobs import Others
 from optima.types import ModelRef, Problem, TeamRef
@@ -289,7 +290,11 @@ def split_devices(recipe: Recipe, devices: Devices) -> Places:
 
 @dataclass(frozen=True)
 class RunContext:
-    """The run, its task, its models and how they are prompted, and the device."""
+    """The run, its task, its models and how they are prompted, and the device.
+
+    A mixture has one for the whole and one for each of its tasks, whose ``recipe`` is that of the
+    task and ``member`` its name; of the whole the task and the style are those of the first.
+    """
 
     recipe: Recipe
     run: RunDir
@@ -300,6 +305,7 @@ class RunContext:
     loss: LossModel
     device: Device
     environments: Environments
+    member: str = ""
 
     def do(
         self,
@@ -310,21 +316,34 @@ class RunContext:
     ) -> Stage:
         """Let the function ``stage`` make a step of the plan, unless it is finished already.
 
-        It gets the run, the step's directory, and its inputs, which identify it.
+        It gets the run, the step's directory, and its inputs, which identify it. Of a mixture's
+        task, the step is the one that it has in a run of that task alone (``placed``).
         """
         identity = identify(stage, args, kwargs, self.task.versions)
-        out = self.run.stage(step.name, *identity.inputs, older=identity.older)
+        name = placed(step.name, self.member)
+        out = self.run.stage(name, *identity.inputs, older=identity.older)
         if out.done is None:
             made = stage(self, out, *args, **kwargs)
             done = out.finish([out.path / name for name in made.files], made.metrics)
             self.run.write_metrics()
-            logger.info("%s: done in %.0f s, %s", step.name, done.seconds, made.line)
+            logger.info("%s: done in %.0f s, %s", name, done.seconds, made.line)
         return out
 
     def team(self, model: Model, problems: Sequence[Problem]) -> Team:
         """Return the agents who speak about ``problems``, all played by ``model``."""
         policies = self.recipe.agents.policies
         return Team(model, self.style.told(problems), self.style, self.codec, policies)
+
+    def members(self) -> tuple["RunContext", ...]:
+        """Return what the stages of each task of a mixture share; of any other run, itself."""
+        if not self.recipe.tasks:
+            return (self,)
+        found = []
+        for name, recipe in self.recipe.members().items():
+            task = get_task(name)
+            style = PromptStyle.of(recipe, task)
+            found.append(replace(self, recipe=recipe, task=task, style=style, member=name))
+        return tuple(found)
 
     def log_path(self, name: str) -> Path:
         """Log file of a process of this attempt; ``name`` may be a stage's, with slashes."""

@@ -6,6 +6,8 @@ run on the same problem, capped at 1: a yardstick that stays the same while the 
 unlike the group maximum of training, which shrinks with the model.
 """
 
+from collections.abc import Sequence
+
 from optima.errors import StageError
 from optima.evaluation.figures import Figures
 from optima.evaluation.health import find_loss_of_speech
@@ -14,6 +16,7 @@ from optima.runs.directory import Stage
 from optima.runs.reader import Run
 from optima.stages.context import Model, RunContext
 from optima.stages.generate import ask
+from optima.stages.problems import Part
 from optima.stages.rank import group_maximum, mark
 from optima.types import Problem
 
@@ -31,6 +34,32 @@ class Evaluations:
     candidates, ``settle`` judges with the scorer that goes on to score them.
     """
 
+    def __init__(self, context: RunContext, parts: Sequence[Part]) -> None:
+        self._root = context.run.root
+        self._tasks = [_OfTask(part.run, part.problems.test) for part in parts]
+
+    def add(self, model: Model) -> None:
+        """Let ``model`` converse about all held-out problems.
+
+        Raises StageError when its training cost it its speech, before it is used any further.
+        """
+        for task in self._tasks:
+            task.add(model)
+
+    def settle(self) -> None:
+        """Reward what was added since the last call."""
+        for task in self._tasks:
+            task.settle()
+
+    def rows(self) -> tuple[Figures, ...]:
+        """Return the figures of all models added; of a mixture, means over its tasks."""
+        self.settle()
+        return Run(self._root).figures
+
+
+class _OfTask:
+    """The evaluations on the problems of one task."""
+
     def __init__(self, context: RunContext, problems: tuple[Problem, ...]) -> None:
         self._context = context
         self._problems = problems
@@ -39,10 +68,6 @@ class Evaluations:
         self._n_settled = 0
 
     def add(self, model: Model) -> None:
-        """Let ``model`` converse about all held-out problems.
-
-        Raises StageError when its training cost it its speech, before it is used any further.
-        """
         talked = ask(self._context, f"evaluate/{model.label}", model, self._problems)
         if self._normalisers is None:
             self._normalisers = group_maximum(talked)
@@ -58,13 +83,7 @@ class Evaluations:
         self._talks.append((model, talked))
 
     def settle(self) -> None:
-        """Reward what was added since the last call."""
         for model, talked in self._talks[self._n_settled :]:
             folder = f"evaluate/{model.label}"
             mark(self._context, folder, self._problems, talked, self._normalisers)
             self._n_settled += 1
-
-    def rows(self) -> tuple[Figures, ...]:
-        """Return the figures of all models added."""
-        self.settle()
-        return Run(self._context.run.root).figures

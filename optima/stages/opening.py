@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import optima
@@ -25,7 +25,7 @@ from optima.runs.directory import RunDir
 from optima.runs.layout import STARTED_FORMAT, check_model, read_attempts, weight_files
 from optima.seeding import digest
 from optima.stages.context import Device, Environments, LossModel, Model, RunContext, split_devices
-from optima.stages.problems import Problems
+from optima.stages.problems import Part
 from optima.stages.room import check_run_dir, context_window, footprint
 from optima.tasks import get_task
 from optima.training.launch import check_target_modules
@@ -46,9 +46,9 @@ def open_run(
     recipe: Recipe, run_dir: Path, *, vllm_env: Environment, train_env: Environment
 ) -> Iterator[RunContext]:
     """Own ``run_dir`` and the device for the time of the context."""
-    task = get_task(recipe.task)
     codec = model_codec(recipe, recipe.model.path)
-    style = PromptStyle.of(recipe, task)
+    tasks = [(one, get_task(one.task)) for one in recipe.members().values()]
+    styles = [PromptStyle.of(one, task) for one, task in tasks]  # what cannot be prompted is said
     losses_by = loss_codec(recipe, codec)
     devices = detect_devices(recipe.serving)
     split_devices(recipe, devices)
@@ -64,9 +64,9 @@ def open_run(
             yield RunContext(
                 recipe=recipe,
                 run=run,
-                task=task,
+                task=tasks[0][1],
                 codec=codec,
-                style=style,
+                style=styles[0],
                 base=base_model(recipe),
                 loss=LossModel(
                     model=loss_model(recipe),
@@ -86,7 +86,8 @@ def check_start(recipe: Recipe, run_dir: Path) -> None:
     context_window(recipe.model)
     check_target_modules(recipe)
     base_model(recipe)
-    read_formats(recipe)
+    for one in recipe.members().values():
+        read_formats(one)
 
 
 def read_formats(recipe: Recipe) -> tuple[Format, ...]:
@@ -95,10 +96,11 @@ def read_formats(recipe: Recipe) -> tuple[Format, ...]:
     return load_formats(sampling.format_pool_path) if sampling.format_pool else ()
 
 
-def check_room(context: RunContext, problems: Problems) -> None:
+def check_room(context: RunContext, parts: Sequence[Part]) -> None:
     """Log what the run will generate and store; UsageError when the disk is too small for it."""
-    counts = Counts(n_train=len(problems.train), n_test=len(problems.test))
-    for line in footprint(context.recipe, context.run.root, counts):
+    problems = [part.problems for part in parts]
+    counts = [Counts(n_train=len(one.train), n_test=len(one.test)) for one in problems]
+    for line in footprint(context.recipe, context.run.root, *counts):
         logger.info("%s", line)
 
 

@@ -59,6 +59,12 @@ def pair(
     return Made((PAIRS, ROWS, EVAL_ROWS), metrics, line)
 
 
+def pair_section(context: RunContext) -> PairSection:
+    """Return how pairs are read; only methods with trees have it."""
+    assert context.recipe.pairs is not None
+    return context.recipe.pairs
+
+
 def _too_few(harvest: Harvest, n_problems: int, section: PairSection) -> str | None:
     """Say that there are no or too few pairs, and which fields to change; None if enough."""
     if not harvest.n_chosen:

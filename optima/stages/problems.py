@@ -10,7 +10,8 @@ from optima.plan import Step
 from optima.recipe.schema import DataSection, Recipe
 from optima.records import read_records, write_records
 from optima.runs.directory import Stage
-from optima.runs.reader import Run, run_of
+from optima.runs.files import run_of
+from optima.runs.reader import Run
 from optima.stages.context import Made, Model, RunContext
 from optima.tasks import get_task
 from optima.tasks.loading import (
@@ -57,6 +58,14 @@ class Problems:
         return sample_problems(self.train, n, seed=self.seed, stage=stage)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is asked in a run, and about which problems: of a mixture, one of its tasks."""
+
+    run: RunContext
+    problems: Problems
+
+
 def read_test_problems(context: RunContext, models: Iterable[Model] = ()) -> tuple[Problem, ...]:
     """Read the test split alone, or the seeded sample of it that ``data.n_test`` asks for.
 
@@ -97,8 +106,11 @@ def check_unseen(
     """
     if get_task(recipe.task).generate is not None:
         return  # its splits are made apart, whatever the seed
-    for train in sorted(run / "problems" / TRAIN for run in _runs_behind(models, with_starts)):
-        if train.is_file() and (seen := overlap(read_records(train, Problem), problems)):
+    runs = _runs_behind(models, with_starts)
+    for train in sorted(path for run in runs for path in run.glob(f"problems/**/{TRAIN}")):
+        if ".superseded-" not in str(train) and (
+            seen := overlap(read_records(train, Problem), problems)
+        ):
             what = describe_overlap(seen, len(problems), str(train))
             if recipe.data.overlap != "keep":
                 raise DataError(
@@ -126,8 +138,13 @@ def _runs_behind(models: Iterable[Model], with_starts: bool) -> set[Path]:
     return found
 
 
+def read_parts(context: RunContext) -> tuple[Part, ...]:
+    """Read the problems of each task of a mixture, or of the one task of any other run."""
+    return tuple(Part(one, read_problems(one)) for one in context.members())
+
+
 def read_problems(context: RunContext) -> Problems:
-    """Read both splits, or what an earlier attempt stored of them."""
+    """Read both splits of one task, or what an earlier attempt stored of them."""
     recipe = context.recipe
     stored = context.do(Step("problems", ""), split, recipe.task, recipe.data, recipe.seed)
     problems = Problems(
@@ -138,7 +155,9 @@ def read_problems(context: RunContext) -> Problems:
         seed=recipe.seed,
         is_in_turn=recipe.data.draw == "in_turn",
     )
-    logger.info("problems: %d to train on, %d held out", len(problems.train), len(problems.test))
+    logger.info(
+        "%s: %d to train on, %d held out", stored.name, len(problems.train), len(problems.test)
+    )
     return problems
 
 

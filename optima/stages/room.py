@@ -42,13 +42,20 @@ class Weights:
     is_remote: bool = False
 
 
-def footprint(recipe: Recipe, run_dir: Path, counts: Counts) -> Iterator[str]:
-    """Yield what a run generates and stores; UsageError when the disk is too small for it."""
-    talks = recipe.conversation
-    most = talks.max_turns * talks.max_turn_tokens
-    steps = plan(recipe, counts)
-    n_tokens = most * sum(step.n_conversations for step in steps)
-    yield f"tokens     at most {n_tokens:,} generated ({most:,} a conversation)"
+def footprint(recipe: Recipe, run_dir: Path, *counts: Counts) -> Iterator[str]:
+    """Yield what a run generates and stores; UsageError when the disk is too small for it.
+
+    ``counts`` are those of each of its tasks.
+    """
+    members = recipe.members().values()
+    most = [one.conversation.max_turns * one.conversation.max_turn_tokens for one in members]
+    steps = plan(recipe, *counts)
+    n_tokens = sum(
+        n * step.n_conversations
+        for one, n, count in zip(members, most, counts, strict=True)
+        for step in plan(one, count)
+    )
+    yield f"tokens     at most {n_tokens:,} generated ({max(most):,} a conversation)"
     weights = find_weights(recipe.model)
     if weights is None:
         yield "disk       not estimated: neither files nor config.json say how large the model is"

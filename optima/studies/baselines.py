@@ -98,6 +98,11 @@ def train_control(
 
 def read_run(run: Path) -> Recipe:
     """Return the recipe of a training run; UsageError where there is none."""
+    if (run / RECIPE).is_file() and (recipe := Run(run).recipe).tasks:
+        raise UsageError(
+            f"--run {run}: is a mixture of {', '.join(recipe.members())}, whose budget no single "
+            f"task had; name a model by --model, and --task NAME --config {run / RECIPE}"
+        )
     if not (run / RECIPE).is_file() or not (run / "problems" / TRAIN).is_file():
         raise UsageError(
             f"--run {run}: is not a training run (it has no {RECIPE} or no problems/{TRAIN}); "

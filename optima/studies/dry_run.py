@@ -9,7 +9,17 @@ from itertools import groupby
 from pathlib import Path
 
 from optima.errors import RunBusyError, ServerError, UsageError
-from optima.plan import Counts, Step, Training, by_policy, check_trainable, iterations, plan
+from optima.plan import (
+    PROBLEMS,
+    Counts,
+    Step,
+    Training,
+    by_policy,
+    check_trainable,
+    iterations,
+    placed,
+    plan,
+)
 from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices, free_port
 from optima.processes.environment import Environment, require_environment
 from optima.prompts.rendering import PromptStyle
@@ -69,11 +79,7 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
     """
     check_trainable(recipe)
     _check_run(recipe, run_dir)
-    task = get_task(recipe.task)
-    n_agents = len(recipe.agents.names)
-    train, test = load_splits(task, recipe.data, n_agents=n_agents, seed=recipe.seed)
-    if read_done(run_dir / "problems") is None:
-        check_unseen(recipe, (base_model(recipe),), held_out_problems(test.problems, recipe))
+    tasks = [_data(own, run_dir, name) for name, own in recipe.members().items()]
     vllm_env = require_environment(vllm_spec, "vllm")
     train_env = require_environment(train_spec, "train")
     check_trackers(recipe.train.report_to, train_env)
@@ -85,29 +91,41 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
         check_models(recipe)
     memory = [] if is_over else list(check_fit(recipe, devices, train_env))
     codec = model_codec(recipe, recipe.model.path)
-    PromptStyle.of(recipe, task)
     loss_codec(recipe, codec)
     check_start(recipe, run_dir)
     if recipe.pairs is not None and recipe.pairs.path is not None:
         read_conversational(Path(recipe.pairs.path), codec)
-    formats = read_formats(recipe)
-    counts = Counts(n_train=len(train.problems), n_test=len(test.problems))
+    counts = [count for _, count in tasks]
     where = "CPU" if devices.kind == "cpu" else f"GPUs {list(devices.gpus)}"
     lines = [
         f"run        {run_dir}" + (" (exists; would go on)" if run_dir.exists() else ""),
-        f"task       {task.name}: {task.setting}, {task.metric}, {n_agents} agents",
-        f"data       train {train.counts()}; test {test.counts()}",
+        *(line for lines, _ in tasks for line in lines),
         f"model      {recipe.model.path}, context {context_window(recipe.model) or 'unknown'}, "
         f"roles {codec.template.roles}",
-        f"formats    {len(formats)}" + ("" if formats else " (no pool)"),
         f"devices    {where}" + (f"; {warning}" if (warning := core_warning()) else ""),
         "stages",
-        *(f"  {line}" for line in _stages(recipe, counts)),
+        *(f"  {line}" for line in _stages(recipe, *counts)),
         *_processes(recipe, run_dir, devices, places, (vllm_env, train_env)),
         *memory,
-        *footprint(recipe, run_dir, counts),
+        *footprint(recipe, run_dir, *counts),
     ]
     return "\n".join(lines)
+
+
+def _data(recipe: Recipe, run_dir: Path, member: str) -> tuple[list[str], Counts]:
+    """Return what is to be said of one task, and how many problems it has."""
+    task, n_agents = get_task(recipe.task), len(recipe.agents.names)
+    train, test = load_splits(task, recipe.data, n_agents=n_agents, seed=recipe.seed)
+    if read_done(run_dir / placed(PROBLEMS, member)) is None:
+        check_unseen(recipe, (base_model(recipe),), held_out_problems(test.problems, recipe))
+    PromptStyle.of(recipe, task)
+    formats = read_formats(recipe)
+    lines = [
+        f"task       {task.name}: {task.setting}, {task.metric}, {n_agents} agents",
+        f"data       train {train.counts()}; test {test.counts()}",
+        f"formats    {len(formats)}" + ("" if formats else " (no pool)"),
+    ]
+    return lines, Counts(n_train=len(train.problems), n_test=len(test.problems))
 
 
 def _check_run(recipe: Recipe, run_dir: Path) -> None:
@@ -118,11 +136,13 @@ def _check_run(recipe: Recipe, run_dir: Path) -> None:
             raise RunBusyError(f"--run-dir {run_dir}: a process runs in it; give another --run-dir")
 
 
-def _stages(recipe: Recipe, counts: Counts) -> Iterator[str]:
+def _stages(recipe: Recipe, *counts: Counts) -> Iterator[str]:
     """Yield one line for each folder of stages, in the order of the plan."""
-    by_folder = groupby(plan(recipe, counts), key=lambda step: step.name.rpartition("/")[0])
+    by_folder = groupby(plan(recipe, *counts), key=lambda step: step.name.rpartition("/")[0])
+    members = recipe.members()
     for folder, steps in by_folder:
-        parts = ", ".join(_part(recipe, step) for step in steps)
+        own = members.get(folder.rpartition("/")[2], recipe)
+        parts = ", ".join(_part(own, step) for step in steps)
         yield f"{folder}: {parts}" if folder else parts
 
 
@@ -133,7 +153,7 @@ def _part(recipe: Recipe, step: Step) -> str:
     if step.kind == "script":
         return f"script {step.n_lines:,} conversations"
     if not step.n_conversations:
-        return step.kind
+        return step.name.rpartition("/")[2] if step.kind == PROBLEMS else step.kind
     said = f"{step.kind} {step.n_conversations:,} conversations by {step.model}"
     if step.kind == "generate":
         n_samples = recipe.sampling.n_samples

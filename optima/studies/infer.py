@@ -40,11 +40,12 @@ from optima.runs.files import (
     INPUTS,
     RECIPE,
     RESULTS,
+    run_of,
     write_members,
     write_stages,
 )
 from optima.runs.layout import WEIGHTS, check_model, find_below, is_stage, read_done, weight_files
-from optima.runs.reader import Run, run_of
+from optima.runs.reader import Run
 from optima.seeding import digest
 from optima.stages.context import Made, Model, RunContext
 from optima.stages.generate import ask

@@ -21,6 +21,7 @@ from optima.recipe.schema import Recipe, RewardSection
 from optima.records import atomic_writer
 from optima.reporting.tables import Table
 from optima.reward import compute_reward, search_reward
+from optima.runs.comparison import open_task
 from optima.runs.files import RECIPE, TREES
 from optima.runs.reader import Run
 from optima.search.pairs import Harvest, export_lines, preference_row
@@ -105,12 +106,14 @@ class Rescored:
         return "\n\n".join(shown) or "nothing is rewarded or evaluated yet"
 
 
-def rescore(root: Path, overrides: Sequence[str], metric: Metric | None = None) -> Rescored:
+def rescore(
+    root: Path, overrides: Sequence[str], metric: Metric | None = None, *, task: str | None = None
+) -> Rescored:
     """Reward and select again what the finished stages of a training hold.
 
-    ``metric`` scores answers instead of the task's own. Raises UsageError for a directory that is
-    not a training, for fields that decide more than rewards and selections, and where losses are
-    asked for that the run did not take.
+    ``metric`` scores answers instead of the task's own; ``task`` is the one that is meant of a
+    mixture. Raises UsageError for a directory that is not a training, for fields that decide more
+    than rewards and selections, and where losses are asked for that the run did not take.
     """
     for change in overrides:
         if not change.startswith(CHANGEABLE):
@@ -118,13 +121,13 @@ def rescore(root: Path, overrides: Sequence[str], metric: Metric | None = None) 
                 f"{change}: decides what is generated or trained; change fields of reward, select "
                 "or pairs, or search.lambda_token and search.lambda_loss"
             )
-    run = Run(root)
+    run = open_task(root, task)
     if run.is_evaluation:
         raise UsageError(f"{root}: is an evaluation, which selects nothing; name a training run")
     _ = run.recipe  # says what is wrong with the stored one by itself
     finished = {done.stage for done in run.stages}
     labels = list(dict.fromkeys(done.stage.partition("/")[0] for done in run.stages))
-    recipe = load_recipe(root / RECIPE, overrides)
+    recipe = load_recipe(root / RECIPE, overrides).members()[run.task]
     if _takes_more_than_trees(recipe) and not _takes_more_than_trees(run.recipe):
         raise UsageError(
             f"{root}: pairs.strategy=influence takes trainings and pairs.path a file; rescore with "
@@ -355,7 +358,12 @@ def _shown(value: float | None, digits: int) -> str:
 
 
 def rebuild_pairs(
-    run_dir: Path, iteration: str | None, overrides: Sequence[str], out: Path | None
+    run_dir: Path,
+    iteration: str | None,
+    overrides: Sequence[str],
+    out: Path | None,
+    *,
+    task: str | None = None,
 ) -> Table:
     """Return a table of the pairs of every iteration; with ``out`` export them in their order.
 
@@ -364,9 +372,9 @@ def rebuild_pairs(
 
     Raises UsageError when the directory holds no such run or iteration, or ``out`` has no folder.
     """
-    run = Run(run_dir)
+    run = open_task(run_dir, task)
     _ = run.recipe  # says what is wrong with the stored one by itself
-    recipe = load_recipe(run_dir / RECIPE, overrides)
+    recipe = load_recipe(run_dir / RECIPE, overrides).members()[run.task]
     if recipe.search is None or recipe.pairs is None:
         raise UsageError(
             f"--run {run_dir}: is a run of method {recipe.method}, which has no trees; name one of "

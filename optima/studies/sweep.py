@@ -29,7 +29,7 @@ FULL = "full"
 WEIGHTS = {"no_token": "lambda_token", "no_loss": "lambda_loss"}
 # Fields below these are first read when pairs are selected: what comes before is the same run.
 _LATE_SECTIONS = ("pairs", "dpo")
-_FIRST_LATE_STAGES = ("pairs", "influence", "train")
+_FIRST_LATE_STAGES = ("pairs", "influence", "mix", "train")
 _NAME_CHARS = 50  # of a folder; a longer value is told apart by its digest
 
 
@@ -155,10 +155,10 @@ def _share_stages(source: Path, target: Path, is_shared: Callable[[str], bool]) 
 
 def _is_before_reward(stage: str) -> bool:
     """Tell whether a stage's result is the same whatever the weights of the reward are."""
-    part, _, name = stage.partition("/")
+    parts = stage.split("/")  # of a mixture with the name of a task among them
     first = {"iter_0", "iter_0_sft", "initial"}
     return (
-        part in ("problems", "cold_start")
-        or stage in ("evaluate/base/talk", "evaluate/cold_start/talk")
-        or (part in first and name == "generate")
+        parts[0] in ("problems", "cold_start")
+        or (parts[0] == "evaluate" and parts[1] in ("base", "cold_start") and parts[-1] == "talk")
+        or (parts[0] in first and parts[-1] == "generate")
     )

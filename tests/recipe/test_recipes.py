@@ -28,7 +28,8 @@ from optima.tasks import TASKS
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 LAYERS = sorted((RECIPES / "models").glob("*.yaml"))
 TEAMS = sorted((RECIPES / "teams").glob("*.yaml"))
-ALL = sorted(set(RECIPES.rglob("*.yaml")) - {*LAYERS, *TEAMS})
+MIXTURES = sorted((RECIPES / "mixtures").glob("*.yaml"))
+ALL = sorted(set(RECIPES.rglob("*.yaml")) - {*LAYERS, *TEAMS, *MIXTURES})
 
 # Paper Table 8, iSFT: learning rate, epochs, batch, lambda_token, lambda_loss, theta_sft.
 TABLE_8: dict[str, tuple[float, ...]] = {
@@ -234,6 +235,27 @@ def test_layer_of_a_model_starts_with_its_two_commands(path: Path) -> None:
     assert name_of(path) in lines[2]
     assert "docs/results.md" in lines[3]
     assert lines[4].startswith("# Cost: ")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("path", MIXTURES, ids=name_of)
+def test_layer_of_a_mixture_lies_between_a_recipe_and_that_of_a_model(
+    path: Path, method: str
+) -> None:
+    assert is_layer(yaml.safe_load(path.read_text()))
+    assert f"recipes/{name_of(path)}" in path.read_text().splitlines()[1]
+    first = RECIPES / method / "hotpot_qa.yaml"
+    for model in LAYERS:
+        recipe = load_recipe([first, path, model])
+        check_trainable(recipe)
+        for task, own in recipe.members().items():  # as the layer says of each task alone
+            alone = load_recipe([first.with_name(f"{task}.yaml"), model])
+            assert own.conversation == alone.conversation
+            assert own.cold_start == alone.cold_start
+            assert (own.data.n_train, own.data.n_test) == (alone.data.n_train, alone.data.n_test)
+    for task, own in load_recipe([RECIPES / "sft/hotpot_qa.yaml", path]).members().items():
+        numbers = (own.reward.lambda_token, own.reward.lambda_loss, own.select.theta)
+        assert numbers == TABLE_8[task][3:]
 
 
 @pytest.mark.parametrize("method", METHODS)

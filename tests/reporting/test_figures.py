@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from optima.reporting.drawing import COLOURS, INK, Figure, shorten
-from optima.reporting.report import figures_of, write_figures
+from optima.reporting.drawing import COLOURS, INK, Figure, shorten, write_figures
+from optima.reporting.report import figures_of
 from optima.runs.comparison import open_runs
 from tests.reporting import made
 

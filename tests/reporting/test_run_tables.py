@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from optima.records import write_records
-from optima.reporting.report import Limits, tables_of, write_report, write_tables
-from optima.reporting.tables import Table
+from optima.reporting.report import Limits, tables_of, write_report
+from optima.reporting.tables import Table, write_tables
 from optima.runs.comparison import open_runs
 from optima.runs.reader import Run, open_run
 from tests.reporting import made
