@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from optima.errors import UsageError
-from optima.plan import Counts, Iteration, iterations, plan
+from optima.plan import Counts, Iteration, iterations, kind_of, placed, plan, unplaced
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
 
@@ -107,3 +107,50 @@ def test_trials_of_influence_are_planned_and_need_problems_without_a_tree() -> N
     assert [step.n_conversations for step in trials if step.kind == "talk"] == [8, 8, 8]
     with pytest.raises(UsageError, match="none is left to measure influence on"):
         plan(recipe("dpo/arc.yaml", "search.n_problems=30", *some), Counts(30, 50))
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        ("problems", "problems/arc"),
+        ("iter_0/rank", "iter_0/arc/rank"),
+        ("evaluate/base/talk", "evaluate/base/arc/talk"),
+        ("cold_start/script", "cold_start/arc/script"),
+        ("iter_0/train", "iter_0/train"),
+        ("iter_0/train_solver", "iter_0/train_solver"),
+        ("iter_0/mix", "iter_0/mix"),
+    ],
+)
+def test_stage_of_a_task_of_a_mixture_lies_in_a_folder_of_its_name(stage: str, name: str) -> None:
+    assert placed(stage, "arc") == name
+    assert unplaced(name, "arc") == stage
+    assert kind_of(name) == kind_of(stage)
+    assert placed(stage, "") == unplaced(stage, "") == stage
+    is_of_all = name == stage
+    assert unplaced(name, "math") == (stage if is_of_all else None)
+
+
+def mixture(*overrides: str, tasks: str = "arc, gsm8k") -> Recipe:
+    entries = ", ".join(f"{{task: {task.strip()}}}" for task in tasks.split(","))
+    return recipe("sft/arc.yaml", f"tasks=[{entries}]", *overrides)
+
+
+def test_mixture_builds_on_the_last_model_as_soon_as_a_task_exchanges_information() -> None:
+    debates = iterations(mixture("iterations=2"))
+    assert [iteration.start for iteration in debates] == ["base", "base"]
+    mixed = iterations(mixture("iterations=2", tasks="arc, hotpot_qa"))
+    assert [iteration.start for iteration in mixed] == ["base", "iter_0"]
+    told = mixture("iterations=2", "train.start=base", tasks="arc, hotpot_qa")
+    assert [iteration.start for iteration in iterations(told)] == ["base", "base"]
+
+
+def test_plan_of_a_mixture_counts_each_task_by_its_problems() -> None:
+    made = mixture("iterations=1", "tasks.gsm8k.sampling.n_samples=2", "evaluation.base=false")
+    steps = {step.name: step for step in plan(made, Counts(30, 5), Counts(50, 7))}
+    assert steps["iter_0/arc/generate"].n_conversations == 30 * 10
+    assert steps["iter_0/gsm8k/generate"].n_conversations == 50 * 2
+    assert steps["evaluate/iter_0/gsm8k/talk"].n_conversations == 7
+    names = list(steps)
+    assert names.index("iter_0/gsm8k/select") < names.index("iter_0/mix")
+    assert names.index("iter_0/mix") + 1 == names.index("iter_0/train")
+    assert [name for name in names if name.endswith("train")] == ["iter_0/train"]

@@ -3,7 +3,7 @@ from fractions import Fraction
 import pytest
 
 from optima.recipe.schema import SelectSection
-from optima.selection import best_of_each, best_of_n, select_top, share_of
+from optima.selection import best_of_each, best_of_n, select_top, share_of, shares_kept
 from optima.types import RewardParts
 
 
@@ -97,3 +97,20 @@ def test_share_of_a_count_is_that_of_the_number_as_written(
 def test_rounding_is_left_to_the_caller() -> None:
     assert share_of(0.7, 5) == Fraction(7, 2)
     assert int(share_of(0.7, 5)) == 3
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights", "kept"),
+    [
+        ([300, 90], [2.0, 1.0], [180, 90]),  # 90 for a weight of 1, so 180 for 2
+        ([300, 90], [1.0, 1.0], [90, 90]),
+        ([100, 90], [2.0, 1.0], [100, 50]),  # here the first is the scarcer
+        ([63, 90], [0.7, 1.0], [63, 90]),  # exactly: 0.7 of 90 is 63, not 62.99...
+        ([50, 40, 1], [1.0, 0.1, 1.0], [1, 1, 1]),  # never none
+        ([7], [5.0], [7]),
+    ],
+)
+def test_shares_hold_by_the_scarcest_task(
+    counts: list[int], weights: list[float], kept: list[int]
+) -> None:
+    assert shares_kept(counts, weights) == kept

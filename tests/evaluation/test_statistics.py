@@ -5,7 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from optima.evaluation.statistics import estimate_mean, estimate_means, percentile
+from optima.evaluation.statistics import (
+    estimate_mean,
+    estimate_mean_of_means,
+    estimate_means,
+    percentile,
+)
 
 
 def test_interval_of_coin_flips_is_the_binomial_one() -> None:
@@ -86,3 +91,18 @@ def test_percentile_that_is_a_whole_number_is_not_rounded_below_it() -> None:
     values = [float(n) for n in (*range(84), 795, 815, *range(900, 914))]
     assert len(values) == 100
     assert percentile(values, 85.0) == 798.0
+
+
+def test_mean_of_tasks_counts_each_task_once_and_draws_problems_within_it() -> None:
+    many, few = [1.0] * 300 + [0.0] * 700, [1.0] * 5 + [0.0] * 5
+    found = estimate_mean_of_means([many, few], seed=0)
+    assert found.mean == pytest.approx((0.3 + 0.5) / 2)
+    # sd of half the sum: sqrt(0.3 * 0.7 / 1000 + 0.5 * 0.5 / 10) / 2 = 0.0794; times 1.96
+    assert found.low == pytest.approx(0.4 - 0.156, abs=0.02)
+    assert found.high == pytest.approx(0.4 + 0.156, abs=0.02)
+    # Of two tasks alike the draws are their own: the interval is narrower than that of one.
+    same = estimate_mean_of_means([few, few], seed=0)
+    alone = estimate_mean(few, seed=0)
+    assert same.high - same.low < 0.85 * (alone.high - alone.low)
+    steady = estimate_mean_of_means([[1.0] * 3, [0.0] * 9], seed=0)
+    assert (steady.mean, steady.low, steady.high) == (0.5, 0.5, 0.5)
