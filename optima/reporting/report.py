@@ -303,17 +303,16 @@ def _tables(runs: Sequence[Run]) -> Iterator[Table]:
     ]
     if agents:
         yield _called(agents_table(agents, (*run_head, "model")), "agents")
-    whole = wholes(runs)
     policies = [
         (place(run, step.model, step.policy), run.metrics[step.name])
-        for run in whole
+        for run in wholes(runs)
         if not run.is_evaluation
         for step in plan(run.recipe)
         if step.policy and step.name in run.metrics
     ]
     if policies:
         yield _called(policies_table(policies, (*run_head, "model")), "policies")
-    costs = [(run, _costs(run)) for run in whole if run.costs]
+    costs = [(run, _costs(run)) for run in wholes(runs) if run.costs]
     if costs:
         rows = tuple(place(run, *row) for run, table in costs for row in table.rows)
         table = Table((*run_head, *costs[0][1].head), rows, n_left=1 + len(run_head))
@@ -350,8 +349,9 @@ def _differences(runs: Sequence[Run]) -> Iterator[Table]:
     """
     alike = [(run, one) for run in runs if run.kind != "consistency" for one in run.figures]
     # A problem's id is a digest of its content, so other tasks have none in common.
-    tasks = dict.fromkeys(run.task for run, _ in alike)
-    groups = [[pair for pair in alike if pair[0].task == task] for task in tasks]
+    is_mixed = any(run.task for run, _ in alike)
+    tasks = dict.fromkeys(run.recipe.task if is_mixed else "" for run, _ in alike)
+    groups = [[pair for pair in alike if task in ("", pair[0].recipe.task)] for task in tasks]
     rows = [row for group in groups for row in differences(group, seed=_SEED)]
     shared = [row for row in rows if row.n_common]
     if len(shared) > 1:

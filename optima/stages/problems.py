@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optima.errors import DataError, OptimaError
@@ -15,6 +15,7 @@ from optima.runs.reader import Run
 from optima.stages.context import Made, Model, RunContext
 from optima.tasks import get_task
 from optima.tasks.loading import (
+    content_key,
     describe_overlap,
     load_problems,
     load_splits,
@@ -140,7 +141,49 @@ def _runs_behind(models: Iterable[Model], with_starts: bool) -> set[Path]:
 
 def read_parts(context: RunContext) -> tuple[Part, ...]:
     """Read the problems of each task of a mixture, or of the one task of any other run."""
-    return tuple(Part(one, read_problems(one)) for one in context.members())
+    parts = [Part(one, read_problems(one)) for one in context.members()]
+    splits = [Splits(part.run.recipe, part.problems.train, part.problems.test) for part in parts]
+    return tuple(
+        replace(part, problems=replace(part.problems, train=train))
+        for part, train in zip(parts, keep_apart(splits), strict=True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The splits of a task, by its recipe."""
+
+    recipe: Recipe
+    train: tuple[Problem, ...]
+    test: tuple[Problem, ...]
+
+
+def keep_apart(tasks: Sequence[Splits]) -> list[tuple[Problem, ...]]:
+    """Return the train splits of a mixture's tasks, apart from the test problems of the others.
+
+    As ``data.overlap`` of the task says whose test problems they are. Raises DataError.
+    """
+    trains = [one.train for one in tasks]
+    keys_by_task = [[content_key(p) for p in one.train] for one in tasks if len(tasks) > 1]
+    for tested in tasks:
+        asked = {content_key(problem): problem for problem in tested.test if len(tasks) > 1}
+        for i, keys in enumerate(keys_by_task):
+            seen = [asked[key] for key in dict.fromkeys(keys) if key in asked]
+            if tasks[i] is tested or not seen:
+                continue
+            place = f"the train split of {tasks[i].recipe.task}"
+            what = f"{tested.recipe.task}: {describe_overlap(seen, len(asked), place)}"
+            if tested.recipe.data.overlap == "refuse":
+                raise DataError(
+                    f"data.overlap: {what}; give another test split, or set data.overlap=drop to "
+                    "train without them, or data.overlap=keep to train and test on them"
+                )
+            is_kept = tested.recipe.data.overlap == "keep"
+            done = "kept, scores tell little" if is_kept else "left out of the training"
+            logger.warning("%s: %s", what, done)
+            if not is_kept:
+                trains[i] = tuple(p for p in trains[i] if content_key(p) not in asked)
+    return trains
 
 
 def read_problems(context: RunContext) -> Problems:

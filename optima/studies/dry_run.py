@@ -45,7 +45,7 @@ from optima.stages.opening import (
     model_codec,
     read_formats,
 )
-from optima.stages.problems import check_unseen, held_out_problems
+from optima.stages.problems import Splits, check_unseen, held_out_problems, keep_apart
 from optima.stages.room import (
     check_fit,
     context_window,
@@ -80,6 +80,11 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
     check_trainable(recipe)
     _check_run(recipe, run_dir)
     tasks = [_data(own, run_dir, name) for name, own in recipe.members().items()]
+    apart = keep_apart([splits for _, splits in tasks])
+    counts = [
+        Counts(n_train=len(train), n_test=len(splits.test))
+        for train, (_, splits) in zip(apart, tasks, strict=True)
+    ]
     vllm_env = require_environment(vllm_spec, "vllm")
     train_env = require_environment(train_spec, "train")
     check_trackers(recipe.train.report_to, train_env)
@@ -95,7 +100,6 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
     check_start(recipe, run_dir)
     if recipe.pairs is not None and recipe.pairs.path is not None:
         read_conversational(Path(recipe.pairs.path), codec)
-    counts = [count for _, count in tasks]
     where = "CPU" if devices.kind == "cpu" else f"GPUs {list(devices.gpus)}"
     lines = [
         f"run        {run_dir}" + (" (exists; would go on)" if run_dir.exists() else ""),
@@ -112,8 +116,8 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
     return "\n".join(lines)
 
 
-def _data(recipe: Recipe, run_dir: Path, member: str) -> tuple[list[str], Counts]:
-    """Return what is to be said of one task, and how many problems it has."""
+def _data(recipe: Recipe, run_dir: Path, member: str) -> tuple[list[str], Splits]:
+    """Return what is to be said of one task, and its problems."""
     task, n_agents = get_task(recipe.task), len(recipe.agents.names)
     train, test = load_splits(task, recipe.data, n_agents=n_agents, seed=recipe.seed)
     if read_done(run_dir / placed(PROBLEMS, member)) is None:
@@ -125,7 +129,7 @@ def _data(recipe: Recipe, run_dir: Path, member: str) -> tuple[list[str], Counts
         f"data       train {train.counts()}; test {test.counts()}",
         f"formats    {len(formats)}" + ("" if formats else " (no pool)"),
     ]
-    return lines, Counts(n_train=len(train.problems), n_test=len(test.problems))
+    return lines, Splits(recipe, train.problems, test.problems)
 
 
 def _check_run(recipe: Recipe, run_dir: Path) -> None:
