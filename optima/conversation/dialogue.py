@@ -226,9 +226,8 @@ class Dialogue:
 
     async def converse(self, complete: Complete, turns: Sequence[Turn] = ()) -> Conversation:
         """Hold the conversation to its end, from ``turns`` on; ``complete`` generates one turn."""
-        turns = list(turns)
         while not isinstance(said := await self.go_on(turns, complete), Conversation):
-            turns.append(said)
+            turns = (*turns, said)
         return said
 
     async def go_on(self, turns: Sequence[Turn], complete: Complete) -> Turn | Conversation:
@@ -256,9 +255,8 @@ class Dialogue:
             return False
         if last.answer is not None:
             return await self.agreement.is_same(last.answer, before)
-        if not self.limits.assent_ends or turns[-2].answer is None:
-            return False
-        return self.agreement.is_restated(last.text, before)
+        may_restate = self.limits.assent_ends and turns[-2].answer is not None
+        return may_restate and self.agreement.is_restated(last.text, before)
 
     def record(
         self, turns: Sequence[Turn], stop: StopReason, error: str | None = None
