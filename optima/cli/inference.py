@@ -38,10 +38,10 @@ from optima.errors import UsageError
 
 if TYPE_CHECKING:
     from optima.conversation.dialogue import Speaker
+    from optima.stages.context import Model
     from optima.studies.chat import Held
     from optima.tasks.loading import Split
     from optima.types import Problem, Turn
-    from optima.stages.context import Model
 
 INFER = """\
 Evaluate models on a task's test problems.

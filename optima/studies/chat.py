@@ -23,7 +23,8 @@ from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
 from optima.reward import compute_reward
 from optima.runs.directory import Stage
-from optima.runs.reader import Run, run_of
+from optima.runs.files import run_of
+from optima.runs.reader import Run
 from optima.stages.context import Model, RunContext, Sampling, Team
 from optima.stages.generate import completing, dialogue_about
 from optima.stages.opening import open_run
