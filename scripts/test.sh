@@ -85,7 +85,7 @@ fetch_model() {
 
 check_shell() {
   local -a scripts
-  mapfile -t scripts < <(find scripts .ci \( -name '*.sh' -o -name '*.sbatch' -o -path .ci/run \) | sort)
+  mapfile -t scripts < <(find scripts .ci bench \( -name '*.sh' -o -name '*.sbatch' -o -path .ci/run \) | sort)
   "$bin/shellcheck" -x "${scripts[@]}"
 }
 
