@@ -300,6 +300,8 @@ def said_about(specs: Sequence[str], problem_id: str) -> Asked:
     lacking: dict[Path, tuple[Run, str]] = {}
     problem: Problem | None = None
     for spec, (run, last) in zip(specs, read_each(find_evaluated, specs), strict=True):
+        asked = (one for one in run.tasks if problem_id in one.problems("test"))
+        run = next(asked, run.tasks[0])
         problems = run.problems("test")
         own = problems.get(problem_id)
         problem = problem or own

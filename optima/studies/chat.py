@@ -205,7 +205,8 @@ def first_tokens(model: Model, problem: Problem) -> int | None:
         run = Run(place) if place is not None else None
         if run is None or not run.evaluated:
             return None
-        talks = (one.conversation for one in run.evaluation(run.evaluated[0]))
+        asked = next((one for one in run.tasks if one.recipe.task == problem.task), run.tasks[0])
+        talks = (one.conversation for one in asked.evaluation(run.evaluated[0]))
         counts = [talk.n_tokens for talk in talks if talk.problem_id == problem.problem_id]
     except OptimaError as error:
         logger.warning("R_token is not known: %s", error)

@@ -337,3 +337,11 @@ def test_min_share_of_a_task_may_be_lowered_when_a_run_goes_on(
     )
     assert status == 2
     assert "differs in tasks.1.select.theta" in err
+
+
+def test_what_models_said_about_a_problem_is_found_in_its_task(sft: Mixture) -> None:
+    key = next(iter(open_run(sft.root, "arc").problems()))
+    status, out, err = command("optima", "compare", str(sft.root), "--problem", key)
+    assert status == 0, err
+    assert key in out
+    assert "iter_0" in out
