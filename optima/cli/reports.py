@@ -9,7 +9,6 @@ import typer
 
 from optima.cli.options import MANY, AsJson, OfMixture, Overrides, TrainEnv, path, paths, whole
 from optima.errors import UsageError
-from optima.types import TeamRef
 
 ROWS = """\
 examples:
@@ -158,6 +157,7 @@ def rows(
         from optima.recipe.loading import load_recipe
         from optima.runs.files import RECIPE
         from optima.studies.infer import name_model
+        from optima.types import TeamRef
 
         model = name_model(losses, "model").ref
         if isinstance(model, TeamRef):
