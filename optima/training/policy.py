@@ -123,7 +123,7 @@ def save(
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     start = local_companions(job)
     if PartialState().is_main_process:
-        if job.device == "cuda":  # what follows is done on the CPU, of which launchers leave one core
+        if job.device == "cuda":  # the rest is the CPU, of which launchers leave one core
             torch.set_num_threads(len(os.sched_getaffinity(0)))
         shutil.rmtree(temporary, ignore_errors=True)
         if job.train.lora is None:
