@@ -196,7 +196,9 @@ def test_nothing_that_a_model_says_runs_or_becomes_markup(
     problems.write_text("\n".join(changed) + "\n")
     for stage in ("evaluate/base/talk", "problems"):  # as if it had been written so
         done = json.loads((copy / stage / "DONE.json").read_text())
-        (copy / stage / "DONE.json").write_text(json.dumps(done | {"outputs": {}, "sizes": {}}))
+        (copy / stage / "DONE.json").write_text(
+            json.dumps(done | {"outputs": {}, "sizes": {}, "checksum": ""})
+        )
     _open(page, write_report([copy], tmp_path / "out", Limits()))
     names = page.run("return given.sources.map((s) => s.name)")
     page.choose("f-source", str(names.index("evaluate/base/talk")))
