@@ -47,7 +47,8 @@ ENTRIES = "tasks"
 _EVIDENCE = {True: "evidence", False: "no_evidence"}
 WHOLE = ("method", "task", "model")  # what a file must hold to be a recipe by itself
 _OF_ENTRIES = ("task", "weight", *OF_TASKS)
-_OVERRIDE = re.compile(r"[a-z_][\w.]*=")
+# A task of a mixture may be called package.module:NAME, or as a package calls it.
+_OVERRIDE = re.compile(rf"({ENTRIES}\.[\w.:-]+|[a-z_][\w.]*)=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +105,20 @@ class Layers:
 
     def add_override(self, override: str) -> None:
         """Lay ``key.sub=value`` on what is there; RecipeError when it is not of this form."""
-        key = _parse_override(override)[0]
+        key, text, _ = _parse_override(override)
         if key == ENTRIES:
             return  # says which members there are, and is laid on them
         if key.startswith(f"{ENTRIES}."):
             name = self._member_of(override)
+            if key == f"{ENTRIES}.{name}.task":
+                raise RecipeError(
+                    f"{_place(override)}: cannot make another task of the one for {name}; give "
+                    f"the whole list by {ENTRIES}=[{{task: ...}}, ...]"
+                )
             self.members[name].override(override, below=f"{ENTRIES}.{name}.")
+            place = f"{ENTRIES}.{list(self.members).index(name)}"  # where validation finds it
+            own = key.removeprefix(f"{ENTRIES}.{name}")
+            self.origins[place + own] = Origin(_place(override), key, text)
             return
         for layers in (self, *self.members.values()):
             layers.override(override)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from optima.errors import RecipeError
-from optima.recipe.layers import is_layer
+from optima.recipe.layers import is_layer, is_override
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.recipe.text import read_file
 
@@ -120,7 +120,10 @@ def test_condition_for_all_tasks_may_set_what_is_the_runs(mixture: Path) -> None
          "train: is one for the whole run; move it out of tasks"),
         ("tasks=[{task: arc, wieght: 2}, {task: math}]",
          "wieght: unknown key (did you mean weight?)"),
-        ("tasks.arc.weight=0.0", "weight: 0.0 is refused: input should be greater than 0"),
+        ("tasks.arc.weight=0.0",
+         "override tasks.arc.weight=0.0: tasks.1.weight: 0.0 is refused: input should be greater"),
+        ("tasks.arc.weight=x", "override tasks.arc.weight=x: tasks.1.weight: "),
+        ("tasks.arc.task=gsm8k", "cannot make another task of the one for arc; give the whole"),
         ("tasks.arc.weight=1.0e+9", "weight: 1000000000.0 is refused: input should be less than"),
         ("tasks.ark.weight=1.0", "must be tasks.NAME.key=value with a NAME of hotpot_qa, arc"),
         ("tasks.arc.rewrd.theta=1.0", "rewrd: unknown key (did you mean reward?)"),
@@ -143,6 +146,13 @@ def test_what_cannot_be_is_refused_in_one_line(mixture: Path, word: str, message
 def test_keys_of_an_entry_are_named_by_their_line(mixture: Path) -> None:
     mixture.write_text(MIXTURE.replace("lambda_token: 0.7", "lambda_tokn: 0.7"))
     assert "mixture.yaml:8: tasks.1: reward.lambda_tokn: unknown key" in refusal(mixture)
+
+
+@pytest.mark.parametrize("name", ["pkg.tasks:RIDDLES", "my-riddles"])
+def test_override_may_name_a_task_of_another_package(name: str, mixture: Path) -> None:
+    word = f"tasks.{name}.weight=2.0"
+    assert is_override(word)
+    assert f"override {word}: must be tasks.NAME.key=value with a NAME of" in refusal(mixture, word)
 
 
 def test_task_beside_tasks_in_one_file_is_refused(mixture: Path) -> None:
