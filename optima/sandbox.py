@@ -8,7 +8,7 @@ steps, so that every machine says the same. A rendering afterwards, one of milli
 import contextlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -34,7 +34,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Return what an operator gives; ExcessError, before it is done, for what is too large."""
         if operator == "%":
-            is_excessive = isinstance(left, str) and _is_excessive((left, right))
+            is_excessive = isinstance(left, str) and _is_wide(left, right)
         elif isinstance(left, int) and isinstance(right, int):
             n, m = left.bit_length(), right.bit_length()
             is_excessive = (n * abs(right) if operator == "**" else n + m) > _MAX_BITS
@@ -78,12 +78,20 @@ def _is_watched(frame: FrameType) -> bool:
     return name is None or name.startswith(_WATCHED)
 
 
+def _is_wide(form: str, values: Any) -> bool:
+    """Tell whether ``form % values`` is too large; a text to be put in is no form itself."""
+    values = values.values() if isinstance(values, dict) else values
+    given = tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else ()
+    numbers = [one for one in (*given, values) if isinstance(one, int)]
+    return _is_excessive(form) or any(map(_is_excessive, numbers))
+
+
 def _is_excessive(value: Any, depth: int = 2) -> bool:
     """Tell whether a value, or one in it, is too large, or asks for a text that is."""
     if isinstance(value, int):
         return abs(value) > MAX_SIZE
     if isinstance(value, str):
-        return len(value) > MAX_SIZE or _WIDE.search(value[:99]) is not None
+        return len(value) > MAX_SIZE or _WIDE.search(value) is not None
     if isinstance(value, tuple | list | dict) and depth:
         items = value.values() if isinstance(value, dict) else value
         return len(value) > MAX_SIZE or (

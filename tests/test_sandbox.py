@@ -30,6 +30,9 @@ EXCESSIVE = [
     "{{ 'x'.ljust(10000000000) }}",
     "{{ '%10000000000d' % 1 }}",
     "{{ '%*d' % (10000000000, 1) }}",
+    "{{ '%(a)*d' % {'a': 10000000000} }}",
+    "{{ ('x' * 100 ~ '%10000000000d') % 1 }}",
+    "{{ ('x' * 100 ~ '%10000000000d') | format(1) }}",
     "{{ '%10000000000d' | format(1) }}",
     "{{ '{:10000000000}'.format(1) }}",
     "{{ lipsum(n=10**9) }}",
@@ -46,6 +49,8 @@ SENSIBLE = [
     "{{ 1.5 * 2 }}",
     "{{ 2**20 % 7 }}",
     "{{ '%5.1f%%' % 99.5 }}",
+    "{{ 'asked: %s' % question }}",
+    "{{ 'asked: %s, %s' % (question, [1]) }}",
     "{{ '{:>10}'.format('20261128') }}",
     "{{ 20261128 }}",
     "{% for a in range(300) %}{{ a }}{% endfor %}",
@@ -77,7 +82,8 @@ def test_template_of_a_prompt_that_takes_too_much_is_refused_in_one_line(
 @pytest.mark.parametrize("template", SENSIBLE)
 def test_sensible_templates_are_not_hindered(template: str) -> None:
     with bounded():
-        Sandbox().from_string(template).render()
+        made = Sandbox().from_string(template)
+    made.render(question="By how much do 5% 100000000 and 5% 200000000 differ?")
     ChatTemplate(template + CHATML, {})
 
 
