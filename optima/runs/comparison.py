@@ -300,14 +300,13 @@ def said_about(specs: Sequence[str], problem_id: str) -> Asked:
     lacking: dict[Path, tuple[Run, str]] = {}
     problem: Problem | None = None
     for spec, (run, last) in zip(specs, read_each(find_evaluated, specs), strict=True):
-        asked = (one for one in run.tasks if problem_id in one.problems("test"))
-        run = next(asked, run.tasks[0])
-        problems = run.problems("test")
+        found = [(one, one.problems("test")) for one in run.tasks]
+        run, problems = next((pair for pair in found if problem_id in pair[1]), (run, {}))
         own = problems.get(problem_id)
         problem = problem or own
         if own is None:
-            why = f"was not asked it ({len(problems)} problems of {run.recipe.task})"
-            lacking[run.root] = (run, why)
+            there = ", ".join(f"{len(asked)} problems of {one.recipe.task}" for one, asked in found)
+            lacking[run.root] = (run, f"was not asked it ({there})")
         elif problem is None or (own.question, own.golds) != (problem.question, problem.golds):
             lacking[run.root] = (run, f"calls another problem so: {own.question}")
         else:
@@ -319,7 +318,7 @@ def said_about(specs: Sequence[str], problem_id: str) -> Asked:
         raise UsageError(
             f"--problem {problem_id}: {specs[0]} {next(iter(lacking.values()))[1]}"
             f"{', nor was any other' if len(specs) > 1 else ''}; `optima compare --problems 20` "
-            "lists some, problems/test.jsonl of a run all"
+            "lists some, test.jsonl in or below problems of a run all"
         )
     return Asked(problem, tuple(models), tuple(lacking.values()))
 

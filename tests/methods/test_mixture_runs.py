@@ -345,3 +345,7 @@ def test_what_models_said_about_a_problem_is_found_in_its_task(sft: Mixture) -> 
     assert status == 0, err
     assert key in out
     assert "iter_0" in out
+    status, _, err = command("optima", "compare", str(sft.root), "--problem", "arc-0")
+    assert status == 2
+    assert "was not asked it (3 problems of two_hop, 2 problems of arc)" in err
+    assert "test.jsonl in or below problems of a run all" in err
