@@ -17,10 +17,9 @@ It counts where one of the names applies to the merged recipe, over what the sam
 of ``for`` and in the order of the file. Overrides have no ``for``: what is said there is meant.
 
 Of ``task`` and ``tasks`` (a mixture) in files the last one counts; the override ``task=NAME`` takes
-one entry of a mixture. What an entry of ``tasks`` says lies over
-the rest of its file, for its task alone, as if it stood below a ``for`` of that task at the end;
-later layers and overrides lie over it. What holds ``for`` a task holds for its entry.
-``tasks.NAME.key=value`` overrides one entry, any other override the run and all of them.
+one entry of a mixture. What an entry of ``tasks`` says lies over the rest of its file, for its task
+alone, as if below a ``for`` of that task at its end; later layers and overrides lie over it. What
+holds ``for`` a task holds for its entry. ``tasks.NAME.key=value`` is for one entry, others for all.
 """
 
 import contextlib
@@ -47,8 +46,7 @@ ENTRIES = "tasks"
 _EVIDENCE = {True: "evidence", False: "no_evidence"}
 WHOLE = ("method", "task", "model")  # what a file must hold to be a recipe by itself
 _OF_ENTRIES = ("task", "weight", *OF_TASKS)
-# A task of a mixture may be called package.module:NAME, or as a package calls it.
-_OVERRIDE = re.compile(rf"({ENTRIES}\.[\w.:-]+|[a-z_][\w.]*)=")
+_OVERRIDE = re.compile(rf"({ENTRIES}\.[\w.:-]+|[a-z_][\w.]*)=")  # of package.module:NAME, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +108,9 @@ class Layers:
             return  # says which members there are, and is laid on them
         if key.startswith(f"{ENTRIES}."):
             name = self._member_of(override)
-            if key == f"{ENTRIES}.{name}.task":
-                raise RecipeError(
-                    f"{_place(override)}: cannot make another task of the one for {name}; give "
-                    f"the whole list by {ENTRIES}=[{{task: ...}}, ...]"
-                )
             self.members[name].override(override, below=f"{ENTRIES}.{name}.")
-            place = f"{ENTRIES}.{list(self.members).index(name)}"  # where validation finds it
-            own = key.removeprefix(f"{ENTRIES}.{name}")
-            self.origins[place + own] = Origin(_place(override), key, text)
+            validated = key.replace(f".{name}.", f".{list(self.members).index(name)}.", 1)
+            self.origins[validated] = Origin(_place(override), key, text)
             return
         for layers in (self, *self.members.values()):
             layers.override(override)
@@ -130,11 +122,11 @@ class Layers:
                 f"{_place(override)}: is for one task of a mixture, and the recipe has no tasks; "
                 "write key=value"
             )
-        named = (name for name in self.members if override.startswith(f"{ENTRIES}.{name}."))
-        if (name := next(named, None)) is None:
+        name = next((n for n in self.members if override.startswith(f"{ENTRIES}.{n}.")), None)
+        if name is None or override.startswith(f"{ENTRIES}.{name}.task="):
             raise RecipeError(
                 f"{_place(override)}: must be {ENTRIES}.NAME.key=value with a NAME of "
-                f"{', '.join(self.members)}"
+                f"{', '.join(self.members)}, and a key other than task"
             )
         return name
 

@@ -123,7 +123,7 @@ def test_condition_for_all_tasks_may_set_what_is_the_runs(mixture: Path) -> None
         ("tasks.arc.weight=0.0",
          "override tasks.arc.weight=0.0: tasks.1.weight: 0.0 is refused: input should be greater"),
         ("tasks.arc.weight=x", "override tasks.arc.weight=x: tasks.1.weight: "),
-        ("tasks.arc.task=gsm8k", "cannot make another task of the one for arc; give the whole"),
+        ("tasks.arc.task=gsm8k", "a NAME of hotpot_qa, arc, and a key other than task"),
         ("tasks.arc.weight=1.0e+9", "weight: 1000000000.0 is refused: input should be less than"),
         ("tasks.ark.weight=1.0", "must be tasks.NAME.key=value with a NAME of hotpot_qa, arc"),
         ("tasks.arc.rewrd.theta=1.0", "rewrd: unknown key (did you mean reward?)"),
