@@ -9,13 +9,14 @@ import errno
 import importlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, TextIO, TypeVar
 
 from pydantic import ValidationError
 
-from optima.errors import StageError, UsageError
+from optima.errors import OptimaError, StageError, UsageError
 from optima.types import Record
 
 R = TypeVar("R", bound=Record)
@@ -236,6 +237,19 @@ def make_folder(path: Path, option: str, mode: int = 0o777) -> None:
             raise UsageError(
                 f"{option} {path}: cannot be a directory ({error.strerror}); give another"
             ) from error
+
+
+@contextlib.contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """Yield a temporary directory, which stays only where a failure may name a log in it."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        yield folder
+    except BaseException as error:
+        if not isinstance(error, OptimaError) or isinstance(error, UsageError):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def move_aside(path: Path) -> Path:

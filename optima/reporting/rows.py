@@ -5,11 +5,9 @@ with the chosen and the rejected one behind it (docs/method.md, 3). What a model
 computed by the scorer in the training environment: the loss of each token that carries one.
 """
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import Any
 
 from optima.conversation.codec import Encoder
@@ -17,6 +15,7 @@ from optima.errors import UsageError
 from optima.processes.devices import detect_devices
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
+from optima.records import scratch_folder
 from optima.runs.reader import Run
 from optima.serving.scorer import LossScorer
 from optima.types import ModelRef, PreferenceRow, TrainingRow
@@ -114,10 +113,8 @@ def add_losses(
     devices = detect_devices(recipe.serving)
     devices = replace(devices, gpus=devices.gpus[:1])
     with (
-        tempfile.TemporaryDirectory(prefix="optima-rows-") as logs,
-        LossScorer(
-            model, recipe=recipe, devices=devices, env=train_env, log_dir=Path(logs)
-        ) as scorer,
+        scratch_folder("optima-rows-") as logs,
+        LossScorer(model, recipe=recipe, devices=devices, env=train_env, log_dir=logs) as scorer,
     ):
         losses_of_rows = scorer.row_losses([row.ids for row in shown])
     return [_with_losses(row, losses) for row, losses in zip(shown, losses_of_rows, strict=True)]

@@ -9,11 +9,8 @@ temporary directory, which stays only where a failure names a log in it.
 import contextlib
 import itertools
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from optima.conversation.dialogue import Complete, Completion, Dialogue, Request, Speaker
 from optima.errors import OptimaError, UsageError
@@ -21,6 +18,7 @@ from optima.processes import interruption
 from optima.processes.devices import detect_devices
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
+from optima.records import scratch_folder
 from optima.reward import compute_reward
 from optima.runs.directory import Stage
 from optima.runs.files import run_of
@@ -173,20 +171,13 @@ def seat(recipe: Recipe, model: Model, agent: int, *, vllm_env: Environment) -> 
     """
     check_policies(recipe, [model])
     recipe = on_one_server(recipe)
-    directory = Path(tempfile.mkdtemp(prefix="optima-chat-"))
-    try:
-        with (
-            open_run(recipe, directory, vllm_env=vllm_env, train_env=vllm_env) as context,
-            Judge() as judge,
-        ):
-            context.device.fleet(model.ref)
-            yield Seat(context, model, agent, context.run.stage("chat"), judge)
-    except BaseException as error:
-        is_kept = isinstance(error, OptimaError) and not isinstance(error, UsageError)
-        if not is_kept:  # a failure names a log in it
-            shutil.rmtree(directory, ignore_errors=True)
-        raise
-    shutil.rmtree(directory, ignore_errors=True)
+    with (
+        scratch_folder("optima-chat-") as directory,
+        open_run(recipe, directory, vllm_env=vllm_env, train_env=vllm_env) as context,
+        Judge() as judge,
+    ):
+        context.device.fleet(model.ref)
+        yield Seat(context, model, agent, context.run.stage("chat"), judge)
 
 
 def on_one_server(recipe: Recipe) -> Recipe:

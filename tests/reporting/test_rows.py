@@ -1,7 +1,9 @@
 """Training rows token by token, of a stored run and of a tokenizer that cuts characters."""
 
 import json
+import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,19 @@ def test_model_of_a_run_is_asked_as_it_was_trained_and_fields_change_how(
     argv = commands(environment)[-1]
     assert argv[argv.index("--model") + 1] == str(root / "iter_0/train/model")
     assert argv[argv.index("--dtype") + 1] == "float32"
+
+
+def test_log_that_a_failure_names_is_still_there(
+    trained: tuple[Path, Environment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment = fake_environment(tmp_path, score_dies_after=0)
+    root, _ = trained
+    status, _, err = rows((root, environment), "--losses", f"{root}:base")
+    assert status == 1
+    logs = re.findall(r"/\S+\.log", err)
+    assert logs
+    assert all(Path(log).is_file() for log in logs)
 
 
 def test_losses_under_another_tokenizer_are_refused(
