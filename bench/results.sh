@@ -54,6 +54,11 @@ job() {
       optima ablate --config recipes/sft/arc.yaml "${small[@]}" "$model" "${train[@]}" "data.path=$DATA/arc" \
         iterations=2 --run-dir "$RUNS/$1"
       ;;
+    mixture)
+      optima-sft --config recipes/sft/hotpot_qa.yaml recipes/mixtures/four_tasks.yaml "${small[@]}" "$model" \
+        "${train[@]}" "tasks.hotpot_qa.data.path=$DATA/hotpot_qa" "tasks.mwh_qa.data.path=$DATA/mwh_qa" \
+        "tasks.gsm8k.data.path=$DATA/gsm8k" "tasks.arc.data.path=$DATA/arc" --run-dir "$RUNS/$1"
+      ;;
     hotpot_shared) sft "$1" hotpot_qa "${team[@]}" ;;
     gsm8k_shared) sft "$1" gsm8k "${team[@]}" ;;
     hotpot_separate) small+=(recipes/teams/solver_critic.yaml) && sft "$1" hotpot_qa ;;
@@ -82,6 +87,8 @@ lane() { # gpu job ...
     set +m
     while kill -0 "$pid" 2>/dev/null && ((SECONDS < end)); do sleep 1; done
     kill -INT -- "-$pid" 2>/dev/null || true
+    for _ in {1..30}; do kill -0 "$pid" 2>/dev/null && sleep 1; done
+    kill -KILL -- "-$pid" 2>/dev/null || true # it has had half a minute to end
     wait "$pid" || true
   done
 }

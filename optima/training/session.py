@@ -46,7 +46,7 @@ _WATCHED = ("loss", "grad_norm", "eval_loss")
 _WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+ \w+)")  # as torch says it
 LEAST_LOSS = 1.0  # nats: a loss near zero may grow many times before anything is lost
 # What a killed training loses at most. A checkpoint of a 1.5B model with its optimizer states took
-# 20 to 35 s of trainings of 60 (H200, 2026-11-28).
+# 20 to 35 s, of trainings of one to three minutes (H200, 2026-11-28).
 CHECKPOINT_EVERY_S = 600.0
 
 
