@@ -14,28 +14,30 @@ cd "$root"
 
 small=(recipes/models/qwen2.5-1.5b.yaml) tiny=(recipes/models/qwen2.5-0.5b.yaml)
 model=model.path=$MODELS/qwen2.5-coder-1.5b-instruct half=model.path=$MODELS/qwen2.5-coder-0.5b-instruct
-# Two to three runs share a card of 80 GB: a fixed cache, small batches.
-serve=(serving.gpu_memory_utilization=0.1 serving.enforce_eager=true
-  "serving.extra_args=[--kv-cache-memory-bytes,${KV_CACHE:-9G}]")
-train=("${serve[@]}" train.micro_batch_size=2)
-dpo=("${train[@]}" dpo.micro_batch_size=1)
+# Three runs share a card of 140 GB, two one of 80: a fixed cache, activations computed again.
+graphs=--compilation-config.mode=0,--compilation-config.cudagraph_mode=FULL_DECODE_ONLY
+serve=(serving.gpu_memory_utilization=0.1
+  "serving.extra_args=[--kv-cache-memory-bytes,${KV_CACHE:-6G},$graphs]")
+train=("${serve[@]}" train.gradient_checkpointing=true)
+dpo=("${train[@]}" dpo.micro_batch_size=4)
 team=(train.lora.serve=adapter train.learning_rate=1.0e-4) # as recipes/teams/solver_critic.yaml trains
 
 sft() { # run task [option ...]
   optima-sft --config "recipes/sft/$2.yaml" "${small[@]}" "$model" "${train[@]}" "data.path=$DATA/$2" \
     --run-dir "$RUNS/$1" "${@:3}"
 }
-transfer() { # run task other
-  optima transfer --models "$RUNS/$1" --tasks "$2,$3" --data "$2=$DATA/$2" --data "$3=$DATA/$3" \
+transfer() { # run task
+  optima transfer --models "$RUNS/$1,${model#*=}" --tasks "$2" --data "$2=$DATA/$2" --limit 300 \
     --output "$RUNS/transfer_$1" "${serve[@]}"
 }
 votes() { # run
-  optima-multi-sc --model "$RUNS/$1" --n-samples 16 --limit 300 --output "$RUNS/sc_$1" "${serve[@]}"
+  optima-multi-sc --model "$RUNS/$1" --base "${model#*=}" --n-samples 16 --limit 300 --output "$RUNS/sc_$1" \
+    "${serve[@]}"
 }
 job() {
   case $1 in
-    hotpot_sft) sft "$1" hotpot_qa && transfer "$1" hotpot_qa mwh_qa && votes "$1" ;;
-    gsm8k_sft) sft "$1" gsm8k && transfer "$1" gsm8k math && votes "$1" ;;
+    hotpot_sft) sft "$1" hotpot_qa && transfer "$1" mwh_qa && votes "$1" ;;
+    gsm8k_sft) sft "$1" gsm8k && transfer "$1" math && votes "$1" ;;
     trivia) sft "$1" trivia_qa data.n_test=250 ;;
     mmlu) sft "$1" mmlu iterations=2 ;;
     mwh_dpo)

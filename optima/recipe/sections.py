@@ -250,7 +250,8 @@ class ServingSection(Section):
     ``restart`` starts them for every model. ``reload`` puts the weights of another trained model
     into those that run, and stops them before scoring and training on their devices. ``sleep`` has
     them give their memory back meanwhile (GPUs only), ``stay`` lets them keep it: training has to
-    fit beside serving.gpu_memory_utilization. ``auto`` is reload, and stay on a CPU with room."""
+    fit beside serving.gpu_memory_utilization. ``auto`` is sleep on GPUs and stay on a CPU where a
+    training surely has room beside them, else reload."""
     training_nodes: int = Field(default=1, ge=1, le=1_024)
     """Nodes that share each training: this one, and others of ``nodes`` with as many GPUs, which
     serve nothing meanwhile."""

@@ -173,6 +173,9 @@ class Device:
     ) -> None:
         self.devices = devices
         self._recipe = serving_recipe(recipe)
+        if devices.kind == "cuda":  # a server is started as one that can sleep, or cannot
+            keep = keep_of(self._recipe, devices)
+            self._recipe = self._recipe.changed(serving={"keep": keep})
         self._places = split_devices(recipe, devices)
         self._run = run
         self._environments = environments

@@ -176,6 +176,35 @@ def test_servers_stay_on_a_cpu_that_has_room_for_a_training_beside_them(
     assert host.n_started() == (n_starts, 0)
 
 
+@pytest.mark.parametrize(
+    ("gib", "sleeps"), [(41.9, True), (41.7, False), (None, False)], ids=["room", "less", "unknown"]
+)
+def test_servers_sleep_on_gpus_that_have_room_for_a_training_beside_them(
+    gib: float | None, sleeps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(tmp_path)
+    _, first, second = host.models
+    monkeypatch.setattr(room, "count_parameters", lambda _: 12 * 10**8)  # 17.9 GiB to train
+    monkeypatch.setattr(room, "gpu_memory", lambda _: None if gib is None else int(gib * 2**30))
+    with host.device() as device:
+        process = serve(device, first)
+        device.vacate()
+        assert process.is_running() == sleeps
+        serve(device, second)
+    assert host.n_started() == (1 if sleeps else 2, 0)
+    assert {"--enable-sleep-mode" in argv for argv in commands(host.environment)} == {sleeps}
+
+
+def test_servers_of_adapters_do_not_sleep_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "count_parameters", lambda _: 10**6)
+    monkeypatch.setattr(room, "gpu_memory", lambda _: 80 * 2**30)
+    recipe = Recipe(method="sft", task="arc", model=ModelSection(path="m"))
+    for lora, keep in ((None, "sleep"), ("merged", "sleep"), ("adapter", "reload")):
+        section = None if lora is None else {"serve": lora}
+        changed = Recipe.model_validate({**recipe.model_dump(), "train": {"lora": section}})
+        assert room.keep_of(changed, ONE) == keep
+
+
 def test_servers_that_do_not_take_the_weights_are_started_with_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
