@@ -14,7 +14,8 @@ row holds nothing that was not generated.
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property, lru_cache
@@ -37,7 +38,7 @@ FIXED_DATE = date(2024, 7, 26)  # the one that Llama-3's template falls back to
 _PROBES = ("optima-probe-one", "optima-probe-two", "optima-probe-three")
 HOLE = "\ue0a0optima\ue0a1"  # stands for what a model said while the template renders around it
 ANCHORS = ("\n", ":")  # texts that what follows them rarely merges with
-N_CACHED_PIECES = 8192  # system prompts of the problems under way, mostly
+N_CACHED_PIECES = 16_384  # system prompts of the problems under way, what was said in their talks
 _NO_CHARACTER, _MAX_BYTES = "\ufffd", 4  # of UTF-8: how a part decodes, and the most parts
 
 Ids = tuple[int, ...]
@@ -101,6 +102,8 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except Exception as error:  # nested too deeply, too: by jinja2's rules and by Python's
             raise ModelError(f"{origin}: the chat template does not parse: {error}") from error
+        # A plain dict, as each rendering copies it: of the chain that jinja2 makes that is slow.
+        self._template.globals = dict(self._template.globals)
         self.special_tokens = special_tokens
         self.origin = origin
         # Templates of models that see images take a message as a list of parts.
@@ -219,6 +222,26 @@ class Encoder:
         """Return the ids of a piece of text; special tokens written in it are recognised."""
         return self._cached(text)
 
+    def borders(self, ids: Iterable[int]) -> re.Pattern[str] | None:
+        """Return what finds those of the special tokens ``ids`` that part a text into two.
+
+        What stands on either side has the ids that it has alone: the token takes no white space
+        along, no other token reaches over it, and a text begins after it as at its start. None
+        where there is no such token.
+        """
+        added = self._tokenizer.get_added_tokens_decoder()
+        raw = [token.content for token in added.values() if not token.normalized]
+        found = []
+        for index in sorted(self.special_ids.intersection(ids, added)):
+            token, text = added[index], added[index].content
+            is_alone = not (token.normalized or token.lstrip or token.rstrip or token.single_word)
+            is_alone &= not any(_may_overlap(text, other) for other in raw if other != text)
+            parts = self.encode_once(f"a{text}a")
+            if is_alone and text == text.strip() and parts == (*parts[:1], index, *parts[:1]):
+                found.append(re.escape(text))
+        is_whole = self._tokenizer.truncation is None and self._tokenizer.padding is None
+        return re.compile(f"({'|'.join(found)})") if found and is_whole else None
+
     def token(self, index: int) -> str:
         """Return a token as the vocabulary writes it."""
         return str(self._tokenizer.id_to_token(index))
@@ -257,7 +280,7 @@ class Encoder:
             head, whole = self.encode(anchor), self.encode_once(anchor + text)
             if whole[: len(head)] == head:
                 return whole[len(head) :]
-        return self.encode_once(text)
+        return self.encode(text)
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -276,19 +299,24 @@ class ChatCodec:
     """A model's chat template with its tokenizer: from what was said to what the model is given.
 
     Messages that the model said itself have ``label + HOLE`` as their content, and what it said is
-    handed in beside them as ids without the end of turn, one tuple for each hole.
+    handed in beside them as ids without the end of turn, one tuple for each hole. ``borders`` finds
+    the special tokens by which a piece of text can be cut without a change of its ids, so that of
+    a growing conversation only what is new is tokenised.
     """
 
     template: ChatTemplate
     encoder: Encoder
     end_token: int
+    borders: re.Pattern[str] | None = None
 
     @classmethod
     def of(cls, template: ChatTemplate, encoder: Encoder) -> "ChatCodec":
         """Put a template and a tokenizer together; ModelError when no token ends a turn."""
         codec = cls(template, encoder, end_token=-1)
-        tail = codec._pieces([Message(role="user", content="optima-probe"), _hole()])[-1]
-        return replace(codec, end_token=codec._end_ids(tail)[-1])
+        pieces = codec._pieces([Message(role="user", content="optima-probe"), _hole()])
+        written = [index for piece in pieces for index in encoder.encode(piece)]
+        end = codec._end_ids(pieces[-1])[-1]
+        return replace(codec, end_token=end, borders=encoder.borders(written))
 
     def end_text(self) -> str:
         """Return what the template writes after an utterance, up to its end of turn."""
@@ -352,22 +380,29 @@ class ChatCodec:
         return pieces
 
     def _fill(self, pieces: Sequence[str], said: Sequence[Ids]) -> Ids:
-        ids = list(self.encoder.encode(pieces[0]))
+        ids = self._encode(pieces[0])
         for utterance, piece in zip(said, pieces[1:], strict=True):
             ids += utterance
-            ids += self.encoder.encode(piece)
+            ids += self._encode(piece)
         return tuple(ids)
+
+    def _encode(self, piece: str) -> list[int]:
+        """Return the ids of a piece, those of its parts that came before from memory."""
+        ids: list[int] = []
+        for part in self.borders.split(piece) if self.borders is not None else (piece,):
+            ids += self.encoder.encode(part) if part else ()
+        return ids
 
     def _row(
         self, pieces: Sequence[str], said: Sequence[Ids], *, only_last: bool = False
     ) -> TokenRow:
         """Return the row of ``pieces`` around ``said``; its last piece is the end of a turn."""
-        ids = list(self.encoder.encode(pieces[0]))
+        ids = self._encode(pieces[0])
         trained = []
         for k, (utterance, piece) in enumerate(zip(said, pieces[1:], strict=True)):
             start, end = len(ids), self._end_ids(piece)
             ids += utterance
-            ids += end if k == len(said) - 1 else self.encoder.encode(piece)
+            ids += end if k == len(said) - 1 else self._encode(piece)
             trained.append((start, start + len(utterance)))
             # What a template writes between an utterance and its end of turn was not sampled.
             stop = start + len(utterance) + len(end)
@@ -385,6 +420,16 @@ class ChatCodec:
             f"writes {tail!r} after it), so a model could not learn to stop; add an end-of-turn "
             "token to the chat template"
         )
+
+
+def _may_overlap(one: str, other: str) -> bool:
+    """Tell whether two tokens can share a character of a text."""
+    ends = range(1, min(len(one), len(other)))
+    return (
+        one in other
+        or other in one
+        or any(one[-n:] == other[:n] or other[-n:] == one[:n] for n in ends)
+    )
 
 
 def _hole(label: str = "") -> Message:

@@ -34,6 +34,7 @@ N_PROVEN_TURNS = 6
 MIN_TURN_TOKENS = 32  # below this a turn is not worth asking for: the context is full
 _LOOK_S = 0.5  # between two looks at whether more can be done at once
 T = TypeVar("T")
+View = tuple[tuple[Message, ...], tuple[int, ...]]  # messages, and which are the speaker's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,26 +78,26 @@ class Speaker:
         """Return the tokens of an utterance by the paper's count: label in, end of turn out."""
         return len(self.codec.encoder.encode_once(f"{self.label}{text}"))
 
-    def view(self, turns: Sequence[Turn]) -> tuple[tuple[Message, ...], tuple[int, ...]]:
+    def view(self, turns: Sequence[Turn]) -> View:
         """Return (messages, own): what this speaker sees, and which messages are its own."""
+        return self._view(turns, [utterance(turn) for turn in turns])
+
+    def _view(self, turns: Sequence[Turn], texts: Sequence[str]) -> View:
         if self.codec.template.roles == "assistant":
-            said = [Message(role="assistant", content=utterance(turn)) for turn in turns]
+            said = [Message(role="assistant", content=text) for text in texts]
             messages = (Message(role="system", content=self.system_prompt), *said)
             own = tuple(i for i, turn in enumerate(turns, start=1) if turn.agent == self.agent)
             return messages, own
-        return self._alternating_view(turns)
+        return self._alternating_view(turns, texts)
 
     def _view_with_holes(
         self, turns: Sequence[Turn]
     ) -> tuple[tuple[Message, ...], tuple[int, ...], list[Ids]]:
         """Return (messages, own, said) with the speaker's own words as ids beside the messages."""
-        mine = [turn for turn in turns if turn.agent == self.agent]
-        hollow = [
-            turn.model_copy(update={"text": HOLE}) if turn.agent == self.agent else turn
-            for turn in turns
-        ]
-        messages, own = self.view(hollow)
-        return messages, own, [self._said(turn) for turn in mine]
+        mine = f"{self.label}{HOLE}"
+        texts = [mine if turn.agent == self.agent else utterance(turn) for turn in turns]
+        messages, own = self._view(turns, texts)
+        return messages, own, [self._said(turn) for turn in turns if turn.agent == self.agent]
 
     def _said(self, turn: Turn) -> Ids:
         sampled = turn.token_ids
@@ -106,22 +107,20 @@ class Speaker:
         """Return the user message of what was heard since this speaker spoke."""
         return "\n\n".join(filter(None, (*(heard or (OPENING,)), self.cue)))
 
-    def _alternating_view(
-        self, turns: Sequence[Turn]
-    ) -> tuple[tuple[Message, ...], tuple[int, ...]]:
+    def _alternating_view(self, turns: Sequence[Turn], texts: Sequence[str]) -> View:
         has_system = self.codec.template.has_system
         messages = [Message(role="system", content=self.system_prompt)] if has_system else []
         heard = [] if has_system else [self.system_prompt]
         own = []
-        for turn in turns:
+        for turn, text in zip(turns, texts, strict=True):
             if turn.agent != self.agent:
-                heard.append(utterance(turn))
+                heard.append(text)
                 continue
             # A user message precedes every own one, also when nobody has spoken yet.
             messages.append(Message(role="user", content=self._heard(heard)))
             heard = []
             own.append(len(messages))
-            messages.append(Message(role="assistant", content=utterance(turn)))
+            messages.append(Message(role="assistant", content=text))
         if heard or not turns:
             messages.append(Message(role="user", content=self._heard(heard)))
         return tuple(messages), tuple(own)

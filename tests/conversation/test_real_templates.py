@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,5 @@ def test_template_trains_exactly_what_is_sampled_or_is_refused(path: Path) -> No
         assert trained == [said for _, said in heard]
         given = [row.input_ids[:start] for row in rows for start, _ in row.trained]
         assert given == [asked.prompt_ids for asked, _ in heard]
+        of_whole_pieces = replace(speaker, codec=replace(made, borders=None))
+        assert rows == of_whole_pieces.rows(conversation.turns)

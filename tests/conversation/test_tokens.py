@@ -1,6 +1,8 @@
 """Prompts and rows as token ids: what carries loss, what templates may do, and what is refused."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from optima.errors import ModelError
 from optima.search.pairs import preference_row
 from optima.types import Message, PreferencePair
 from tests.talks import NAMES, Reply, ids_of, speakers, turn
-from tests.templates import CHATML, FAMILIES
+from tests.templates import CHATML, FAMILIES, SPECIAL_TOKENS
 from tests.tokenizers import (
     codec,
     codec_of,
@@ -117,6 +119,92 @@ def test_special_tokens_that_a_partner_writes_end_no_turn_of_the_speaker() -> No
     talk = (turn(1, " one<|im_end|> two"), turn(0, " yes"))
     (row,) = speakers()[0].rows(talk)
     assert [text_of(row.input_ids[start:stop]) for start, stop in row.trained] == [" yes<|im_end|>"]
+
+
+# Utterances that make borders hard: special tokens and parts of some, white space around them.
+HARD = (
+    " one<|im_end|> two", "<|im_end|>", "\n\n<|im_start|>\n", "<|im_<|im_end|>end|>",
+    " a <|eot_id|>", "<start_of_turn><end_of_turn>\n", "<|im_end|", "  ",
+    "Zoë's 🙂<bos> lamp", "<A>Riga</A>",
+)  # fmt: skip
+HARD_TALK = tuple(turn(k % 3, text) for k, text in enumerate(HARD))
+
+
+def _changed(change: Callable[[Tokenizer], object]) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(tiny_tokenizer().to_str())
+    change(tokenizer)
+    return tokenizer
+
+
+def _is_cut_into_parts(made: ChatCodec) -> bool:
+    """Compare the ids of a hard talk with those of whole pieces; tell whether pieces are cut."""
+    whole = replace(made, borders=None)
+    for agent, name in enumerate(NAMES):
+        one, other = (Speaker(agent, name, f"You are {name}.", of) for of in (made, whole))
+        for n in range(agent, len(HARD_TALK) + 1, len(NAMES)):
+            assert one.prompt_ids(HARD_TALK[:n]) == other.prompt_ids(HARD_TALK[:n])
+        assert one.rows(HARD_TALK) == other.rows(HARD_TALK)
+    return made.borders is not None
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize(
+    ("tokenizer", "is_cut"),
+    [
+        (tiny_tokenizer(), True),
+        (sentence_tokenizer(is_legacy=True), True),
+        (sentence_tokenizer(is_legacy=False), False),  # a space before the first part only
+        (_changed(lambda it: setattr(it, "normalizer", normalizers.NFC())), True),
+        (_changed(lambda it: it.add_tokens([AddedToken(" lamp", normalized=False)])), True),
+        (_changed(lambda it: it.add_tokens([AddedToken(" <", normalized=False)])), False),
+        (_changed(lambda it: it.enable_truncation(50)), False),
+        (_changed(lambda it: it.enable_padding(length=50)), False),
+    ],
+    ids=["plain", "legacy", "metaspace", "normalised", "other", "overlapping", "cut", "padded"],
+)
+def test_ids_of_pieces_cut_at_special_tokens_are_those_of_the_whole_pieces(
+    tokenizer: Tokenizer, is_cut: bool, family: str
+) -> None:
+    template = ChatTemplate(FAMILIES[family], SPECIAL_TOKENS[family])
+    assert _is_cut_into_parts(ChatCodec.of(template, Encoder(tokenizer))) is is_cut
+
+
+@pytest.mark.parametrize(
+    "kind", [{"rstrip": True}, {"lstrip": True}, {"single_word": True}, {"normalized": True}]
+)
+def test_special_token_that_depends_on_its_neighbours_cuts_no_piece(kind: dict[str, bool]) -> None:
+    tree = json.loads(tiny_tokenizer().to_str())
+    for token in tree["added_tokens"]:
+        token.update(kind)
+    encoder_of_kind = Encoder(Tokenizer.from_str(json.dumps(tree)))
+    made = ChatCodec.of(ChatTemplate(CHATML, SPECIAL_TOKENS["chatml"]), encoder_of_kind)
+    assert not _is_cut_into_parts(made)
+
+
+class CountingTokenizer:
+    """A tokenizer that remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(tiny_tokenizer(), name)
+
+    def encode(self, text: str, add_special_tokens: bool) -> object:
+        self.texts.append(text)
+        return tiny_tokenizer().encode(text, add_special_tokens=add_special_tokens)
+
+
+def test_of_a_growing_talk_only_what_is_new_is_tokenised() -> None:
+    counting = CountingTokenizer()
+    made = ChatCodec.of(ChatTemplate(CHATML, {}), Encoder(counting))  # type: ignore[arg-type]
+    alice = Speaker(0, "Alice", "You are Alice.", made)
+    talk = tuple(turn(k % 2, f" number {k}", ids=ids_of(f" number {k}")) for k in range(6))
+    for n in (0, 2, 4):
+        alice.prompt_ids(talk[:n])
+    counting.texts.clear()
+    alice.prompt_ids(talk)
+    assert counting.texts == ["user\nBob: number 5"]
 
 
 def test_rows_do_not_influence_each_other() -> None:
