@@ -160,8 +160,7 @@ class TaskAgreement:
 
         "Right." does, unless it is the text of a choice.
         """
-        is_choice = bool(self.choices) and named_choice(text, self.choices) is not None
-        if assents(text) and not is_choice:
+        if assents(text) and (not self.choices or named_choice(text, self.choices) is None):
             return True
         try:
             return restates(text, answer, metric=self.metric, choices=self.choices)

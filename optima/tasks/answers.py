@@ -13,9 +13,10 @@ Which answers are the same is in ``metrics``. Paper section 3.
 import html
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from optima.tasks.task import Metric
-from optima.tasks.texts import LATEX_TEXT, closing_braces, normalise_text, undress
+from optima.tasks.texts import LATEX_TEXT, N_REMEMBERED, closing_braces, normalise_text, undress
 from optima.types import AnswerStyle
 
 MAX_PLACEHOLDER_CHARACTERS = 60
@@ -123,6 +124,11 @@ def is_placeholder(answer: str, style: AnswerStyle, choices: Sequence[str] = ())
     What is the text of a choice is an answer. "letter" and "X" are placeholders beside choices
     only, "number" in a box only, as each may be the answer of another task.
     """
+    return _is_placeholder(answer, style, tuple(choices))
+
+
+@lru_cache(N_REMEMBERED)
+def _is_placeholder(answer: str, style: AnswerStyle, choices: tuple[str, ...]) -> bool:
     if len(answer) > MAX_PLACEHOLDER_CHARACTERS:
         return False
     bare = LATEX_TEXT.sub(r"\1", undress(_INVISIBLE.sub(" ", html.unescape(answer)))).strip()

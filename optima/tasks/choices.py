@@ -10,12 +10,14 @@ import string
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from functools import lru_cache
 
 from rapidfuzz.distance import Indel
 
 from optima.tasks.numbers import number_and_unit
 from optima.tasks.texts import (
     LATEX_FONT,
+    N_REMEMBERED,
     normalise_latex,
     plain_text,
     undress,
@@ -127,6 +129,7 @@ def choice_letter(text: str) -> str | None:
     return None if others or _is_hedged(rest) else letter
 
 
+@lru_cache(N_REMEMBERED)
 def words_of(text: str) -> tuple[str, ...]:
     """Return the words of a choice in lower case, without articles; signs are words or in words."""
     words = _NO_HYPHEN.sub(" ", _DASHES.sub("-", plain_text(text))).split()
@@ -191,6 +194,7 @@ def _by_text(text: str, choices: Sequence[str]) -> int | None:
     return _by_number(text, choices)
 
 
+@lru_cache(N_REMEMBERED)
 def _formula(text: str) -> str:
     r"""Return a formula as it is typed plainly: "h2o" of "$H_2O$", "na+" of "Na^{+}", "10^-3"."""
     text = _SUBSCRIPT.sub(lambda match: str(_SUBSCRIPTS.index(match[0])), text)
@@ -217,6 +221,7 @@ def _by_number(text: str, choices: Sequence[str]) -> int | None:
     return same[0] if len(same) == 1 else None
 
 
+@lru_cache(N_REMEMBERED)
 def _number_and_unit(text: str) -> tuple[Fraction, str] | None:
     """Return a number and its unit, a sign where there is one for it: "5 dollars" are "$5"."""
     found = number_and_unit(text)

@@ -15,9 +15,10 @@ import re
 import unicodedata
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal
 
-from optima.tasks.texts import LATEX_TEXT, bare, normalise_latex, undress
+from optima.tasks.texts import LATEX_TEXT, N_REMEMBERED, bare, normalise_latex, undress
 
 MAX_DIGITS = 1000  # a model that repeats a digit for ever states no number
 MAX_CHARACTERS = 2000  # longer ones are no answer but a text
@@ -142,6 +143,7 @@ _HEDGES_BEFORE = _HEDGES | frozenset(
 )
 
 
+@lru_cache(N_REMEMBERED)
 def parse_number(text: str, units: Literal["refuse", "ignore"] = "refuse") -> Fraction | None:
     r"""Return the number that ``text`` is, None when it is none or more than one.
 
@@ -161,6 +163,7 @@ def parse_number(text: str, units: Literal["refuse", "ignore"] = "refuse") -> Fr
     return value
 
 
+@lru_cache(N_REMEMBERED)
 def stated_number(text: str) -> Fraction | None:
     """Return the only number that ``text`` states, units ignored, also in a sentence about it.
 
@@ -180,6 +183,7 @@ def stated_number(text: str) -> Fraction | None:
     return _in_sentence(text) if value is None else value
 
 
+@lru_cache(N_REMEMBERED)
 def number_and_unit(text: str) -> tuple[Fraction, str] | None:
     """Return the number of ``text`` and its unit, "" without one or behind a calculation."""
     value = parse_number(text, units="ignore")

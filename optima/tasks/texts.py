@@ -8,8 +8,10 @@ import re
 import string
 import unicodedata
 from collections import Counter
+from functools import lru_cache
 
 MAX_LAYERS = 10  # of dress around one answer; a model that opens brackets for ever has no answer
+N_REMEMBERED = 4096  # texts: the same few answers, golds and choices come again and again
 VERDICTS = frozenset(("yes", "no", "noanswer"))  # as in HotpotQA's official evaluation script
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -75,6 +77,7 @@ _VERDICT = re.compile(
 )
 
 
+@lru_cache(N_REMEMBERED)
 def undress(text: str) -> str:
     r"""Return ``text`` without what wraps the whole of it: ``**B**``, "$18$", ``\boxed{B}``.
 
@@ -92,6 +95,7 @@ def undress(text: str) -> str:
     return text
 
 
+@lru_cache(N_REMEMBERED)
 def without_emphasis(text: str) -> str:
     """Return ``text`` without the emphasis of its parts: "it is **18**", "<b>B</b>. iron"."""
     for _ in range(MAX_LAYERS):
@@ -124,11 +128,13 @@ def without_verdict(text: str) -> str:
     return undress(match[1]) if match else text
 
 
+@lru_cache(N_REMEMBERED)
 def plain_text(text: str) -> str:
     """Return ``text`` undressed, in lower case, with single spaces; all signs are kept."""
     return " ".join(undress(text).lower().split())
 
 
+@lru_cache(N_REMEMBERED)
 def normalise_text(text: str) -> str:
     """Return the SQuAD form: lower case, no punctuation, no articles, single spaces.
 
@@ -145,6 +151,7 @@ def normalise_text(text: str) -> str:
     return " ".join(lowered.split())
 
 
+@lru_cache(N_REMEMBERED)
 def normalise_latex(text: str) -> str:
     r"""Return ``text`` without what does not change the meaning of a formula.
 
