@@ -1,20 +1,21 @@
-"""How many turns the orchestrator carries: conversations against an instant fake server.
+"""How many turns the orchestrator carries: conversations against an instant server.
 
 ``taskset -c 0,1 python -m bench.rollouts --model models/smollm2-135m-instruct --n 100000``
 
-The server is a process of its own. Printed: turns per second of whole conversations (prompts
-rendered, answers parsed, records made), requests per second of the client alone in an empty loop
-over the same prompts, their ratio, and the peak resident memory of the orchestrator.
+The server (``bench.instant``) is a process of its own. Printed: turns per second of whole
+conversations (prompts rendered, answers parsed, records made), requests per second of the client
+alone in an empty loop over the same prompt, their ratio, the CPU of both, and the peak resident
+memory of the orchestrator.
 """
 
 import argparse
 import asyncio
-import os
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from optima.recipe.schema import ConversationSection, DataSection, ServingSectio
 from optima.serving.client import CompletionClient, Server
 from optima.serving.probe import is_healthy
 from optima.serving.worker import free_port
-from optima.stages.generate import TaskAgreement
+from optima.stages.generate import TaskAgreement, rare_collections
 from optima.tasks import get_task
 from optima.tasks.judging import Judge
 from optima.tasks.loading import load_problems
@@ -86,7 +87,8 @@ async def hold(server: Server, stream: Iterator[Dialogue], concurrency: int) -> 
                 prefer=preferred if isinstance(preferred, Server) else None,
             )
 
-        await hold_conversations(stream, generate, keep, concurrency=lambda: concurrency)
+        with rare_collections():
+            await hold_conversations(stream, generate, keep, concurrency=lambda: concurrency)
     return n_turns, n_errors
 
 
@@ -99,10 +101,22 @@ def first_request(model: Path) -> Request:
     )  # fmt: skip
 
 
-def fake_server_argv(model: Path, port: int) -> list[str]:
-    """Return the command of a fake server that reads and writes the model's token ids."""
-    argv = [sys.executable, "-m", "optima.serving.fake", "--port", str(port)]
-    return [*argv, "--model", str(model), "--served-model-name", "policy"]
+@contextmanager
+def instant_server(model: Path) -> Iterator[Server]:
+    """Run a server that answers at once with utterances as the model's token ids."""
+    port = free_port()
+    process = ManagedProcess(
+        [sys.executable, "-m", "bench.instant", "--port", str(port), "--model", str(model)],
+        name="instant server",
+        log_path=Path(tempfile.mkdtemp()) / "server.log",
+    )
+    with process:
+        server = Server(0, f"http://127.0.0.1:{port}", "key")
+        deadline = time.monotonic() + 60
+        while not is_healthy(server, 1.0):
+            assert time.monotonic() < deadline, "the server does not start"
+            time.sleep(0.1)
+        yield server
 
 
 async def ask_only(server: Server, request: Request, n: int, concurrency: int) -> None:
@@ -124,31 +138,20 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100_000, help="conversations")
     parser.add_argument("--concurrency", type=int, default=512)
     options = parser.parse_args()
-    port = free_port()
-    fake = ManagedProcess(
-        fake_server_argv(options.model, port),
-        name="fake server",
-        log_path=Path(tempfile.mkdtemp()) / "fake.log",
-        env={**os.environ, "VLLM_API_KEY": "key"},
-    )
-    with fake:
-        server = Server(0, f"http://127.0.0.1:{port}", "key")
-        deadline = time.monotonic() + 30
-        while not is_healthy(server, 1.0):
-            assert time.monotonic() < deadline, "the fake server does not start"
-            time.sleep(0.1)
+    with instant_server(options.model) as server:
         request = first_request(options.model)
         n_asked = min(options.n, 20_000)
-        started = time.perf_counter()
+        started, alone = time.perf_counter(), time.process_time()
         asyncio.run(ask_only(server, request, n_asked, options.concurrency))
         limit = n_asked / (time.perf_counter() - started)
+        alone = time.process_time() - alone
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         stream = dialogues(options.model, options.n)
         started, used = time.perf_counter(), time.process_time()
         n_turns, n_errors = asyncio.run(hold(server, stream, options.concurrency))
         seconds, used = time.perf_counter() - started, time.process_time() - used
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"client alone:   {limit:8,.0f} requests/s (empty loop)")
+    print(f"client alone:   {limit:8,.0f} requests/s, {1e6 * alone / n_asked:,.0f} us of CPU each")
     print(
         f"conversations:  {n_turns / seconds:8,.0f} turns/s = {n_turns / seconds / limit:.2f} of it"
     )

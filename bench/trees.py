@@ -1,4 +1,4 @@
-"""How many turns the orchestrator carries while trees grow, against an instant fake server.
+"""How many turns the orchestrator carries while trees grow, against an instant server.
 
 ``taskset -c 0,1 python -m bench.trees --model models/smollm2-135m-instruct --n 2000``
 
@@ -10,24 +10,19 @@ per tree, and the peak resident memory of the orchestrator.
 
 import argparse
 import asyncio
-import os
 import random
 import resource
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from bench.rollouts import ask_only, dialogues, fake_server_argv, first_request
+from bench.rollouts import ask_only, dialogues, first_request, instant_server
 from optima.conversation.dialogue import Completion, Dialogue, Request
-from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import DataSection, RewardSection, SearchSection, ServingSection
 from optima.search.tree import Forest
 from optima.serving.client import CompletionClient, Server
-from optima.serving.probe import is_healthy
-from optima.serving.worker import free_port
 from optima.stages.generate import rare_collections
 from optima.stages.rank import RewardDesk, Yardstick
 from optima.tasks import get_task
@@ -96,19 +91,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=2000, help="trees at once")
     parser.add_argument("--words", type=int, default=0, help="random words added to an utterance")
     options = parser.parse_args()
-    port = free_port()
-    fake = ManagedProcess(
-        fake_server_argv(options.model, port),
-        name="fake server",
-        log_path=Path(tempfile.mkdtemp()) / "fake.log",
-        env={**os.environ, "VLLM_API_KEY": "key"},
-    )
-    with fake:
-        server = Server(0, f"http://127.0.0.1:{port}", "key")
-        deadline = time.monotonic() + 30
-        while not is_healthy(server, 1.0):
-            assert time.monotonic() < deadline, "the fake server does not start"
-            time.sleep(0.1)
+    with instant_server(options.model) as server:
         request = first_request(options.model)
         started = time.perf_counter()
         asyncio.run(ask_only(server, request, N_ASKED, 512))
