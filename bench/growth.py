@@ -11,6 +11,7 @@ resident memory, the interpreter and what it imports included. ``nothing`` is th
 import argparse
 import dataclasses
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,14 +25,17 @@ from bench.report import losses_of, make_conversation, make_problem, reward_of
 from optima.recipe.layers import Layers
 from optima.recipe.loading import build_recipe, dump_recipe
 from optima.records import read_records, write_records, write_text
-from optima.runs.files import TREES
+from optima.runs.files import CONVERSATIONS, TREES
 from optima.runs.layout import StageDone, file_digest
 from optima.types import DialogueTree, Problem, Record, Rollout, TreeNode, TreeRound
 
 N_SAMPLES = 10
 N_PATTERNS = 50  # different texts; ids make each record its own
 KEY = "train0"  # the id that patterns are made with
-STEPS = ("nothing", "status", "read", "figures", "rank", "select", "rescore", "report", "view")
+STEPS = (
+    *("nothing", "status", "read", "figures", "generate", "rank", "select", "rescore", "report"),
+    "view",
+)
 TREE_STEPS = ("pairs", "view")
 
 
@@ -158,7 +162,7 @@ def do(step: str, root: Path, out: Path) -> None:
                 assert judged.reward.n == judged.conversation.n
     elif step == "figures":
         assert run.figures
-    elif step in ("rank", "select"):
+    elif step in ("generate", "rank", "select"):
         _stage_of_sft(step, run, stage, stages)
     elif step == "rescore":
         from optima.studies.rescore import rescore
@@ -186,6 +190,8 @@ def do(step: str, root: Path, out: Path) -> None:
 def _stage_of_sft(step: str, run: Any, out: Any, stages: dict[str, Any]) -> None:
     from optima.conversation.loading import load_codec
     from optima.prompts.rendering import PromptStyle
+    from optima.stages.context import Sampling
+    from optima.stages.generate import generate
     from optima.stages.rank import rank
     from optima.stages.select import select
     from optima.tasks import get_task
@@ -193,11 +199,17 @@ def _stage_of_sft(step: str, run: Any, out: Any, stages: dict[str, Any]) -> None
     problems = tuple(run.problems("train").values())
     task = get_task(run.recipe.task)
     context: Any = SimpleNamespace(recipe=run.recipe, task=task)
+    context.style = PromptStyle.of(run.recipe, task)
+    if step == "generate":  # a resume of a stage whose conversations are all held
+        shutil.copy(stages["generate"].path / CONVERSATIONS, out.path)
+        team: Any = SimpleNamespace(model=SimpleNamespace(label="base"))
+        out.count_unkept = lambda n: None
+        generate(context, out, team, problems, Sampling(N_SAMPLES, 1.0))
+        return
     if step == "rank":
         rank(context, out, problems, stages["generate"], stages["score"])
         return
     context.codec = load_codec("models/smollm2-135m-instruct")
-    context.style = PromptStyle.of(run.recipe, task)
     select(context, out, problems, stages["generate"], stages["rank"], 1)
 
 

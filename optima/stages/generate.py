@@ -10,6 +10,7 @@ import contextlib
 import gc
 import json
 import logging
+from array import array
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -169,7 +170,29 @@ class TaskAgreement:
             return False
 
 
-Key = tuple[str, int]  # of a conversation: its problem's id and n
+class Held:
+    """Which of the ``n_samples`` conversations about each problem are held, a bit for each: a run
+    may have a million."""
+
+    def __init__(self, n_samples: int) -> None:
+        self._n_samples, self._n = n_samples, 0
+        self._bits_by_id: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return self._n
+
+    def has(self, problem_id: str, n: int) -> bool:
+        """Tell whether a conversation is held."""
+        return bool(self._bits_by_id.get(problem_id, 0) >> n & 1)
+
+    def add(self, problem_id: str, n: int) -> bool:
+        """Count a conversation as held; False for one that was, ValueError for one of no sample."""
+        if not 0 <= n < self._n_samples:
+            raise ValueError(f"{n} is not below {self._n_samples}")
+        is_new = not self.has(problem_id, n)
+        self._bits_by_id[problem_id] = self._bits_by_id.get(problem_id, 0) | 1 << n
+        self._n += is_new
+        return is_new
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +210,7 @@ def generate(
     rerun tries exactly those again.
     """
     path = out.path / CONVERSATIONS
-    held = _keep_good_records(out)
+    held = _keep_good_records(out, sampling.n_samples)
     n_total = len(problems) * sampling.n_samples
     logger.info(
         "%s: %d problems x %d conversations with %s%s",
@@ -196,7 +219,7 @@ def generate(
     )  # fmt: skip
     if len(held) < n_total:
         interruption.run(_hold(context, out, team, problems, sampling, held))
-    counted = _finalise(path, problems)
+    counted = _finalise(path, problems, sampling.n_samples)
     check_errors(context, out, counted.metrics, _errors(path))
     if counted.health.has_collapsed:
         said = counted.health.collapse(example_answer(problems[0], context.style))
@@ -253,7 +276,7 @@ async def _hold(
     team: Team,
     problems: Sequence[Problem],
     sampling: Sampling,
-    held: set[Key],
+    held: Held,
 ) -> None:
     """Hold the conversations that are not held yet, and append them."""
     n_total = len(problems) * sampling.n_samples
@@ -279,7 +302,7 @@ async def _hold(
 
         numbers = range(sampling.n_samples)
         missing = (
-            (problem, [n for n in numbers if (problem.problem_id, n) not in held])
+            (problem, [n for n in numbers if not held.has(problem.problem_id, n)])
             for problem in problems
         )
         dialogues = _dialogues(context, out, team, sampling, missing, judge)
@@ -311,36 +334,34 @@ def _dialogues(
             yield replace(plain, n=n, speakers=speakers, format_id=drawn.format_id)
 
 
-def _keep_good_records(stage: Stage) -> set[Key]:
+def _keep_good_records(stage: Stage, n_samples: int) -> Held:
     """Return the conversations already held; failed, torn and doubled ones leave the file."""
     path = stage.path / CONVERSATIONS
     repair_tail(path)
-    held: set[Key] = set()
+    held = Held(n_samples)
     if not path.exists():
         return held
     with atomic_writer(path) as new, path.open(encoding="utf-8") as old:
         for line in old:
             try:
                 record = json.loads(line)
-                key = (record["problem_id"], record["n"])
-                is_good = record["error"] is None and key not in held
                 n_tokens = sum(turn["n_tokens"] for turn in record["turns"])
+                is_good = record["error"] is None and held.add(record["problem_id"], record["n"])
             except (ValueError, KeyError, TypeError):
                 logger.warning("%s: dropped a line that is not a conversation", path)
                 continue
             if is_good:
-                held.add(key)
                 new.write(line)
             else:
                 stage.count_unkept(n_tokens)
     return held
 
 
-def _finalise(path: Path, problems: Sequence[Problem]) -> _Counted:
+def _finalise(path: Path, problems: Sequence[Problem], n_samples: int) -> _Counted:
     """Put the file in the order of problems and samples, and return what was counted in it."""
     order = {problem.problem_id: i for i, problem in enumerate(problems)}
     health = HealthCount({problem.problem_id: problem for problem in problems})
-    places: list[tuple[int, int, int]] = []
+    places = array("q", [-1]) * (len(problems) * n_samples)  # of the lines, in the order to be
     counts: Counter[str] = Counter()
     if not path.exists():
         path.touch()
@@ -348,9 +369,10 @@ def _finalise(path: Path, problems: Sequence[Problem]) -> _Counted:
         offset = 0
         for line in file:
             conversation = Conversation.model_validate_json(line)
-            places.append((order[conversation.problem_id], conversation.n, offset))
+            places[order[conversation.problem_id] * n_samples + conversation.n] = offset
             offset += len(line)
             health.add(conversation)
+            counts["conversations"] += 1
             counts["tokens"] += conversation.n_tokens
             counts["generated"] += conversation.n_generated
             counts["prompt_tokens"] += sum(turn.n_prompt_tokens for turn in conversation.turns)
@@ -360,16 +382,16 @@ def _finalise(path: Path, problems: Sequence[Problem]) -> _Counted:
             counts[f"stop/{conversation.stop_reason}"] += 1
             for fault in conversation.faults:
                 counts[f"fault/{fault}"] += 1
-        places.sort()
         with atomic_writer(path) as ordered:
-            for _, _, place in places:
-                file.seek(place)
-                ordered.write(file.readline().decode())
-    n = max(1, len(places))
+            for place in places:
+                if place >= 0:
+                    file.seek(place)
+                    ordered.write(file.readline().decode())
+    n = max(1, counts["conversations"])
     shares = {key: counts[key] / n for key in sorted(counts) if key.startswith(("stop/", "fault/"))}
     found = health.health()
     statistics = {
-        "conversations": float(len(places)),
+        "conversations": float(counts["conversations"]),
         "conversations/errors": float(counts["errors"]),
         "conversations/answered": counts["answered"] / n,
         "turns/conversation": counts["turns"] / n,

@@ -317,6 +317,23 @@ def test_torn_last_line_is_held_again_and_nothing_else(
     assert results(tmp_path / "run") == undisturbed[0]
 
 
+def test_lines_that_are_doubled_of_no_sample_or_out_of_order_are_put_right(
+    undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
+) -> None:
+    root, copy = undisturbed[2], tmp_path / "run"
+    shutil.copytree(root, copy)
+    generate = copy / "iter_0" / "generate"
+    (generate / "DONE.json").unlink()
+    path = generate / "conversations.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert b'"n":0,' in lines[0]
+    of_no_sample = [lines[0].replace(b'"n":0,', b'"n":%d,' % n, 1) for n in (99, -1, 10**9)]
+    path.write_bytes(b"".join([*of_no_sample, *lines[:0:-1], lines[-1]]))
+    run(root.parent, fake_environment(tmp_path), run=str(copy))
+    assert path.read_bytes().splitlines(keepends=True)[1:] == lines[1:]
+    assert results(tmp_path / "run") == undisturbed[0]
+
+
 def test_server_killed_in_mid_generation_loses_and_doubles_nothing(
     undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
 ) -> None:
