@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
@@ -33,13 +33,23 @@ class _Grown:
     rounds: dict[int, tuple[int, float | None]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A tree: its search, its problem, and what has grown."""
+class _Place(NamedTuple):
+    """A tree: its search, its problem, where its records begin, and how far it has grown."""
 
     search: int
     problem_id: str
-    grown: _Grown
+    offsets: tuple[int, ...]
+    n_rounds: int
+    n_nodes: int
+    best: float | None
+
+    @classmethod
+    def of(cls, search: int, problem_id: str, grown: _Grown) -> "_Place":
+        """Return a few numbers of what has grown: there may be a hundred thousand trees."""
+        rounds = _complete(grown.rounds)
+        best = max((best for _, best in rounds if best is not None), default=None)
+        n_nodes = sum(n_nodes for n_nodes, _ in rounds)
+        return cls(search, problem_id, tuple(grown.offsets), len(rounds), n_nodes, best)
 
 
 class Trees:
@@ -51,9 +61,9 @@ class Trees:
         self._places: list[_Place] = []
         self.n_left_out = 0
         for index, (_, search) in enumerate(self._searches):
-            found, n_others = _grown(search.grown, n_most)
+            places, n_others = _places(index, search.grown, n_most)
             self.n_left_out += n_others
-            self._places += [_Place(index, key, grown) for key, grown in found.items()]
+            self._places += places
         self._pairs: dict[int, dict[str, set[_Pair]]] = {}
 
     def __len__(self) -> int:
@@ -119,15 +129,14 @@ class Trees:
         run, search = self._searches[place.search]
         problems = self._archive.problems
         index = problems.index_by_id.get(place.problem_id)
-        rounds = _complete(place.grown.rounds)
         return {
             "run": run,
             "label": search.label,
             "problem": index,
             "title": problems.titles[index] if index is not None else place.problem_id,
-            "rounds": len(rounds),
-            "nodes": sum(n_nodes for n_nodes, _ in rounds),
-            "best": max((best for _, best in rounds if best is not None), default=None),
+            "rounds": place.n_rounds,
+            "nodes": place.n_nodes,
+            "best": place.best,
             "pairs": len(self._trained_on(place)),
         }
 
@@ -136,7 +145,7 @@ class Trees:
         path = self._searches[place.search][1].grown
         lines = []
         with path.open("rb") as file:
-            for offset in place.grown.offsets:
+            for offset in place.offsets:
                 file.seek(offset)
                 lines.append(parsed(file.readline(), path))
         rounds = lines[0]["rounds"] if path.name == TREES else lines
@@ -173,17 +182,18 @@ def _complete(by_number: Mapping[int, T]) -> list[T]:
     return [by_number[number] for number in takewhile(by_number.__contains__, count())]
 
 
-def _grown(path: Path, n_most: int | None) -> tuple[dict[str, _Grown], int]:
-    """Return what a search has grown about the first problems, and how many others it has.
+def _places(search: int, path: Path, n_most: int | None) -> tuple[list[_Place], int]:
+    """Return the trees that a search has grown of the first problems, and how many others it has.
 
     Read in one pass; the lines of whole trees that are not shown are only counted.
     """
     found: dict[str, _Grown] = defaultdict(_Grown)
+    places: list[_Place] = []
     others: set[str] = set()
     is_whole = path.name == TREES
     n_counted = 0
     for offset, line in raw_lines(path):
-        is_full = n_most is not None and len(found) >= n_most
+        is_full = n_most is not None and len(found) + len(places) >= n_most
         if is_full and is_whole:
             n_counted += 1
             continue
@@ -197,4 +207,7 @@ def _grown(path: Path, n_most: int | None) -> tuple[dict[str, _Grown], int]:
             totals = (rollout["reward"]["total"] for rollout in finished["rollouts"])
             best = max((total for total in totals if total is not None), default=None)
             grown.rounds[finished["number"]] = (len(finished["nodes"]), best)
-    return found, n_counted + len(others)
+        if is_whole:
+            places.append(_Place.of(search, record["problem_id"], found.pop(record["problem_id"])))
+    places += [_Place.of(search, key, grown) for key, grown in found.items()]
+    return places, n_counted + len(others)

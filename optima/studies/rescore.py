@@ -9,6 +9,7 @@ pairs can also be rebuilt alone, with other thresholds, and exported.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -173,9 +174,12 @@ class _Changed:
     def selection(self, label: str) -> Selection:
         """Return the selection of an iteration of SFT."""
         section, run = self._recipe.reward, self._run
-        stored = best_of_each(one.reward for one in run.candidates(label))
         said = self._stored(run.candidates(label), f"{label}/score")
-        best = best_of_each(self._rewards(said, section))
+        stored, best = [], []
+        for _, group in groupby(self._both(said, section), key=lambda both: both[0].problem_id):
+            stored_N, changed_N = zip(*group, strict=True)
+            stored += best_of_each(stored_N)
+            best += best_of_each(changed_N)
         before, after = select_top(stored, run.recipe.select), select_top(best, self._recipe.select)
         keys = [{(one.problem_id, one.n) for one in chosen} for chosen in (before, after)]
         n_common = len(keys[0] & keys[1])
@@ -266,15 +270,22 @@ class _Changed:
 
     def _rewards(self, stored: Iterable[_Stored], section: RewardSection) -> Iterator[RewardParts]:
         """Yield the reward of every conversation by ``section``."""
+        return (after for _, after in self._both(stored, section))
+
+    def _both(
+        self, stored: Iterable[_Stored], section: RewardSection
+    ) -> Iterator[tuple[RewardParts, RewardParts]]:
+        """Yield the reward of every conversation as it is stored, and by ``section``."""
         for batch in in_batches(stored):
             for one, score in zip(batch, self._scores(batch), strict=True):
-                yield compute_reward(
+                after = compute_reward(
                     one.conversation,
                     task_score=score,
                     normaliser_tokens=_normaliser(one.parts),
                     turn_losses=one.losses,
                     section=section,
                 )
+                yield one.parts, after
 
     def _scores(self, batch: Sequence[_Stored]) -> list[float | JudgeError]:
         """Return R_task: as stored, and by the judge where the metric is another or it failed."""
