@@ -314,10 +314,11 @@ def sweep(
     sweep goes on when the same command is given again.
     """
     from optima import api
-    from optima.reporting.results import results_json, sweep_results, sweep_text
     from optima.studies.sweep import folder_of, read_variants, run_sweep
 
     variants = read_variants(config, over, overrides or ())
+    from optima.reporting.results import results_json, sweep_results, sweep_text
+
     run_sweep(variants, over, run_dir, **api.find_both(vllm_env, train_env))
     roots = {value: run_dir / folder_of(value) for value in variants}
     key = over.partition("=")[0]
@@ -343,10 +344,11 @@ def ablate(
     again.
     """
     from optima import api
-    from optima.reporting.results import comparison_text, results_json, stored_results
     from optima.studies.sweep import read_ablations, run_ablations
 
     recipes = read_ablations(config, overrides or ())
+    from optima.reporting.results import comparison_text, results_json, stored_results
+
     rows = run_ablations(recipes, run_dir, **api.find_both(vllm_env, train_env))
     text = comparison_text(rows, run_dir)
     print(results_json(stored_results(run_dir)) if as_json else text)

@@ -10,18 +10,20 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from optima.errors import UsageError
-from optima.methods import run_method
 from optima.plan import check_trainable, kind_of
 from optima.processes.environment import Environment
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
 from optima.records import clear_temporaries, disk_errors
-from optima.runs.comparison import Compared, compare
 from optima.runs.files import write_members
 from optima.runs.layout import finished_folders, finished_stages
 from optima.seeding import digest
+
+if TYPE_CHECKING:
+    from optima.runs.comparison import Compared
 
 logger = logging.getLogger(__name__)
 
@@ -96,12 +98,14 @@ def read_ablations(configs: Path | Sequence[Path], overrides: Sequence[str]) -> 
 
 def run_ablations(
     recipes: Mapping[str, Recipe], root: Path, *, vllm_env: Environment, train_env: Environment
-) -> tuple[Compared, ...]:
+) -> "tuple[Compared, ...]":
     """Run or resume every recipe in a folder of ``root``; return the last models compared.
 
     What does not depend on the reward (problems, cold start, the conversations of the models before
     the first training) is done by the first run and linked by the others.
     """
+    from optima.runs.comparison import compare
+
     _run(recipes, root, (vllm_env, train_env), lambda _: _is_before_reward)
     return compare([str(root / name) for name in recipes])
 
@@ -128,6 +132,8 @@ def _run(
     shared: Callable[[Path], Callable[[str], bool]] | None,
 ) -> None:
     """Run every recipe in its folder; those after the first share stages of it, if ``shared``."""
+    from optima.methods import run_method  # a quarter of a second, once the recipes are read
+
     write_members(root, tuple(recipes))
     first = root / next(iter(recipes))
     for name, recipe in recipes.items():
