@@ -29,6 +29,7 @@ from optima.recipe.schema import PairSection, SearchSection
 from optima.search.tree import Node, Tree
 from optima.seeding import rng
 from optima.selection import share_of
+from optima.tasks.rows import read_json
 from optima.types import DialogueTree, Message, PreferencePair, PreferenceRow
 
 SIDES = ("prompt", "chosen", "rejected")
@@ -190,7 +191,7 @@ def read_conversational(path: Path, codec: ChatCodec) -> tuple[PreferenceRow, ..
 
 def _row(line: bytes, place: str, number: int, codec: ChatCodec) -> PreferenceRow:
     try:
-        tree = json.loads(line)
+        tree = read_json(line)
         prompt, chosen, rejected = (
             tuple(Message.model_validate(message) for message in _messages(tree[side]))
             for side in SIDES

@@ -10,7 +10,6 @@ above) and in the official one (lists of [title, sentences] and of [title, index
 """
 
 import html
-import json
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from typing import Any
 from optima.seeding import digest
 from optima.tasks.dealing import Dealing, Gold, Paragraph, deal_paragraphs, distinct_paragraphs
 from optima.tasks.metrics import F1
+from optima.tasks.rows import read_json
 from optima.tasks.task import (
     HubSource,
     MalformedRowError,
@@ -119,7 +119,7 @@ def _pairs(
     value = row.get(name)
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = read_json(value)
         except ValueError as error:  # also for numbers of thousands of digits
             raise MalformedRowError(f"field {name!r} is not JSON: {error}") from error
     if isinstance(value, Mapping):

@@ -143,6 +143,24 @@ def read_hub_split(source: HubSource, split: str) -> Iterator[RawRow]:
             yield RawRow(f"{place}[{index}]", row)
 
 
+def read_json(text: bytes | str) -> Any:
+    """Return what JSON of others holds; ValueError for no JSON, and for an object with a key twice.
+
+    Python takes the last of the two, so which one was meant would go unsaid.
+    """
+    text = text if isinstance(text, str) else text.decode("utf-8-sig")
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        key = next(key for n, key in enumerate(keys) if key in keys[:n])
+        raise ValueError(f"the key {describe(key)} is given twice in {describe(found)}")
+    return found
+
+
 def _read_lines(file: Path) -> Iterator[RawRow]:
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
@@ -150,8 +168,8 @@ def _read_lines(file: Path) -> Iterator[RawRow]:
                 continue
             place = f"{file.name} line {number}"
             try:
-                yield RawRow(place, json.loads(line.decode("utf-8-sig")))
-            except ValueError as error:  # neither UTF-8 nor JSON
+                yield RawRow(place, read_json(line))
+            except ValueError as error:  # neither UTF-8 nor JSON, or a key twice
                 yield RawRow(place, None, f"is not JSON ({error})")
             except RecursionError:
                 yield RawRow(place, None, "is nested too deeply")
@@ -160,7 +178,7 @@ def _read_lines(file: Path) -> Iterator[RawRow]:
 def _read_json(file: Path) -> Iterator[RawRow]:
     """Yield the elements of a list, of the list in a field ``data``, or the one object there is."""
     try:
-        value = json.loads(file.read_bytes().decode("utf-8-sig"))
+        value = read_json(file.read_bytes())
     except ValueError as error:
         if "Extra data" in str(error):  # JSON Lines under the name .json
             yield from _read_lines(file)

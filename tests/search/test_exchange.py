@@ -102,7 +102,9 @@ def test_wrong_line_is_named(change: dict[str, object], message: str, tmp_path: 
         read_conversational(path, CODEC)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"prompt": []}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"prompt": []}', json.dumps(LINE)[:-1] + ', "chosen": []}']
+)
 def test_line_that_is_no_such_object_is_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(text)

@@ -167,6 +167,7 @@ def test_missing_places_say_what_is_expected_where(tmp_path: Path) -> None:
         ("train.json", "\ufeff{", "is not JSON"),
         ("train.json", "{", "is not JSON"),
         ("train.json", "3", "is not a list of rows"),
+        ("train.json", '[{"question": 1}, {"a": 1, "a": 2}]', "key 'a' is given twice in {'a': 2}"),
         ("train.parquet", "nonsense", "cannot be read as parquet"),
     ],
 )
@@ -207,6 +208,14 @@ def test_a_hundred_thousand_malformed_rows_are_one_line(
         ('{"question": "q" "answer": "#### 1"}', r"is not JSON \(.*delimiter.*\)"),
         ('{"question": "q", "answer": "#### 1' + "9" * 5000 + '"', r"is not JSON \(.*\)"),
         ("9" * 5000, r"is not JSON \(.*\)"),
+        (
+            '{"question": "q", "answer": "#### 1", "answer": "#### 2"}',
+            r"is not JSON \(the key 'answer' is given twice in {.*\)",
+        ),
+        (
+            '{"question": "q", "answer": "#### 1", "more": [{"a": 1, "a": 1}]}',
+            r"is not JSON \(the key 'a' is given twice in {'a': 1}\)",
+        ),
     ],
 )
 def test_a_row_that_is_no_problem_is_counted_with_its_place(

@@ -437,6 +437,7 @@ def test_a_choice_that_reads_like_a_letter_is_answered_by_its_own_letter_only() 
         ("hotpot_qa", {"answer": None}, "'answer' is missing"),
         ("hotpot_qa", {"context": 3}, "'context'"),
         ("hotpot_qa", {"context": "["}, "is not JSON"),
+        ("hotpot_qa", {"context": '{"title": ["a"], "title": []}'}, "'title' is given twice"),
         ("hotpot_qa", {"supporting_facts": {"title": ["nowhere"], "sent_id": [0]}}, "'nowhere'"),
         ("hotpot_qa", {"supporting_facts": [["x", "0"]]}, "index '0'"),
         ("hotpot_qa", {"supporting_facts": [["x", -1]]}, "index -1"),
