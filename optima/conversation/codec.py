@@ -15,6 +15,7 @@ row holds nothing that was not generated.
 
 import json
 import re
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -36,7 +37,9 @@ Roles = Literal["assistant", "alternate"]
 RUNS_OF_ASSISTANT = ("<|start_header_id|>",)
 FIXED_DATE = date(2024, 7, 26)  # the one that Llama-3's template falls back to
 _PROBES = ("optima-probe-one", "optima-probe-two", "optima-probe-three")
-HOLE = "\ue0a0optima\ue0a1"  # stands for what a model said while the template renders around it
+# Stands for what a model said while the template renders around it; no text that was written
+# before this process began can hold it, and none is sent to a model.
+HOLE = f"\ue0a0optima{secrets.token_hex(16)}\ue0a1"
 ANCHORS = ("\n", ":")  # texts that what follows them rarely merges with
 N_CACHED_PIECES = 16_384  # system prompts of the problems under way, what was said in their talks
 _NO_CHARACTER, _MAX_BYTES = "\ufffd", 4  # of UTF-8: how a part decodes, and the most parts

@@ -2,17 +2,21 @@
 
 import asyncio
 import itertools
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
+from optima.conversation.codec import HOLE
 from optima.conversation.dialogue import Completion, Dialogue, Request, Speaker
 from optima.recipe.schema import ConversationSection, SearchSection
 from optima.search.pairs import preference_row, sibling_pairs
 from optima.search.tree import TreeGrower
 from optima.trainset import conversation_rows
 from optima.types import Conversation, PreferencePair, RewardParts
-from tests.talks import NAMES, Reply, SameText, ids_of, speakers
+from tests.talks import NAMES, Reply, SameText, ids_of, speakers, turn
 from tests.templates import FAMILIES
 from tests.tokenizers import encoder, text_of
 
@@ -78,6 +82,28 @@ def test_row_trains_exactly_what_was_sampled_after_exactly_what_was_prompted(
             assert row.input_ids[start:stop] == said
         assert row.input_ids == heard[-1][0].prompt_ids + heard[-1][1]
         assert (row.n_utterances, row.n_retokenised) == (len(heard), 0)
+
+
+@talks
+def test_no_question_and_no_utterance_is_taken_for_the_place_of_own_words(
+    family: str, names: tuple[str, ...]
+) -> None:
+    mark = "\ue0a0optima\ue0a1"  # what stood there in every process
+    turns = [turn(k % len(names), f" {mark}", ids=ids_of(f" {mark}")) for k in range(len(names))]
+    asked = replace(speakers(family, names)[0], system_prompt=f"Who said {mark}?{mark}")
+    said = text_of(asked.prompt_ids(turns))
+    assert f"Who said {mark}?{mark}" in said
+    assert said.count(f": {mark}") == len(names)
+    (row,) = asked.rows(turns)
+    assert text_of(row.input_ids[slice(*row.trained[0])]).startswith(f" {mark}")
+    command = [
+        sys.executable,
+        "-c",
+        "from optima.conversation.codec import HOLE; print(ascii(HOLE))",
+    ]
+    other = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert other.strip().startswith("'\\ue0a0optima")
+    assert other.strip() != ascii(HOLE)
 
 
 @talks
