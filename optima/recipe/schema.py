@@ -38,7 +38,7 @@ class ModelSection(Section):
     path: PathText = Field(min_length=1)
     """Directory or hub id of the base model."""
     revision: str | None = None
-    """Commit of the hub model; None takes the newest."""
+    """Commit of the hub model; None takes the newest. A directory has none."""
     tokenizer: PathText | None = None
     """Directory or hub id of tokenizer and chat template, for evaluating models saved without
     theirs; None takes the model's own. A model to train must hold its own."""

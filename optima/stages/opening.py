@@ -135,6 +135,12 @@ def model_codec(recipe: Recipe, path: str) -> ChatCodec:
     Raises ModelError when conversations could not be held or trained on with them.
     """
     section = recipe.model
+    if section.revision is not None and Path(section.path).is_dir():
+        raise ModelError(
+            f"model.revision={section.revision}: model.path={section.path} is a directory here, "
+            "which has no commits; leave model.revision out (model.revision=null), or name a "
+            "model of the hub"
+        )
     source = section.tokenizer or path
     revision = section.revision if source == section.path else None
     field = "model.path" if section.tokenizer is None else "model.tokenizer"

@@ -365,6 +365,7 @@ def test_model_that_cannot_be_talked_with_or_loaded_is_refused_by_doctor_dry_run
         ("model.max_model_len=4096", "model.max_model_len: 4096: "),
         ("sampling.format_pool_path=/nowhere", "/nowhere"),
         ("seed=1", "GiB needed, "),
+        ("model.revision=abc", "is a directory here, which has no commits; leave model.revision"),
     ],
 )
 def test_what_stops_a_dry_run_stops_the_run_before_anything_is_started(
