@@ -2,7 +2,7 @@
 
 ``progress.json`` in the folder of a stage is replaced while the stage works and says nothing once
 it is finished. A training writes its own from its process; what talks, grows or compares counts
-with a ``Meter``.
+with a ``Meter``. ``servers.json`` beside the logs of an attempt is there while servers are.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from optima.conversation.dialogue import Completion, Generate, Request
 
 PROGRESS_FILE = "progress.json"
+SERVERS_FILE = "servers.json"
 Unit = Literal["conversations", "rounds", "problems", "steps"]
 _TOLD_S = 0.5  # between two changes of what is told
 
@@ -66,6 +67,46 @@ class Progress(Record):
         return ", ".join(parts)
 
 
+class ServerState(Record):
+    """A server now; ``trouble`` says why it is not alive, None while it starts.
+
+    ``log`` is the name of its file beside the record, None where it writes none there.
+    """
+
+    name: str
+    url: str
+    is_alive: bool
+    trouble: str | None = None
+    log: str | None = None
+
+
+class Serving(Record):
+    """The servers of a run, and the model that they serve."""
+
+    model: str
+    is_asleep: bool
+    servers: tuple[ServerState, ...]
+
+    @property
+    def n_alive(self) -> int:
+        """How many take calls, or will once they are awake."""
+        return sum(server.is_alive for server in self.servers)
+
+    def lines(self, folder: Path) -> list[str]:
+        """Return it in words, a line for all and one for each that is in trouble.
+
+        ``folder`` is where the record and the logs are.
+        """
+        state = "asleep" if self.is_asleep else "alive"
+        n = len(self.servers)
+        lines = [f"{self.n_alive} of {n} {state}, of {self.model}, logs in {folder}"]
+        for server in self.servers:
+            if server.trouble is not None:
+                log = "" if server.log is None else f"; see {folder / server.log}"
+                lines.append(f"{server.name}: {server.trouble.partition(chr(10))[0]}{log}")
+        return lines
+
+
 def duration(seconds: float) -> str:
     """Return a time as hours, minutes and seconds."""
     return str(datetime.timedelta(seconds=round(max(0.0, seconds))))
@@ -77,6 +118,22 @@ def read_progress(folder: Path) -> Progress | None:
         return Progress.model_validate_json((folder / PROGRESS_FILE).read_bytes())
     except (OSError, ValidationError):
         return None  # it is written anew before long
+
+
+def read_serving(logs: Path) -> Serving | None:
+    """Return the servers that an attempt with these logs has; None where it has none now."""
+    try:
+        return Serving.model_validate_json((logs / SERVERS_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def tell(path: Path, record: Record) -> None:
+    """Replace a file for whoever looks; a full disk is left to those who write results."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):
+        temporary.write_text(record.model_dump_json() + "\n", encoding="utf-8")
+        temporary.replace(path)
 
 
 class Bar:
@@ -118,7 +175,7 @@ class Meter:
         self._started = self._told = time.monotonic()
         self._lock = threading.Lock()
         self._bar: Bar | None = None
-        self._write(self.progress())  # in place of an earlier attempt's
+        tell(folder / PROGRESS_FILE, self.progress())  # in place of an earlier attempt's
 
     def __enter__(self) -> Self:
         self._bar = Bar(self._name)
@@ -182,11 +239,4 @@ class Meter:
         progress = self.progress()
         if self._bar is not None:
             self._bar.show(progress)
-        self._write(progress)
-
-    def _write(self, progress: Progress) -> None:
-        """Replace the file; a full disk is left to those who write results."""
-        temporary = self._folder / f".{PROGRESS_FILE}.{os.getpid()}.tmp"
-        with contextlib.suppress(OSError):
-            temporary.write_text(progress.model_dump_json() + "\n", encoding="utf-8")
-            temporary.replace(self._folder / PROGRESS_FILE)
+        tell(self._folder / PROGRESS_FILE, progress)

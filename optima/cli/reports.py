@@ -45,9 +45,10 @@ def status(
     """Say where a run stands.
 
     Say which stage a run or an evaluation is in, how far, and when it will be done: an estimate
-    from the stages of the same kind that are done. Of a folder of several (a sweep, ablations, a
-    transfer) each is said, and when the last will be done. Exit status 1 if it stopped before its
-    end, or a run of it is damaged.
+    from the stages of the same kind that are done. While it has servers: how many are alive, of
+    which model, and where the logs are. Of a folder of several (a sweep, ablations, a transfer)
+    each is said, and when the last will be done. Exit status 1 if it stopped before its end, or a
+    run of it is damaged.
     """
     from optima.runs.status import folder_text, read_folder, read_status, status_text
 

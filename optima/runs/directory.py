@@ -195,7 +195,7 @@ class RunDir:
             self._check_recipe()
             for folder in (self.root, *stage_folders(self.root)):
                 clear_temporaries(folder)
-            self.attempt = 1 + max(self._attempts(), default=0)
+            self.attempt = 1 + newest_attempt(self.root)
             with disk_errors(self.log_dir):
                 self.log_dir.mkdir(parents=True)
         except BaseException:
@@ -215,7 +215,7 @@ class RunDir:
     @property
     def log_dir(self) -> Path:
         """Logs of this attempt, one file per process."""
-        return self.root / "logs" / f"attempt_{self.attempt}"
+        return logs_of(self.root, self.attempt)
 
     def stage(self, name: str, *inputs: str, older: Iterable[Sequence[str]] = ()) -> Stage:
         """Return the stage ``name`` (such as ``iter_0/generate``).
@@ -266,10 +266,6 @@ class RunDir:
                 for stage in self._open.values():
                     stage.write_spent()
 
-    def _attempts(self) -> list[int]:
-        names = (path.name for path in (self.root / "logs").glob("attempt_*"))
-        return [int(name[8:]) for name in names if re.fullmatch(r"attempt_[0-9]{1,9}", name)]
-
     def _finished(self, path: Path) -> StageDone | None:
         try:
             return read_done(path)
@@ -282,6 +278,18 @@ class RunDir:
         if path.exists():
             check_same_recipe(self.root, self.recipe)
         write_text(path, dump_recipe(self.recipe))
+
+
+def newest_attempt(root: Path) -> int:
+    """Return the number of a run's newest attempt, 0 before the first."""
+    names = (path.name for path in (root / "logs").glob("attempt_*"))
+    numbers = (int(name[8:]) for name in names if re.fullmatch(r"attempt_[0-9]{1,9}", name))
+    return max(numbers, default=0)
+
+
+def logs_of(root: Path, attempt: int) -> Path:
+    """Return where the logs of an attempt are, one file per process."""
+    return root / "logs" / f"attempt_{attempt}"
 
 
 def check_unowned(root: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from optima.errors import OptimaError, UsageError
 from optima.plan import kind_of, plan
-from optima.progress import Progress, duration, read_progress
-from optima.runs.directory import read_spent
+from optima.progress import Progress, Serving, duration, read_progress, read_serving
+from optima.runs.directory import logs_of, newest_attempt, read_spent
 from optima.runs.files import (
     INPUTS,
     LOCK,
@@ -34,7 +34,7 @@ class Status:
     """``state`` of a run; ``share`` in [0, 1] of the current stage, None where it is not known;
     ``seconds_left`` is an estimate from the stages of the same kind that are done, None before
     there are any; ``progress`` is what the current stage tells of itself, None where it tells
-    nothing."""
+    nothing; ``serving`` has the servers that a running one has now, whose logs are in ``logs``."""
 
     state: str
     stage: str | None
@@ -44,10 +44,17 @@ class Status:
     seconds: float
     seconds_left: float | None
     progress: Progress | None = None
+    serving: Serving | None = None
+    logs: Path | None = None
 
     def record(self) -> dict[str, Any]:
         """Return it for other programs."""
-        return {**asdict(self), "progress": self.progress and self.progress.model_dump()}
+        return {
+            **asdict(self),
+            "progress": self.progress and self.progress.model_dump(),
+            "serving": self.serving and self.serving.model_dump(),
+            "logs": self.logs and str(self.logs),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +158,7 @@ def read_status(root: Path) -> Status:
     is_done = not missing and (not is_other or (root / RESULTS).exists())
     progress = read_progress(root / current) if current else None
     share = progress.share if progress else None
+    logs = logs_of(root, newest_attempt(root)) if is_running else None
     return Status(
         state="done" if is_done and not is_running else "running" if is_running else "stopped",
         stage=current,
@@ -161,6 +169,8 @@ def read_status(root: Path) -> Status:
         + sum(read_spent(root / name).seconds for name in begun),
         seconds_left=_seconds_left(missing, done, (root, current, share)) if is_running else None,
         progress=progress,
+        serving=read_serving(logs) if logs else None,
+        logs=logs,
     )
 
 
@@ -217,6 +227,8 @@ def status_text(root: Path, status: Status) -> str:
     lines = [f"{root}: {status.state}, {_stages(status)}"]
     if status.stage is not None:
         lines.append(f"now: {_now(status)}")
+    if status.serving is not None and status.logs is not None:
+        lines.append("servers: " + "\n  ".join(status.serving.lines(status.logs)))
     if status.state == "running":
         lines.append(f"left: {_left(status.seconds_left)}")
     if status.state == "stopped":

@@ -8,10 +8,12 @@ and servers of a run's nodes are part of its fleet while they are there (``nodes
 """
 
 import concurrent.futures
+import contextlib
 import json
 import logging
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -22,6 +24,7 @@ from optima.errors import ModelError, OptimaError, ServerError, UsageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
+from optima.progress import SERVERS_FILE, ServerState, Serving, tell
 from optima.recipe.schema import Recipe
 from optima.recipe.sections import MAX_SERVED_RANK, base_url
 from optima.serving.client import HOST, MODEL_NAME, Roster, Server, policy_name
@@ -35,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 GATE = "optima.serving.gate.Gate"  # as vLLM imports it
 _BASE_NAME = "base"  # of the weights below an adapter; nobody asks for it
+_TELL_S = 0.5  # between two looks at what is told of the servers
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, MAX_SERVED_RANK)  # the limits that every release takes
 W = TypeVar("W", bound=Worker | EndpointWorker)
 
@@ -64,6 +68,8 @@ class Fleet:
     roster: Roster = field(default_factory=Roster, init=False)
     _workers: tuple[Worker | EndpointWorker, ...] = field(default=(), init=False)
     _kept: dict[str, object] | None = field(default=None, init=False)
+    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
+    _teller: threading.Thread | None = field(default=None, init=False)
 
     @property
     def servers(self) -> tuple[Server, ...]:
@@ -85,6 +91,8 @@ class Fleet:
             len(self._workers), self.model.place, self.log_dir,
         )  # fmt: skip
         self.roster.join(*(worker.server for worker in self._workers))
+        self._teller = threading.Thread(target=self._tell, name="tell-servers", daemon=True)
+        self._teller.start()
         self._all_at_once(lambda worker: worker.start(), self._workers)
         for worker in self._workers:
             worker.watch()
@@ -149,12 +157,44 @@ class Fleet:
     def stop(self) -> None:
         """Stop all servers at once and wait until they are gone; those of nodes only leave."""
         self._withdraw()
+        self._stopped.set()
         workers, self._workers = self._workers, ()
         own = {worker.server for worker in workers}
         self.roster.leave(lambda server: server in own)
         if workers:
             with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
                 list(pool.map(lambda worker: worker.stop(), workers))
+        if self._teller is not None:
+            self._teller.join()
+
+    def _tell(self) -> None:
+        """Keep beside the logs what the servers are doing, while there are any."""
+        path, told = self.log_dir / SERVERS_FILE, None
+        is_over = False
+        while not is_over:
+            if (now := self._state()) != told:
+                tell(path, now)
+                told = now
+            is_over = self._stopped.wait(_TELL_S)
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+    def _state(self) -> Serving:
+        logs = {one.server: one.log_path for one in self._workers if isinstance(one, Worker)}
+        return Serving(
+            model=self.model.place,
+            is_asleep=self.is_asleep,
+            servers=tuple(
+                ServerState(
+                    name=f"server {server.index}" if server.node is None else server.node,
+                    url=server.base_url,
+                    is_alive=server.is_alive,
+                    trouble=server.failure or server.trouble,
+                    log=log.name if (log := logs.get(server)) is not None else None,
+                )
+                for server in self.roster
+            ),
+        )
 
     def _withdraw(self) -> None:
         if self.nodes is not None:

@@ -76,6 +76,7 @@ class Worker(Watcher):
         self._launch = launch
         self._model = model
         self._log_dir = logs
+        self.log_path: Path | None = None
         self._process: ManagedProcess | None = None
         self._lock = threading.Lock()
         self._n_restarts = 0
@@ -90,7 +91,8 @@ class Worker(Watcher):
         deadline = time.monotonic() + self._serving.start_timeout_s
         for n_ports in range(1, _MAX_PORTS + 1):
             port = self._port()
-            process = self._launch(self._model, port, _new_log(self._log_dir, self.server.index))
+            self.log_path = _new_log(self._log_dir, self.server.index)
+            process = self._launch(self._model, port, self.log_path)
             with self._lock:
                 if self._stopping.is_set():
                     return

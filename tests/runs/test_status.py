@@ -1,10 +1,12 @@
 """Estimates of when several runs will be done, and how they are shown."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from optima.runs.status import Member, Status, folder_seconds_left, folder_text
+from optima.progress import ServerState, Serving
+from optima.runs.status import Member, Status, folder_seconds_left, folder_text, status_text
 
 
 def _status(state: str, seconds: float, left: float | None = None) -> Status:
@@ -49,3 +51,20 @@ def test_every_run_of_a_folder_has_its_line() -> None:
         "  no_loss   not begun",
     ]
     assert lines[4].startswith("left: about 0:02:20, until ")
+
+
+def test_servers_of_a_running_run_stand_below_its_stage() -> None:
+    alive = ServerState(name="server 0", url="http://127.0.0.1:1", is_alive=True)
+    lost = ServerState(
+        name="server 1", url="", is_alive=False, trouble="it died\nand so on", log="server_1.2.log"
+    )
+    serving = Serving(model="runs/x/iter_0/train/model", is_asleep=False, servers=(alive, lost))
+    logs = Path("runs/x/logs/attempt_2")
+    status = replace(_status("running", 60, 40), serving=serving, logs=logs)
+    lines = status_text(Path("runs/x"), status).splitlines()
+    assert lines[1:4] == [
+        "now: iter_0/train, 25 % of it",
+        "servers: 1 of 2 alive, of runs/x/iter_0/train/model, logs in runs/x/logs/attempt_2",
+        "  server 1: it died; see runs/x/logs/attempt_2/server_1.2.log",
+    ]
+    assert status.record()["serving"]["servers"][0]["is_alive"]

@@ -14,6 +14,7 @@ import pytest
 from optima.conversation.dialogue import Completion, Request
 from optima.errors import ProcessError, ServerError
 from optima.processes.devices import Devices, free_port
+from optima.progress import read_serving
 from optima.recipe.schema import ModelSection, Recipe, ServingSection
 from optima.serving import worker
 from optima.serving.client import CompletionClient, Server
@@ -203,6 +204,36 @@ def test_server_killed_while_generating_is_restarted_and_nothing_is_lost(tmp_pat
         wait_until(lambda: victim.is_alive and process_of(victim).pid != process.pid)
         assert fleet.servers[0] is victim
         assert {answer.server.index for answer in ask_many(fleet, serving, 20)} == {0, 1}
+
+
+def test_what_servers_do_is_told_beside_their_logs_while_there_are_any(tmp_path: Path) -> None:
+    fleet, _ = make_fleet(tmp_path, devices=TWO, max_restarts=0)
+    logs = tmp_path / "logs"
+
+    def trouble() -> list[str | None]:
+        told = read_serving(logs)
+        assert told is not None
+        return [server.trouble for server in told.servers]
+
+    with fleet:
+        wait_until(lambda: (told := read_serving(logs)) is not None and told.n_alive == 2)
+        told = read_serving(logs)
+        assert told is not None
+        assert (told.model, told.is_asleep) == ("org/model", False)
+        assert [server.log for server in told.servers] == ["server_0.1.log", "server_1.1.log"]
+        assert [server.url for server in told.servers] == [s.base_url for s in fleet.servers]
+        assert told.lines(Path("runs/x/logs/attempt_1")) == [
+            "2 of 2 alive, of org/model, logs in runs/x/logs/attempt_1"
+        ]
+        process_of(fleet.servers[1]).kill()
+        wait_until(lambda: trouble()[1] is not None)
+        told = read_serving(logs)
+        assert told is not None
+        first, second = told.lines(logs)
+        assert first.startswith("1 of 2 alive, of org/model")
+        assert second.startswith("server 1: serving.max_restarts=0 allows no restart: server 1: ")
+        assert second.endswith(f"; see {logs}/server_1.1.log")
+    assert read_serving(logs) is None
 
 
 def test_client_waits_for_the_restart_of_the_only_server(tmp_path: Path) -> None:
