@@ -34,14 +34,14 @@ MIN_OVERLAP = (
 _TITLE = r"(?:(?:the\s+)?(?:option|choice|answer|letter)\s*:?\s*)?"
 _LETTER_ALONE = re.compile(rf"{_TITLE}[(\[{{]?\s*([A-Za-z])\s*[)\]}}]?\s*[.:)!]?", re.IGNORECASE)
 _LETTER_FIRST = re.compile(
-    rf"{_TITLE}(?:[(\[]\s*([A-Za-z])[.:]?\s*[)\]]|([A-Za-z])(?:\s*(?:[-=]>|[.):,;=|\u2192\u21d2])|"
+    rf"{_TITLE}(?:[(\[]\s*([A-Za-z])[.:]?\s*[)\]]|([A-Za-z])(?:\s*(?:[-=]>|[.):,;=|\u2014\u2192\u21d2])|"
     r"\s+[-\u2013\u2014]|[-\u2013\u2014]\s+|\s+(?=because\b|since\b)|(?=\s*[(\[])))\s*(\S.*)",
     re.IGNORECASE | re.DOTALL,
 )
 _LETTER_AND_WORDS = re.compile(r"([A-Z])\s+(\S.*)", re.DOTALL)
 _LETTER_LAST = re.compile(
     rf"(\S.*?)(?:\s*[(\[](?i:{_TITLE})([A-Za-z])[)\]]|"
-    rf"(?:\s*[,:]|\s[-\u2013\u2014=])\s+(?:which\s+is\s+)?(?i:{_TITLE})([A-Z]))",
+    rf"(?:\s*[,:]\s|\s[-\u2013\u2014=]\s|[.!]?\s*\n)\s*(?:which\s+is\s+)?(?i:{_TITLE})([A-Z]))",
     re.DOTALL,
 )
 _INLINE_LATEX = re.compile(rf"(?:{LATEX_FONT}|\\f?boxed)\{{([^{{}}]*)\}}")
@@ -49,6 +49,7 @@ _BULLET = re.compile(r"[-*]\s+(?=[A-Za-z][A-Za-z.)]|\()")
 _BRACKETED = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]")
 _IN_BRACKETS = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
 _BRACKET = re.compile(r"[()\[\]]")
+_A_AT_AN_END = re.compile(r"^A\s|\sA$")
 _OTHER_LETTER = re.compile(r"(?<![\w'])(?:[B-Z](?![\w'])|A(?=\s*(?:[).:,]|$)))")
 
 _REASON = re.compile(r"[\s,;(\-]*\b(?:because|since)\b.*", re.DOTALL | re.IGNORECASE)
@@ -184,7 +185,7 @@ def _index(letter: str, choices: Sequence[str]) -> int | None:
 def _by_text(text: str, choices: Sequence[str]) -> int | None:
     """Return the choice whose text this is, by the strictest form in which any is equal."""
     forms: list[Callable[[str], object]] = [undress, plain_text, normalise_latex]
-    if not text.startswith("A ") and not text.endswith(" A"):  # which may be another's letter
+    if not _A_AT_AN_END.search(text):  # which may be another's letter
         forms += [words_of, lambda choice: normalise_latex(choice).lower(), _formula]
     for form in forms:
         wanted = form(text)
@@ -246,7 +247,7 @@ def _agrees(rest: str, index: int | None, choices: Sequence[str]) -> bool:
     named = _by_text(rest, choices)
     if named is not None:
         return named == index
-    if match := _LETTER_ALONE.fullmatch(rest):
+    if (match := _LETTER_ALONE.fullmatch(rest)) and _index(match[1], choices) is not None:
         return _index(match[1], choices) == index
     rest = _REASON.sub("", rest)
     said, own = words_of(rest), words_of(choices[index])

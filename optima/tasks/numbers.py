@@ -35,7 +35,7 @@ _FRACTION = re.compile(
 )
 _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")  # one half, and so on, in one character
 _DOLLARS = re.compile(r"\b(?:US|CAN?|AUS?|NZ|HK|NT|SG|[ACRS])\$(?=\s?\d)")
-_LARGE_SUM = re.compile(r"(?<=[$£€])(\d[\d.,]*)([MB])(?![\w^])")  # "$1.2M"; of metres: "1.2M"
+_LARGE_SUM = re.compile(r"(?<=[$£€])(\d[\d.,]*)\s?([MB])(?![\w^])")  # "$1.2M"; of metres: "1.2M"
 _DEGREES = re.compile(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)")
 _ASSIGNMENT = re.compile(r"[A-Za-z\\ ]+=([^=]+)")
 _NAME = re.compile(r"[A-Za-z ]+")  # the side of an equation that a number is assigned to
@@ -91,6 +91,7 @@ _NOT_EQUAL = re.compile(
     r"(?<![-=])>|\?\s*$"
 )
 _SIGN_BY_WORD = {"plus": "+", "minus": "-", "divided by": "/"}  # of, times, multiplied by: *
+_EXCLAIMED = re.compile(r"(?<=[A-Za-z])!+$")  # "18 eggs!", where 18! is a factorial
 _IN_BRACKETS = re.compile(r"\(([^()]*)\)|\[([^\[\]]*)\]|\{([^{}]*)\}")
 _BRACKET_BEHIND = re.compile(r"([^()]*\S)\s+\(([^()]*)\)")
 _ORDINAL = re.compile(  # "18th", "18 th", "18^{th}" and "the 21st", not "18 st", which may be stone
@@ -173,14 +174,21 @@ def stated_number(text: str) -> Fraction | None:
     if len(text) > MAX_CHARACTERS:
         return None
     text = _SAID_EQUAL.sub(lambda match: f"{match[1] or ''}=", text)
-    text = _ENCLOSED.sub(lambda m: next(filter(None, m.group(*_ENCLOSED_BY))), bare(text))
-    text = _plain_digits(text)
+    text = bare(text)
+    if (match := _BRACKET_BEHIND.fullmatch(text)) and _restates(match[2].strip(), match[1]):
+        text = match[1]
+    text = _ENCLOSED.sub(lambda m: next(filter(None, m.group(*_ENCLOSED_BY))), text)
+    text = _EXCLAIMED.sub("", _plain_digits(text))
     if match := _IN_BRACKETS.fullmatch(text):
         text = match[1] or match[2] or match[3] or ""
-    elif (match := _BRACKET_BEHIND.fullmatch(text)) and _is_sum(match[2].strip()):
-        text = match[1]
     value = parse_number(text, units="ignore")
     return _in_sentence(text) if value is None else value
+
+
+def _restates(inner: str, text: str) -> bool:
+    """Tell whether brackets behind a number hold its calculation, or the number again."""
+    again = parse_number(inner.removeprefix("=").strip(), units="ignore")
+    return _is_sum(inner) or (again is not None and again == parse_number(text, units="ignore"))
 
 
 @lru_cache(N_REMEMBERED)
@@ -298,7 +306,10 @@ def _equation(text: str) -> Fraction | None:
 def _is_sum(side: str) -> bool:
     """Tell whether a side of an equation is a calculation with numbers, units allowed."""
     has_parts = re.search(r"\d", side) and _OPERATOR.search(side)
-    return bool(has_parts) and not _ARITHMETIC.sub("", side) and not _is_hedged(side)
+    is_open = side.endswith(("+", "-", "*", "/"))  # "18 /= 18"
+    return (
+        bool(has_parts) and not is_open and not _ARITHMETIC.sub("", side) and not _is_hedged(side)
+    )
 
 
 def _in_sentence(text: str) -> Fraction | None:

@@ -296,6 +296,14 @@ CHOICES: tuple[tuple[tuple[str, ...], str, tuple[str, ...], tuple[str, ...]], ..
     ),
     (METALS, "B", ("The correct letter is B", "Thus: B", "letter: B"), ("the letter is B or C",)),
     (("a", "b", "c", "d", "e e"), "E", ("E", "e e", "E. e e"), ("e f", "A", "D")),
+    (
+        METALS,
+        "B",
+        ("iron\nB", "iron.\n\nAnswer: B", "B\u2014iron", "```B```"),
+        ("iron\nA", "B\u2014wood"),
+    ),
+    (ROMAN, "A", ("A. I", "A) I only", "a. i only"), ("I", "A. II", "B. I")),
+    (METALS, "B", (), ("B. C", "B. D", "2. iron", "B/C", "B/iron/C", "b or not b", "I")),
 )
 
 # (gold, answers that are it, answers that are not), for golds without choices
@@ -543,7 +551,40 @@ NUMBERS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
         ("June 20", "20 June", "Dec. 20", "on May 20", "30 \u2013 20", "B$20"),
     ),
     ("1200000", ("$1.2M", r"\$1.2M", r"1\ 200\ 000", "\u20ac1.2M"), ("1.2M", "$1.2MB", "$1.2B")),
-    ("3000000000", ("$3B", "a profit of $3B"), ("3B", "$3M")),
+    ("3000000000", ("$3B", "a profit of $3B", "$3 B"), ("3B", "$3M", "3 B")),
+    ("1200000", ("$1.2 M", "$1.2 million"), ("1.2 M", "$1.2 MB")),
+    (  # the same number again in brackets, exclaimed, in a block of code
+        "18",
+        (
+            *("$18 ($18.00)", "18 (=18.0)", "18 dollars (18.00 USD)", "18 eggs (18)"),
+            *("18 eggs!", "The answer is: **18** eggs!!", "```18```", "```\n18\n```"),
+            *(
+                "18 eggs (12 + 6)",
+                "Rs. 18",
+                "18 yo",
+                "18-fold",
+                "Day 18",
+                "\u00a318",
+                "18.00 USD",
+            ),
+        ),
+        (
+            *("$18 ($19)", "18 (=19)", "18 (18 or 19)", "18!", "18 n!", "18 /= 18", "18 - = 18"),
+            *(
+                "18 =/= 18",
+                "x != 18",
+                "\u00b118",
+                "|18|",
+                "18:00",
+                "\u20ac18,00",
+                "(5)",
+                "18\ufe0f\u20e3 19",
+            ),
+            *("12/6/18", "18/6/12", "18.5.2", "18..", "18 p.m. or so", "one eight", "1 8", "<18>"),
+        ),
+    ),
+    ("90", ("90 minutes", "90 min."), ("1 hour 30 minutes", "90 minutes (1 hour 30 minutes)")),
+    ("-5", ("-$5", "$-5", "\u22125.0"), ("5-", "(5)", "loss of 5")),
 )
 
 TEXTS: tuple[tuple[str, str, float], ...] = (  # answer, gold, F1
@@ -643,6 +684,10 @@ EXPRESSIONS: tuple[tuple[str, str, float], ...] = (  # answer, gold, score by th
     *(("4", r"4\text{ hours }30\text{ minutes}", 0.0), ("6 ft 2 in", "6", 0.0)),
     *((r"4\text{ hours } 30\text{ minutes}", "4 hours 30 minutes", 1.0),),
     *(("1.50 dollars", r"\$1.50", 1.0),),
+    # a tuple has an order, whichever of the two has the brackets
+    *(("3,4", "(3,4)", 1.0), ("4,3", "(3,4)", 0.0), ("(4,3)", "3,4", 0.0), ("4,3", "3,4", 1.0)),
+    *(("x=3,y=4", "(3,4)", 1.0), (r"3,\frac12", r"\left(\frac12,3\right)", 0.0)),
+    *(("4,3", r"\{3,4\}", 1.0), ("1,000", "(1,000)", 1.0), ("3,4", "[3,4]", 0.0)),
     *(("111111111", r"111, \! 111, \! 111", 1.0), (r"\text{Odd}", r"\text{odd}", 1.0)),
 )
 
@@ -676,6 +721,12 @@ FORMULAS_BY_MEANING: tuple[tuple[str, str, float], ...] = (  # one, another, whe
     *(("x>-5", r"(-5,\infty)", 1.0), (r"(-5,\infty)", "x>-5", 1.0)),
     *((r"-1\le x\le 1", "[-1,1]", 1.0), (r"-1\le x\le 1", "(-1,1)", 0.0)),
     *((r"3(\frac12)x", r"\frac{3x}{2}", 1.0), (r"3\left(\dfrac12\right)", "1.5", 1.0)),
+    *((r"x\le2\text{ or }x\ge3", r"(-\infty,2]\cup[3,\infty)", 1.0),),
+    *(("x\u22642 or x\u22653", r"(-\infty,2]\cup[3,\infty)", 1.0),),
+    *(("x < 2 or x > 3", r"(-\infty,2]\cup[3,\infty)", 0.0),),
+    *(("x < 2 or y > 3", r"(-\infty,2)\cup(3,\infty)", 0.0),),
+    *((r"x<-\frac12 \lor x>3", r"(-\infty,-\frac12)\cup(3,\infty)", 1.0),),
+    *(("x**10+2*x", "x^{10}+2x", 1.0), ("2**-1", r"\frac12", 1.0), ("x**2", "x^{20}", 0.0)),
     *(("$1+x$", "x+1", 1.0), ("**1+x**", "x+1", 1.0), ("so x+1", "y", 0.0), ("", "x", 0.0)),
     *(("$x$+$1$", "x+1", 1.0), (f"x{' ' * 1997}+1", "x+1", 1.0)),  # of 2,000 characters
     *((f"x{' ' * 1998}+1", "x+1", 0.0),),
@@ -728,6 +779,8 @@ SAME: tuple[tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...]], ...] = (
             (r"18\text{ million}",),
             ("x+1", "1+x", "x + 1"),
             ("x-1",),
+            ("(3,4)", "3,4"),
+            (r"x<2\text{ or }x>3", r"(-\infty,2)\cup(3,\infty)"),
             ("x > y", "$x > y$"),
             ("x < y",),
             ("7/2", r"3\frac{1}{2}", "3.5"),
