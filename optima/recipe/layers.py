@@ -36,6 +36,7 @@ from optima.plugins import is_reference
 from optima.recipe.schema import METHOD_SECTIONS, MIXED, OF_TASKS, Recipe, section_above
 from optima.recipe.text import MAX_DEPTH, Source, parse_yaml, printable, read_file
 from optima.tasks import SPELLINGS, get_task, task_names
+from optima.tasks.task import Task
 from optima.types import Setting
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,9 @@ class Layers:
             return  # says which members there are, and is laid on them
         if key.startswith(f"{ENTRIES}."):
             name = self._member_of(override)
+            own = key.removeprefix(f"{ENTRIES}.{name}.").partition(".")[0]
+            if own not in (*_OF_ENTRIES, *Recipe.model_fields):
+                raise RecipeError(f"{_place(override)}: {printable(own)}: {_foreign(own)}")
             self.members[name].override(override, below=f"{ENTRIES}.{name}.")
             validated = key.replace(f".{name}.", f".{list(self.members).index(name)}.", 1)
             self.origins[validated] = Origin(_place(override), key, text)
@@ -271,7 +275,7 @@ def _find_entries(
     if ENTRIES in given:
         return _read_entries(given[ENTRIES], len(trees), Origin(f"override {ENTRIES}", ENTRIES))
     for index, (tree, origin) in reversed(list(enumerate(zip(trees, origins, strict=True)))):
-        if tree.get(ENTRIES):
+        if ENTRIES in tree:
             return _read_entries(tree[ENTRIES], index, origin)
         if tree.get("task"):
             break
@@ -279,11 +283,17 @@ def _find_entries(
 
 
 def _read_entries(value: Any, index: int, origin: Origin) -> dict[str, _Entry]:
-    """Return the entries of ``tasks``; RecipeError for what names no task, or one twice."""
+    """Return the entries of ``tasks``, none where it takes back what was there.
+
+    Raises RecipeError for what names no task, or one twice, in whatever spelling.
+    """
+    if value is None:
+        return {}
     if not isinstance(value, list):
         place = origin.at(ENTRIES)
         raise RecipeError(f"{place}: {ENTRIES}: must be a list, such as [{{task: arc}}, ...]")
     found: dict[str, _Entry] = {}
+    tasks: dict[str, Task] = {}
     for number, entry in enumerate(value):
         own = replace(origin, above=f"{ENTRIES}.{number}")
         name = entry.get("task") if isinstance(entry, dict) else None
@@ -292,9 +302,13 @@ def _read_entries(value: Any, index: int, origin: Origin) -> dict[str, _Entry]:
         if wrong := next((key for key in entry if key not in _OF_ENTRIES), None):
             raise RecipeError(f"{own.at(wrong)}: {printable(wrong)}: {_foreign(wrong)}")
         with contextlib.suppress(UsageError):  # said when the recipe of the task is built
-            name = get_task(name).name
+            task = get_task(name)
+            name = task.name
+            tasks.setdefault(name, replace(task, name="", source=""))
         if name in found:
             raise RecipeError(f"{own.at('task')}: {name} is there twice; remove one of its entries")
+        if other := next((n for n in found if n in tasks and tasks[n] == tasks.get(name)), None):
+            raise RecipeError(f"{own.at('task')}: {name} is {other}; remove one of their entries")
         found[name] = _Entry(index, {**entry, "task": name}, own)
     return found
 

@@ -91,6 +91,11 @@ def test_of_task_and_tasks_the_last_counts(mixture: Path, tmp_path: Path) -> Non
     assert load_recipe([single, mixture]).task == "hotpot_qa+arc"
     last = load_recipe([mixture, single])
     assert (last.task, last.tasks) == ("gsm8k", ())
+    for taken_back in ("[]", "null"):  # a mixture is no more, so a task is to be named
+        single.write_text(f"tasks: {taken_back}\n")
+        assert "task: is missing" in refusal([mixture, single])
+        assert load_recipe([mixture, single], ["task=cbt"]).task == "cbt"
+        assert "task: is missing" in refusal(mixture, f"tasks={taken_back}")
     assert load_recipe(mixture, ["task=arc"]).data.path == "DIR"
     assert load_recipe(mixture, ["task=gsm8k"]).data.path is None
 
@@ -127,6 +132,10 @@ def test_condition_for_all_tasks_may_set_what_is_the_runs(mixture: Path) -> None
         ("tasks.arc.weight=1.0e+9", "weight: 1000000000.0 is refused: input should be less than"),
         ("tasks.ark.weight=1.0", "must be tasks.NAME.key=value with a NAME of hotpot_qa, arc"),
         ("tasks.arc.rewrd.theta=1.0", "rewrd: unknown key (did you mean reward?)"),
+        ("tasks.arc.nope=1", "nope: unknown key (known keys: task, weight, data, conversation,"),
+        ("tasks={arc: {}}", "tasks: must be a list, such as [{task: arc}, ...]"),
+        ("tasks=[{task: arc}, {task: optima.tasks.arc_mmlu:ARC}]",
+         "tasks.1: optima.tasks.arc_mmlu:ARC is arc; remove one of their entries"),
         ("tasks.arc.seed=3", "seed: is one for the whole run, and 3 for arc where others have 0"),
         ("tasks.hotpot_qa.cold_start.epochs=3.0",
          "cold_start.epochs: is one for the whole run, and 1.0 for gsm8k where others have 3.0"),
