@@ -90,13 +90,18 @@ def read_record(path: Path, kind: type[R], remedy: str) -> R | None:
 
 
 class RecordAppender:
-    """Appends records to a file that survives crashes: a torn last line is cut on opening."""
+    """Appends records to a file that survives crashes: a torn last line is cut on opening.
+
+    What is no file, such as ``/dev/stdout`` or a named pipe, is written into.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with disk_errors(path):
-            repair_tail(path)
-            self._file = path.open("ab")
+            self._is_file = path.is_file() or not path.exists()
+            if self._is_file:
+                repair_tail(path)
+            self._file = path.open("ab" if self._is_file else "wb")
 
     def __enter__(self) -> Self:
         return self
@@ -104,13 +109,36 @@ class RecordAppender:
     def __exit__(self, *exc: object) -> None:
         with disk_errors(self.path), contextlib.closing(self._file):
             self._file.flush()
-            os.fsync(self._file.fileno())
+            if self._is_file:
+                os.fsync(self._file.fileno())
 
     def append(self, record: Record) -> None:
         """Append one record; it is with the kernel when this returns, so a SIGKILL keeps it."""
         with disk_errors(self.path):
             self._file.write(record.model_dump_json().encode() + b"\n")
             self._file.flush()
+
+
+def check_holds(path: Path, kind: type[R], option: str) -> None:
+    """Raise UsageError where a user's file, if there is one, holds more than whole records.
+
+    So nothing else is added to, and no line of it is cut as one that a crash has torn.
+    """
+    if not path.is_file():
+        return
+    try:
+        for _ in read_records(path, kind):
+            pass
+        content = path.read_bytes()
+    except StageError as error:
+        place, reason = str(error).removeprefix(f"{path}:").split("; ")[0].split(": ", 1)
+        raise UsageError(
+            f"{option} {path}: line {place}: {reason}; name another file, or remove the line"
+        ) from error
+    if content and not content.endswith(b"\n"):
+        raise UsageError(
+            f"{option} {path}: its last line has no end; add one, or name another file"
+        )
 
 
 def repair_tail(path: Path) -> int:

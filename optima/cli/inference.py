@@ -225,10 +225,11 @@ def chat(
     from standard input. Ctrl-D or Ctrl-C ends it, and the server with it.
     """
     from optima import api
-    from optima.records import RecordAppender
+    from optima.records import RecordAppender, check_holds
     from optima.runs.comparison import split_name
     from optima.runs.files import RECIPE
     from optima.studies import chat as talk
+    from optima.types import Conversation
 
     if problem is not None and index:
         raise UsageError("--index: cannot stand beside --problem; give one of them")
@@ -238,11 +239,13 @@ def chat(
     recipe = api.evaluation_recipe(models, config or (), overrides or (), task=task, root=root)
     agent = talk.seat_of(recipe, seat)
     problems = talk.find_problems(recipe, _split(split), problem, index)
+    if output is not None:
+        check_holds(output, Conversation, "--output")
     environment = api.find_vllm(vllm_env, recipe)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.suppress(KeyboardInterrupt, EOFError))
-        taken = stack.enter_context(talk.seat(recipe, models[0], agent, vllm_env=environment))
         kept = stack.enter_context(RecordAppender(output)) if output is not None else None
+        taken = stack.enter_context(talk.seat(recipe, models[0], agent, vllm_env=environment))
         say, show = partial(_line, recipe.agents.names[agent]), _show(agent)
         for n, one in enumerate(problems):
             if n:

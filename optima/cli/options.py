@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 MANY = 10_000_000  # problems or conversations, as in recipes
 MAX_TEMPERATURE = 2.0
 CONFIG_NAMES = ("--config", "--recipe")
-_ONCE = ("--over", "--run-dir", "--output", "--out")  # of others the last counts, as in a shell
+_ONCE = (  # what is looked at, and where it goes; of others the last counts, as in a shell
+    *("--over", "--run-dir", "--output", "--out", "--model", "--models", "--model-root", "--base"),
+    *("--task", "--tasks", "--method", "--methods", "--metric", "--losses", "--problem", "--as"),
+)
 CONFIG_HELP = "recipe file (YAML), and layers that go over it, from left to right"
 # Objects between two collections of garbage: with Python's 700, all that is being imported is
 # looked through dozens of times, a tenth of the time of a dry run (2026-11-27).
@@ -338,7 +341,7 @@ def _at_home(word: str) -> str:
 
 def _check_words(words: Sequence[str]) -> None:
     """Raise typer's error for a word that says nothing, or that no line of a message can hold, and
-    for a second place or field, as the first would be left out."""
+    for a second place, field, model or task, as the first would be left out."""
     before, seen = "", set[str]()
     for word in words[: words.index("--")] if "--" in words else words:
         name, has_value, value = word.partition("=")

@@ -34,6 +34,7 @@ examples:
   optima export runs/sft-arc-seed0 --output logs
   inspect view --log-dir logs"""
 
+_OF_LOSSES = ("serving.", "model.dtype=", "model.trust_remote_code=")
 Runs = Annotated[list[Path], paths("directory of a run, or of several")]
 
 
@@ -148,7 +149,14 @@ def rows(
     from optima.stages.opening import model_codec
 
     if losses is None and overrides:
-        raise UsageError(f"{overrides[0]}: changes how losses are computed; name --losses MODEL")
+        raise UsageError(
+            f"{overrides[0]}: is not expected here, where no loss is computed; name --losses MODEL"
+        )
+    if unread := [one for one in overrides or () if not one.startswith(_OF_LOSSES)]:
+        raise UsageError(
+            f"{unread[0]}: changes no loss; change fields of serving, or model.dtype or "
+            "model.trust_remote_code"
+        )
     made, label = find_trained(run)
     encoder = model_codec(made.recipe, made.recipe.model.path).encoder
     found = read_rows(made, label, first, n, encoder)

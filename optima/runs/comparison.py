@@ -130,6 +130,11 @@ def compare(specs: Sequence[str], *, seed: int = 0) -> tuple[Compared, ...]:
     StageError for damaged ones, a line each.
     """
     named = list(zip(specs, read_each(find_evaluated, specs), strict=True))
+    seen: dict[tuple[Path, str], str] = {}
+    for spec, (run, label) in named:
+        if (other := seen.get((run.root.resolve(), label))) is not None:
+            raise UsageError(f"{spec}: is {other} again; name a model once")
+        seen[run.root.resolve(), label] = spec
     tasks_M = [[one.recipe.task for one in run.tasks] for _, (run, _) in named]
     common = [task for task in tasks_M[0] if all(task in others for others in tasks_M)]
     if not common:
@@ -372,6 +377,10 @@ def split_name(spec: str, option: str = "RUN") -> tuple[str, str | None]:
     """Return the directory of ``RUN:MODEL`` and the label behind it, None where there is none."""
     check_path(spec, option)
     root, separator, label = (spec, "", "") if Path(spec).is_dir() else spec.rpartition(":")
+    if separator and not label:
+        raise UsageError(
+            f"{spec}: names no model behind its colon; write RUN:MODEL, or remove the colon"
+        )
     return root or spec, label if separator else None
 
 

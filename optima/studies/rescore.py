@@ -116,13 +116,14 @@ def rescore(
     mixture. Raises UsageError for a directory that is not a training, for fields that decide more
     than rewards and selections, and where losses are asked for that the run did not take.
     """
-    for change in overrides:
-        if not change.startswith(CHANGEABLE):
-            raise UsageError(
-                f"{change}: decides what is generated or trained; change fields of reward, select "
-                "or pairs, or search.lambda_token and search.lambda_loss"
-            )
     run = open_task(root, task)
+    for change in overrides:
+        key = change.removeprefix(f"tasks.{run.task}.")
+        if "=" in change and not key.startswith(CHANGEABLE):
+            raise UsageError(
+                f"{change}: decides what is generated or trained, or is of another task; change "
+                "fields of reward, select or pairs, or search.lambda_token and search.lambda_loss"
+            )
     if run.is_evaluation:
         raise UsageError(f"{root}: is an evaluation, which selects nothing; name a training run")
     _ = run.recipe  # says what is wrong with the stored one by itself

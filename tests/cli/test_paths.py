@@ -11,9 +11,10 @@ from optima.cli.main import main
 from optima.cli.training import sft
 from optima.errors import UsageError
 from optima.recipe.schema import ModelSection, Recipe
-from optima.records import check_path, write_text
+from optima.records import RecordAppender, check_path, write_text
 from optima.runs.directory import RunDir
 from optima.runs.files import write_members
+from optima.types import Message
 from tests.commands import command as run_command
 
 WRONG = {
@@ -104,6 +105,10 @@ def test_link_to_itself_is_refused(command: list[str], tmp_path: Path) -> None:
         (["doctor", "--vllm-env", "a\nb"], r"--vllm-env: 'a\nb': has a line break"),
         (["report", "RUN", "--output", "a", "--output", "b"], "--output: is given twice"),
         (["report", "RUN", "--output=a", "--output=b"], "--output: is given twice"),
+        (["rescore", "RUN", "--metric", "f1", "--metric", "math"], "--metric: is given twice"),
+        (["chat", "RUN", "--task", "arc", "--task", "math"], "--task: is given twice"),
+        (["compare", "RUN:"], "RUN:: names no model behind its colon; write RUN:MODEL"),
+        (["rows", "RUN:"], "RUN:: names no model behind its colon; write RUN:MODEL"),
         (["sweep", "--over", "seed=1,2", "--over", "iterations=1,2"], "--over: is given twice"),
         (["compare", "RUN", "--csv", "."], "--csv: .: is a directory; name a file in it"),
         (["compare", "RUN", "--csv", "a/b"], "--csv: a/b: its folder does not exist"),
@@ -140,6 +145,12 @@ def test_what_is_no_file_is_written_into_and_stays_what_it_is(tmp_path: Path) ->
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     write_text(pipe, "said\n")
     assert os.read(reader, 100) == b"said\n"
+    record = Message(role="user", content="said")
+    with RecordAppender(pipe) as appender:
+        appender.append(record)
+    assert os.read(reader, 100) == record.model_dump_json().encode() + b"\n"
+    with RecordAppender(Path("/dev/null")) as appender:
+        appender.append(record)
     os.close(reader)
     assert pipe.is_fifo()
     with (tmp_path / "file").open("w") as file:  # as a shell redirects /dev/stdout

@@ -174,7 +174,11 @@ def test_losses_under_another_tokenizer_are_refused(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("serving.device=cpu",), "serving.device=cpu: changes how losses are computed; name "),
+        (("serving.device=cpu",), "serving.device=cpu: is not expected here, where no loss is "),
+        (("extra",), "extra: is not expected here, where no loss is computed; name --losses MODEL"),
+        (("--losses", "MODEL", "iterations=9"), "iterations=9: changes no loss; change fields of"),
+        (("--losses", "MODEL", "model.path=x"), "model.path=x: changes no loss; change fields of"),
+        (("--losses", "MODEL", "--losses", "x"), "--losses: is given twice; give it once"),
         (("--losses", "none"), "none: is neither a directory, nor a run's model"),
         (("--losses", "MODEL", "serving.devise=cpu"), "unknown key (did you mean device?)"),
     ],

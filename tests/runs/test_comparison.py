@@ -17,7 +17,8 @@ GAINED, LOST = "hotpot_qa-ee62082c798824f4", "hotpot_qa-98ffe3b3b3cd83d9"
 
 
 def test_problems_behind_a_difference_are_those_with_other_scores() -> None:
-    first, other, same = compare([f"{TRAINING}:base", f"{TRAINING}:iter_0_dpo", f"{TRAINING}:base"])
+    first, other = compare([f"{TRAINING}:base", f"{TRAINING}:iter_0_dpo"])
+    (same,) = compare([f"{TRAINING}:base"])
     found = decided(first, other)
     assert {one.problem.problem_id: one.gain for one in found} == {GAINED: 1.0, LOST: -1.0}
     lost, gained = found  # equal differences stand by their ids
@@ -143,11 +144,13 @@ def test_samples_of_a_problem_are_told_by_their_means(capsys: pytest.CaptureFixt
     [
         (("--problem", "none"), "--problem none: {run} was not asked it ("),
         (("--problem", "x", "--problems", "3"), "--problems: cannot stand beside --problem"),
+        (("{run}",), "{run}: is {run} again; name a model once"),
+        (("{run}/../training:base", "{run}:base"), "{run}:base: is {run}/../training:base again"),
     ],
 )
 def test_problem_that_is_none_is_one_line(
     words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["compare", str(TRAINING), *words]) == 2
+    assert main(["compare", str(TRAINING), *(word.format(run=TRAINING) for word in words)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message.format(run=TRAINING) in line

@@ -146,6 +146,31 @@ def test_wrong_input_is_one_line_before_a_server_starts(
     assert len(commands(environment)) == n_before
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"my notes\n", "line 1: not a Conversation record (Invalid JSON"),
+        (b'{"schema', "line 1: not a Conversation record (Invalid JSON"),
+        (b"\xff\n", "line 1: not a Conversation record (Invalid JSON"),
+        (b"TALK", "its last line has no end; add one, or name another file"),
+        (b"TALK\n{}\n", "line 2: not a Conversation record ("),
+    ],
+)
+def test_file_of_others_is_added_to_and_cut_by_nobody(
+    content: bytes, message: str, finished: tuple[Path, Environment], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    root, environment = finished
+    talk = (root / "evaluate/base/talk/conversations.jsonl").read_bytes().splitlines()[0]
+    file = tmp_path / "mine.txt"
+    file.write_bytes(content.replace(b"TALK", talk))
+    before, n_before = file.read_bytes(), len(commands(environment))
+    status, out, err = chat(environment, monkeypatch, "hm\n", str(root), "--output", str(file))
+    assert (status, out) == (2, "")
+    assert err.startswith(f"optima: --output {file}: {message}")
+    assert (file.read_bytes(), len(commands(environment))) == (before, n_before)
+
+
 def test_model_that_a_run_has_not_is_named_with_those_it_has(
     finished: tuple[Path, Environment], monkeypatch: pytest.MonkeyPatch
 ) -> None:

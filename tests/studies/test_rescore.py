@@ -105,6 +105,8 @@ def test_a_metric_of_another_package_is_named_by_its_place() -> None:
         ),
         ([str(TRAINING), "pairs.path=p.jsonl"], "rescore with pairs.strategy=value or random"),
         (["nowhere"], "nowhere: is not a run directory"),
+        ([str(TRAINING), "extra"], "override extra: must be key=value"),
+        ([str(TRAINING), "tasks.two_hop.reward.lambda_loss=1"], "or is of another task; change"),
         ([str(TRAINING), "--metric", "bleu"], "metric bleu: take one of"),
     ],
 )
