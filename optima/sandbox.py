@@ -27,9 +27,16 @@ class ExcessError(Exception):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """An environment whose templates reach nothing of Python, and whose operators have bounds."""
+    """An environment whose templates reach nothing of Python, and whose operators have bounds.
+
+    What draws at random is not there: a text would differ between generation and training.
+    """
 
     intercepted_binops = frozenset({"*", "**", "%"})
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        del self.filters["random"], self.globals["lipsum"]
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Return what an operator gives; ExcessError, before it is done, for what is too large."""

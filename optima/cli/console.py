@@ -10,6 +10,7 @@ import errno
 import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -94,7 +95,8 @@ def set_up_logging(*, is_verbose: bool = False, is_quiet: bool = False) -> None:
 
 
 def complain(message: object) -> None:
-    """Print a message on stderr; a terminal that is gone takes none."""
+    """Print a message on stderr; a terminal that is gone takes none, and no control character."""
     with contextlib.suppress(OSError):
-        for line in str(message).splitlines() or [""]:
-            print(f"optima: {line}", file=sys.stderr)
+        for line in re.split(r"\r\n?|\n", str(message).rstrip("\r\n")):
+            shown = "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in line)
+            print(f"optima: {shown}", file=sys.stderr)

@@ -157,9 +157,9 @@ class ChatTemplate:
             raise ModelError(f"{self.origin}: the chat template {error}; mend it") from error
         except Exception as error:
             roles = ", ".join(message.role for message in messages)
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise ModelError(
-                f"{self.origin}: the chat template refuses the roles {roles}: "
-                f"{str(error) or type(error).__name__}"
+                f"{self.origin}: the chat template refuses the roles {roles}: {reason}"
             ) from error
 
     def assistant_header(self) -> str:

@@ -121,12 +121,16 @@ def _missing_shard(index: Path) -> Damage | None:
         shards = set(map(str, json.loads(index.read_bytes())["weight_map"].values()))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return Damage(index, "is not an index of weights")
+    if any(Path(shard).name != shard for shard in shards):
+        return Damage(index, "names files that are not beside it")
     missing = (index.with_name(shard) for shard in sorted(shards))
     return next((Damage(path, "is gone") for path in missing if not path.is_file()), None)
 
 
 def _cut(path: Path) -> Damage | None:
     """Return what is the matter with a file of weights, as far as its size and beginning tell."""
+    if not path.is_file():
+        return Damage(path, "is no file" if path.exists() else "is a link to nothing")
     size = path.stat().st_size
     if size == 0:
         return Damage(path, "is empty")

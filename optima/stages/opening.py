@@ -178,6 +178,12 @@ def check_models(recipe: Recipe) -> None:
     ):
         if Path(model.ref.path).is_dir():
             files = ModelFiles(model.ref.path, field=field)
+            if files.path("adapter_config.json") is not None:
+                raise ModelError(
+                    f"{files.place}: holds a LoRA adapter (adapter_config.json), where a whole "
+                    "model belongs; name its base, and the adapter in policies.NAME.path, or "
+                    "merge it and remove that file"
+                )
             for name in _CONFIGURATIONS:
                 files.tree(name)
             if not files.tree(_CONFIGURATIONS[0]):

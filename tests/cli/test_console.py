@@ -37,6 +37,11 @@ def raising(error: BaseException) -> Callable[[], int]:
     ("error", "status", "text"),
     [
         (RecipeError("r.yaml: seed: wrong"), 2, "optima: r.yaml: seed: wrong\n"),
+        (
+            RecipeError("a\u2028b\x1b[31m: \u00fc\t1\rb\n"),
+            2,
+            "optima: a\\u2028b\\x1b[31m: \u00fc\t1\noptima: b\n",
+        ),
         (StageError("nothing selected"), 1, "optima: nothing selected\n"),
         (KeyboardInterrupt(), 130, "optima: interrupted; the same command goes on from here\n"),
     ],

@@ -335,6 +335,12 @@ def test_tracker_that_the_training_environment_lacks_is_refused() -> None:
          "is a pointer of Git LFS, without the weights (`git lfs pull`)"),
         ("model.safetensors.index.json", 9_000 * "[", "is not an index of weights"),
         ("model.safetensors.index.json", '{"weight_map": {"a": "part"}}', "part: is gone; fetch"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "../model/config.json"}}',
+         "model.safetensors.index.json: names files that are not beside it; fetch the model"),
+        ("adapter_config.json", '{"r": 8}', "holds a LoRA adapter (adapter_config.json), where a"),
+        ("chat_template.jinja", "{{ raise_exception('one\\ntwo') }}",
+         "refuses the roles user, assistant: one two); use an"),
+        ("chat_template.jinja", CHATML + "{{ [1, 2] | random }}", "No filter named 'random'"),
     ],
 )  # fmt: skip
 def test_model_that_cannot_be_talked_with_or_loaded_is_refused_by_doctor_dry_run_and_run_alike(
