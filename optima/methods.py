@@ -4,11 +4,11 @@ iSFT (Alg. 1, 2):  M_0 = the base model, or after the cold start
                    candidates = N conversations a problem by M_t
                    D_t   = best of N, R > theta, top 70 %
                    M_t+1 = SFT of M_t (information exchange) or M_0 (debate) on D_t
-iDPO (Alg. 3, 4):  M_0 = the base model after one iteration of SFT, the first of six, or one given
+iDPO (Alg. 3-5):   M_0 = the base model after one iteration of SFT, the first of six, or one given
                    trees = 8 rounds x 3 rollouts a problem by M_t
                    D_t   = best and worst siblings, V > theta_filter, gap > theta_diff, top half
                    M_t+1 = DPO + alpha NLL of M_t on D_t, with M_t as the reference
-iSFT-DPO (Alg. 5): an iteration of the one, then one of the other
+iSFT-DPO:          an iteration of the one, then one of the other
 
 A run has one part, its task with its problems; a mixture has one for each of its tasks (not in the
 paper): each gives its own candidates or trees, all train one model.
