@@ -4,6 +4,7 @@ The stand-in server notes every request; a request belongs to the stage whose se
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -165,6 +166,21 @@ def test_first_iteration_asks_for_formats_that_no_training_row_shows(
     texts = [text_of(row.get("input_ids") or row["prompt_ids"]) for row in rows]
     assert texts
     assert not any(pooled in text for pooled in formats for text in texts)
+    drawn = [c["format_id"] for c in _read(root / first / "conversations.jsonl")]
+    assert len(set(drawn)) > len(drawn) / 3  # each conversation draws its own, of 28
+
+
+@pytest.mark.parametrize("method", GENERATING)
+def test_every_utterance_is_continued_from_its_label_after_a_cue(method: str, asked: Runs) -> None:
+    prompts = [text_of(r["prompt"]) for r in asked(method).requests if "seed" in r]
+    assert prompts
+    for prompt in prompts:
+        end = re.search(
+            r"\((Alice|Bob), be brief .*</A>\.\)<\|im_end\|>\n<\|im_start\|>assistant\n(.*):$",
+            prompt,
+        )
+        assert end is not None
+        assert end[1] == end[2]
 
 
 @pytest.mark.parametrize("method", GENERATING)
