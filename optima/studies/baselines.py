@@ -41,8 +41,8 @@ CORRECT = SelectSection(theta=0.5, threshold_on="task", keep_from=0.0, keep_to=1
 class Votes:
     """How many answers self-consistency draws, and at which temperature (paper: 8, 0.5)."""
 
-    n: int = 8
-    temperature: float = 0.5
+    n: int
+    temperature: float
 
 
 def run_baselines(

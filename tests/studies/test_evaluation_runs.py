@@ -20,6 +20,7 @@ from optima.types import RewardParts
 from tests.commands import ROOT, command
 from tests.fake_runs import run, wait_until, write_recipe
 from tests.fakes import commands, fake_environment
+from tests.tokenizers import text_of
 
 ABLATIONS = ("full", "no_token", "no_loss")
 
@@ -37,15 +38,25 @@ def optima(*argv: str) -> tuple[int, str, str]:
 
 
 def test_baselines_are_one_table_of_the_same_problems(finished: Path, tmp_path: Path) -> None:
-    environment = fake_environment(tmp_path)
+    notes = tmp_path / "requests.jsonl"
+    environment = fake_environment(tmp_path, server=("--notes", str(notes)))
     output = tmp_path / "out"
     argv = (
         "baselines", "--model", str(finished.parent / "model"), "--config",
-        str(finished / "recipe.yaml"), "--limit", "4", "--n-votes", "3", "--output", str(output),
+        str(finished / "recipe.yaml"), "--limit", "4", "--output", str(output),
         "--vllm-env", str(environment.prefix),
     )  # fmt: skip
     status, table, err = optima(*argv)
     assert status == 0, err
+    requests = [r for r in map(json.loads, notes.open()) if r.get("max_tokens", 0) > 1]
+    asked_alone = [r for r in requests if "You are Solver." in text_of(r["prompt"])]
+    assert sorted(r["temperature"] for r in asked_alone) == [0.0] * 4 + [0.5] * 4 * 8  # cot, sc
+    assert {r["temperature"] for r in requests if r not in asked_alone} == {0.0}
+    for problem in map(json.loads, (output / "problems/test.jsonl").open()):
+        told = [text_of(r["prompt"]) for r in asked_alone]
+        told = [text for text in told if problem["question"] in text]
+        assert len(told) == 1 + 8
+        assert all(context in text for text in told for context in problem["contexts"])
     assert [line.split()[0] for line in table.splitlines()[2:6]] == [
         "cot", "sc", "mad", "autoform"
     ]  # fmt: skip
@@ -57,7 +68,7 @@ def test_baselines_are_one_table_of_the_same_problems(finished: Path, tmp_path: 
     assert len({frozenset(ids) for ids in asked.values()}) == 1
     assert {len(record["turns"]) for record in held["cot"] + held["sc"]} == {1}
     assert {record["stop_reason"] for record in held["cot"]} == {"alone"}
-    assert len(held["sc"]) == 3 * len(held["cot"])
+    assert len(held["sc"]) == 8 * len(held["cot"])
     assert all(record["format_id"] for record in held["autoform"])
     assert not any(record["format_id"] for record in held["mad"])
     results = json.loads((output / "results.json").read_text())
