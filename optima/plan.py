@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from optima.errors import UsageError
-from optima.recipe.schema import Recipe
+from optima.recipe.schema import PolicySection, Recipe
 from optima.tasks import get_task
 
 Training = Literal["sft", "dpo"]
@@ -84,17 +84,45 @@ def unplaced(stage: str, member: str) -> str | None:
 
 def by_policy(recipe: Recipe, training: Step) -> tuple[Step, ...]:
     """Return the trainings that make a model: itself, or one for each policy that is trained."""
-    names = dict.fromkeys(recipe.agents.policies)
-    trained = [n for n in names if n not in recipe.policies or not recipe.policies[n].frozen]
     return tuple(
-        replace(training, name=f"{training.name}_{name}", policy=name) for name in trained
+        replace(training, name=f"{training.name}_{name}", policy=name)
+        for name in trained_policies(recipe)
     ) or (training,)
 
 
-def frozen_adapters(recipe: Recipe) -> dict[str, str]:
-    """Return the adapters of policies that stay as they are, by policy."""
-    sections = recipe.policies.items()
-    return {name: one.path for name, one in sections if one.frozen and one.path is not None}
+def trained_policies(recipe: Recipe) -> tuple[str, ...]:
+    """Return the policies that are trained, none where one plays all agents."""
+    names = dict.fromkeys(recipe.agents.policies)
+    return tuple(n for n in names if n not in recipe.policies or not recipe.policies[n].frozen)
+
+
+def trained_agents(recipe: Recipe) -> tuple[int, ...]:
+    """Return the agents whose words are trained on."""
+    policies, trained = recipe.agents.policies, trained_policies(recipe)
+    n_agents = len(recipe.agents.names)
+    return tuple(k for k in range(n_agents) if not policies or policies[k] in trained)
+
+
+def describe_policies(recipe: Recipe) -> dict[str, str]:
+    """Return what becomes of each of several policies, in words, by their names."""
+    trained, said = trained_policies(recipe), {}
+    for name in dict.fromkeys(recipe.agents.policies):
+        section = recipe.policies.get(name, PolicySection())
+        what = ["trained" if name in trained else "frozen"]
+        if section.endpoint is not None:
+            what.append(" at ".join(filter(None, (section.model, section.endpoint))))
+        elif section.path is not None:
+            what.append(f"from {section.path}")
+        said[name] = ", ".join(what)
+    return said
+
+
+def describe_agents(recipe: Recipe) -> dict[str, str]:
+    """Return the policy of each agent, where there are several, and what it is if not trained."""
+    said = describe_policies(recipe)
+    whole = {name: f"{name}, {text}" if "frozen" in text else name for name, text in said.items()}
+    agents = recipe.agents
+    return {name: whole[p] for name, p in zip(agents.names, agents.policies, strict=False)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,8 +328,9 @@ def check_trainable(recipe: Recipe) -> None:
 
 def _check_team(recipe: Recipe) -> None:
     """Raise UsageError for what a run of several policies cannot do."""
-    lora, pairs = recipe.train.lora, recipe.pairs
-    if lora is None or lora.serve != "adapter":
+    lora, pairs, policies = recipe.train.lora, recipe.pairs, dict.fromkeys(recipe.agents.policies)
+    own = [n for n in policies if n not in recipe.policies or not recipe.policies[n].endpoint]
+    if len(own) > 1 and (lora is None or lora.serve != "adapter"):
         raise UsageError(
             "agents.policies: several policies are trained as adapters that one server holds at "
             "once; set train.lora={serve: adapter}"

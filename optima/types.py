@@ -6,6 +6,7 @@ Imports nothing of ours. Everything here is frozen; a record on disk is one JSON
 import os
 import types
 import typing
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
@@ -258,19 +259,45 @@ class ModelRef(Record):
         return self.adapter or self.path
 
     @property
+    def places(self) -> tuple[str, ...]:
+        """The directories or hub ids of what is loaded to serve it."""
+        return (self.path, *self.adapters)
+
+    @property
     def adapters(self) -> tuple[str, ...]:
         """The directories of the adapters that are served over ``path``."""
         return () if self.adapter is None else (self.adapter,)
 
 
-class TeamRef(ModelRef):
-    """A base and the adapters over it that are served at once, by the names of their policies.
+class EndpointRef(ModelRef):
+    """A policy that somebody else serves at ``url`` under ``name``, by default its only model.
 
-    A policy without an adapter is the base itself. ``folder`` is that of the model in its run, such
-    as ``iter_0`` of ``iter_0/train_solver/model``; empty where none of them was trained in one.
+    ``path`` has its tokenizer and chat template.
     """
 
-    adapter_by_policy: dict[str, str]
+    policy: str
+    url: str
+    name: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Who serves it."""
+        return f"{self.name} at {self.url}" if self.name else self.url
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Nothing: its weights are nowhere here."""
+        return ()
+
+
+class TeamRef(ModelRef):
+    """The models of several policies, by their names; a policy without one is ``path``, the base.
+
+    ``folder`` is that of the model in its run, such as ``iter_0`` of ``iter_0/train_solver/model``;
+    empty where none of them was trained in one.
+    """
+
+    member_by_policy: dict[str, ModelRef]
     folder: str = ""
 
     @property
@@ -279,9 +306,44 @@ class TeamRef(ModelRef):
         return self.folder or self.path
 
     @property
+    def places(self) -> tuple[str, ...]:
+        """The directories or hub ids of its base and of all that is served in its place."""
+        found = (place for member in self.member_by_policy.values() for place in member.places)
+        return tuple(dict.fromkeys((self.path, *found)))
+
+    @property
     def adapters(self) -> tuple[str, ...]:
         """The directories of the adapters, in the order of the policies."""
-        return tuple(self.adapter_by_policy.values())
+        return tuple(a for member in self.member_by_policy.values() for a in member.adapters)
+
+    def member(self, policy: str) -> ModelRef:
+        """Return the model that is a policy."""
+        return self.member_by_policy.get(policy, ModelRef(path=self.path))
+
+    def parts(self, policies: Iterable[str]) -> tuple[ModelRef, ...]:
+        """Return what is served for these policies, a fleet each: adapters over one base together.
+
+        Policies that are the same model are one part.
+        """
+        members = {policy: self.member(policy) for policy in policies}
+        bases = dict.fromkeys(
+            member if isinstance(member, EndpointRef) else ModelRef(path=member.path)
+            for member in members.values()
+        )
+        parts: list[ModelRef] = []
+        for base in bases:
+            over = {
+                policy: member
+                for policy, member in members.items()
+                if member.adapter and member.path == base.path
+            }
+            is_alone = isinstance(base, EndpointRef) or not over
+            parts.append(
+                base
+                if is_alone
+                else TeamRef(path=base.path, member_by_policy=over, folder=self.folder)
+            )
+        return tuple(parts)
 
 
 class TurnLosses(Record):

@@ -14,7 +14,7 @@ from optima.evaluation.figures import JudgedConversation
 from optima.processes.devices import check_sockets, core_warning, detect_devices, free_port
 from optima.processes.environment import Role, package_versions, require_environment
 from optima.recipe.schema import Recipe, ServingSection
-from optima.stages.opening import check_models, model_codec
+from optima.stages.opening import base_model, check_models, codecs_of
 from optima.studies.trial import Trial
 
 MIN_FREE_GIB = 5.0
@@ -82,11 +82,12 @@ def _disk() -> Finding:
 
 
 def _model(recipe: Recipe) -> str:
-    codec = model_codec(recipe, recipe.model.path)
+    codecs = codecs_of(recipe, base_model(recipe))
     check_models(recipe)
-    end = codec.encoder.token(codec.end_token)
-    return (
-        f"{recipe.model.path}: chat template with roles {codec.template.roles}, {end} ends a turn"
+    return "; ".join(
+        f"{codec.template.origin}: chat template with roles {codec.template.roles}, "
+        f"{codec.encoder.token(codec.end_token)} ends a turn"
+        for codec in {codec.template.origin: codec for codec in codecs}.values()
     )
 
 

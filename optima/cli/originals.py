@@ -113,7 +113,7 @@ def share_threads(n_threads: int | None, recipe: "Recipe") -> "Recipe":
     if n_threads is None:
         return recipe
     from optima.processes.devices import detect_devices
-    from optima.serving.fleet import gpu_groups
+    from optima.serving.command import gpu_groups
 
     serving = recipe.serving
     n_servers = len(serving.endpoints) or len(gpu_groups(recipe, detect_devices(serving)))

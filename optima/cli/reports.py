@@ -146,7 +146,7 @@ def rows(
     """
     from optima.reporting.rows import add_losses, check_tokens, read_rows
     from optima.runs.comparison import find_trained
-    from optima.stages.opening import model_codec
+    from optima.stages.opening import base_model, codecs_of
 
     if losses is None and overrides:
         raise UsageError(
@@ -158,8 +158,10 @@ def rows(
             "model.trust_remote_code"
         )
     made, label = find_trained(run)
-    encoder = model_codec(made.recipe, made.recipe.model.path).encoder
-    found = read_rows(made, label, first, n, encoder)
+    codecs = codecs_of(made.recipe, base_model(made.recipe))
+    names = made.recipe.agents.names
+    encoders = {name: codec.encoder for name, codec in zip(names, codecs, strict=True)}
+    found = read_rows(made, label, first, n, encoders)
     if losses is not None:
         from optima.conversation.loading import ModelFiles, load_encoder
         from optima.processes.environment import require_environment
@@ -171,12 +173,12 @@ def rows(
         model = name_model(losses, "model").ref
         if isinstance(model, TeamRef):
             raise UsageError(
-                f"--losses {losses}: is a team of {', '.join(model.adapter_by_policy)}; name the "
-                f"adapter of one, such as {next(iter(model.adapters))}"
+                f"--losses {losses}: is a team of {', '.join(model.member_by_policy)}; name the "
+                "folder of one, such as iter_0/train_NAME/model"
             )
         recipe = load_recipe(made.root / RECIPE, overrides or ())
         other = load_encoder(ModelFiles(model.path, field="--losses"))
-        check_tokens(found, encoder, other, losses)
+        check_tokens(found, encoders, other, losses)
         env = require_environment(train_env, "train")
         found = add_losses(found, model, recipe, train_env=env)
     if as_json:

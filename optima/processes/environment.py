@@ -33,12 +33,12 @@ _NEEDED: dict[Role, tuple[tuple[str, ...], ...]] = {
 _FOREIGN = frozenset({
     "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
     "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "CROSS_SIZE",
-    "LOCAL_SIZE", "VLLM_PORT", "VLLM_HOST_IP", "OPTIMA_API_KEY",
+    "LOCAL_SIZE", "VLLM_PORT", "VLLM_HOST_IP",
 })  # fmt: skip
 _FOREIGN_PREFIXES = (
     "SLURM_", "SLURMD_", "SLURM-", "SRUN_", "OMPI_", "PMI_", "PMI2_", "PMIX_", "MPI_", "MV2_",
     "MPIRUN_", "HYDI_", "I_MPI_", "PALS_", "FLUX_", "JSM_", "PBS_", "LSB_", "TORCHELASTIC_",
-    "TORCH_ELASTIC_", "PET_", "ACCELERATE_", "FSDP_", "HOROVOD_", "VLLM_DP_",
+    "TORCH_ELASTIC_", "PET_", "ACCELERATE_", "FSDP_", "HOROVOD_", "VLLM_DP_", "OPTIMA_API_KEY",
 )  # fmt: skip
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # The version that counts is what `import` finds, so the environment itself is asked. It looks along

@@ -28,6 +28,7 @@ from optima.recipe.sections import PairSection as PairSection
 from optima.recipe.sections import SearchSection as SearchSection
 from optima.recipe.sections import ServingSection as ServingSection
 from optima.recipe.sections import TrainSection as TrainSection
+from optima.recipe.sections import check_endpoint
 from optima.tasks.task import DataSection as DataSection
 from optima.types import PathText, Section, named_section_of, section_of
 
@@ -138,9 +139,32 @@ class PolicySection(Section):
     """One of several policies, by its name in ``agents``."""
 
     path: PathText | None = None
-    """Directory of a LoRA adapter over ``model.path`` that it begins as; None: the base itself."""
+    """Directory of a LoRA adapter over ``model.path`` that it begins as; None: the base itself. Of
+    an ``endpoint``: directory or hub id of the tokenizer and chat template of what is served there,
+    None: those of ``model.path``."""
     frozen: bool = False
     """Whether it stays as it is: it speaks and is not trained."""
+    endpoint: str | None = None
+    """Base URL of a server of somebody else that is this policy, which must be frozen."""
+    model: str | None = None
+    """Name under which ``endpoint`` serves it; None takes the only one there. The API key is read
+    from OPTIMA_API_KEY_NAME, of the policy's name in capitals, or else from OPTIMA_API_KEY."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.endpoint is not None:
+            check_endpoint(self.endpoint, "endpoint")
+            if not self.frozen:
+                raise ValueError(
+                    f"frozen: false: what {self.endpoint} serves is somebody else's and cannot be "
+                    "trained; write frozen: true"
+                )
+        elif self.model is not None:
+            raise ValueError(
+                f"model: {self.model} is the name of what an endpoint serves, and there is none; "
+                "name one by endpoint, or a model on this host by path"
+            )
+        return self
 
 
 class TaskEntry(Section):

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from optima.types import PathText, Section
 
 MAX_SERVED_RANK = 512  # of vLLM
+API_KEY = "OPTIMA_API_KEY"  # the variable with the key of servers of others
 _URL = re.compile(r"https?://([^/\s?#@:\[\]]+|\[[^/\s\]]+\])(:(?P<port>\d{1,5}))?(/[^\s?#]*)?")
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*")  # what stands before "=", a space or a "."
 _SECOND = re.compile(r"^[^{\[\"']*\s--[A-Za-z]")  # another option, and not inside of JSON
@@ -276,7 +277,7 @@ class ServingSection(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for endpoint in self.endpoints:
-            _check_endpoint(endpoint)
+            check_endpoint(endpoint, "endpoints")
         addresses = [_address(endpoint) for endpoint in self.endpoints]
         for index, endpoint in enumerate(self.endpoints):
             if addresses[index] in addresses[:index]:
@@ -317,18 +318,19 @@ def _address(endpoint: str) -> str:
     return f"{scheme}://{host.lower().removesuffix(default)}{slash}{path}"
 
 
-def _check_endpoint(endpoint: str) -> None:
+def check_endpoint(endpoint: str, key: str) -> None:
+    """Raise ValueError, which begins with ``key``, for what is no base URL of a server."""
     if "@" in endpoint:
         raise ValueError(
-            "endpoints: a password in a URL would stand in recipes and logs; write "
+            f"{key}: a password in a URL would stand in recipes and logs; write "
             "http://host:port and set OPTIMA_API_KEY"
         )
     url = _URL.fullmatch(endpoint)
     if url is None or not 0 < int(url["port"] or 80) < 2**16:
-        raise ValueError(f"endpoints: {endpoint!r} must be a URL; write http://host:port")
+        raise ValueError(f"{key}: {endpoint!r} must be a URL; write http://host:port")
     if _ROUTE.search(endpoint):
         raise ValueError(
-            f"endpoints: {endpoint!r} names a route; write what stands before it, http://host:port"
+            f"{key}: {endpoint!r} names a route; write what stands before it, http://host:port"
         )
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from optima.errors import StageError, UsageError
 from optima.evaluation.figures import AgentFigures, agents_of
-from optima.plan import plan
+from optima.plan import describe_agents, plan
 from optima.records import (
     atomic_writer,
     clear_temporaries,
@@ -335,7 +335,7 @@ def _agents(run: Run, label: str) -> tuple[AgentFigures, ...]:
     except UsageError:
         return ()
     found = agents_of(run.evaluation(label), get_task(run.recipe.task).metric)
-    by_name = dict(zip(run.recipe.agents.names, run.recipe.agents.policies, strict=False))
+    by_name = describe_agents(run.recipe)
     return tuple(
         replace(one, name=f"{one.name} ({by_name[one.name]})") if one.name in by_name else one
         for one in found

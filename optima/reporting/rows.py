@@ -5,7 +5,7 @@ with the chosen and the rejected one behind it (docs/method.md, 3). What a model
 computed by the scorer in the training environment: the loss of each token that carries one.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from typing import Any
@@ -86,9 +86,12 @@ class ShownRow:
         return asdict(self)
 
 
-def read_rows(run: Run, label: str, first: int, n: int, encoder: Encoder) -> list[ShownRow]:
+def read_rows(
+    run: Run, label: str, first: int, n: int, encoders: Mapping[str, Encoder]
+) -> list[ShownRow]:
     """Return ``n`` rows that ``label`` was trained on, from the one at ``first``, from 0 on.
 
+    ``encoders`` are those of the agents, by their names.
     Raises UsageError where there are not so many.
     """
     found: list[ShownRow] = []
@@ -96,7 +99,7 @@ def read_rows(run: Run, label: str, first: int, n: int, encoder: Encoder) -> lis
     for index, row in enumerate(islice(run.rows(label), first, first + n), first):
         for part, ids, trained in _parts(row):
             about = (label, index, part, row.problem_id, names[row.agent], row.n_retokenised)
-            found.append(ShownRow(*about, _pieces(ids, trained, encoder)))
+            found.append(ShownRow(*about, _pieces(ids, trained, encoders[about[4]])))
     if not found:
         n_rows = sum(1 for _ in run.rows(label))
         raise UsageError(f"--first {first}: {label} was trained on {n_rows} rows; give a lower one")
@@ -133,9 +136,12 @@ def _with_losses(row: ShownRow, losses: Sequence[float | None]) -> ShownRow:
     return replace(row, pieces=tuple(pieces), loss=sum(finite) / len(finite) if is_whole else None)
 
 
-def check_tokens(shown: Sequence[ShownRow], own: Encoder, other: Encoder, spec: str) -> None:
+def check_tokens(
+    shown: Sequence[ShownRow], encoders: Mapping[str, Encoder], other: Encoder, spec: str
+) -> None:
     """Raise UsageError where a model named ``spec`` reads ids of the rows as other tokens."""
-    for index in sorted({index for row in shown for index in row.ids}):
+    for index, agent in sorted({(index, row.agent) for row in shown for index in row.ids}):
+        own = encoders[agent]
         if own.token(index) != other.token(index):
             raise UsageError(
                 f"--losses {spec}: reads token {index} as {other.token(index)!r}, and the rows "

@@ -58,7 +58,10 @@ logger = logging.getLogger(__name__)
 # What may differ between two attempts of a run: where it runs and when it gives up, not what it
 # computes.
 RESUMABLE_SECTIONS = ("serving",)
-RESUMABLE_FIELDS = ("conversation.max_error_rate", "select.min_share", "pairs.min_share")
+RESUMABLE_FIELDS = (
+    *("conversation.max_error_rate", "select.min_share", "pairs.min_share"),
+    "policies.endpoint",  # where a policy is served, not what it is
+)
 SPENT_FILE = "SPENT.json"
 ACCOUNT_S = 1.0  # between two accounts of an open stage; a SIGKILL loses at most as much
 
@@ -323,7 +326,7 @@ def check_same_recipe(root: Path, recipe: Recipe) -> None:
         for key in sorted(stored.keys() | given.keys())
         if stored.get(key) != given.get(key)
         and key.split(".")[0] not in RESUMABLE_SECTIONS
-        and re.sub(r"^tasks\.\d+\.", "", key) not in RESUMABLE_FIELDS
+        and re.sub(r"^tasks\.\d+\.|(?<=^policies\.)\w+\.", "", key) not in RESUMABLE_FIELDS
     ]
     if differing:
         raise UsageError(

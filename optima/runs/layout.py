@@ -323,7 +323,7 @@ def _warn_of_foreign(path: Path) -> None:
 
 def check_model(ref: ModelRef) -> None:
     """Raise StageError when a model on this host is gone or not as it was written."""
-    for text in (ref.path, *ref.adapters):
+    for text in ref.places:
         folder = Path(text)
         if not folder.is_dir():
             if folder.is_absolute() and folder.name == MODEL_DIR:

@@ -5,12 +5,12 @@ import datetime
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from optima.errors import OptimaError, UsageError
-from optima.plan import kind_of, plan
+from optima.plan import describe_policies, kind_of, plan
 from optima.progress import Progress, Serving, duration, read_progress, read_serving
 from optima.runs.directory import logs_of, newest_attempt, read_spent
 from optima.runs.files import (
@@ -34,7 +34,8 @@ class Status:
     """``state`` of a run; ``share`` in [0, 1] of the current stage, None where it is not known;
     ``seconds_left`` is an estimate from the stages of the same kind that are done, None before
     there are any; ``progress`` is what the current stage tells of itself, None where it tells
-    nothing; ``serving`` has the servers that a running one has now, whose logs are in ``logs``."""
+    nothing; ``serving`` has the servers that a running one has now, whose logs are in ``logs``.
+    ``policies`` are those of the agents, where there are several, with what becomes of them."""
 
     state: str
     stage: str | None
@@ -46,6 +47,7 @@ class Status:
     progress: Progress | None = None
     serving: Serving | None = None
     logs: Path | None = None
+    policies: Mapping[str, str] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Return it for other programs."""
@@ -171,6 +173,7 @@ def read_status(root: Path) -> Status:
         progress=progress,
         serving=read_serving(logs) if logs else None,
         logs=logs,
+        policies={} if is_other else describe_policies(run.recipe),
     )
 
 
@@ -225,6 +228,7 @@ def _seconds_left(
 def status_text(root: Path, status: Status) -> str:
     """Return the state of the run in ``root``, its stage and its end."""
     lines = [f"{root}: {status.state}, {_stages(status)}"]
+    lines += [f"policy {name}: {said}" for name, said in status.policies.items()]
     if status.stage is not None:
         lines.append(f"now: {_now(status)}")
     if status.serving is not None and status.logs is not None:

@@ -20,26 +20,24 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Self, TypeVar
 
-from optima.errors import ModelError, OptimaError, ServerError, UsageError
+from optima.errors import OptimaError, ServerError, UsageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.processes.managed import ManagedProcess
 from optima.progress import SERVERS_FILE, ServerState, Serving, tell
 from optima.recipe.schema import Recipe
-from optima.recipe.sections import MAX_SERVED_RANK, base_url
+from optima.recipe.sections import API_KEY, base_url
 from optima.serving.client import HOST, MODEL_NAME, Roster, Server, policy_name
+from optima.serving.command import gpu_groups, server_argv, server_environ
 from optima.serving.nodes import Nodes
-from optima.serving.probe import served_as, with_retries
+from optima.serving.probe import name_at, with_retries
 from optima.serving.weights import load_weights, obstacle, put_to_sleep, read_kept
 from optima.serving.worker import EndpointWorker, Launch, Worker
-from optima.types import ModelRef, TeamRef
+from optima.types import EndpointRef, ModelRef, TeamRef
 
 logger = logging.getLogger(__name__)
 
-GATE = "optima.serving.gate.Gate"  # as vLLM imports it
-_BASE_NAME = "base"  # of the weights below an adapter; nobody asks for it
 _TELL_S = 0.5  # between two looks at what is told of the servers
-_LORA_RANKS = (8, 16, 32, 64, 128, 256, MAX_SERVED_RANK)  # the limits that every release takes
 W = TypeVar("W", bound=Worker | EndpointWorker)
 
 
@@ -51,7 +49,8 @@ class Fleet:
     servers of our own. Raises ProcessError when a server does not start, StageError when it does
     not serve the model that was trained, ServerError when an endpoint does not generate; then
     nothing is left running. ``nodes`` serve beside it; ``host`` and ``api_key`` are what its own
-    servers listen on and ask for, by default the loopback interface and a random key.
+    servers listen on and ask for, by default the loopback interface and a random key. Servers count
+    from ``first_index``.
     """
 
     model: ModelRef
@@ -64,6 +63,7 @@ class Fleet:
     nodes: Nodes | None = None
     host: str = HOST
     api_key: str | None = field(default=None, repr=False)
+    first_index: int = 0
     model_name: str = field(default=MODEL_NAME, init=False)
     roster: Roster = field(default_factory=Roster, init=False)
     _workers: tuple[Worker | EndpointWorker, ...] = field(default=(), init=False)
@@ -102,6 +102,17 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is a policy that somebody else serves."""
+        return isinstance(self.model, EndpointRef)
+
+    def serves(self, model: ModelRef) -> bool:
+        """Tell whether a policy's model is served: by itself, or over the same base."""
+        if self.is_foreign or isinstance(model, EndpointRef):
+            return self.model == model
+        return self.model.path == model.path
+
     def call_nodes(self) -> None:
         """Have the nodes serve beside it, which may have done something else meanwhile."""
         if self.nodes is not None:
@@ -109,7 +120,7 @@ class Fleet:
 
     def name_of(self, policy: str) -> str:
         """Return the name by which servers are asked for a policy: its adapter, or what all are."""
-        is_own = isinstance(self.model, TeamRef) and policy in self.model.adapter_by_policy
+        is_own = isinstance(self.model, TeamRef) and policy in self.model.member_by_policy
         return policy_name(policy) if is_own else self.model_name
 
     def take(self, model: ModelRef) -> bool:
@@ -222,7 +233,7 @@ class Fleet:
                 serving,
                 self.log_dir,
             )
-            for index, gpus in enumerate(gpu_groups(self.recipe, self.devices))
+            for index, gpus in enumerate(gpu_groups(self.recipe, self.devices), self.first_index)
         )
 
     def _launcher(self, index: int, gpus: tuple[int, ...], api_key: str) -> Launch:
@@ -246,12 +257,16 @@ class Fleet:
         return launch
 
     def _endpoint_workers(self) -> tuple[EndpointWorker, ...]:
-        serving, key = self.recipe.serving, endpoint_key()
+        serving, model = self.recipe.serving, self.model
+        urls, policy, place = serving.endpoints, None, "serving.endpoints"
+        if isinstance(model, EndpointRef):
+            urls, policy, place = (model.url,), model.policy, endpoint_field(model)
+        key = endpoint_key(policy)
         servers = [
             Server(index, base_url(url), key, is_alive=False)
-            for index, url in enumerate(serving.endpoints)
+            for index, url in enumerate(urls, self.first_index)
         ]
-        names = [self._name_at(server) for server in servers]
+        names = [self._name_at(server, place) for server in servers]
         self.model_name = names[0]
         for server, name in zip(servers, names, strict=True):
             if name != names[0]:
@@ -260,21 +275,117 @@ class Fleet:
                     f"{servers[0].base_url} serves {names[0]}; serve the start model under one "
                     "name everywhere"
                 )
-        return tuple(EndpointWorker(server, self.model_name, serving) for server in servers)
+        return tuple(EndpointWorker(server, names[0], serving, place) for server in servers)
 
-    def _name_at(self, server: Server) -> str:
+    def _name_at(self, server: Server, place: str) -> str:
         """Return the name under which an endpoint serves the model."""
-        serving, path = self.recipe.serving, self.model.path
+        serving, model = self.recipe.serving, self.model
+        if isinstance(model, EndpointRef) and model.name is not None:
+            return model.name  # what it generates under that name is checked next
         try:
-            name = with_retries(lambda: served_as(server, path, serving.start_timeout_s), serving)
+            name = with_retries(lambda: name_at(server, model, serving.start_timeout_s), serving)
         except ServerError as error:
-            raise ServerError(f"serving.endpoints: {error}") from error
-        logger.info("endpoint %s serves %s as the start model %s", server.base_url, name, path)
+            raise ServerError(f"{place}: {error}") from error
+        logger.info("endpoint %s serves %s as %s", server.base_url, name, model.path)
         return name
 
 
+@dataclass(eq=False)
+class Fleets:
+    """The fleets that serve a model: one, or for a team one for each base and each endpoint.
+
+    A context manager as each of them is; ``fleets`` are in the order of the agents they play.
+    """
+
+    model: ModelRef
+    _: KW_ONLY
+    recipe: Recipe
+    devices: Devices
+    env: Environment
+    log_dir: Path
+    nodes: Nodes | None = None
+    fleets: tuple[Fleet, ...] = field(default=(), init=False)
+
+    def __enter__(self) -> Self:
+        self.fleets = tuple(
+            Fleet(
+                part, recipe=self.recipe, devices=self.devices, env=self.env, log_dir=self.log_dir,
+                nodes=self.nodes, first_index=index,
+            )
+            for index, part in enumerate(parts_of(self.model, self.recipe))
+        )  # fmt: skip
+        try:
+            for fleet in sorted(self.fleets, key=lambda fleet: not fleet.is_foreign):
+                fleet.__enter__()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """The servers of all fleets now."""
+        return tuple(server for fleet in self.fleets for server in fleet.servers)
+
+    @property
+    def n_servers(self) -> int:
+        """How many servers there are now, without those of others that are a policy."""
+        return sum(len(fleet.roster) for fleet in self.fleets if not fleet.is_foreign)
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether servers of it have given their memory back."""
+        return any(fleet.is_asleep for fleet in self.fleets)
+
+    def of(self, policy: str) -> Fleet:
+        """Return the fleet that serves a policy; any is served where one plays all agents."""
+        model = self.model
+        member = model.member(policy) if isinstance(model, TeamRef) else model
+        return next(fleet for fleet in self.fleets if fleet.serves(member))
+
+    def call_nodes(self) -> None:
+        """Have the nodes serve beside them, which may have done something else meanwhile."""
+        for fleet in self.fleets:
+            fleet.call_nodes()
+
+    def take(self, model: ModelRef) -> bool:
+        """Have the running servers serve ``model`` instead; return whether all do."""
+        parts = parts_of(model, self.recipe)
+        if len(parts) != len(self.fleets):
+            return False
+        for fleet, part in zip(self.fleets, parts, strict=True):
+            is_kept = fleet.model == part and not fleet.is_asleep
+            if not is_kept and not fleet.take(part):
+                return False
+        self.model = model
+        return True
+
+    def sleep(self) -> bool:
+        """Have all servers of our own give their memory back; return whether they do."""
+        return all(fleet.sleep() for fleet in self.fleets if not fleet.is_foreign)
+
+    def stop(self) -> None:
+        """Stop all servers, and wait until they are gone."""
+        with contextlib.ExitStack() as stack:
+            for fleet in self.fleets:
+                stack.callback(fleet.stop)
+
+
+def parts_of(model: ModelRef, recipe: Recipe) -> tuple[ModelRef, ...]:
+    """Return what each fleet of a model serves: of a team, what plays the recipe's agents."""
+    if isinstance(model, TeamRef) and recipe.agents.policies:
+        return model.parts(recipe.agents.policies)
+    return (model,)
+
+
 def uses_endpoints(model: ModelRef, recipe: Recipe) -> bool:
-    """Return whether ``serving.endpoints`` serve ``model``: they hold the start model only."""
+    """Return whether servers of others serve ``model``: one that is an endpoint, or the start model
+    where ``serving.endpoints`` hold it."""
+    if isinstance(model, EndpointRef):
+        return True
     start = recipe.model.path
     is_start = model.path == start or (
         Path(start).is_dir() and Path(model.path).resolve() == Path(start).resolve()
@@ -282,117 +393,18 @@ def uses_endpoints(model: ModelRef, recipe: Recipe) -> bool:
     return bool(recipe.serving.endpoints) and not model.adapters and is_start
 
 
-def endpoint_key() -> str:
-    """Return the key for endpoints. Raises UsageError when it cannot be sent."""
-    key = os.environ.get("OPTIMA_API_KEY", "").strip()
+def endpoint_key(policy: str | None = None) -> str:
+    """Return the key for endpoints, or for that of a policy. UsageError when it cannot be sent."""
+    own = f"{API_KEY}_{policy.upper()}" if policy is not None else API_KEY
+    variable = own if own in os.environ else API_KEY
+    key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise UsageError(
-            "OPTIMA_API_KEY: holds characters that no HTTP header takes; set it to the key alone"
+            f"{variable}: holds characters that no HTTP header takes; set it to the key alone"
         )
     return key
 
 
-def gpu_groups(recipe: Recipe, devices: Devices) -> tuple[tuple[int, ...], ...]:
-    """Return the GPUs of each server; one empty group on a CPU."""
-    if devices.kind == "cpu":
-        return ((),)
-    size = recipe.serving.tensor_parallel
-    starts = range(0, len(devices.gpus), size)
-    return tuple(devices.gpus[start : start + size] for start in starts)
-
-
-def server_argv(
-    model: ModelRef,
-    *,
-    recipe: Recipe,
-    devices: Devices,
-    env: Environment,
-    port: int,
-    host: str = HOST,
-) -> tuple[str, ...]:
-    """Return the argument list of a server of ``model`` on ``port``; the key is not in it."""
-    serving = recipe.serving
-    argv = [str(env.python), "-m", "vllm.entrypoints.openai.api_server"]
-    argv += ["--host", host, "--port", str(port), "--model", model.path]
-    if recipe.model.tokenizer is not None:
-        argv += ["--tokenizer", recipe.model.tokenizer]
-    dtype = recipe.model.dtype
-    if dtype == "auto" and not devices.has_bfloat16:
-        dtype = "float32"
-    argv += ["--dtype", dtype, "--max-num-seqs", str(serving.max_num_seqs)]
-    # Sampling is the recipe's alone: a model's generation_config.json may bring a top_k or a
-    # repetition penalty of its own. Its stop tokens still count.
-    argv += ["--generation-config", "vllm"]
-    argv += ["--uvicorn-log-level", "warning"]  # no line per request
-    argv += ["--middleware", GATE]
-    argv += ["--served-model-name", _BASE_NAME if model.adapter else MODEL_NAME]
-    if model.adapters:
-        limit = max(_rank_limit(adapter, recipe) for adapter in model.adapters)
-        argv += ["--enable-lora", "--max-loras", str(len(model.adapters))]
-        argv += ["--max-lora-rank", str(limit)]
-        names = [MODEL_NAME]
-        if isinstance(model, TeamRef):
-            names = [policy_name(policy) for policy in model.adapter_by_policy]
-        pairs = zip(names, model.adapters, strict=True)
-        argv += ["--lora-modules", *(f"{name}={adapter}" for name, adapter in pairs)]
-    if recipe.model.revision is not None and model.path == recipe.model.path:
-        argv += ["--revision", recipe.model.revision]
-    if recipe.model.max_model_len is not None:
-        argv += ["--max-model-len", str(recipe.model.max_model_len)]
-    if devices.kind == "cuda":
-        argv += ["--gpu-memory-utilization", str(serving.gpu_memory_utilization)]
-        argv += ["--tensor-parallel-size", str(serving.tensor_parallel)]
-    else:
-        # A prefix is cached by whole blocks; of the 128 tokens that are vLLM's default on a CPU a
-        # short conversation has few. 32 took a generation of 193 s to 154 s (2026-11-23).
-        argv += ["--block-size", "32"]
-    switches = {
-        # On a CPU compilation more than doubles the start (120 s instead of 51 s, 2026-11-22).
-        "enforce-eager": serving.enforce_eager or devices.kind == "cpu",
-        # A prompt prefilled in pieces makes the CPU worker rewind the generator of a seeded
-        # request, which torch cannot do on a CPU: the engine dies (vLLM 0.32, 2026-11-23).
-        "no-enable-chunked-prefill": devices.kind == "cpu",
-        "trust-remote-code": recipe.model.trust_remote_code,
-        "enable-sleep-mode": serving.keep == "sleep",
-    }
-    argv += [f"--{name}" for name, is_on in switches.items() if is_on]
-    return (*argv, *serving.extra_args)
-
-
-def server_environ(
-    model: ModelRef, *, recipe: Recipe, devices: Devices, gpus: tuple[int, ...], api_key: str
-) -> dict[str, str]:
-    """Return the variables a server needs beyond those of its Python environment."""
-    variables = {
-        "VLLM_API_KEY": api_key,
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if recipe.serving.keep != "restart":
-        variables["VLLM_SERVER_DEV_MODE"] = "1"  # its paths want the key: serving/gate
-    tokenizer = recipe.model.tokenizer
-    if Path(model.path).is_dir() and (tokenizer is None or Path(tokenizer).is_dir()):
-        variables["HF_HUB_OFFLINE"] = "1"
-    if devices.kind == "cuda":
-        variables["CUDA_VISIBLE_DEVICES"] = devices.mask(gpus)
-    else:
-        variables["VLLM_CPU_KVCACHE_SPACE"] = str(recipe.serving.cpu_kv_cache_gb)
-        variables["CUDA_VISIBLE_DEVICES"] = ""
-    return variables
-
-
-def _rank_limit(adapter: str, recipe: Recipe) -> int:
-    """Return the least limit vLLM takes that fits the adapter (the recipe's until it exists)."""
-    rank = 16 if recipe.train.lora is None else recipe.train.lora.rank
-    config = Path(adapter) / "adapter_config.json"
-    if config.is_file():
-        try:
-            settings = json.loads(config.read_text(encoding="utf-8"))
-            rank = max([settings["r"], *settings.get("rank_pattern", {}).values()])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{config}: is not an adapter configuration: {error!r}") from error
-    for limit in _LORA_RANKS:
-        if rank <= limit:
-            return limit
-    raise ModelError(f"{adapter}: rank {rank}: vLLM serves ranks up to {_LORA_RANKS[-1]}; merge it")
+def endpoint_field(ref: EndpointRef) -> str:
+    """Return the field of a recipe that names an endpoint."""
+    return f"policies.{ref.policy}.endpoint"

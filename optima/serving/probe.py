@@ -30,7 +30,7 @@ from optima.records import read_record
 from optima.serving.client import Server, authorization, backoff_s, policy_name
 from optima.serving.reply import Reply, RetryableError, message_of, read_reply, refusal
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR, Logprobs
-from optima.types import ModelRef, TeamRef
+from optima.types import EndpointRef, ModelRef, TeamRef
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +171,29 @@ def served_as(server: Server, model_path: str, timeout_s: float) -> str:
     )
 
 
+def name_at(server: Server, model: ModelRef, timeout_s: float) -> str:
+    """Return the name under which a server of others serves ``model``.
+
+    Raises ServerError where the server does not tell which of its models that is, or has none such.
+    """
+    if not isinstance(model, EndpointRef):
+        return served_as(server, model.path, timeout_s)
+    names = served_models(server, timeout_s)
+    if model.name is None and len(names) == 1:
+        return names[0]
+    what = f"{server.base_url}: serves {', '.join(names)}"
+    if model.name is None and names:
+        raise ServerError(f"{what}; say which of them plays by policies.{model.policy}.model")
+    if model.name is None:
+        raise ServerError(
+            f"{server.base_url}: does not list what it serves; name it by "
+            f"policies.{model.policy}.model"
+        )
+    if names and model.name not in names:
+        raise ServerError(f"{what}, and not {model.name}; set policies.{model.policy}.model")
+    return model.name
+
+
 def with_retries(
     question: Callable[[], _Result],
     serving: ServingSection,
@@ -260,8 +283,7 @@ def check_served(server: Server, model_name: str, model: ModelRef, timeout_s: fl
     RetryableError when the server does not answer. Of several policies each is compared.
     """
     if isinstance(model, TeamRef):
-        for policy, adapter in model.adapter_by_policy.items():
-            one = ModelRef(path=model.path, adapter=adapter)
+        for policy, one in model.member_by_policy.items():
             check_served(server, policy_name(policy), one, timeout_s)
         return
     path = Path(model.place)

@@ -152,7 +152,7 @@ def refusal(url: str, status: int, payload: bytes, headers: Any = None) -> Optim
         target = (headers or {}).get("Location", "another address")
         return ServerError(
             f"{place}: redirects to {target}, and the key goes nowhere but to the named server; "
-            "write the address it answers at in serving.endpoints"
+            "write the address it answers at in serving.endpoints, or as the policy's endpoint"
         )
     if is_overflow(status, payload):
         return ContextOverflowError(f"{place}: {message}")
@@ -162,8 +162,9 @@ def refusal(url: str, status: int, payload: bytes, headers: Any = None) -> Optim
         return RetryableError(f"{place}: {message}{hint}", pause_s)
     if status in (401, 403):
         return KeyRefusedError(
-            f"{place}: the API key is refused: {message}; the key for serving.endpoints is read "
-            "from OPTIMA_API_KEY: set it to one that this server takes"
+            f"{place}: the API key is refused: {message}; the key is read from OPTIMA_API_KEY, "
+            "for the endpoint of a policy from OPTIMA_API_KEY_NAME if that is set: set it to one "
+            "that this server takes"
         )
     if status == 404:
         return ServerError(

@@ -253,11 +253,17 @@ class _ForeignServerError(ProcessError):
 
 
 class EndpointWorker(Watcher):
-    """Watches a server that somebody else runs; it is never started or stopped."""
+    """Watches a server that somebody else runs; it is never started or stopped.
 
-    def __init__(self, server: Server, model_name: str, serving: ServingSection) -> None:
+    ``place`` is the field that names it, for messages.
+    """
+
+    def __init__(
+        self, server: Server, model_name: str, serving: ServingSection, place: str
+    ) -> None:
         super().__init__(server, serving)
         self._model_name = model_name
+        self._place = place
         self._health_path: str | None = None
 
     def start(self) -> None:
@@ -270,7 +276,7 @@ class EndpointWorker(Watcher):
                 self._stopping.wait,
             )
         except ServerError as error:
-            raise ServerError(f"serving.endpoints: {error}") from error
+            raise ServerError(f"{self._place}: {error}") from error
         self._warn(reply)
         self._health_path = health_path(self.server, HEALTH_TIMEOUT_S)
         self.server.is_alive = True

@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 from optima.conversation.codec import ChatCodec
 from optima.conversation.dialogue import Speaker
 from optima.errors import UsageError
-from optima.plan import Step, placed
+from optima.plan import Step, placed, trained_agents
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.prompts.rendering import Format, PromptStyle, cue, system_prompt
@@ -26,7 +26,7 @@ from optima.runs.identity import identify
 from optima.runs.layout import check_model
 from optima.seeding import digest
 from optima.serving.board import board_of
-from optima.serving.fleet import Fleet
+from optima.serving.fleet import Fleets
 from optima.serving.nodes import Nodes
 from optima.serving.scorer import Item, LossScorer
 from optima.stages.room import keep_of, serving_recipe
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 MAX_PORT = 65535
 P = ParamSpec("P")
-T = TypeVar("T", Fleet, LossScorer)
+T = TypeVar("T", Fleets, LossScorer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +55,16 @@ class Model:
     members: Mapping[str, "Model"] = field(default_factory=dict)
 
     @classmethod
-    def of_members(cls, label: str, members: Mapping[str, "Model"], folder: str = "") -> "Model":
-        """Return the team of these policies, all adapters over one base or the base itself.
+    def of_members(
+        cls, label: str, members: Mapping[str, "Model"], base: str, folder: str = ""
+    ) -> "Model":
+        """Return the team of these policies, some of which may be the model at ``base`` itself.
 
         ``folder`` is where its run keeps it.
         """
-        (path,) = {member.ref.path for member in members.values()}
-        adapters = {name: one.ref.adapter for name, one in members.items() if one.ref.adapter}
+        own = {name: one.ref for name, one in members.items() if one.ref != ModelRef(path=base)}
         made = digest(*(f"{name}={member.digest}" for name, member in members.items()))
-        ref = TeamRef(path=path, adapter_by_policy=adapters, folder=folder)
+        ref = TeamRef(path=base, member_by_policy=own, folder=folder)
         return cls(label, ref, made, members)
 
     def member(self, policy: str) -> "Model":
@@ -75,25 +76,31 @@ class Model:
 class Team:
     """Who speaks: all agents, played by ``model``, and what they are told of a made-up problem.
 
-    ``style`` and ``codec`` render it; they follow from the recipe and the model. ``policies`` has
-    that of each agent, nothing where all share one.
+    ``style`` and the ``codecs`` of the agents render it; they follow from the recipe and the model.
+    ``policies`` has that of each agent, nothing where all share one.
     """
 
     model: Model
     told: tuple[str, ...]
     style: PromptStyle = field(compare=False)
-    codec: ChatCodec = field(compare=False)
+    codecs: tuple[ChatCodec, ...] = field(compare=False)
     policies: tuple[str, ...] = ()
 
     def speakers(self, problem: Problem, format_text: str | None = None) -> tuple[Speaker, ...]:
         """Return the speakers of a problem."""
-        return speakers_of(self.style, self.codec, problem, format_text)
+        return speakers_of(self.style, self.codecs, problem, format_text)
 
 
 def speakers_of(
-    style: PromptStyle, codec: ChatCodec, problem: Problem, format_text: str | None = None
+    style: PromptStyle,
+    codecs: Sequence[ChatCodec],
+    problem: Problem,
+    format_text: str | None = None,
 ) -> tuple[Speaker, ...]:
-    """Return the speakers of a problem, each with its own prompt, in order of speaking."""
+    """Return the speakers of a problem, each with its own prompt, in order of speaking.
+
+    ``codecs`` are those of the models that play them.
+    """
     return tuple(
         Speaker(
             agent=agent,
@@ -102,7 +109,7 @@ def speakers_of(
             codec=codec,
             cue=cue(problem, style, agent=agent),
         )
-        for agent, name in enumerate(style.names)
+        for agent, (name, codec) in enumerate(zip(style.names, codecs, strict=True))
     )
 
 
@@ -208,18 +215,18 @@ class Device:
             return None
         return self._nodes.others(n, len(self.devices.gpus))
 
-    def fleet(self, model: ModelRef) -> Fleet:
+    def fleets(self, model: ModelRef) -> Fleets:
         """Return ready servers of ``model``: the running ones if they serve it, or can."""
-        running = self._running.get(Fleet)
+        running = self._running.get(Fleets)
         if running is not None and running.model == model and not running.is_asleep:
             running.call_nodes()
-            return cast(Fleet, running)
+            return cast(Fleets, running)
         check_model(model)
         if self._recipe.search is None and self._keep() != "stay":
             self._stop(LossScorer)
         if running is not None and self._keep() != "restart" and running.take(model):
-            return cast(Fleet, running)
-        return self._start(Fleet, model, self._places.servers, self._environments.vllm)
+            return cast(Fleets, running)
+        return self._start(Fleets, model, self._places.servers, self._environments.vllm)
 
     def scorer(self, model: ModelRef) -> LossScorer:
         """Return the scorer of ``model``'s losses, the running one if it is."""
@@ -237,7 +244,7 @@ class Device:
         tenant = kind(
             model, recipe=self._recipe, devices=devices, env=env, log_dir=self._run.log_dir
         )
-        if isinstance(tenant, Fleet) or self._recipe.search is None:  # while trees grow they serve
+        if isinstance(tenant, Fleets) or self._recipe.search is None:  # while trees grow they serve
             tenant.nodes = self._nodes
         tenant.__enter__()
         self._running[kind] = tenant
@@ -245,11 +252,11 @@ class Device:
 
     def _make_room(self) -> None:
         """Take the device from the servers, unless they stay."""
-        fleet = self._running.get(Fleet)
-        if fleet is None or fleet.is_asleep or self._keep() == "stay":
+        fleets = self._running.get(Fleets)
+        if fleets is None or fleets.is_asleep or self._keep() == "stay":
             return
-        if self._keep() != "sleep" or not fleet.sleep():
-            self._stop(Fleet)
+        if self._keep() != "sleep" or not fleets.sleep():
+            self._stop(Fleets)
 
     def _keep(self) -> str:
         return keep_of(self._recipe, self.devices)
@@ -297,18 +304,24 @@ class RunContext:
 
     A mixture has one for the whole and one for each of its tasks, whose ``recipe`` is that of the
     task and ``member`` its name; of the whole the task and the style are those of the first.
+    ``codecs`` are those of the models that play the agents, in order of speaking.
     """
 
     recipe: Recipe
     run: RunDir
     task: Task
-    codec: ChatCodec
+    codecs: tuple[ChatCodec, ...]
     style: PromptStyle
     base: Model
     loss: LossModel
     device: Device
     environments: Environments
     member: str = ""
+
+    def learners_of(self, problem: Problem) -> tuple[Speaker, ...]:
+        """Return those speakers of a problem whose words are trained on."""
+        speakers = speakers_of(self.style, self.codecs, problem)
+        return tuple(speakers[agent] for agent in trained_agents(self.recipe))
 
     def do(
         self,
@@ -335,7 +348,7 @@ class RunContext:
     def team(self, model: Model, problems: Sequence[Problem]) -> Team:
         """Return the agents who speak about ``problems``, all played by ``model``."""
         policies = self.recipe.agents.policies
-        return Team(model, self.style.told(problems), self.style, self.codec, policies)
+        return Team(model, self.style.told(problems), self.style, self.codecs, policies)
 
     def members(self) -> tuple["RunContext", ...]:
         """Return what the stages of each task of a mixture share; of any other run, itself."""

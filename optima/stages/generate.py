@@ -30,7 +30,8 @@ from optima.runs.directory import Stage
 from optima.runs.files import CONVERSATIONS
 from optima.seeding import derive_seed, rng
 from optima.selection import share_of
-from optima.serving.client import CompletionClient, Server
+from optima.serving.client import CompletionClient
+from optima.serving.fleet import Fleet
 from optima.stages.context import Made, Model, RunContext, Sampling, Team
 from optima.tasks.answers import assents, restates
 from optima.tasks.choices import named_choice
@@ -64,28 +65,38 @@ async def completing(
     """Give a function that has servers make one turn, which counts until a record holds it.
 
     Each turn is asked of the policy of the agent who speaks. ``n_at_once`` calls there will be at
-    a time; None is ``serving.concurrency`` per server. Servers that join later come on top.
+    a time; None, and of servers of others anyway, is ``serving.concurrency`` per server. Servers
+    that join later come on top.
     """
-    fleet = context.device.fleet(team.model.ref)
-    names = [fleet.name_of(policy) for policy in team.policies]
-    async with CompletionClient(
-        fleet.roster,
-        fleet.model_name,
-        context.recipe.serving,
-        n_at_once,
-        context.codec.encoder.n_ids,
-    ) as client:
+    fleets = context.device.fleets(team.model.ref)
+    policies = team.policies or ("",) * len(team.codecs)
+    playing = [fleets.of(policy) for policy in policies]
+    names = [fleet.name_of(policy) for fleet, policy in zip(playing, policies, strict=True)]
+    clients: dict[Fleet, CompletionClient] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        for fleet, codec in zip(playing, team.codecs, strict=True):
+            if fleet not in clients:
+                client = CompletionClient(
+                    fleet.roster,
+                    fleet.model_name,
+                    context.recipe.serving,
+                    None if fleet.is_foreign else n_at_once,
+                    codec.encoder.n_ids,
+                )
+                clients[fleet] = await stack.enter_async_context(client)
 
         async def generate(request: Request, preferred: object) -> Completion:
-            completion = await client.complete(
+            fleet = playing[request.agent]
+            held = preferred if isinstance(preferred, dict) else {}  # the server in each fleet
+            completion = await clients[fleet].complete(
                 request,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                prefer=preferred if isinstance(preferred, Server) else None,
-                model_name=names[request.agent] if names else None,
+                prefer=held.get(fleet),
+                model_name=names[request.agent],
             )
             out.count_unkept(completion.n_tokens)
-            return completion
+            return replace(completion, server={**held, fleet: completion.server})
 
         with rare_collections():
             yield generate
@@ -281,11 +292,11 @@ async def _hold(
     """Hold the conversations that are not held yet, and append them."""
     n_total = len(problems) * sampling.n_samples
     meter = Meter(out.name, out.path, "conversations", n_total, len(held))
-    fleet = context.device.fleet(team.model.ref)
+    fleets = context.device.fleets(team.model.ref)
     n_missing, per_server = n_total - len(held), context.recipe.serving.concurrency
 
     def n_at_once() -> int:  # servers of other nodes join and leave
-        return min(per_server * len(fleet.roster), n_missing)
+        return min(per_server * fleets.n_servers, n_missing)
 
     with (
         Judge() as judge,

@@ -7,11 +7,11 @@ share. Rows are shuffled, so that a batch holds several tasks whatever the train
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from optima.plan import Step
+from optima.plan import Step, trained_agents
 from optima.recipe.schema import Recipe
 from optima.records import parse_record
 from optima.runs.directory import Stage
@@ -55,7 +55,8 @@ def mix(
 
     No weights keep everything.
     """
-    units = [_units(stage) for stage in selected]
+    learners = trained_agents(context.recipe)
+    units = [_units(stage, learners) for stage in selected]
     counts = [len(of_task) for of_task in units]
     kept = shares_kept(counts, weights) if weights else counts
     places = [
@@ -77,9 +78,10 @@ def mix(
     return Made((ROWS, EVAL_ROWS), figures, line)
 
 
-def _units(stage: Stage) -> list[list[Place]]:
+def _units(stage: Stage, learners: Collection[int]) -> list[list[Place]]:
     """Return the rows of each conversation, or the row of each pair, of a task, the best first.
 
+    Pairs of other agents than ``learners`` have no row.
     Scripts, of which none is better, come as they are written.
     """
     found: dict[tuple[str, int | None], list[Place]] = defaultdict(list)
@@ -91,7 +93,8 @@ def _units(stage: Stage) -> list[list[Place]]:
         records = (parsed(line, path) for _, line in raw_lines(path))
         return [found[record["problem_id"], record["n"]] for record in records]
     if (path := stage.path / PAIRS).is_file():
-        pairs = [parsed(line, path) for _, line in raw_lines(path)]
+        every = (parsed(line, path) for _, line in raw_lines(path))
+        pairs = [pair for pair in every if pair["chosen"]["agent"] in learners]
         rows = {key: iter(of_problem) for (key, _), of_problem in found.items()}
         # The rows of a problem stand in the order of its pairs, in one of the two files.
         valued = [(-pair["chosen_value"], next(rows[pair["problem_id"]])) for pair in pairs]

@@ -22,6 +22,7 @@ from optima.prompts.rendering import Format, PromptStyle, load_formats
 from optima.recipe.schema import Recipe
 from optima.records import disk_errors, write_text
 from optima.runs.directory import RunDir
+from optima.runs.files import own_starts, placed_model
 from optima.runs.layout import STARTED_FORMAT, check_model, read_attempts, weight_files
 from optima.seeding import digest
 from optima.stages.context import Device, Environments, LossModel, Model, RunContext, split_devices
@@ -29,7 +30,7 @@ from optima.stages.problems import Part
 from optima.stages.room import check_run_dir, context_window, footprint
 from optima.tasks import get_task
 from optima.training.launch import check_target_modules
-from optima.types import ModelRef
+from optima.types import ModelRef, TeamRef
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +47,11 @@ def open_run(
     recipe: Recipe, run_dir: Path, *, vllm_env: Environment, train_env: Environment
 ) -> Iterator[RunContext]:
     """Own ``run_dir`` and the device for the time of the context."""
-    codec = model_codec(recipe, recipe.model.path)
+    base = base_model(recipe)
+    codecs = codecs_of(recipe, base)
     tasks = [(one, get_task(one.task)) for one in recipe.members().values()]
     styles = [PromptStyle.of(one, task) for one, task in tasks]  # what cannot be prompted is said
-    losses_by = loss_codec(recipe, codec)
+    losses_by = loss_codec(recipe, codecs)
     devices = detect_devices(recipe.serving)
     split_devices(recipe, devices)
     check_start(recipe, run_dir)
@@ -65,9 +67,9 @@ def open_run(
                 recipe=recipe,
                 run=run,
                 task=tasks[0][1],
-                codec=codec,
+                codecs=codecs,
                 style=styles[0],
-                base=base_model(recipe),
+                base=base,
                 loss=LossModel(
                     model=loss_model(recipe),
                     header=losses_by.template.assistant_header(),
@@ -129,21 +131,22 @@ def _log_file(path: Path) -> Iterator[None]:
             handler.close()
 
 
-def model_codec(recipe: Recipe, path: str) -> ChatCodec:
+def model_codec(recipe: Recipe, path: str, field: str = "model.path") -> ChatCodec:
     """Return template and tokenizer of the model at ``path``, or those of ``model.tokenizer``.
 
+    ``field`` is where the path stands, for messages; the tokenizer is for that of ``model`` alone.
     Raises ModelError when conversations could not be held or trained on with them.
     """
-    section = recipe.model
+    section, source = recipe.model, path
     if section.revision is not None and Path(section.path).is_dir():
         raise ModelError(
             f"model.revision={section.revision}: model.path={section.path} is a directory here, "
             "which has no commits; leave model.revision out (model.revision=null), or name a "
             "model of the hub"
         )
-    source = section.tokenizer or path
+    if section.tokenizer is not None and field == "model.path":
+        source, field = section.tokenizer, "model.tokenizer"
     revision = section.revision if source == section.path else None
-    field = "model.path" if section.tokenizer is None else "model.tokenizer"
     codec = load_codec(source, revision=revision, roles=section.roles, field=field)
     prove_talk(codec, recipe.agents.names)
     return codec
@@ -157,14 +160,40 @@ def base_model(recipe: Recipe) -> Model:
     section = recipe.model
     base = Model("base", _model_ref(section.path), digest(section.path, section.revision or ""))
     members = dict.fromkeys(recipe.agents.policies, base)
-    for name, policy in recipe.policies.items():
-        if policy.path is not None:
-            check_adapter(recipe, name)
-            ref = ModelRef(path=base.ref.path, adapter=str(Path(policy.path).resolve()))
-            sizes = (f"{p.name}:{p.stat().st_size}" for p in weight_files(Path(policy.path)))
-            members[name] = Model("base", ref, digest(base.digest, policy.path, *sizes))
+    for name, ref in own_starts(recipe).items():
+        members[name] = Model("base", ref, _start_digest(recipe, name, base))
     is_shared = all(member is base for member in members.values())
-    return base if is_shared else Model.of_members("base", members)
+    return base if is_shared else Model.of_members("base", members, base.ref.path)
+
+
+def _start_digest(recipe: Recipe, policy: str, base: Model) -> str:
+    """Return what identifies the start of a policy that is not the base; raises as above.
+
+    An endpoint is known by the name of what it serves, which may move to another address.
+    """
+    section = recipe.policies[policy]
+    if section.endpoint is not None:
+        return digest("endpoint", section.model or "", section.path or "")
+    check_adapter(recipe, policy)
+    assert section.path is not None
+    sizes = (f"{p.name}:{p.stat().st_size}" for p in weight_files(Path(section.path)))
+    return digest(base.digest, section.path, *sizes)
+
+
+def codecs_of(recipe: Recipe, model: Model) -> tuple[ChatCodec, ...]:
+    """Return template and tokenizer of what plays each agent, in order of speaking.
+
+    Raises ModelError as ``model_codec`` does.
+    """
+    ref, policies = model.ref, recipe.agents.policies
+    if not isinstance(ref, TeamRef) or not policies:
+        return (model_codec(recipe, ref.path),) * len(recipe.agents.names)
+    found: dict[str, ChatCodec] = {}
+    for policy in policies:
+        if (path := ref.member(policy).path) not in found:
+            field = "model.path" if path == ref.path else f"policies.{policy}.path"
+            found[path] = model_codec(recipe, path, field)
+    return tuple(found[ref.member(policy).path] for policy in policies)
 
 
 def check_models(recipe: Recipe) -> None:
@@ -228,14 +257,19 @@ def loss_model(recipe: Recipe) -> Model:
     return Model("loss", _model_ref(path), digest(path))
 
 
-def loss_codec(recipe: Recipe, codec: ChatCodec) -> ChatCodec:
-    """Return template and tokenizer of the model whose losses give R_loss."""
+def loss_codec(recipe: Recipe, codecs: Sequence[ChatCodec]) -> ChatCodec:
+    """Return template and tokenizer of the model whose losses give R_loss.
+
+    ``codecs`` are those of what plays the agents.
+    """
     path = recipe.model.loss_path
-    return codec if path is None else load_codec(path, field="model.loss_path")
+    if path is not None:
+        return load_codec(path, field="model.loss_path")
+    return model_codec(recipe, recipe.model.path) if recipe.agents.policies else codecs[0]
 
 
 def _model_ref(path: str) -> ModelRef:
-    return ModelRef(path=str(Path(path).resolve()) if Path(path).is_dir() else path)
+    return ModelRef(path=placed_model(path))
 
 
 def write_provenance(

@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 from optima.errors import StageError
+from optima.plan import trained_agents
 from optima.recipe.schema import PairSection
 from optima.records import read_records, write_records
 from optima.runs.directory import Stage
@@ -26,6 +27,7 @@ def pair(
 ) -> Made:
     """Write the selected pairs, and their training rows with those of ``imported`` preferences.
 
+    Pairs of agents who are not trained have no row.
     Raises StageError when there are too few, and says how far the best one was.
     """
     assert context.recipe.search is not None
@@ -37,9 +39,11 @@ def pair(
     if not imported and (reason := _too_few(harvest, len(problems), section)):
         raise StageError(f"stage {out.name}: {reason}")
     problem_by_id = {problem.problem_id: problem for problem in problems}
+    learners = trained_agents(context.recipe)
     rows = (
-        preference_row(p, speakers_of(context.style, context.codec, problem_by_id[p.problem_id]))
+        preference_row(p, speakers_of(context.style, context.codecs, problem_by_id[p.problem_id]))
         for p in read_records(out.path / PAIRS, PreferencePair)
+        if p.chosen.agent in learners
     )
     counts = write_rows(context, out.path, chain(rows, imported))
     n = max(1, harvest.n_chosen)
@@ -89,4 +93,4 @@ def read_imported(context: RunContext) -> tuple[PreferenceRow, ...]:
     section = context.recipe.pairs
     if section is None or section.path is None:
         return ()
-    return read_conversational(Path(section.path), context.codec)
+    return read_conversational(Path(section.path), context.codecs[0])

@@ -10,7 +10,7 @@ from optima.plan import Step
 from optima.recipe.schema import DataSection, Recipe
 from optima.records import read_records, write_records
 from optima.runs.directory import Stage
-from optima.runs.files import run_of
+from optima.runs.files import own_starts, run_of
 from optima.runs.reader import Run
 from optima.stages.context import Made, Model, RunContext
 from optima.tasks import get_task
@@ -123,7 +123,7 @@ def check_unseen(
 
 def _runs_behind(models: Iterable[Model], with_starts: bool) -> set[Path]:
     """Return the runs that trained the models, and those that trained what these started from."""
-    places = [place for model in models for place in (*model.ref.adapters, model.ref.path)]
+    places = [place for model in models for place in model.ref.places]
     found: set[Path] = set()
     while places:
         run = run_of(places.pop())
@@ -133,7 +133,9 @@ def _runs_behind(models: Iterable[Model], with_starts: bool) -> set[Path]:
         if not with_starts:
             continue
         try:
-            places.append(Run(run).recipe.model.path)
+            recipe = Run(run).recipe
+            places.append(recipe.model.path)
+            places += (place for ref in own_starts(recipe).values() for place in ref.places)
         except OptimaError as error:
             logger.warning("%s: what its start model was trained on is not known (%s)", run, error)
     return found

@@ -40,7 +40,9 @@ def script(
     rows = (
         row
         for problem, said in zip(chosen, scripts, strict=True)
-        for row in conversation_rows(problem.problem_id, said.n, said.turns, team.speakers(problem))
+        for row in conversation_rows(
+            problem.problem_id, said.n, said.turns, context.learners_of(problem)
+        )
     )
     write_records(out.path / SCRIPTS, scripts)
     counts = write_rows(context, out.path, rows)

@@ -62,7 +62,7 @@ def grow(
         f", {n_held} of {n_total} rounds grown before" if n_held else "",
     )  # fmt: skip
     if n_held < n_total:
-        context.device.fleet(team.model.ref)  # before a scorer, which takes what memory is left
+        context.device.fleets(team.model.ref)  # before a scorer, which takes what memory is left
         desk = RewardDesk(problems, search_yardstick(context, loss, normaliser))
         interruption.run(_grow_all(context, out, team, problems, desk, stored))
     metrics = _gather(out.path, problems)
@@ -94,11 +94,11 @@ async def _grow_all(
     n_held = sum(stored.n_rounds(problem.problem_id) for problem in problems)
     n_total = len(problems) * section.n_rounds
     meter = Meter(out.name, out.path, "rounds", n_total, n_held)
-    fleet = context.device.fleet(team.model.ref)
+    fleets = context.device.fleets(team.model.ref)
     missing = [p for p in problems if stored.n_rounds(p.problem_id) < section.n_rounds]
 
     def n_at_once() -> int:  # servers of other nodes join and leave
-        return min(section.concurrency * len(fleet.roster), len(missing))
+        return min(section.concurrency * fleets.n_servers, len(missing))
 
     with (
         Judge() as judge,

@@ -10,7 +10,7 @@ from optima.records import read_records, write_records
 from optima.runs.directory import Stage
 from optima.runs.files import CONVERSATIONS, EVAL_ROWS, REWARDS, ROWS, SELECTED
 from optima.selection import best_of_each, select_top, share_of
-from optima.stages.context import Made, RunContext, speakers_of
+from optima.stages.context import Made, RunContext
 from optima.stages.train import write_rows
 from optima.trainset import conversation_rows
 from optima.types import Conversation, Problem, RewardParts, TrainingRow
@@ -57,12 +57,12 @@ def select(
 def _rows(
     context: RunContext, problems: Sequence[Problem], talked: Stage, selected: Sequence[RewardParts]
 ) -> Iterator[TrainingRow]:
-    """Yield the rows of the selected conversations."""
+    """Yield the rows of the selected conversations, of those agents who are trained."""
     keys = {(parts.problem_id, parts.n) for parts in selected}
     problem_by_id = {problem.problem_id: problem for problem in problems}
     for said in read_records(talked.path / CONVERSATIONS, Conversation):
         if (said.problem_id, said.n) in keys:
-            speakers = speakers_of(context.style, context.codec, problem_by_id[said.problem_id])
+            speakers = context.learners_of(problem_by_id[said.problem_id])
             yield from conversation_rows(said.problem_id, said.n, said.turns, speakers)
 
 
@@ -71,7 +71,7 @@ def remedies(context: RunContext, problems: Sequence[Problem], t: int) -> Remedi
     recipe = context.recipe
     return Remedies(
         temperature="sampling.first_temperature" if t == 0 else "sampling.temperature",
-        roles=context.codec.template.other_roles,
+        roles=context.codecs[0].template.other_roles,
         can_show_example=not recipe.conversation.worked_example,
         can_cold_start=recipe.cold_start is None and context.task.has_evidence,
         shown=example_answer(problems[0], context.style),

@@ -42,7 +42,7 @@ def train_model(
         trained = context.do(part, train, before, rows, section, agents)
         made[part.policy] = _made(part, before, trained)
     folder = (context.run.root / step.name).resolve().parent
-    return Model.of_members(step.model, made, str(folder))
+    return Model.of_members(step.model, made, context.base.ref.path, str(folder))
 
 
 def _made(step: Step, start: Model, trained: Stage) -> Model:

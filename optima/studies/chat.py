@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from optima.conversation.dialogue import Complete, Completion, Dialogue, Request, Speaker
 from optima.errors import OptimaError, UsageError
@@ -25,7 +25,7 @@ from optima.runs.files import run_of
 from optima.runs.reader import Run
 from optima.stages.context import Model, RunContext, Sampling, Team
 from optima.stages.generate import completing, dialogue_about
-from optima.stages.opening import open_run
+from optima.stages.opening import codecs_of, open_run
 from optima.stages.rank import judgement
 from optima.studies.infer import check_policies
 from optima.tasks import get_task
@@ -176,8 +176,14 @@ def seat(recipe: Recipe, model: Model, agent: int, *, vllm_env: Environment) -> 
         open_run(recipe, directory, vllm_env=vllm_env, train_env=vllm_env) as context,
         Judge() as judge,
     ):
-        context.device.fleet(model.ref)
-        yield Seat(context, model, agent, context.run.stage("chat"), judge)
+        context.device.fleets(model.ref)
+        yield Seat(
+            replace(context, codecs=codecs_of(recipe, model)),
+            model,
+            agent,
+            context.run.stage("chat"),
+            judge,
+        )
 
 
 def on_one_server(recipe: Recipe) -> Recipe:

@@ -16,6 +16,7 @@ from optima.plan import (
     Training,
     by_policy,
     check_trainable,
+    describe_policies,
     iterations,
     placed,
     plan,
@@ -32,8 +33,9 @@ from optima.runs.layout import read_done
 from optima.search.pairs import read_conversational
 from optima.serving.board import board_of, node_address
 from optima.serving.client import Server
-from optima.serving.fleet import endpoint_key, gpu_groups, server_argv
-from optima.serving.probe import served_as, served_models
+from optima.serving.command import gpu_groups, server_argv
+from optima.serving.fleet import endpoint_field, endpoint_key, parts_of
+from optima.serving.probe import name_at, served_as, served_models
 from optima.serving.reply import RetryableError
 from optima.serving.scorer import scorer_argv
 from optima.stages.context import Places, split_devices
@@ -41,8 +43,8 @@ from optima.stages.opening import (
     base_model,
     check_models,
     check_start,
+    codecs_of,
     loss_codec,
-    model_codec,
     read_formats,
 )
 from optima.stages.problems import Splits, check_unseen, held_out_problems, keep_apart
@@ -58,7 +60,7 @@ from optima.tasks import get_task
 from optima.tasks.loading import load_splits
 from optima.training.jobs import Machines
 from optima.training.launch import check_trackers, training_argv, training_devices
-from optima.types import ModelRef
+from optima.types import EndpointRef, ModelRef
 
 _ENDPOINT_TIMEOUT_S = 10.0
 _KEPT = {
@@ -95,17 +97,18 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
     if not is_over:
         check_models(recipe)
     memory = [] if is_over else list(check_fit(recipe, devices, train_env))
-    codec = model_codec(recipe, recipe.model.path)
-    loss_codec(recipe, codec)
+    codecs = codecs_of(recipe, base_model(recipe))
+    loss_codec(recipe, codecs)
     check_start(recipe, run_dir)
     if recipe.pairs is not None and recipe.pairs.path is not None:
-        read_conversational(Path(recipe.pairs.path), codec)
+        read_conversational(Path(recipe.pairs.path), codecs[0])
     where = "CPU" if devices.kind == "cpu" else f"GPUs {list(devices.gpus)}"
     lines = [
         f"run        {run_dir}" + (" (exists; would go on)" if run_dir.exists() else ""),
         *(line for lines, _ in tasks for line in lines),
         f"model      {recipe.model.path}, context {context_window(recipe.model) or 'unknown'}, "
-        f"roles {codec.template.roles}",
+        f"roles {', '.join(dict.fromkeys(codec.template.roles for codec in codecs))}",
+        *(f"policy     {name}: {said}" for name, said in describe_policies(recipe).items()),
         f"devices    {where}" + (f"; {warning}" if (warning := core_warning()) else ""),
         "stages",
         *(f"  {line}" for line in _stages(recipe, *counts)),
@@ -185,15 +188,15 @@ def _processes(
     for endpoint in recipe.serving.endpoints:
         served = _served_by(endpoint, recipe.model.path)
         yield f"  endpoint {endpoint} serves {served}, for the start model"
-    for index, gpus in enumerate(gpu_groups(recipe, places.servers)):
-        argv = server_argv(
-            base_model(recipe).ref,
-            recipe=recipe,
-            devices=places.servers,
-            env=vllm_env,
-            port=free_port(),
-        )
-        yield f"  server {index} on {_where(gpus)}: {shlex.join(argv)}"
+    for part in parts_of(base_model(recipe).ref, recipe):
+        if isinstance(part, EndpointRef):
+            yield f"  endpoint {part.url} serves {_plays_at(part)}, as policy {part.policy}"
+            continue
+        for index, gpus in enumerate(gpu_groups(recipe, places.servers)):
+            argv = server_argv(
+                part, recipe=recipe, devices=places.servers, env=vllm_env, port=free_port()
+            )
+            yield f"  server {index} on {_where(gpus)}: {shlex.join(argv)}"
     keep = keep_of(recipe, devices)
     yield f"  servers {_KEPT[keep]} (serving.keep={recipe.serving.keep})"
     if needs_losses(recipe):
@@ -229,6 +232,17 @@ def _served_by(endpoint: str, model_path: str) -> str:
         ) from error
     except ServerError as error:
         raise UsageError(f"serving.endpoints: {error}") from error
+
+
+def _plays_at(ref: EndpointRef) -> str:
+    """Return what an endpoint serves for a policy; UsageError when it is silent or has it not."""
+    place, server = endpoint_field(ref), Server(0, ref.url, endpoint_key(ref.policy))
+    try:
+        return name_at(server, ref, _ENDPOINT_TIMEOUT_S)
+    except RetryableError as error:
+        raise UsageError(f"{place}: {error}; start that server, or name another") from error
+    except ServerError as error:
+        raise UsageError(f"{place}: {error}") from error
 
 
 def _where(gpus: tuple[int, ...]) -> str:

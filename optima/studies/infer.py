@@ -24,7 +24,7 @@ from typing import Any
 from optima.errors import ModelError, StageError, UsageError
 from optima.evaluation.figures import Figures
 from optima.evaluation.statistics import group_answers
-from optima.plan import BASE, Step, by_policy, frozen_adapters
+from optima.plan import BASE, Step, trained_policies
 from optima.processes.environment import Environment
 from optima.progress import Meter
 from optima.prompts.rendering import Format
@@ -40,6 +40,8 @@ from optima.runs.files import (
     INPUTS,
     RECIPE,
     RESULTS,
+    own_starts,
+    placed_model,
     run_of,
     write_members,
     write_stages,
@@ -49,13 +51,13 @@ from optima.runs.reader import Run
 from optima.seeding import digest
 from optima.stages.context import Made, Model, RunContext
 from optima.stages.generate import ask
-from optima.stages.opening import base_model, model_codec, open_run
+from optima.stages.opening import base_model, codecs_of, open_run
 from optima.stages.problems import read_test_problems
 from optima.stages.rank import mark
 from optima.tasks import get_task
 from optima.tasks.judging import Judge
 from optima.training.jobs import MODEL_DIR
-from optima.types import AnswerGroups, Conversation, ModelRef, Problem
+from optima.types import AnswerGroups, Conversation, EndpointRef, ModelRef, Problem
 
 logger = logging.getLogger(__name__)
 _MANY_BYTES = 2**30  # take seconds to read
@@ -131,8 +133,7 @@ def _is_whole(team: tuple[Path, ...]) -> bool:
     run = run_of(str(team[0])) if _policy(team[0]) else None
     if run is None:
         return True
-    wanted = {step.policy for step in by_policy(Run(run).recipe, Step("train", ""))}
-    missing = wanted.difference(map(_policy, team))
+    missing = set(trained_policies(Run(run).recipe)).difference(map(_policy, team))
     if missing:
         place, names = team[0].parents[1], ", ".join(sorted(missing))
         logger.warning("%s: left out, as %s of it is not trained yet", place, names)
@@ -158,17 +159,26 @@ def _label_of(root: Path, folders: tuple[Path, ...]) -> str:
 def read_team(label: str, folders: Mapping[str, Path]) -> Model:
     """Return the team of these policies and of those that its run kept frozen.
 
-    Raises ModelError where they are not adapters over one base, and what ``read_model`` raises.
+    Raises ModelError where it is not known what base they have, and what ``read_model`` raises.
     """
-    run = run_of(str(next(iter(folders.values()))))
-    frozen = frozen_adapters(Run(run).recipe) if run else {}
-    found = {**folders, **{policy: Path(path) for policy, path in frozen.items()}}
-    members = {policy: read_model(folder, policy) for policy, folder in found.items()}
-    bases = sorted({member.ref.path for member in members.values()})
+    first = next(iter(folders.values())).resolve()
+    run = run_of(str(first))
+    recipe = Run(run).recipe if run else None
+    starts = own_starts(recipe) if recipe else {}
+    members = {policy: read_model(folder, policy) for policy, folder in folders.items()}
+    for policy, ref in starts.items():
+        if policy in folders:
+            continue
+        if isinstance(ref, EndpointRef):
+            members[policy] = Model(policy, ref, digest(ref.place))
+        else:
+            members[policy] = read_model(Path(ref.place), policy)
+    bases = {one.ref.path for name, one in members.items() if one.ref.adapter and name in folders}
     if len(bases) > 1:
-        raise ModelError(f"{label}: adapters over {' and '.join(bases)}: no team has two bases")
-    folder = next(iter(folders.values())).resolve().parents[1]
-    return Model.of_members(label, members, str(folder))
+        shown = " and ".join(sorted(bases))
+        raise ModelError(f"{label}: adapters over {shown}: no team has two bases")
+    base = next(iter(bases), placed_model(recipe.model.path) if recipe else str(first))
+    return Model.of_members(label, members, base, str(first.parents[1]))
 
 
 def _policy(folder: Path) -> str:
@@ -334,7 +344,7 @@ def hold(
     Prompts are rendered by the model's own chat template: models side by side may be of several
     families. ``is_grouped`` tells which samples of a problem have the same answer too.
     """
-    context = replace(context, codec=model_codec(context.recipe, model.ref.path))
+    context = replace(context, codecs=codecs_of(context.recipe, model))
     talked = ask(context, model.label, model, problems, formats)
     mark(context, model.label, problems, talked)
     if is_grouped:

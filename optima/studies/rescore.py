@@ -16,6 +16,7 @@ from typing import Any
 from optima.conversation.dialogue import find_faults, last_answer
 from optima.errors import UsageError
 from optima.evaluation.figures import JudgedConversation
+from optima.plan import trained_agents
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe, RewardSection
@@ -29,7 +30,7 @@ from optima.search.pairs import Harvest, export_lines, preference_row
 from optima.search.tree import Tree
 from optima.selection import best_of_each, select_top
 from optima.stages.context import speakers_of
-from optima.stages.opening import model_codec
+from optima.stages.opening import base_model, codecs_of
 from optima.stages.rank import in_batches
 from optima.tasks import get_task
 from optima.tasks.judging import Judge, JudgeError, Judgement
@@ -422,7 +423,8 @@ def rebuild_pairs(
 def _training_rows(
     recipe: Recipe, problem_by_id: Mapping[str, Problem], pairs: Sequence[PreferencePair]
 ) -> Iterator[PreferenceRow]:
-    codec = model_codec(recipe, recipe.model.path)
+    codecs, learners = codecs_of(recipe, base_model(recipe)), trained_agents(recipe)
     style = PromptStyle.of(recipe, get_task(recipe.task))
     for pair in pairs:
-        yield preference_row(pair, speakers_of(style, codec, problem_by_id[pair.problem_id]))
+        if pair.chosen.agent in learners:
+            yield preference_row(pair, speakers_of(style, codecs, problem_by_id[pair.problem_id]))

@@ -102,8 +102,9 @@ async def _hold_all(
         def dialogue(task_name: str, n: int) -> Dialogue:
             task, problem = get_task(task_name), PROBLEMS[task_name]
             style = PromptStyle.of(recipe, task)
+            speakers = speakers_of(style, (codec, codec), problem)
             return Dialogue(
-                problem_id=problem.problem_id, n=n, speakers=speakers_of(style, codec, problem),
+                problem_id=problem.problem_id, n=n, speakers=speakers,
                 answer_style=task.answer_style, limits=recipe.conversation, seed=n,
                 agreement=TaskAgreement(task.metric, problem.choices, judge),
                 choices=problem.choices,

@@ -16,7 +16,7 @@ from optima.records import read_records
 from optima.runs.reader import open_run
 from optima.studies.baselines import control_recipe
 from optima.studies.infer import find_models
-from optima.types import PreferenceRow, TeamRef, TrainingRow
+from optima.types import ModelRef, PreferenceRow, TeamRef, TrainingRow
 from tests.commands import command
 from tests.fake_runs import attempt, results, rewind, run
 from tests.fakes import commands, fake_environment
@@ -196,9 +196,10 @@ def test_frozen_policy_speaks_as_the_base_and_is_not_trained(frozen: Made) -> No
     assert trained == ["train_solver"] * 3
     assert {row.agent for row in frozen.rows("iter_0/train_solver")} == {0}
     (model,) = {one.path for one in open_run(frozen.root).models.values()}
+    own = frozen.root / "iter_1/train_solver/model"
     assert open_run(frozen.root).models["iter_1"] == TeamRef(
         path=model,
-        adapter_by_policy={"solver": str((frozen.root / "iter_1/train_solver/model").resolve())},
+        member_by_policy={"solver": ModelRef(path=model, adapter=str(own.resolve()))},
         folder=str((frozen.root / "iter_1").resolve()),
     )
 
@@ -442,7 +443,7 @@ def test_frozen_policy_may_be_an_adapter_of_another_run(team: Made, tmp_path: Pa
     found = open_run(made.root).models["iter_0"]
     assert isinstance(found, TeamRef)
     own = made.root / "iter_0/train_solver/model"
-    assert found.adapter_by_policy == {"solver": str(own.resolve()), "critic": str(critic)}
+    assert found.adapters == (str(own.resolve()), str(critic))
     (model,) = (one for one in find_models(made.root) if one.label == "iter_0")
     assert model.ref == found
     status, _, err, asked = infer(made, tmp_path / "infer", "--model", str(made.root))

@@ -21,6 +21,7 @@ from tests.fakes import commands, fake_environment
 from tests.tokenizers import encoder
 
 TRAINING = Path(__file__).parents[1] / "data/runs/training"
+ENCODERS = dict.fromkeys(("Alice", "Bob"), encoder())
 TOLD = "Both of you are asked"
 
 
@@ -46,7 +47,7 @@ def test_bytes_that_are_no_text_are_shown_and_do_not_swallow_what_follows() -> N
 )
 def test_what_carries_loss_is_what_the_row_says(label: str, parts: list[str]) -> None:
     run = Run(TRAINING)
-    shown = read_rows(run, label, 1, 1, encoder())
+    shown = read_rows(run, label, 1, 1, ENCODERS)
     assert [row.part for row in shown] == parts
     for row in shown:
         trained = [piece for piece in row.pieces if piece.is_trained]
@@ -66,7 +67,7 @@ def test_rows_past_the_last_and_models_that_are_none_are_named() -> None:
     assert label == "iter_0_dpo"
     n_rows = sum(1 for _ in run.rows(label))
     with pytest.raises(UsageError, match=f"--first 99: iter_0_dpo was trained on {n_rows} rows"):
-        read_rows(run, label, 99, 1, encoder())
+        read_rows(run, label, 99, 1, ENCODERS)
     with pytest.raises(UsageError, match="has trained no base; it has cold_start, iter_0_sft"):
         find_trained(f"{TRAINING}:base")
     with pytest.raises(UsageError, match="has trained no model yet"):

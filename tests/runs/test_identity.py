@@ -106,7 +106,7 @@ def stage(name: str) -> Stage:
 
 PROBLEMS = (problem("p1"), problem("p2"))
 STYLE = PromptStyle("debate", "tag", ("A", "B"))
-TEAM = Team(model("m"), ("you solve", "be brief"), STYLE, codec("chatml"))
+TEAM = Team(model("m"), ("you solve", "be brief"), STYLE, (codec("chatml"),) * 2)
 LOSS = LossModel(Model("base", ModelRef(path="/b"), "b"), "assistant:", "<end>")
 MADE = stage("s").digest
 DATA = DataSection(path="/d", n_train=8)

@@ -6,7 +6,7 @@ from pathlib import Path
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.recipe.schema import LoraSection, ModelSection, Recipe, ServingSection, TrainSection
-from optima.serving.fleet import gpu_groups, server_argv, server_environ
+from optima.serving.command import gpu_groups, server_argv, server_environ
 from optima.types import ModelRef
 
 ENV = Environment(prefix=Path("/envs/vllm"), python=Path("/envs/vllm/bin/python"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from optima.serving import fleet, gate
+from optima.serving import command, gate
 
 PASSED: list[MutableMapping[str, Any]] = [{"type": "passed"}]
 
@@ -68,4 +68,4 @@ def test_server_without_a_key_does_not_start(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_servers_are_told_of_the_gate_by_its_name() -> None:
-    assert f"{gate.__name__}.{gate.Gate.__qualname__}" == fleet.GATE
+    assert f"{gate.__name__}.{gate.Gate.__qualname__}" == command.GATE

@@ -116,13 +116,14 @@ def test_nodes_come_back_to_servers_that_stayed_while_they_scored(
         RunDir(site.folder / "run", recipe) as run,
         Device(recipe, Devices("cpu"), run, Environments(env, env)) as device,
     ):
-        fleet = device.fleet(first)
+        fleets = device.fleets(first)
+        (fleet,) = fleets.fleets
         wait_until(lambda: len(fleet.roster) == 2)
         (process,) = node.servers()
         scorer = device.scorer(first)
         wait_until(lambda: len(scorer.roster) == 1)
         assert len(fleet.roster) == 1
-        assert device.fleet(first) is fleet
+        assert device.fleets(first) is fleets
         wait_until(lambda: len(fleet.roster) == 2)
         assert node.servers() == [process]  # it stayed on the node as well
         assert len(scorer.roster) == 0

@@ -21,6 +21,7 @@ from optima.recipe.schema import (
     ServingSection,
 )
 from optima.runs.directory import RunDir
+from optima.serving.client import MODEL_NAME
 from optima.serving.probe import check_served
 from optima.stages import room
 from optima.stages.context import Device, Environments, split_devices
@@ -81,9 +82,9 @@ class Host:
 
 def serve(device: Device, ref: ModelRef) -> psutil.Process:
     """Return the process that serves ``ref`` now."""
-    fleet = device.fleet(ref)
-    check_served(fleet.servers[0], fleet.model_name, ref, 10.0)
-    return process_of(fleet.servers[0])
+    (server,) = device.fleets(ref).servers
+    check_served(server, MODEL_NAME, ref, 10.0)
+    return process_of(server)
 
 
 def test_servers_go_from_talk_to_talk_and_free_the_gpu_for_everything_else(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_servers_sleep_while_others_have_the_gpu(tmp_path: Path) -> None:
     with host.device(keep="sleep") as device:
         process = serve(device, first)
         device.scorer(base)
-        assert device.fleet(first).servers  # wakes it
+        assert device.fleets(first).servers  # wakes it
         assert running(host) == ["vllm.entrypoints.openai.api_server"]
         device.vacate()
         device.vacate()

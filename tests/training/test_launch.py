@@ -10,7 +10,7 @@ from optima.processes import devices
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.recipe.schema import ModelSection, Recipe, TrainSection
-from optima.serving.fleet import server_argv
+from optima.serving.command import server_argv
 from optima.serving.scorer import scorer_argv
 from optima.training.jobs import TrainJob
 from optima.training.launch import run_training

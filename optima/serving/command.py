@@ -1,0 +1,122 @@
+"""The command line and the variables of a vLLM server, and which GPUs each has."""
+
+import json
+from pathlib import Path
+
+from optima.errors import ModelError
+from optima.processes.devices import Devices
+from optima.processes.environment import Environment
+from optima.recipe.schema import Recipe
+from optima.recipe.sections import MAX_SERVED_RANK
+from optima.serving.client import HOST, MODEL_NAME, policy_name
+from optima.types import ModelRef, TeamRef
+
+GATE = "optima.serving.gate.Gate"  # as vLLM imports it
+_BASE_NAME = "base"  # of the weights below an adapter; nobody asks for it
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, MAX_SERVED_RANK)  # the limits that every release takes
+
+
+def gpu_groups(recipe: Recipe, devices: Devices) -> tuple[tuple[int, ...], ...]:
+    """Return the GPUs of each server; one empty group on a CPU."""
+    if devices.kind == "cpu":
+        return ((),)
+    size = recipe.serving.tensor_parallel
+    starts = range(0, len(devices.gpus), size)
+    return tuple(devices.gpus[start : start + size] for start in starts)
+
+
+def server_argv(
+    model: ModelRef,
+    *,
+    recipe: Recipe,
+    devices: Devices,
+    env: Environment,
+    port: int,
+    host: str = HOST,
+) -> tuple[str, ...]:
+    """Return the argument list of a server of ``model`` on ``port``; the key is not in it."""
+    serving = recipe.serving
+    argv = [str(env.python), "-m", "vllm.entrypoints.openai.api_server"]
+    argv += ["--host", host, "--port", str(port), "--model", model.path]
+    if recipe.model.tokenizer is not None:
+        argv += ["--tokenizer", recipe.model.tokenizer]
+    dtype = recipe.model.dtype
+    if dtype == "auto" and not devices.has_bfloat16:
+        dtype = "float32"
+    argv += ["--dtype", dtype, "--max-num-seqs", str(serving.max_num_seqs)]
+    # Sampling is the recipe's alone: a model's generation_config.json may bring a top_k or a
+    # repetition penalty of its own. Its stop tokens still count.
+    argv += ["--generation-config", "vllm"]
+    argv += ["--uvicorn-log-level", "warning"]  # no line per request
+    argv += ["--middleware", GATE]
+    argv += ["--served-model-name", _BASE_NAME if model.adapter else MODEL_NAME]
+    if model.adapters:
+        limit = max(_rank_limit(adapter, recipe) for adapter in model.adapters)
+        argv += ["--enable-lora", "--max-loras", str(len(model.adapters))]
+        argv += ["--max-lora-rank", str(limit)]
+        names = [MODEL_NAME]
+        if isinstance(model, TeamRef):
+            names = [policy_name(policy) for policy in model.member_by_policy]
+        pairs = zip(names, model.adapters, strict=True)
+        argv += ["--lora-modules", *(f"{name}={adapter}" for name, adapter in pairs)]
+    if recipe.model.revision is not None and model.path == recipe.model.path:
+        argv += ["--revision", recipe.model.revision]
+    if recipe.model.max_model_len is not None:
+        argv += ["--max-model-len", str(recipe.model.max_model_len)]
+    if devices.kind == "cuda":
+        argv += ["--gpu-memory-utilization", str(serving.gpu_memory_utilization)]
+        argv += ["--tensor-parallel-size", str(serving.tensor_parallel)]
+    else:
+        # A prefix is cached by whole blocks; of the 128 tokens that are vLLM's default on a CPU a
+        # short conversation has few. 32 took a generation of 193 s to 154 s (2026-11-23).
+        argv += ["--block-size", "32"]
+    switches = {
+        # On a CPU compilation more than doubles the start (120 s instead of 51 s, 2026-11-22).
+        "enforce-eager": serving.enforce_eager or devices.kind == "cpu",
+        # A prompt prefilled in pieces makes the CPU worker rewind the generator of a seeded
+        # request, which torch cannot do on a CPU: the engine dies (vLLM 0.32, 2026-11-23).
+        "no-enable-chunked-prefill": devices.kind == "cpu",
+        "trust-remote-code": recipe.model.trust_remote_code,
+        "enable-sleep-mode": serving.keep == "sleep",
+    }
+    argv += [f"--{name}" for name, is_on in switches.items() if is_on]
+    return (*argv, *serving.extra_args)
+
+
+def server_environ(
+    model: ModelRef, *, recipe: Recipe, devices: Devices, gpus: tuple[int, ...], api_key: str
+) -> dict[str, str]:
+    """Return the variables a server needs beyond those of its Python environment."""
+    variables = {
+        "VLLM_API_KEY": api_key,
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if recipe.serving.keep != "restart":
+        variables["VLLM_SERVER_DEV_MODE"] = "1"  # its paths want the key: serving/gate
+    tokenizer = recipe.model.tokenizer
+    if Path(model.path).is_dir() and (tokenizer is None or Path(tokenizer).is_dir()):
+        variables["HF_HUB_OFFLINE"] = "1"
+    if devices.kind == "cuda":
+        variables["CUDA_VISIBLE_DEVICES"] = devices.mask(gpus)
+    else:
+        variables["VLLM_CPU_KVCACHE_SPACE"] = str(recipe.serving.cpu_kv_cache_gb)
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    return variables
+
+
+def _rank_limit(adapter: str, recipe: Recipe) -> int:
+    """Return the least limit vLLM takes that fits the adapter (the recipe's until it exists)."""
+    rank = 16 if recipe.train.lora is None else recipe.train.lora.rank
+    config = Path(adapter) / "adapter_config.json"
+    if config.is_file():
+        try:
+            settings = json.loads(config.read_text(encoding="utf-8"))
+            rank = max([settings["r"], *settings.get("rank_pattern", {}).values()])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{config}: is not an adapter configuration: {error!r}") from error
+    for limit in _LORA_RANKS:
+        if rank <= limit:
+            return limit
+    raise ModelError(f"{adapter}: rank {rank}: vLLM serves ranks up to {_LORA_RANKS[-1]}; merge it")
