@@ -328,13 +328,7 @@ def check_trainable(recipe: Recipe) -> None:
 
 def _check_team(recipe: Recipe) -> None:
     """Raise UsageError for what a run of several policies cannot do."""
-    lora, pairs, policies = recipe.train.lora, recipe.pairs, dict.fromkeys(recipe.agents.policies)
-    own = [n for n in policies if n not in recipe.policies or not recipe.policies[n].endpoint]
-    if len(own) > 1 and (lora is None or lora.serve != "adapter"):
-        raise UsageError(
-            "agents.policies: several policies are trained as adapters that one server holds at "
-            "once; set train.lora={serve: adapter}"
-        )
+    pairs = recipe.pairs
     if pairs is not None and pairs.strategy == "influence":
         raise UsageError(
             "pairs.strategy: influence tries trainings of one policy and there are several; take "

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from optima.conversation.dialogue import Completion, Generate, Request
 
 PROGRESS_FILE = "progress.json"
-SERVERS_FILE = "servers.json"
+SERVERS_FILE = "servers_{}.json"  # of each fleet, by the index of its first server
 Unit = Literal["conversations", "rounds", "problems", "steps"]
 _TOLD_S = 0.5  # between two changes of what is told
 
@@ -81,7 +81,7 @@ class ServerState(Record):
 
 
 class Serving(Record):
-    """The servers of a run, and the model that they serve."""
+    """The servers of a fleet, and the model that they serve."""
 
     model: str
     is_asleep: bool
@@ -120,12 +120,13 @@ def read_progress(folder: Path) -> Progress | None:
         return None  # it is written anew before long
 
 
-def read_serving(logs: Path) -> Serving | None:
-    """Return the servers that an attempt with these logs has; None where it has none now."""
-    try:
-        return Serving.model_validate_json((logs / SERVERS_FILE).read_bytes())
-    except (OSError, ValidationError):
-        return None
+def read_serving(logs: Path) -> tuple[Serving, ...]:
+    """Return the servers that an attempt with these logs has, by fleets; () where it has none."""
+    found = []
+    for path in sorted(logs.glob(SERVERS_FILE.format("*"))):
+        with contextlib.suppress(OSError, ValidationError):  # written anew before long, or gone
+            found.append(Serving.model_validate_json(path.read_bytes()))
+    return tuple(found)
 
 
 def tell(path: Path, record: Record) -> None:

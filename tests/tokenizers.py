@@ -45,7 +45,7 @@ Put the final answer into \\boxed{}: think step by step, and keep it short; the 
 
 
 @cache
-def tiny_tokenizer() -> Tokenizer:
+def tiny_tokenizer(vocabulary: int = VOCABULARY) -> Tokenizer:
     """Return the tokenizer with the special tokens of all families; nobody may change it."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -56,7 +56,7 @@ def tiny_tokenizer() -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         min_frequency=1,
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -127,6 +127,14 @@ def codec_of(
 def text_of(ids: Sequence[int]) -> str:
     """Return the text of ids, special tokens in."""
     return str(tiny_tokenizer().decode(list(ids), skip_special_tokens=False))
+
+
+def write_other_tokenizer(directory: Path) -> None:
+    """Write another family's template and another vocabulary into a model's directory."""
+    directory.mkdir(exist_ok=True)
+    write_tokenizer(directory, "llama3")
+    tiny_tokenizer(VOCABULARY // 2).save(str(directory / "tokenizer.json"))
+    (directory / "chat_template.jinja").write_text(FAMILIES["llama3"])
 
 
 def write_tokenizer(directory: Path, family: str = "chatml") -> None:

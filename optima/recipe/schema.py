@@ -139,9 +139,9 @@ class PolicySection(Section):
     """One of several policies, by its name in ``agents``."""
 
     path: PathText | None = None
-    """Directory of a LoRA adapter over ``model.path`` that it begins as; None: the base itself. Of
-    an ``endpoint``: directory or hub id of the tokenizer and chat template of what is served there,
-    None: those of ``model.path``."""
+    """What it begins as: directory of a LoRA adapter over ``model.path``, or directory or hub id of
+    another model; None: ``model.path`` itself. Of an ``endpoint``: directory or hub id of the
+    tokenizer and chat template of what is served there, None: those of ``model.path``."""
     frozen: bool = False
     """Whether it stays as it is: it speaks and is not trained."""
     endpoint: str | None = None

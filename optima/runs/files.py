@@ -30,12 +30,11 @@ from optima.evaluation.statistics import Point
 from optima.plan import PROBLEMS as PROBLEMS
 from optima.plan import kind_of, trained_policies, unplaced
 from optima.recipe.schema import Recipe
-from optima.recipe.sections import base_url
 from optima.records import make_folder, naming, read_record, write_text
 from optima.runs.costs import ModelCost
-from optima.runs.layout import StageDone, read_done, stage_folders
+from optima.runs.layout import StageDone, own_starts, placed_model, read_done, ref_in, stage_folders
 from optima.training.jobs import MODEL_DIR
-from optima.types import EndpointRef, ModelRef, Problem, Record, TeamRef, spoken_tokens
+from optima.types import ModelRef, Problem, Record, TeamRef, spoken_tokens
 
 RECIPE, PROVENANCE, METRICS, LOCK = "recipe.yaml", "provenance.json", "metrics.jsonl", "LOCK"
 PLAN, RESULTS = "plan.json", "results.json"
@@ -230,14 +229,15 @@ def trained_models(root: Path, stages: Iterable[StageDone], recipe: Recipe) -> d
     made: dict[str, ModelRef] = {}
     teams: dict[str, dict[str, ModelRef]] = {}
     base, wanted = placed_model(recipe.model.path), set(trained_policies(recipe))
-    frozen = {name: one for name, one in own_starts(recipe).items() if name not in wanted}
+    starts = own_starts(recipe)
+    frozen = {name: one for name, one in starts.items() if name not in wanted}
     for stage in stages:
         label, _, part = stage.stage.rpartition("/")
         folder = root / stage.stage / MODEL_DIR
         if kind_of(stage.stage) != "train" or "/" in label or not folder.is_dir():
             continue
         policy = part.partition("_")[2]
-        one = _ref_in(folder, base)
+        one = ref_in(folder, starts[policy].path if policy in starts else base)
         if policy:
             team = teams.setdefault(label, {})
             team[policy] = one
@@ -247,36 +247,6 @@ def trained_models(root: Path, stages: Iterable[StageDone], recipe: Recipe) -> d
         else:
             made[label] = one
     return made
-
-
-def own_starts(recipe: Recipe) -> dict[str, ModelRef]:
-    """Return what policies begin as that do not begin as ``model.path``, by their names."""
-    starts: dict[str, ModelRef] = {}
-    base = placed_model(recipe.model.path)
-    for name, section in recipe.policies.items():
-        if section.endpoint is not None:
-            starts[name] = EndpointRef(
-                path=base if section.path is None else placed_model(section.path),
-                policy=name,
-                url=base_url(section.endpoint),
-                name=section.model,
-            )
-        elif section.path is not None:
-            starts[name] = _ref_in(Path(section.path), base)
-    return starts
-
-
-def placed_model(path: str) -> str:
-    """Return where a model is: the whole path of a directory, or the id of one of a hub."""
-    return str(Path(path).resolve()) if Path(path).is_dir() else path
-
-
-def _ref_in(folder: Path, base: str) -> ModelRef:
-    """Return the model in a directory: an adapter over ``base``, or a whole one."""
-    place = placed_model(str(folder))
-    if (folder / "adapter_config.json").is_file():
-        return ModelRef(path=base, adapter=place)
-    return ModelRef(path=place)
 
 
 def is_trial(stage: str) -> bool:

@@ -28,9 +28,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from optima import seeding
 from optima.errors import StageError, UsageError
+from optima.recipe.schema import Recipe
+from optima.recipe.sections import base_url
 from optima.records import naming, read_record
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR
-from optima.types import ModelRef, Record
+from optima.types import EndpointRef, ModelRef, Record
 
 logger = logging.getLogger(__name__)
 
@@ -319,6 +321,36 @@ def check_run(root: Path, *, reads: bool = True) -> None:
 @functools.cache  # a live page looks again and again
 def _warn_of_foreign(path: Path) -> None:
     logger.warning("%s: is no evaluation of this run, and left out", path)
+
+
+def own_starts(recipe: Recipe) -> dict[str, ModelRef]:
+    """Return what policies begin as that do not begin as ``model.path``, by their names."""
+    starts: dict[str, ModelRef] = {}
+    base = placed_model(recipe.model.path)
+    for name, section in recipe.policies.items():
+        if section.endpoint is not None:
+            starts[name] = EndpointRef(
+                path=base if section.path is None else placed_model(section.path),
+                policy=name,
+                url=base_url(section.endpoint),
+                name=section.model,
+            )
+        elif section.path is not None:
+            starts[name] = ref_in(Path(section.path), base)
+    return starts
+
+
+def placed_model(path: str) -> str:
+    """Return where a model is: the whole path of a directory, or the id of one of a hub."""
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
+
+
+def ref_in(folder: Path, base: str) -> ModelRef:
+    """Return the model in a directory: an adapter over ``base``, or a whole one."""
+    place = placed_model(str(folder))
+    if (folder / "adapter_config.json").is_file():
+        return ModelRef(path=base, adapter=place)
+    return ModelRef(path=place)
 
 
 def check_model(ref: ModelRef) -> None:

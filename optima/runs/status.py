@@ -45,7 +45,7 @@ class Status:
     seconds: float
     seconds_left: float | None
     progress: Progress | None = None
-    serving: Serving | None = None
+    serving: tuple[Serving, ...] = ()
     logs: Path | None = None
     policies: Mapping[str, str] = field(default_factory=dict)
 
@@ -54,7 +54,7 @@ class Status:
         return {
             **asdict(self),
             "progress": self.progress and self.progress.model_dump(),
-            "serving": self.serving and self.serving.model_dump(),
+            "serving": [fleet.model_dump() for fleet in self.serving],
             "logs": self.logs and str(self.logs),
         }
 
@@ -171,7 +171,7 @@ def read_status(root: Path) -> Status:
         + sum(read_spent(root / name).seconds for name in begun),
         seconds_left=_seconds_left(missing, done, (root, current, share)) if is_running else None,
         progress=progress,
-        serving=read_serving(logs) if logs else None,
+        serving=read_serving(logs) if logs else (),
         logs=logs,
         policies={} if is_other else describe_policies(run.recipe),
     )
@@ -231,8 +231,8 @@ def status_text(root: Path, status: Status) -> str:
     lines += [f"policy {name}: {said}" for name, said in status.policies.items()]
     if status.stage is not None:
         lines.append(f"now: {_now(status)}")
-    if status.serving is not None and status.logs is not None:
-        lines.append("servers: " + "\n  ".join(status.serving.lines(status.logs)))
+    if (logs := status.logs) is not None:
+        lines += ["servers: " + "\n  ".join(fleet.lines(logs)) for fleet in status.serving]
     if status.state == "running":
         lines.append(f"left: {_left(status.seconds_left)}")
     if status.state == "stopped":

@@ -16,7 +16,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -38,6 +38,7 @@ from optima.types import EndpointRef, ModelRef, TeamRef
 logger = logging.getLogger(__name__)
 
 _TELL_S = 0.5  # between two looks at what is told of the servers
+_GIVEN_UP_S = 0.5  # until a start that was given up is looked at again
 W = TypeVar("W", bound=Worker | EndpointWorker)
 
 
@@ -180,7 +181,7 @@ class Fleet:
 
     def _tell(self) -> None:
         """Keep beside the logs what the servers are doing, while there are any."""
-        path, told = self.log_dir / SERVERS_FILE, None
+        path, told = self.log_dir / SERVERS_FILE.format(self.first_index), None
         is_over = False
         while not is_over:
             if (now := self._state()) != told:
@@ -307,20 +308,38 @@ class Fleets:
     fleets: tuple[Fleet, ...] = field(default=(), init=False)
 
     def __enter__(self) -> Self:
+        shares = shares_of(self.model, self.recipe, self.devices)
         self.fleets = tuple(
             Fleet(
-                part, recipe=self.recipe, devices=self.devices, env=self.env, log_dir=self.log_dir,
-                nodes=self.nodes, first_index=index,
+                share.part, recipe=share.recipe, devices=share.devices, env=self.env,
+                log_dir=self.log_dir, nodes=self.nodes, first_index=share.first_index,
             )
-            for index, part in enumerate(parts_of(self.model, self.recipe))
+            for share in shares
         )  # fmt: skip
-        try:
-            for fleet in sorted(self.fleets, key=lambda fleet: not fleet.is_foreign):
-                fleet.__enter__()
-        except BaseException:
-            self.stop()
-            raise
+        foreign = [fleet for fleet in self.fleets if fleet.is_foreign]
+        own = [fleet for fleet in self.fleets if not fleet.is_foreign]
+        # Each server measures what memory of a GPU is left, so those that share one come in turn.
+        is_in_turn = any(share.is_shared for share in shares)
+        for together in (foreign, *([[fleet] for fleet in own] if is_in_turn else [own])):
+            self._start(together)
         return self
+
+    def _start(self, fleets: Sequence[Fleet]) -> None:
+        """Start some fleets at once; the first failure stops all there are, and rises."""
+        if not fleets:
+            return
+        with concurrent.futures.ThreadPoolExecutor(len(fleets)) as pool:
+            starts = [pool.submit(fleet.__enter__) for fleet in fleets]
+            try:
+                for start in concurrent.futures.as_completed(starts):
+                    start.result()
+            except BaseException:
+                while True:  # what still starts gives up, else the pool would wait for it
+                    self.stop()
+                    if not concurrent.futures.wait(starts, _GIVEN_UP_S).not_done:
+                        break
+                self.stop()
+                raise
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -372,6 +391,48 @@ class Fleets:
         with contextlib.ExitStack() as stack:
             for fleet in self.fleets:
                 stack.callback(fleet.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one fleet of a model serves, and what it has for it.
+
+    ``is_shared`` tells whether others serve on the same GPUs.
+    """
+
+    part: ModelRef
+    recipe: Recipe
+    devices: Devices
+    first_index: int
+    is_shared: bool
+
+
+def shares_of(model: ModelRef, recipe: Recipe, devices: Devices) -> tuple[Share, ...]:
+    """Return the fleets of a model, each with its servers' place.
+
+    Several have GPUs of their own, as many each as may be, the first ones one server more; where
+    there are fewer servers than fleets, all are on the same GPUs and have an equal part of
+    ``serving.gpu_memory_utilization``. On a CPU they stand beside each other.
+    """
+    parts, groups = parts_of(model, recipe), gpu_groups(recipe, devices)
+    n_own = sum(not uses_endpoints(part, recipe) for part in parts)
+    is_shared = devices.kind == "cuda" and n_own > len(groups)
+    is_split = devices.kind == "cuda" and not is_shared
+    if is_shared:
+        share = recipe.serving.gpu_memory_utilization / n_own
+        recipe = recipe.changed(serving={"gpu_memory_utilization": round(share, 3)})
+    shares, n_servers, k = [], 0, 0
+    for part in parts:
+        own = groups
+        if uses_endpoints(part, recipe):
+            n = 1 if isinstance(part, EndpointRef) else len(recipe.serving.endpoints)
+        else:
+            own = groups[k::n_own] if is_split else groups
+            n, k = len(own), k + 1
+        gpus = tuple(gpu for group in own for gpu in group)
+        shares.append(Share(part, recipe, replace(devices, gpus=gpus), n_servers, is_shared))
+        n_servers += n
+    return tuple(shares)
 
 
 def parts_of(model: ModelRef, recipe: Recipe) -> tuple[ModelRef, ...]:

@@ -278,12 +278,11 @@ def split_devices(recipe: Recipe, devices: Devices) -> Places:
         )
     n_scoring = recipe.search.scorer_gpus if recipe.search else 0
     n_serving, group = len(devices.gpus) - n_scoring, recipe.serving.tensor_parallel
-    port = recipe.serving.port
-    if port is not None and port + n_serving // group - 1 > MAX_PORT:
-        most = MAX_PORT + 1 - n_serving // group
+    port, n_servers = recipe.serving.port, _most_servers(recipe, n_serving // group)
+    if port is not None and port + n_servers - 1 > MAX_PORT:
         raise UsageError(
-            f"serving.port: {port}: {n_serving // group} servers need as many ports from there, "
-            f"which end at {MAX_PORT}; give at most {most}"
+            f"serving.port: {port}: {n_servers} servers need as many ports from there, "
+            f"which end at {MAX_PORT}; give at most {MAX_PORT + 1 - n_servers}"
         )
     if n_scoring == 0 or devices.kind == "cpu":
         return Places(devices, devices)
@@ -296,6 +295,12 @@ def split_devices(recipe: Recipe, devices: Devices) -> Places:
         servers=replace(devices, gpus=devices.gpus[:n_serving]),
         scorer=replace(devices, gpus=devices.gpus[n_serving:]),
     )
+
+
+def _most_servers(recipe: Recipe, n_groups: int) -> int:
+    """Return how many servers there are at most: each policy may have its own on every GPU."""
+    n_policies = len(set(recipe.agents.policies))
+    return n_groups if n_policies <= n_groups else n_policies * max(1, n_groups)
 
 
 @dataclass(frozen=True)

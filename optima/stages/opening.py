@@ -22,15 +22,27 @@ from optima.prompts.rendering import Format, PromptStyle, load_formats
 from optima.recipe.schema import Recipe
 from optima.records import disk_errors, write_text
 from optima.runs.directory import RunDir
-from optima.runs.files import own_starts, placed_model
-from optima.runs.layout import STARTED_FORMAT, check_model, read_attempts, weight_files
+from optima.runs.layout import (
+    STARTED_FORMAT,
+    check_model,
+    own_starts,
+    placed_model,
+    read_attempts,
+    weight_files,
+)
 from optima.seeding import digest
 from optima.stages.context import Device, Environments, LossModel, Model, RunContext, split_devices
 from optima.stages.problems import Part
-from optima.stages.room import check_run_dir, context_window, footprint
+from optima.stages.room import (
+    check_run_dir,
+    context_window,
+    footprint,
+    own_models,
+    trained_models,
+)
 from optima.tasks import get_task
 from optima.training.launch import check_target_modules
-from optima.types import ModelRef, TeamRef
+from optima.types import EndpointRef, ModelRef, TeamRef
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +97,11 @@ def check_start(recipe: Recipe, run_dir: Path) -> None:
     that cannot be.
     """
     check_run_dir(run_dir)
-    context_window(recipe.model)
-    check_target_modules(recipe)
     base_model(recipe)
+    for section in (recipe.model, *own_models(recipe).values()):
+        context_window(section)
+    for section in trained_models(recipe).values():
+        check_target_modules(recipe.model_copy(update={"model": section}))
     for one in recipe.members().values():
         read_formats(one)
 
@@ -161,12 +175,13 @@ def base_model(recipe: Recipe) -> Model:
     base = Model("base", _model_ref(section.path), digest(section.path, section.revision or ""))
     members = dict.fromkeys(recipe.agents.policies, base)
     for name, ref in own_starts(recipe).items():
-        members[name] = Model("base", ref, _start_digest(recipe, name, base))
+        made = _start_digest(recipe, name, base, is_adapter=ref.adapter is not None)
+        members[name] = Model("base", ref, made)
     is_shared = all(member is base for member in members.values())
     return base if is_shared else Model.of_members("base", members, base.ref.path)
 
 
-def _start_digest(recipe: Recipe, policy: str, base: Model) -> str:
+def _start_digest(recipe: Recipe, policy: str, base: Model, *, is_adapter: bool) -> str:
     """Return what identifies the start of a policy that is not the base; raises as above.
 
     An endpoint is known by the name of what it serves, which may move to another address.
@@ -174,8 +189,10 @@ def _start_digest(recipe: Recipe, policy: str, base: Model) -> str:
     section = recipe.policies[policy]
     if section.endpoint is not None:
         return digest("endpoint", section.model or "", section.path or "")
-    check_adapter(recipe, policy)
     assert section.path is not None
+    if not is_adapter:
+        return digest(section.path, "")
+    check_adapter(recipe, policy)
     sizes = (f"{p.name}:{p.stat().st_size}" for p in weight_files(Path(section.path)))
     return digest(base.digest, section.path, *sizes)
 
@@ -188,6 +205,12 @@ def codecs_of(recipe: Recipe, model: Model) -> tuple[ChatCodec, ...]:
     ref, policies = model.ref, recipe.agents.policies
     if not isinstance(ref, TeamRef) or not policies:
         return (model_codec(recipe, ref.path),) * len(recipe.agents.names)
+    paths = {one.path for one in map(ref.member, policies) if not isinstance(one, EndpointRef)}
+    if recipe.model.tokenizer is not None and len(paths) > 1:
+        raise UsageError(
+            f"model.tokenizer: {recipe.model.tokenizer}: is one, and the policies are several "
+            "models; put each tokenizer into the directory of its model and leave this out"
+        )
     found: dict[str, ChatCodec] = {}
     for policy in policies:
         if (path := ref.member(policy).path) not in found:
@@ -201,12 +224,15 @@ def check_models(recipe: Recipe) -> None:
 
     So does one that only scores. Models of the hub are for whoever fetches them to judge.
     """
-    for field, model in (
-        ("model.path", base_model(recipe)),
-        ("model.loss_path", loss_model(recipe)),
-    ):
-        if Path(model.ref.path).is_dir():
-            files = ModelFiles(model.ref.path, field=field)
+    own = {f"policies.{name}.path": one.path for name, one in own_models(recipe).items()}
+    loss_path = loss_model(recipe).ref.path
+    for field, path in {
+        "model.path": recipe.model.path,
+        **own,
+        "model.loss_path": loss_path,
+    }.items():
+        if Path(path).is_dir():
+            files = ModelFiles(path, field=field)
             if files.path("adapter_config.json") is not None:
                 raise ModelError(
                     f"{files.place}: holds a LoRA adapter (adapter_config.json), where a whole "
@@ -217,10 +243,16 @@ def check_models(recipe: Recipe) -> None:
                 files.tree(name)
             if not files.tree(_CONFIGURATIONS[0]):
                 raise ModelError(f"{files.place}: has no config.json; fetch the model again")
-        try:
-            check_model(model.ref)
-        except StageError as error:
-            raise ModelError(f"{field}: {error}") from error
+        _check_whole(ModelRef(path=placed_model(path)), field)
+    _check_whole(base_model(recipe).ref, "policies")
+
+
+def _check_whole(ref: ModelRef, field: str) -> None:
+    """Raise ModelError when a model on this host that ``field`` names cannot be loaded."""
+    try:
+        check_model(ref)
+    except StageError as error:
+        raise ModelError(f"{field}: {error}") from error
 
 
 def check_adapter(recipe: Recipe, policy: str) -> None:
@@ -239,10 +271,11 @@ def check_adapter(recipe: Recipe, policy: str) -> None:
         raise UsageError(f"{place}: has no weights; put them back from a copy")
     if _model_ref(base) != _model_ref(recipe.model.path):
         raise UsageError(
-            f"{place}: is an adapter over {base}, and model.path is {recipe.model.path}; all "
-            "policies stand over one base: give an adapter over it"
+            f"{place}: is an adapter over {base}, and model.path is {recipe.model.path}; give an "
+            "adapter over that, or a whole model"
         )
-    if not section.frozen and lora is not None and rank != lora.rank:
+    is_kept = lora is not None and lora.serve == "adapter" and not section.frozen
+    if is_kept and lora is not None and rank != lora.rank:
         raise UsageError(
             f"{place}: has rank {rank}, which it keeps when it is trained, and train.lora.rank is "
             f"{lora.rank}; set train.lora.rank={rank}, or policies.{policy}.frozen=true"
@@ -252,9 +285,13 @@ def check_adapter(recipe: Recipe, policy: str) -> None:
 def loss_model(recipe: Recipe) -> Model:
     """Return the model whose losses give R_loss: the base model, or ``model.loss_path``."""
     path = recipe.model.loss_path
-    if path is None:
-        return base_model(recipe)
-    return Model("loss", _model_ref(path), digest(path))
+    if path is not None:
+        return Model("loss", _model_ref(path), digest(path))
+    base = base_model(recipe)
+    if all(member.ref.adapter for member in base.members.values() if member.ref != base.ref):
+        return base  # of adapters the team, as releases before whole models had it
+    section = recipe.model
+    return Model("base", _model_ref(section.path), digest(section.path, section.revision or ""))
 
 
 def loss_codec(recipe: Recipe, codecs: Sequence[ChatCodec]) -> ChatCodec:

@@ -10,7 +10,8 @@ from optima.plan import Step
 from optima.recipe.schema import DataSection, Recipe
 from optima.records import read_records, write_records
 from optima.runs.directory import Stage
-from optima.runs.files import own_starts, run_of
+from optima.runs.files import run_of
+from optima.runs.layout import own_starts
 from optima.runs.reader import Run
 from optima.stages.context import Made, Model, RunContext
 from optima.tasks import get_task

@@ -12,20 +12,21 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from optima.conversation.loading import HUB_TIMEOUT_S, ModelFiles
 from optima.errors import EnvironmentNotFoundError, ModelError, StageError, UsageError
-from optima.plan import Counts, iterations, plan
+from optima.plan import Counts, Step, iterations, plan, trained_policies
 from optima.processes.devices import Devices, free_memory, gpu_memory
 from optima.processes.environment import Environment, package_versions
 from optima.recipe.schema import LoraSection, ModelSection, Recipe
 from optima.reward import needs_losses
-from optima.runs.layout import WEIGHTS, read_done
+from optima.runs.layout import WEIGHTS, own_starts, placed_model, read_done
 from optima.training.jobs import n_processes, plan_batches, resolve_parallelism
 from optima.training.launch import n_devices
+from optima.types import EndpointRef
 
 _BYTES_PER_TOKEN = 6  # JSON Lines of generated English text, a generous figure
 _OPTIMIZER_FACTOR = 6  # float32 weights and two Adam moments over bf16 weights
@@ -49,44 +50,59 @@ def footprint(recipe: Recipe, run_dir: Path, *counts: Counts) -> Iterator[str]:
     """
     members = recipe.members().values()
     most = [one.conversation.max_turns * one.conversation.max_turn_tokens for one in members]
-    steps = plan(recipe, *counts)
     n_tokens = sum(
         n * step.n_conversations
         for one, n, count in zip(members, most, counts, strict=True)
         for step in plan(one, count)
     )
     yield f"tokens     at most {n_tokens:,} generated ({max(most):,} a conversation)"
-    weights = find_weights(recipe.model)
-    if weights is None:
-        yield "disk       not estimated: neither files nor config.json say how large the model is"
-        return
-    yield f"weights    {in_gib(weights.n_bytes)} ({weights.source})"
-    n_models = sum(step.kind == "train" and not step.is_trial for step in steps)
-    lora, made = recipe.train.lora, weights.n_bytes  # of each model that is trained
-    if lora is not None and lora.serve == "adapter":
-        made = adapter_bytes(read_config(recipe.model), lora.rank) or made
-        yield f"adapters   {in_gib(made)} each (rank {lora.rank})"
-    checkpoints = recipe.train.save_total_limit * made
+    lora, made, trained = recipe.train.lora, dict[str, int](), trained_models(recipe)
+    for name, model in {"": recipe.model, **own_models(recipe)}.items():
+        weights, of = find_weights(model), f" of policy {name}" if name else ""
+        if weights is None:
+            yield "disk       not estimated: neither files nor config.json tell the model's size"
+            return
+        yield f"weights    {in_gib(weights.n_bytes)}{of} ({weights.source})"
+        if weights.is_remote:
+            yield from _cache(model, weights)
+        made[model.path] = weights.n_bytes
+        if lora is not None and lora.serve == "adapter" and model in trained.values():
+            made[model.path] = adapter_bytes(read_config(model), lora.rank) or weights.n_bytes
+            yield f"adapters   {in_gib(made[model.path])} each{of} (rank {lora.rank})"
+    checkpoints = recipe.train.save_total_limit * max(made[one.path] for one in trained.values())
     if lora is None or lora.serve == "adapter":
         checkpoints *= _OPTIMIZER_FACTOR
-    # The bound on tokens is far above what agents say; a tenth is still several times the paper's.
-    needed = n_models * made + checkpoints + n_tokens * _BYTES_PER_TOKEN // 10
+    models = sum(made[trained[step.policy].path] for step in _trainings(recipe))
     stored = sum(
         path.lstat().st_size
         for path in run_dir.rglob("*")
         if path.is_file() and ".superseded-" not in str(path.relative_to(run_dir))
     )
-    needed = max(0, needed - stored)  # a run that goes on has some of it already
-    place = existing_parent(run_dir)
-    free = shutil.disk_usage(place).free
+    # The bound on tokens is far above what agents say; a tenth is still several times the paper's.
+    needed = max(0, models + checkpoints + n_tokens * _BYTES_PER_TOKEN // 10 - stored)
+    free = shutil.disk_usage(place := existing_parent(run_dir)).free
     yield f"disk       about {in_gib(needed)} of {in_gib(free)} free in {place}"
     if needed > free:
         raise UsageError(
             f"--run-dir {run_dir}: about {in_gib(needed)} needed, {in_gib(free)} free in {place}; "
             "free some or give another --run-dir"
         )
-    if weights.is_remote:
-        yield from _cache(recipe.model, weights)
+
+
+def own_models(recipe: Recipe) -> dict[str, ModelSection]:
+    """Return the models of policies that begin as another whole one than ``model.path``."""
+    base = placed_model(recipe.model.path)
+    return {
+        name: recipe.model.model_copy(update={"path": start.path, "revision": None})
+        for name, start in own_starts(recipe).items()
+        if not isinstance(start, EndpointRef) and start.path != base
+    }
+
+
+def trained_models(recipe: Recipe) -> dict[str, ModelSection]:
+    """Return what each training of a run starts from, or starts an adapter over, by policy."""
+    own = own_models(recipe)
+    return {name: own.get(name, recipe.model) for name in trained_policies(recipe) or ("",)}
 
 
 def existing_parent(path: Path) -> Path:
@@ -120,7 +136,7 @@ def find_weights(model: ModelSection) -> Weights | None:
     folder = Path(model.path)
     if folder.is_dir():
         local = _of_files({path.name: path.stat().st_size for path in folder.iterdir()})
-        return Weights(local, "files in model.path") if local else _of_shape(read_config(model))
+        return Weights(local, "its files") if local else _of_shape(read_config(model))
     cached = _cached_weights(model)
     if cached:
         return Weights(cached, "in the hub's cache on this host")
@@ -128,7 +144,7 @@ def find_weights(model: ModelSection) -> Weights | None:
     if remote:
         return Weights(remote, "as the hub says", is_remote=True)
     shape = _of_shape(read_config(model))
-    return shape and Weights(shape.n_bytes, shape.source, is_remote=True)
+    return shape and replace(shape, is_remote=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +198,7 @@ def adapter_bytes(config: Mapping[str, Any], rank: int) -> int | None:
 
 
 def _of_shape(config: Mapping[str, Any]) -> Weights | None:
-    n = n_parameters(config)
-    return (n and Weights(n * _BYTES_PER_PARAMETER, ESTIMATED)) or None
+    return Weights(n * _BYTES_PER_PARAMETER, ESTIMATED) if (n := n_parameters(config)) else None
 
 
 def _of_files(size_by_name: Mapping[str, int]) -> int:
@@ -268,11 +283,14 @@ _REMEDIES: dict[str, dict[str, object]] = {
 }
 
 
+def _trainings(recipe: Recipe) -> tuple[Step, ...]:
+    return tuple(step for step in plan(recipe) if step.kind == "train" and not step.is_trial)
+
+
 def is_trained(recipe: Recipe, run_dir: Path) -> bool:
     """Tell whether a run has finished all its trainings, so that nothing has to fit any more."""
-    trainings = (step for step in plan(recipe) if step.kind == "train" and not step.is_trial)
     try:
-        return all(read_done(run_dir / step.name) is not None for step in trainings)
+        return all(read_done(run_dir / step.name) is not None for step in _trainings(recipe))
     except StageError:  # damaged: it is made anew
         return False
 
@@ -295,7 +313,7 @@ def check_fit(recipe: Recipe, devices: Devices, env: Environment) -> Iterator[st
             f"--train-env: {env.prefix}: holds no deepspeed, by which {n_gpus} GPUs share a "
             "training; install it there, or take train.parallelism=fsdp"
         )
-    there, n = gpu_memory(devices), count_parameters(recipe.model)
+    there, n = gpu_memory(devices), count_trained(recipe)
     if there is None or n is None:
         return
     needed = bytes_per_gpu(recipe, n, n_gpus)
@@ -328,7 +346,7 @@ def keep_of(recipe: Recipe, devices: Devices) -> Literal["restart", "reload", "s
         return keep
     if devices.kind == "cuda":
         return "sleep" if _is_room_beside_sleepers(recipe, devices) else "reload"
-    n, free = count_parameters(recipe.model), free_memory()
+    n, free = count_trained(recipe), free_memory()
     has_room = n is not None and free is not None and free >= room_for_training(recipe, n)
     return "stay" if has_room else "reload"
 
@@ -342,7 +360,7 @@ def _is_room_beside_sleepers(recipe: Recipe, devices: Devices) -> bool:
     lora = recipe.train.lora
     if lora is not None and lora.serve == "adapter":
         return False
-    n, there = count_parameters(recipe.model), gpu_memory(devices)
+    n, there = count_trained(recipe), gpu_memory(devices)
     if n is None or there is None:
         return False
     n_gpus = recipe.serving.training_nodes * len(devices.gpus)
@@ -388,6 +406,12 @@ def _batch_sizes(recipe: Recipe) -> dict[str, int]:
     if recipe.dpo is not None:
         sizes["dpo.batch_size"] = recipe.dpo.batch_size
     return sizes
+
+
+def count_trained(recipe: Recipe) -> int | None:
+    """Return the parameters of the largest model that is trained, None where nothing tells."""
+    counts = [count_parameters(model) or 0 for model in trained_models(recipe).values()]
+    return max(counts) if all(counts) else None
 
 
 def count_parameters(model: ModelSection) -> int | None:

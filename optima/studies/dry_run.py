@@ -29,12 +29,12 @@ from optima.recipe.sections import base_url
 from optima.reward import needs_losses, scores_trees
 from optima.runs.directory import check_same_recipe
 from optima.runs.files import RECIPE, is_owned
-from optima.runs.layout import read_done
+from optima.runs.layout import own_starts, read_done
 from optima.search.pairs import read_conversational
 from optima.serving.board import board_of, node_address
 from optima.serving.client import Server
 from optima.serving.command import gpu_groups, server_argv
-from optima.serving.fleet import endpoint_field, endpoint_key, parts_of
+from optima.serving.fleet import endpoint_field, endpoint_key, shares_of
 from optima.serving.probe import name_at, served_as, served_models
 from optima.serving.reply import RetryableError
 from optima.serving.scorer import scorer_argv
@@ -58,9 +58,9 @@ from optima.stages.room import (
 )
 from optima.tasks import get_task
 from optima.tasks.loading import load_splits
-from optima.training.jobs import Machines
+from optima.training.jobs import MODEL_DIR, Machines
 from optima.training.launch import check_trackers, training_argv, training_devices
-from optima.types import EndpointRef, ModelRef
+from optima.types import EndpointRef, ModelRef, TeamRef
 
 _ENDPOINT_TIMEOUT_S = 10.0
 _KEPT = {
@@ -188,15 +188,22 @@ def _processes(
     for endpoint in recipe.serving.endpoints:
         served = _served_by(endpoint, recipe.model.path)
         yield f"  endpoint {endpoint} serves {served}, for the start model"
-    for part in parts_of(base_model(recipe).ref, recipe):
+    shares = shares_of(base_model(recipe).ref, recipe, places.servers)
+    for share in shares:
+        part = share.part
         if isinstance(part, EndpointRef):
             yield f"  endpoint {part.url} serves {_plays_at(part)}, as policy {part.policy}"
             continue
-        for index, gpus in enumerate(gpu_groups(recipe, places.servers)):
+        for index, gpus in enumerate(gpu_groups(share.recipe, share.devices), share.first_index):
             argv = server_argv(
-                part, recipe=recipe, devices=places.servers, env=vllm_env, port=free_port()
+                part, recipe=share.recipe, devices=share.devices, env=vllm_env, port=free_port()
             )
             yield f"  server {index} on {_where(gpus)}: {shlex.join(argv)}"
+    trained = shares_of(_once_trained(recipe, run_dir), recipe, places.servers)
+    if len(trained) != len(shares):
+        yield f"  once trained, {len(trained)} fleets: " + "; ".join(
+            f"{share.part.place} on {_where(share.devices.gpus)}" for share in trained
+        )
     keep = keep_of(recipe, devices)
     yield f"  servers {_KEPT[keep]} (serving.keep={recipe.serving.keep})"
     if needs_losses(recipe):
@@ -232,6 +239,17 @@ def _served_by(endpoint: str, model_path: str) -> str:
         ) from error
     except ServerError as error:
         raise UsageError(f"serving.endpoints: {error}") from error
+
+
+def _once_trained(recipe: Recipe, run_dir: Path) -> ModelRef:
+    """Return the first team that a run trains, where its policies are whole models."""
+    base, lora = base_model(recipe).ref, recipe.train.lora
+    steps = [step for step in plan(recipe) if step.policy]
+    if not steps or (lora is not None and lora.serve == "adapter"):
+        return base
+    first = [step for step in steps if step.model == steps[0].model]
+    made = {step.policy: ModelRef(path=str(run_dir / step.name / MODEL_DIR)) for step in first}
+    return TeamRef(path=base.path, member_by_policy={**own_starts(recipe), **made})
 
 
 def _plays_at(ref: EndpointRef) -> str:

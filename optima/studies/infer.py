@@ -40,8 +40,6 @@ from optima.runs.files import (
     INPUTS,
     RECIPE,
     RESULTS,
-    own_starts,
-    placed_model,
     run_of,
     write_members,
     write_stages,
@@ -57,7 +55,7 @@ from optima.stages.rank import mark
 from optima.tasks import get_task
 from optima.tasks.judging import Judge
 from optima.training.jobs import MODEL_DIR
-from optima.types import AnswerGroups, Conversation, EndpointRef, ModelRef, Problem
+from optima.types import AnswerGroups, Conversation, ModelRef, Problem
 
 logger = logging.getLogger(__name__)
 _MANY_BYTES = 2**30  # take seconds to read
@@ -163,22 +161,23 @@ def read_team(label: str, folders: Mapping[str, Path]) -> Model:
     """
     first = next(iter(folders.values())).resolve()
     run = run_of(str(first))
-    recipe = Run(run).recipe if run else None
-    starts = own_starts(recipe) if recipe else {}
+    start = base_model(Run(run).recipe) if run else Model(label, ModelRef(path=str(first)), "")
     members = {policy: read_model(folder, policy) for policy, folder in folders.items()}
-    for policy, ref in starts.items():
-        if policy in folders:
-            continue
-        if isinstance(ref, EndpointRef):
-            members[policy] = Model(policy, ref, digest(ref.place))
-        else:
-            members[policy] = read_model(Path(ref.place), policy)
-    bases = {one.ref.path for name, one in members.items() if one.ref.adapter and name in folders}
+    bases = {
+        one.ref.path
+        for policy, one in members.items()
+        if one.ref.adapter and start.member(policy).ref.path == start.ref.path
+    }
     if len(bases) > 1:
         shown = " and ".join(sorted(bases))
         raise ModelError(f"{label}: adapters over {shown}: no team has two bases")
-    base = next(iter(bases), placed_model(recipe.model.path) if recipe else str(first))
-    return Model.of_members(label, members, base, str(first.parents[1]))
+    frozen = {
+        policy: member
+        for policy, member in start.members.items()
+        if policy not in members and member.ref != ModelRef(path=start.ref.path)
+    }
+    base = next(iter(bases), start.ref.path)
+    return Model.of_members(label, members | frozen, base, str(first.parents[1]))
 
 
 def _policy(folder: Path) -> str:

@@ -423,7 +423,7 @@ def test_disk_of_adapters_is_that_of_adapters_and_not_of_whole_models(tmp_path: 
     # 576 + 1536, so 10,176 x 128 x 30 float32 numbers: 0.1456 GiB
     lora = "train.lora={serve: adapter, rank: 128, target_modules: all-linear}"
     adapters = said(lora)
-    assert "weights    1.0 GiB (files in model.path)" in adapters
+    assert "weights    1.0 GiB (its files)" in adapters
     assert "adapters   0.1 GiB each (rank 128)" in adapters
     # three models (the cold start's, too), and two checkpoints with two moments and float32
     assert any(line.startswith("disk       about 2.2 GiB of ") for line in adapters)

@@ -22,8 +22,7 @@ from optima.types import Conversation, EndpointRef, PreferenceRow, TeamRef, Trai
 from tests.commands import ROOT, command
 from tests.fake_runs import attempt, results, rewind, run, wait_until
 from tests.fakes import commands, fake_environment
-from tests.templates import LLAMA3
-from tests.tokenizers import sentence_tokenizer, text_of, write_tokenizer
+from tests.tokenizers import text_of, write_other_tokenizer
 
 AGENTS = "agents=[{name: Alice, policy: solver}, {name: Bob, policy: critic}]"
 KEY = "key-of-the-teacher"
@@ -45,14 +44,6 @@ class Teacher:
 
     def asked(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.notes.open()]
-
-
-def write_other_tokenizer(folder: Path) -> None:
-    """Write a template and a tokenizer that no model of the runs has."""
-    folder.mkdir()
-    write_tokenizer(folder, "llama3")
-    sentence_tokenizer(is_legacy=False).save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(LLAMA3)
 
 
 @contextmanager

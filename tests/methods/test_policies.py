@@ -245,8 +245,6 @@ def test_server_that_holds_other_adapters_is_found_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (TEAM[:1], "agents.policies: several policies are trained as adapters that one server"),
-        ((TEAM[0], "train.lora={}"), "set train.lora={serve: adapter}"),
         (("policies.critic.frozen=true",), "policies: critic is not read while one policy plays"),
         ((*TEAM, "policies.judge.frozen=true"), "policies: judge plays no agent; remove it"),
         (
@@ -466,8 +464,8 @@ def test_policy_goes_on_from_an_adapter_of_its_own(team: Made, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("missing", "is not a LoRA adapter ("),
-        ("whole", "is not a LoRA adapter ("),
+        ("missing", "no such directory and not a hub id; give the directory of a model"),
+        ("whole", "has no config.json; fetch the model again"),
         ("rank", "has rank 8, which it keeps when it is trained, and train.lora.rank is 16; set"),
         ("base", "is an adapter over elsewhere/base, and model.path is"),
         ("empty", "has no weights; put them back from a copy"),
@@ -494,5 +492,8 @@ def test_adapter_that_no_policy_can_begin_as_is_refused(
     words = (*TEAM, f"policies.solver.path={path}", *(["--dry-run"] if is_dry else []))
     status, _, err = attempt(tmp_path, fake_environment(tmp_path), *words)
     assert status == 2, err
-    assert f"policies.solver.path: {path}: {said}" in err
+    assert (
+        f"policies.solver.path{'=' if change in ('missing', 'whole') else ': '}{path}: {said}"
+        in err
+    )
     assert not (tmp_path / "run").exists()

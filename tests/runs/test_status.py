@@ -59,12 +59,14 @@ def test_servers_of_a_running_run_stand_below_its_stage() -> None:
         name="server 1", url="", is_alive=False, trouble="it died\nand so on", log="server_1.2.log"
     )
     serving = Serving(model="runs/x/iter_0/train/model", is_asleep=False, servers=(alive, lost))
+    other = Serving(model="models/teacher", is_asleep=True, servers=(alive,))
     logs = Path("runs/x/logs/attempt_2")
-    status = replace(_status("running", 60, 40), serving=serving, logs=logs)
+    status = replace(_status("running", 60, 40), serving=(serving, other), logs=logs)
     lines = status_text(Path("runs/x"), status).splitlines()
-    assert lines[1:4] == [
+    assert lines[1:5] == [
         "now: iter_0/train, 25 % of it",
         "servers: 1 of 2 alive, of runs/x/iter_0/train/model, logs in runs/x/logs/attempt_2",
         "  server 1: it died; see runs/x/logs/attempt_2/server_1.2.log",
+        "servers: 1 of 1 asleep, of models/teacher, logs in runs/x/logs/attempt_2",
     ]
-    assert status.record()["serving"]["servers"][0]["is_alive"]
+    assert status.record()["serving"][0]["servers"][0]["is_alive"]

@@ -211,14 +211,12 @@ def test_what_servers_do_is_told_beside_their_logs_while_there_are_any(tmp_path:
     logs = tmp_path / "logs"
 
     def trouble() -> list[str | None]:
-        told = read_serving(logs)
-        assert told is not None
+        (told,) = read_serving(logs)
         return [server.trouble for server in told.servers]
 
     with fleet:
-        wait_until(lambda: (told := read_serving(logs)) is not None and told.n_alive == 2)
-        told = read_serving(logs)
-        assert told is not None
+        wait_until(lambda: [told.n_alive for told in read_serving(logs)] == [2])
+        (told,) = read_serving(logs)
         assert (told.model, told.is_asleep) == ("org/model", False)
         assert [server.log for server in told.servers] == ["server_0.1.log", "server_1.1.log"]
         assert [server.url for server in told.servers] == [s.base_url for s in fleet.servers]
@@ -227,13 +225,12 @@ def test_what_servers_do_is_told_beside_their_logs_while_there_are_any(tmp_path:
         ]
         process_of(fleet.servers[1]).kill()
         wait_until(lambda: trouble()[1] is not None)
-        told = read_serving(logs)
-        assert told is not None
+        (told,) = read_serving(logs)
         first, second = told.lines(logs)
         assert first.startswith("1 of 2 alive, of org/model")
         assert second.startswith("server 1: serving.max_restarts=0 allows no restart: server 1: ")
         assert second.endswith(f"; see {logs}/server_1.1.log")
-    assert read_serving(logs) is None
+    assert read_serving(logs) == ()
 
 
 def test_client_waits_for_the_restart_of_the_only_server(tmp_path: Path) -> None:
