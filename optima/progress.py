@@ -2,7 +2,7 @@
 
 ``progress.json`` in the folder of a stage is replaced while the stage works and says nothing once
 it is finished. A training writes its own from its process; what talks, grows or compares counts
-with a ``Meter``. ``servers.json`` beside the logs of an attempt is there while servers are.
+with a ``Meter``. ``servers_N.json`` beside the logs of an attempt is there while servers are.
 """
 
 import contextlib

@@ -9,7 +9,6 @@ and servers of a run's nodes are part of its fleet while they are there (``nodes
 
 import concurrent.futures
 import contextlib
-import json
 import logging
 import os
 import secrets
