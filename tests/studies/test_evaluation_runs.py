@@ -197,6 +197,12 @@ def test_transfer_is_a_matrix(finished: Path, tmp_path: Path) -> None:
     }
     one = json.loads((tmp_path / "out/gsm8k/results.json").read_text())
     assert tasks["gsm8k"] == one
+    for task, n in (("two_hop", 3), ("gsm8k", 1)):  # each asks its own problems, of both models
+        talks = list((tmp_path / "out" / task).rglob("conversations.jsonl"))
+        assert len(talks) == 2
+        for talk in talks:
+            asked = [json.loads(line)["problem_id"].rpartition("-")[0] for line in talk.open()]
+            assert asked == [task] * n
     status, text, err = optima("status", str(tmp_path / "out"))
     assert status == 0, err
     assert text.splitlines()[0] == f"{tmp_path / 'out'}: done, 2 of 2 runs done"
