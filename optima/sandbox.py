@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any
 
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_STEPS = 5_000_000  # lines and calls of Python, some seconds; the proof of a talk takes 70,000
@@ -37,6 +37,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         del self.filters["random"], self.globals["lipsum"]
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Tell whether a template may see an attribute; of a loop, asked for each message, at once.
+
+        jinja2 compares the loop with all kinds that have methods which change them, and it is none.
+        """
+        if type(obj) is LoopContext and not attr.startswith("_"):
+            return True
+        return super().is_safe_attribute(obj, attr, value)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Return what an operator gives; ExcessError, before it is done, for what is too large."""

@@ -4,6 +4,8 @@ import time
 from pathlib import Path
 
 import pytest
+from jinja2 import StrictUndefined
+from jinja2.exceptions import SecurityError
 
 from optima.conversation.codec import ChatTemplate
 from optima.errors import ModelError, UsageError
@@ -84,6 +86,18 @@ def test_sensible_templates_are_not_hindered(template: str) -> None:
         made = Sandbox().from_string(template)
     made.render(question="By how much do 5% 100000000 and 5% 200000000 differ?")
     ChatTemplate(template + CHATML, {})
+
+
+@pytest.mark.parametrize(
+    "asked", ["loop.__class__", "loop._iterable.append(1)", "loop['__init__']", "items.append(1)"]
+)
+def test_loop_gives_a_template_nothing_but_what_it_offers(asked: str) -> None:
+    source = "{% for item in items %}{{ loop.index }}{{ loop.first }}{{ ASKED }}{% endfor %}"
+    sandbox = Sandbox(undefined=StrictUndefined)
+    plain = sandbox.from_string(source.replace("ASKED", "loop.last"))
+    assert plain.render(items=["x"]) == "1TrueTrue"
+    with pytest.raises(SecurityError):
+        sandbox.from_string(source.replace("ASKED", asked)).render(items=["x"])
 
 
 def test_operators_keep_their_bounds_after_the_proof() -> None:
