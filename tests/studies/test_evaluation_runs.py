@@ -140,6 +140,12 @@ def test_trained_single_agent_learns_from_its_own_correct_answers_with_the_runs_
         ]
         assert selected
         assert all(parts["task"] > 0.5 and parts["total"] == parts["task"] for parts in selected)
+        first: dict[str, int] = {}  # the first right answer of every problem that has one
+        for line in (control / f"iter_{t}/rank/rewards.jsonl").open():
+            parts = json.loads(line)
+            if parts["task"] > 0.5:
+                first.setdefault(parts["problem_id"], parts["n"])
+        assert {parts["problem_id"]: parts["n"] for parts in selected} == first
     recipes = [load_recipe(run / "recipe.yaml") for run in (finished, control)]
     assert recipes[0].train == recipes[1].train
     assert recipes[0].cold_start == recipes[1].cold_start
@@ -162,6 +168,11 @@ def test_control_of_a_run_with_trees_samples_as_many_answers_as_it_rolled_out(
     assert recipe.search is not None
     control = control_recipe(recipe)
     assert control.sampling.n_samples == 24  # 8 rounds x 3 rollouts
+    assert (recipe.sampling.first_temperature, recipe.sampling.format_pool) == (0.3, True)
+    assert (control.sampling.first_temperature, control.sampling.format_pool) == (0.7, False)
+    assert (control.reward.lambda_token, control.reward.lambda_loss) == (0, 0)
+    assert (control.select.theta, control.select.threshold_on) == (0.5, "task")
+    assert (control.select.keep_from, control.select.keep_to) == (0, 1)
     assert control.iterations == recipe.iterations == 6  # the SFT that initialises is one of them
     assert (control.method, control.data.n_train, control.search) == ("sft", 7, None)
     both = load_recipe(ROOT / "recipes/sft_dpo/arc.yaml")
