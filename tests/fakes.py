@@ -100,7 +100,12 @@ def _train(arguments: list[str], options: dict[str, object]) -> None:
     if n_failed < int(str(options["train_fails"])):
         failures.write_text("x" * (n_failed + 1))
         raise RuntimeError("the fake trainer fails as it was told")
+    began = time.time()
     time.sleep(float(str(options["train_seconds"])))
+    with (Path(str(options["notes"])) / "trained.jsonl").open("a") as notes:
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+        note = {"folder": job["output_dir"], "gpus": gpus, "began": began, "ended": time.time()}
+        notes.write(json.dumps(note) + "\n")
     if "--machine_rank" in arguments and arguments[arguments.index("--machine_rank") + 1] != "0":
         return  # the first machine writes
     rows = Path(job["rows_path"]).read_bytes()

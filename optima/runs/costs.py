@@ -18,6 +18,7 @@ KINDS = {
     "generate": "generate", "probe": "generate", "search": "generate", "talk": "generate",
     "score": "score", "train": "train",
 }  # fmt: skip
+N_GPUS = "train/gpus"  # a metric of trainings side by side
 OTHER = "other"  # selecting, ranking, scripting, judging
 SPENT_ON = (*dict.fromkeys(KINDS.values()), OTHER)
 _NOT_MAKING = ("evaluate", "problems")
@@ -29,7 +30,8 @@ class ModelCost:
 
     Tokens are those the agents generated, merged utterances of trees and interrupted conversations
     included, and those training went over, in all its epochs. Device-seconds are wall time times
-    the GPUs of the attempt, or times 1 on a CPU, by what they were spent on (``SPENT_ON``).
+    the GPUs of the attempt, or of a training beside others its own, or times 1 on a CPU, by what
+    they were spent on (``SPENT_ON``).
     """
 
     label: str
@@ -105,7 +107,12 @@ def repaid_after(cost: ModelCost, tokens_before: float, tokens: float) -> int | 
 
 
 def _n_devices(attempts: Sequence[Mapping[str, Any]], done: StageDone) -> int:
-    """Return the GPUs of the attempt in which a stage began, 1 on a CPU."""
+    """Return the GPUs of the attempt in which a stage began, 1 on a CPU.
+
+    A training beside others says how many it had.
+    """
+    if N_GPUS in done.metrics:
+        return round(done.metrics[N_GPUS])
     begun = [
         attempt
         for attempt in attempts

@@ -253,11 +253,12 @@ class RunDir:
 
     def write_metrics(self) -> None:
         """Rewrite metrics.jsonl from the finished stages, in the order in which they ran."""
-        lines = [
-            json.dumps({"stage": done.stage, "seconds": done.seconds, **done.metrics})
-            for done in finished_stages(self.root)
-        ]
-        write_text(self.root / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
+        with self._accounting:  # stages may end at once
+            lines = [
+                json.dumps({"stage": done.stage, "seconds": done.seconds, **done.metrics})
+                for done in finished_stages(self.root)
+            ]
+            write_text(self.root / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
 
     def _account(self) -> None:
         """Write what unfinished stages spend, every second and when the run ends."""

@@ -8,6 +8,7 @@ grow, which takes rewards while it generates, servers and scorer run side by sid
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -161,6 +162,14 @@ class Places:
 
 
 @dataclass(frozen=True, slots=True)
+class Bench:
+    """What one of several trainings side by side has: its devices, and when it is to give up."""
+
+    devices: Devices
+    is_given_up: threading.Event
+
+
+@dataclass(frozen=True, slots=True)
 class Made:
     """What a stage made: its files by their names, what was counted, and the line to log."""
 
@@ -187,6 +196,7 @@ class Device:
         self._run = run
         self._environments = environments
         self._running: dict[type[Any], Any] = {}
+        self._vacating = threading.Lock()  # trainings side by side all ask for it
         board = board_of(recipe, run.root)
         self._nodes = Nodes(board, recipe, run.root) if board else None
 
@@ -204,7 +214,7 @@ class Device:
 
     def vacate(self) -> None:
         """Free the device for a training, as far as ``serving.keep`` wants it free."""
-        with contextlib.ExitStack() as stack:
+        with self._vacating, contextlib.ExitStack() as stack:
             stack.callback(self._make_room)
             stack.callback(self._stop, LossScorer)
 
@@ -309,7 +319,8 @@ class RunContext:
 
     A mixture has one for the whole and one for each of its tasks, whose ``recipe`` is that of the
     task and ``member`` its name; of the whole the task and the style are those of the first.
-    ``codecs`` are those of the models that play the agents, in order of speaking.
+    ``codecs`` are those of the models that play the agents, in order of speaking. ``bench`` is what
+    a training has that goes on beside others.
     """
 
     recipe: Recipe
@@ -322,6 +333,7 @@ class RunContext:
     device: Device
     environments: Environments
     member: str = ""
+    bench: Bench | None = None
 
     def learners_of(self, problem: Problem) -> tuple[Speaker, ...]:
         """Return those speakers of a problem whose words are trained on."""

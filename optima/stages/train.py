@@ -2,19 +2,25 @@
 
 import logging
 import math
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from optima.errors import StageError
+from optima.errors import RecipeError, StageError
 from optima.plan import Step, by_policy
-from optima.recipe.schema import ColdStartSection, DpoSection, TrainSection
+from optima.processes.devices import Devices, gpu_memory
+from optima.recipe.schema import ColdStartSection, DpoSection, Recipe, TrainSection
 from optima.records import atomic_writer, read_records, write_text
+from optima.runs.costs import N_GPUS
 from optima.runs.directory import Stage
 from optima.runs.files import EVAL_ROWS, ROWS
 from optima.runs.layout import check_model
 from optima.seeding import derive_seed
-from optima.stages.context import Made, Model, RunContext
+from optima.stages.context import Bench, Made, Model, RunContext
+from optima.stages.room import bytes_per_gpu, check_batches, count_trained, serving_recipe
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR, RESULT_FILE, TrainJob, TrainResult
 from optima.training.launch import run_training
 from optima.trainset import is_held_out
@@ -22,6 +28,7 @@ from optima.types import ModelRef, PreferenceRow, TrainingRow
 
 logger = logging.getLogger(__name__)
 _FEW_STEPS = 5  # of the optimizer
+_LOOK_S = 0.5  # between two looks at trainings side by side, so that a signal is heard
 
 
 def train_model(
@@ -29,20 +36,72 @@ def train_model(
 ) -> Model:
     """Let ``train`` be done, and return the model of the step.
 
-    Of several policies each is trained by itself, on the rows of its own agents; a frozen one stays
-    as it was.
+    Of several policies each is trained by itself, on the rows of its own agents, beside the others
+    where there are GPUs for it; a frozen one stays as it was.
     """
-    policies = context.recipe.agents.policies
-    made = {name: start.member(name) for name in policies}
-    for part in by_policy(context.recipe, step):
-        if not part.policy:
-            return _made(part, start, context.do(part, train, start, rows, section))
+    policies, parts = context.recipe.agents.policies, by_policy(context.recipe, step)
+    if not parts[0].policy:
+        return _made(step, start, context.do(step, train, start, rows, section))
+
+    def made_of(part: Step, context: RunContext) -> Model:
         agents = tuple(agent for agent, name in enumerate(policies) if name == part.policy)
         before = start.member(part.policy)
-        trained = context.do(part, train, before, rows, section, agents)
-        made[part.policy] = _made(part, before, trained)
+        return _made(part, before, context.do(part, train, before, rows, section, agents))
+
+    shares = side_by_side(context.recipe, context.device.devices, len(parts))
+    if shares:
+        trained = _at_once(context, parts, shares, made_of)
+    else:
+        trained = [made_of(part, context) for part in parts]
+    made = {name: start.member(name) for name in policies}
+    made |= {part.policy: one for part, one in zip(parts, trained, strict=True)}
     folder = (context.run.root / step.name).resolve().parent
     return Model.of_members(step.model, made, context.base.ref.path, str(folder))
+
+
+def side_by_side(recipe: Recipe, devices: Devices, n: int) -> tuple[Devices, ...]:
+    """Return the GPUs of each of ``n`` trainings at once, none where they come one after the other.
+
+    So they do where there are fewer GPUs, where nodes share each training, where fewer GPUs do not
+    divide a batch, and where it is not known that a model fits on them.
+    """
+    size = len(devices.gpus) // n if recipe.serving.training_nodes == 1 else 0
+    if n == 1 or devices.kind == "cpu" or not size:
+        return ()
+    there, n_parameters = gpu_memory(devices), count_trained(recipe)
+    if there is None or n_parameters is None:
+        return ()
+    if recipe.serving.keep == "stay":
+        there = int(there * (1 - serving_recipe(recipe).serving.gpu_memory_utilization))
+    try:
+        check_batches(recipe, size)
+    except RecipeError:
+        return ()
+    if bytes_per_gpu(recipe, n_parameters, size) > there:
+        return ()
+    return tuple(replace(devices, gpus=devices.gpus[k * size : (k + 1) * size]) for k in range(n))
+
+
+def _at_once(
+    context: RunContext,
+    parts: Sequence[Step],
+    shares: Sequence[Devices],
+    made_of: Callable[[Step, RunContext], Model],
+) -> list[Model]:
+    """Do trainings side by side; one that fails leaves the others to end, a signal does not."""
+    given_up = threading.Event()
+    with ThreadPoolExecutor(len(parts), "train") as pool:
+        doing = [
+            pool.submit(made_of, part, replace(context, bench=Bench(own, given_up)))
+            for part, own in zip(parts, shares, strict=True)
+        ]
+        try:
+            while wait(doing, _LOOK_S).not_done:
+                pass
+        except BaseException:
+            given_up.set()
+            raise
+    return [one.result() for one in doing]
 
 
 def _made(step: Step, start: Model, trained: Stage) -> Model:
@@ -79,18 +138,22 @@ def train(
         logger.warning("%s: %s", out.name, warning)
     check_model(start.ref)
     context.device.vacate()
-    job = _job(context, out, start, folder, section)
+    job, bench = _job(context, out, start, folder, section), context.bench
     result = run_training(
         job if counts["rows/eval"] > 0 else job.model_copy(update={"eval_rows_path": None}),
         env=context.environments.train,
-        devices=context.device.devices,
+        devices=bench.devices if bench else context.device.devices,
         log_path=context.log_path(out.name),
         others=context.device.others(),
+        is_given_up=bench.is_given_up if bench else None,
     )
+    metrics = _train_metrics(result)
+    if bench is not None:
+        metrics[N_GPUS] = float(len(bench.devices.gpus))
     # none of a training that an older release finished
     logprobs = (path.name for path in out.path.glob(LOGPROBS_FILE))
     line = f"loss {result.train_loss:.3f}, {result.tokens_per_s:.0f} tokens/s"
-    return Made((RESULT_FILE, MODEL_DIR, *logprobs, *own), _train_metrics(result), line)
+    return Made((RESULT_FILE, MODEL_DIR, *logprobs, *own), metrics, line)
 
 
 def _write_rows_of(

@@ -56,6 +56,7 @@ from optima.stages.room import (
     keep_of,
     serving_recipe,
 )
+from optima.stages.train import side_by_side
 from optima.tasks import get_task
 from optima.tasks.loading import load_splits
 from optima.training.jobs import MODEL_DIR, Machines
@@ -217,14 +218,18 @@ def _processes(
         address = node_address(recipe.serving.training_address, "serving.training_address")
         machines = Machines(n_nodes, 0, address)
         yield f"  trainings by {n_nodes} nodes, this one of rank 0; the others start the same"
-    trained_on = training_devices(recipe.train, devices, n_nodes)
-    first: dict[Training, Step] = {}
+    first: dict[Training, tuple[Step, ...]] = {}
     for iteration in iterations(recipe):
-        first.setdefault(iteration.training, by_policy(recipe, iteration.step("train"))[0])
-    for kind, step in first.items():
-        place = run_dir.resolve() / step.name
-        argv = training_argv(train_env, place, kind=kind, port=free_port(), machines=machines)
-        yield f"  training on {_where(trained_on.gpus)}: {shlex.join(argv)}"
+        first.setdefault(iteration.training, by_policy(recipe, iteration.step("train")))
+    for kind, steps in first.items():
+        benches = side_by_side(recipe, devices, len(steps))
+        for step, own in zip(steps, benches or (devices,), strict=False):
+            trained_on, place = training_devices(recipe.train, own, n_nodes), run_dir.resolve()
+            argv = training_argv(
+                train_env, place / step.name, kind=kind, port=free_port(), machines=machines
+            )
+            beside = f", {len(benches)} at once" if benches else ""
+            yield f"  training on {_where(trained_on.gpus)}{beside}: {shlex.join(argv)}"
 
 
 def _served_by(endpoint: str, model_path: str) -> str:

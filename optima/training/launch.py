@@ -14,6 +14,7 @@ import logging
 import netrc
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -175,11 +176,12 @@ def run_training(
     devices: Devices,
     log_path: Path,
     others: Others | None = None,
+    is_given_up: threading.Event | None = None,
 ) -> TrainResult:
     """Train, or return the result that is there already; ``others`` take part.
 
-    Raises StageError when the training says why it cannot go on, and ProcessError, with the end of
-    the log, when it fails otherwise or passes its deadline.
+    Raises StageError when the training says why it cannot go on or ``is_given_up`` is set, and
+    ProcessError, with the end of the log, when it fails otherwise or passes its deadline.
     """
     if job.train.dtype == "bfloat16" and not devices.has_bfloat16:
         logger.info("training: in float32, as this processor has no instructions for bfloat16")
@@ -226,7 +228,7 @@ def run_training(
             others.start(output, job.kind, port)
         stack.enter_context(process)
         try:
-            _follow(process, output, job.train.timeout_s, others)
+            _follow(process, output, job.train.timeout_s, others, is_given_up)
         except ProcessError as error:
             raise _explained(process) or error from error
     result = _read(job.result_path)
@@ -268,7 +270,11 @@ def training_devices(train: TrainSection, devices: Devices, n_machines: int = 1)
 
 
 def _follow(
-    process: ManagedProcess, output: Path, timeout_s: float, others: Others | None = None
+    process: ManagedProcess,
+    output: Path,
+    timeout_s: float,
+    others: Others | None,
+    is_given_up: threading.Event | None,
 ) -> None:
     """Wait for the process while showing its progress; StageError when one of the others fails."""
     deadline = time.monotonic() + timeout_s
@@ -278,6 +284,8 @@ def _follow(
                 break
             if others is not None and (failure := others.failure()) is not None:
                 raise StageError(f"training: {failure}; its log here: {process.log_path}")
+            if is_given_up is not None and is_given_up.is_set():
+                raise StageError(f"training: given up; its log: {process.log_path}")
             if (progress := read_progress(output)) is not None:
                 bar.show(progress)
     process.check(max(0.0, deadline - time.monotonic()))
