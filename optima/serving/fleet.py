@@ -315,29 +315,34 @@ class Fleets:
             )
             for share in shares
         )  # fmt: skip
-        foreign = [fleet for fleet in self.fleets if fleet.is_foreign]
         own = [fleet for fleet in self.fleets if not fleet.is_foreign]
         # Each server measures what memory of a GPU is left, so those that share one come in turn.
-        is_in_turn = any(share.is_shared for share in shares)
-        for together in (foreign, *([[fleet] for fleet in own] if is_in_turn else [own])):
-            self._start(together)
+        are_together = len(own) > 1 and not any(share.is_shared for share in shares)
+        try:
+            for fleet in self.fleets:
+                if fleet.is_foreign:  # in this thread: a silent one can be given up by a signal
+                    fleet.__enter__()
+            if are_together:
+                self._start_together(own)
+            else:
+                for fleet in own:
+                    fleet.__enter__()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
-    def _start(self, fleets: Sequence[Fleet]) -> None:
-        """Start some fleets at once; the first failure stops all there are, and rises."""
-        if not fleets:
-            return
+    def _start_together(self, fleets: Sequence[Fleet]) -> None:
+        """Start some fleets at once; the first failure stops all, and rises."""
         with concurrent.futures.ThreadPoolExecutor(len(fleets)) as pool:
             starts = [pool.submit(fleet.__enter__) for fleet in fleets]
             try:
                 for start in concurrent.futures.as_completed(starts):
                     start.result()
             except BaseException:
-                while True:  # what still starts gives up, else the pool would wait for it
+                # What still starts gives up, else the pool would wait for it.
+                while concurrent.futures.wait(starts, _GIVEN_UP_S).not_done:
                     self.stop()
-                    if not concurrent.futures.wait(starts, _GIVEN_UP_S).not_done:
-                        break
-                self.stop()
                 raise
 
     def __exit__(self, *_: object) -> None:

@@ -1,6 +1,7 @@
 """Whole runs of several whole models, of other templates and tokenizers, over fakes."""
 
 import json
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,17 @@ from optima.serving.fleet import shares_of
 from optima.studies.infer import find_models
 from optima.types import Conversation, ModelRef, PreferenceRow, TeamRef, TrainingRow
 from tests.commands import command
-from tests.fake_runs import attempt, results, rewind, run, write_recipe
+from tests.fake_runs import (
+    attempt,
+    finish,
+    processes_of,
+    results,
+    rewind,
+    run,
+    wait_until,
+    write_recipe,
+)
+from tests.fake_runs import start as begin
 from tests.fakes import commands, fake_environment
 from tests.tokenizers import write_other_tokenizer
 
@@ -352,9 +363,20 @@ def test_model_that_a_policy_cannot_begin_as_is_refused_before_there_is_a_run(
     assert not (tmp_path / "run").exists()
 
 
-def test_one_server_that_dies_stops_all(tmp_path: Path) -> None:
+def test_failure_of_one_fleet_stops_all(tmp_path: Path) -> None:
     environment = fake_environment(tmp_path, server=("--never-ready",))
     words = (AGENTS, write_other(tmp_path), "serving.start_timeout_s=3")
     status, _, err = attempt(tmp_path, environment, *words)
     assert status == 1
     assert "not ready after 3 s (serving.start_timeout_s)" in err
+
+
+def test_signal_while_fleets_start_leaves_nothing_behind(tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path, server=("--never-ready",))
+    process = begin(tmp_path, environment, AGENTS, write_other(tmp_path), mark="fleets")
+    logs = tmp_path / "run/logs/attempt_1"
+    wait_until(lambda: len(list(logs.glob("server_*.1.log"))) == 2, "both servers")
+    process.send_signal(signal.SIGINT)
+    status, _, err = finish(process)
+    assert status == 130, err
+    wait_until(lambda: not processes_of("fleets"), "all processes to end")
