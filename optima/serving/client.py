@@ -6,7 +6,7 @@ server where there is one; what it cannot heal rises at once, with the server's 
 server that asks for a pause (``Retry-After``) is left alone by all calls until it is over.
 The servers are a list that may change while it is used (``Roster``): one that joins is called, the
 calls to one that leaves are made again elsewhere, which is no failed try of theirs.
-What a call costs is its part of a turn, so it goes over a ``Wire`` of our own (``serving.wire``).
+Plain aiohttp: measured 2026-11-22, it carries ten times the requests of the `openai` package.
 """
 
 import asyncio
@@ -16,8 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Self, overload
+from typing import TYPE_CHECKING, Self, overload
 
 import orjson
 
@@ -26,7 +25,9 @@ from optima.errors import ServerError
 from optima.recipe.schema import ServingSection
 from optima.seeding import rng
 from optima.serving.reply import Reply, RetryableError, check_reply, read_reply, refusal
-from optima.serving.wire import ConnectTimeoutError, Wire
+
+if TYPE_CHECKING:
+    import aiohttp  # a tenth of a second, which what asks no server need not wait for
 
 logger = logging.getLogger(__name__)
 
@@ -115,24 +116,36 @@ class CompletionClient:
     serving: ServingSection
     n_at_once: int | None = None
     n_vocabulary: int | None = None
-    _wire: Wire | None = field(default=None, init=False)
+    _session: "aiohttp.ClientSession | None" = field(default=None, init=False)
     _calls: dict[Server, set[asyncio.Timeout]] = field(default_factory=dict, init=False)
     _janitor: "asyncio.Task[None] | None" = field(default=None, init=False)
 
     async def __aenter__(self) -> Self:
+        import aiohttp
+
         n_at_once = self.n_at_once or self.serving.concurrency * len(self.servers)
         if self._is_open:
             n_at_once = _MANY_CONNECTIONS  # how many servers there will be is not known
             self._janitor = asyncio.create_task(self._end_calls_of_those_gone())
         n_connections = _allow_connections(n_at_once)
-        self._wire = Wire(n_connections, keep_s=_KEEPALIVE_S, connect_s=_CONNECT_S)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=n_connections, keepalive_timeout=_KEEPALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # sock_read has no limit of its own: a completion sends nothing until it is done
+            timeout=aiohttp.ClientTimeout(
+                total=self.serving.request_timeout_s, sock_connect=_CONNECT_S
+            ),
+            headers={"Content-Type": "application/json"},
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
+        )
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._janitor is not None:
             self._janitor.cancel()
-        if self._wire is not None:
-            self._wire.__exit__(*exc)
+        if self._session is not None:
+            await self._session.close()
 
     async def complete(
         self,
@@ -258,21 +271,29 @@ class CompletionClient:
             await asyncio.sleep(_WAIT_POLL_S)
 
     async def _post(self, server: Server, body: bytes, request: Request) -> Completion:
-        assert self._wire is not None, "the client is used outside its context"
+        import aiohttp
+
+        assert self._session is not None, "the client is used outside its context"
         url = server.base_url
         calls = self._calls.setdefault(server, set())
-        call = asyncio.timeout(self.serving.request_timeout_s)  # or until the server leaves
+        call = asyncio.timeout(None)  # until the server leaves
         calls.add(call)
         try:
-            async with call:
-                answer = await self._wire.post(
-                    f"{url}/v1/completions", _headers(server.api_key), body
-                )
-        except ConnectTimeoutError as error:
+            async with (
+                call,
+                self._session.post(
+                    url + "/v1/completions",
+                    data=body,
+                    headers=authorization(server.api_key),
+                    allow_redirects=False,  # the key goes to the named server only
+                ) as response,
+            ):
+                payload = await response.read()
+        except aiohttp.ConnectionTimeoutError as error:
             self._doubt(server)
-            raise RetryableError(f"{url}: {error}") from error
+            raise RetryableError(f"{url}: no connection within {_CONNECT_S:g} s") from error
         except TimeoutError as error:
-            if self._calls.get(server) is not calls:
+            if call.expired():
                 raise RetryableError(f"{url}: {server.failure or 'is no longer there'}") from error
             server.n_timeouts += 1
             raise RetryableError(
@@ -280,15 +301,15 @@ class CompletionClient:
                 "(serving.request_timeout_s: raise it, or lower serving.concurrency, for a server "
                 "that is only slow)"
             ) from error
-        except OSError as error:
+        except (aiohttp.ClientError, OSError) as error:
             self._doubt(server)
             raise RetryableError(f"{url}: {type(error).__name__}: {error}") from error
         finally:
             calls.discard(call)
         server.n_timeouts = 0
-        if answer.status != 200:
-            raise refusal(url, answer.status, answer.body, answer.headers)
-        reply = read_reply(url, answer.body)
+        if response.status != 200:
+            raise refusal(url, response.status, payload, response.headers)
+        reply = read_reply(url, payload)
         check_reply(url, reply, max_tokens=request.max_tokens, n_vocabulary=self.n_vocabulary)
         return _completion(reply, request, server)
 
@@ -325,11 +346,6 @@ def url_of(host: str, port: int) -> str:
 def authorization(api_key: str) -> dict[str, str]:
     """Return the header that carries a key; none without a key."""
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}
-
-
-@lru_cache(maxsize=1024)
-def _headers(api_key: str) -> tuple[tuple[str, str], ...]:
-    return ("Content-Type", "application/json"), *authorization(api_key).items()
 
 
 def _allow_connections(n_wanted: int) -> int:
