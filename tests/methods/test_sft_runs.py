@@ -471,6 +471,9 @@ def test_debate_starts_every_iteration_from_the_base_and_three_agents_work(tmp_p
     for t in (0, 1):
         job = json.loads((tmp_path / f"run/iter_{t}/train/job.json").read_text())
         assert job["model"]["path"] == str(tmp_path / "model")
+    log = (tmp_path / "run/logs/attempt_1/optima.log").read_text()
+    for t, speaker in enumerate(("base", "iter_0")):  # whoever is trained, the last model speaks
+        assert f"iter_{t}/generate: 6 problems x 3 conversations with {speaker}\n" in log
     assert not any("optima.training.score" in command for command in commands(environment))
     held = results(tmp_path / "run")["iter_0/generate/conversations.jsonl"]
     assert {turn["name"] for c in held for turn in c["turns"]} == {"Ann", "Ben", "Cleo"}
