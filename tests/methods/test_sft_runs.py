@@ -130,6 +130,10 @@ def test_candidates_are_complete_ordered_and_pooled_in_iteration_0_only(
         assert len(held) == 24
         assert [c["n"] for c in held] == [0, 1, 2] * 8
         assert all((c["format_id"] is not None) == (t == 0) for c in held)
+    drawn = [
+        {c["problem_id"] for c in found[f"iter_{t}/generate/conversations.jsonl"]} for t in (0, 1)
+    ]
+    assert drawn[0] != drawn[1]  # a sample of its own each time, of 2,000
     pool = Path(__file__).parents[2] / "optima" / "prompts" / "formats"
     rows = read_records(root / "iter_0/select/rows.jsonl", TrainingRow)
     text = "".join(text_of(row.input_ids) for row in rows)

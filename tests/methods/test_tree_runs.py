@@ -117,6 +117,8 @@ def test_every_tree_is_whole_and_in_the_order_of_the_problems(
     _, root = undisturbed["dpo"]
     trees = _trees(root, "iter_0")
     assert len(trees) == 6
+    grown = [{tree["problem_id"] for tree in _trees(root, f"iter_{t}")} for t in (0, 1)]
+    assert grown[0] != grown[1]  # of problems of its own each time
     for tree in trees:
         assert [r["number"] for r in tree["rounds"]] == [0, 1, 2]
         ids = [node["node_id"] for r in tree["rounds"] for node in r["nodes"]]
