@@ -83,8 +83,8 @@ def recipes(
     List recipes, and layers to go over them, each with its first line; `optima recipes show` prints
     one.
     """
-    from optima.recipe.layers import FOLDER, is_layer, packaged_recipes
-    from optima.recipe.text import read_file
+    from optima.recipe.layers import is_layer
+    from optima.recipe.text import FOLDER, packaged_recipes, read_file
 
     folder = dir or Path(FOLDER)
     is_packaged = dir is None and not folder.is_dir()

@@ -24,7 +24,6 @@ holds ``for`` a task holds for its entry. ``tasks.NAME.key=value`` is for one en
 
 import contextlib
 import difflib
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,14 +33,11 @@ from typing import Any, get_args
 from optima.errors import RecipeError, UsageError
 from optima.plugins import is_reference
 from optima.recipe.schema import METHOD_SECTIONS, MIXED, OF_TASKS, Recipe, section_above
-from optima.recipe.text import MAX_DEPTH, Source, parse_yaml, printable, read_file
+from optima.recipe.text import MAX_DEPTH, Source, find_recipe, parse_yaml, printable, read_file
 from optima.tasks import SPELLINGS, get_task, task_names
 from optima.tasks.task import Task
 from optima.types import Setting
 
-logger = logging.getLogger(__name__)
-
-FOLDER = "recipes"
 WHERE = "for"
 ENTRIES = "tasks"
 _EVIDENCE = {True: "evidence", False: "no_evidence"}
@@ -345,24 +341,6 @@ def _mixture(stack: _Stack, entries: Mapping[str, _Entry], method: Any, task: An
         merged.members[name] = stack.merged(names[name], entry=entry)
         merged.members[name].others = []  # judged once, with what is the run's
     return merged
-
-
-def packaged_recipes() -> Path:
-    """Return the folder of the recipes that come along: in the package, or beside it in a clone."""
-    package = Path(__file__).parents[1]
-    inside = package / FOLDER
-    return inside if inside.is_dir() else package.parent / FOLDER
-
-
-def find_recipe(path: Path) -> Path:
-    """Return the file itself, or the packaged one of the name ``recipes/...`` where it is not."""
-    if path.exists() or path.is_absolute() or path.parts[:1] != (FOLDER,):
-        return path
-    found = packaged_recipes().joinpath(*path.parts[1:])
-    if ".." in path.parts or not found.is_file():
-        return path
-    logger.warning("%s is not here, taking %s", path, found)
-    return found
 
 
 def is_layer(tree: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ Numbers such as 1e-06 are written as 1.0e-06, which YAML reads as a number.
 """
 
 import json
+import logging
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,9 @@ import yaml
 
 from optima.errors import RecipeError
 
+logger = logging.getLogger(__name__)
+
+FOLDER = "recipes"
 MAX_BYTES = 2**20  # a resolved recipe has 8 KiB
 MAX_DEPTH = 20  # a recipe has 4
 MAX_NODES = 20_000  # aliases written out; a resolved recipe has 300
@@ -78,6 +82,24 @@ class Written:
 
     tree: dict[str, Any]
     lines: Mapping[str, int]
+
+
+def packaged_recipes() -> Path:
+    """Return the folder of the recipes that come along: in the package, or beside it in a clone."""
+    package = Path(__file__).parents[1]
+    inside = package / FOLDER
+    return inside if inside.is_dir() else package.parent / FOLDER
+
+
+def find_recipe(path: Path) -> Path:
+    """Return the file itself, or the packaged one of the name ``recipes/...`` where it is not."""
+    if path.exists() or path.is_absolute() or path.parts[:1] != (FOLDER,):
+        return path
+    found = packaged_recipes().joinpath(*path.parts[1:])
+    if ".." in path.parts or not found.is_file():
+        return path
+    logger.warning("%s is not here, taking %s", path, found)
+    return found
 
 
 def read_file(path: Path) -> Written:

@@ -1,15 +1,18 @@
-"""The command line and the variables of a vLLM server, and which GPUs each has."""
+"""What serves a model: which fleets on which GPUs, the command line and variables of each server,
+and the endpoints of others with their keys."""
 
 import json
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from optima.errors import ModelError
+from optima.errors import ModelError, UsageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
-from optima.recipe.sections import MAX_SERVED_RANK
+from optima.recipe.sections import API_KEY, MAX_SERVED_RANK
 from optima.serving.client import HOST, MODEL_NAME, policy_name
-from optima.types import ModelRef, TeamRef
+from optima.types import EndpointRef, ModelRef, TeamRef
 
 GATE = "optima.serving.gate.Gate"  # as vLLM imports it
 _BASE_NAME = "base"  # of the weights below an adapter; nobody asks for it
@@ -120,3 +123,81 @@ def _rank_limit(adapter: str, recipe: Recipe) -> int:
         if rank <= limit:
             return limit
     raise ModelError(f"{adapter}: rank {rank}: vLLM serves ranks up to {_LORA_RANKS[-1]}; merge it")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one fleet of a model serves, and what it has for it.
+
+    ``is_shared`` tells whether others serve on the same GPUs.
+    """
+
+    part: ModelRef
+    recipe: Recipe
+    devices: Devices
+    first_index: int
+    is_shared: bool
+
+
+def shares_of(model: ModelRef, recipe: Recipe, devices: Devices) -> tuple[Share, ...]:
+    """Return the fleets of a model, each with its servers' place.
+
+    Several have GPUs of their own, as many each as may be, the first ones one server more; where
+    there are fewer servers than fleets, all are on the same GPUs and have an equal part of
+    ``serving.gpu_memory_utilization``. On a CPU they stand beside each other.
+    """
+    parts, groups = parts_of(model, recipe), gpu_groups(recipe, devices)
+    n_own = sum(not uses_endpoints(part, recipe) for part in parts)
+    is_shared = devices.kind == "cuda" and n_own > len(groups)
+    is_split = devices.kind == "cuda" and not is_shared
+    if is_shared:
+        share = recipe.serving.gpu_memory_utilization / n_own
+        recipe = recipe.changed(serving={"gpu_memory_utilization": round(share, 3)})
+    shares, n_servers, k = [], 0, 0
+    for part in parts:
+        own = groups
+        if uses_endpoints(part, recipe):
+            n = 1 if isinstance(part, EndpointRef) else len(recipe.serving.endpoints)
+        else:
+            own = groups[k::n_own] if is_split else groups
+            n, k = len(own), k + 1
+        gpus = tuple(gpu for group in own for gpu in group)
+        shares.append(Share(part, recipe, replace(devices, gpus=gpus), n_servers, is_shared))
+        n_servers += n
+    return tuple(shares)
+
+
+def parts_of(model: ModelRef, recipe: Recipe) -> tuple[ModelRef, ...]:
+    """Return what each fleet of a model serves: of a team, what plays the recipe's agents."""
+    if isinstance(model, TeamRef) and recipe.agents.policies:
+        return model.parts(recipe.agents.policies)
+    return (model,)
+
+
+def uses_endpoints(model: ModelRef, recipe: Recipe) -> bool:
+    """Return whether servers of others serve ``model``: one that is an endpoint, or the start model
+    where ``serving.endpoints`` hold it."""
+    if isinstance(model, EndpointRef):
+        return True
+    start = recipe.model.path
+    is_start = model.path == start or (
+        Path(start).is_dir() and Path(model.path).resolve() == Path(start).resolve()
+    )
+    return bool(recipe.serving.endpoints) and not model.adapters and is_start
+
+
+def endpoint_key(policy: str | None = None) -> str:
+    """Return the key for endpoints, or for that of a policy. UsageError when it cannot be sent."""
+    own = f"{API_KEY}_{policy.upper()}" if policy is not None else API_KEY
+    variable = own if own in os.environ else API_KEY
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(
+            f"{variable}: holds characters that no HTTP header takes; set it to the key alone"
+        )
+    return key
+
+
+def endpoint_field(ref: EndpointRef) -> str:
+    """Return the field of a recipe that names an endpoint."""
+    return f"policies.{ref.policy}.endpoint"

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -34,8 +35,8 @@ from optima.seeding import digest
 from optima.stages.context import Device, Environments, LossModel, Model, RunContext, split_devices
 from optima.stages.problems import Part
 from optima.stages.room import (
-    check_run_dir,
     context_window,
+    existing_parent,
     footprint,
     own_models,
     trained_models,
@@ -143,6 +144,15 @@ def _log_file(path: Path) -> Iterator[None]:
         project.removeHandler(handler)
         with contextlib.suppress(OSError):  # a full disk, which results have met by now
             handler.close()
+
+
+def check_run_dir(run_dir: Path) -> None:
+    """Raise UsageError when the directory cannot be made or written to."""
+    place = existing_parent(run_dir)
+    if not place.is_dir():
+        raise UsageError(f"--run-dir {run_dir}: {place} is a file, not a directory; give another")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"--run-dir {run_dir}: {place} cannot be written to; give another")
 
 
 def model_codec(recipe: Recipe, path: str, field: str = "model.path") -> ChatCodec:

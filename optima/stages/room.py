@@ -9,7 +9,6 @@ here never trains.
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -254,15 +253,6 @@ def _cache(model: ModelSection, weights: Weights) -> Iterator[str]:
         )
 
 
-def check_run_dir(run_dir: Path) -> None:
-    """Raise UsageError when the directory cannot be made or written to."""
-    place = existing_parent(run_dir)
-    if not place.is_dir():
-        raise UsageError(f"--run-dir {run_dir}: {place} is a file, not a directory; give another")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UsageError(f"--run-dir {run_dir}: {place} cannot be written to; give another")
-
-
 def in_gib(n_bytes: int) -> str:
     """Return a number of bytes as people read it."""
     return f"{n_bytes / 2**30:.1f} GiB"
@@ -352,16 +342,10 @@ def keep_of(recipe: Recipe, devices: Devices) -> Literal["restart", "reload", "s
 
 
 def _is_room_beside_sleepers(recipe: Recipe, devices: Devices) -> bool:
-    """Return whether a training surely fits beside what a server asleep holds, some 2 GiB.
-
-    It took up to twice what it holds at least (1.5B, micro batches of 8 recomputed). Servers of
-    adapters are started anew for every model, so nothing is gained by their sleep.
-    """
-    lora = recipe.train.lora
-    if lora is not None and lora.serve == "adapter":
-        return False
-    n, there = count_trained(recipe), gpu_memory(devices)
-    if n is None or there is None:
+    """Return whether twice what a training holds, and 6 GiB, fit beside servers asleep (2 GiB).
+    Servers of adapters gain nothing by sleep: they are started anew for every model."""
+    lora, n, there = recipe.train.lora, count_trained(recipe), gpu_memory(devices)
+    if n is None or there is None or (lora is not None and lora.serve == "adapter"):
         return False
     n_gpus = recipe.serving.training_nodes * len(devices.gpus)
     return 2 * bytes_per_gpu(recipe, n, n_gpus) + _MARGIN <= there

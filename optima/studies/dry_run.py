@@ -33,8 +33,7 @@ from optima.runs.layout import own_starts, read_done
 from optima.search.pairs import read_conversational
 from optima.serving.board import board_of, node_address
 from optima.serving.client import Server
-from optima.serving.command import gpu_groups, server_argv
-from optima.serving.fleet import endpoint_field, endpoint_key, shares_of
+from optima.serving.command import endpoint_field, endpoint_key, gpu_groups, server_argv, shares_of
 from optima.serving.probe import name_at, served_as, served_models
 from optima.serving.reply import RetryableError
 from optima.serving.scorer import scorer_argv

@@ -15,7 +15,7 @@ from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
 from optima.records import read_records
 from optima.runs.reader import open_run
-from optima.serving.fleet import shares_of
+from optima.serving.command import shares_of
 from optima.studies.infer import find_models
 from optima.types import Conversation, ModelRef, PreferenceRow, TeamRef, TrainingRow
 from tests.commands import command

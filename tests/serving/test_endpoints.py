@@ -13,7 +13,8 @@ import pytest
 
 from optima.errors import ServerError, UsageError
 from optima.serving import client, worker
-from optima.serving.fleet import Fleet, endpoint_key
+from optima.serving.command import endpoint_key
+from optima.serving.fleet import Fleet
 from tests.serving.test_fleet import MODEL, ask_many, make_fleet, wait_until
 
 Route = Callable[[dict[str, Any]], tuple[int, Any]]

@@ -18,7 +18,8 @@ from optima.progress import read_serving
 from optima.recipe.schema import ModelSection, Recipe, ServingSection
 from optima.serving import worker
 from optima.serving.client import CompletionClient, Server
-from optima.serving.fleet import Fleet, uses_endpoints
+from optima.serving.command import uses_endpoints
+from optima.serving.fleet import Fleet
 from optima.types import ModelRef
 from tests.fakes import fake_environment
 
