@@ -8,7 +8,7 @@ from optima.recipe.schema import DataSection
 from optima.tasks import TASKS
 from optima.tasks.judging import Judge
 from optima.tasks.loading import load_problems
-from optima.tasks.metrics import EXACT_MATCH, F1
+from optima.tasks.metrics import EXACT_MATCH, F1, MATH
 from optima.tasks.texts import f1_score
 from optima.types import Problem
 
@@ -50,6 +50,9 @@ def test_f1_follows_the_official_rules(
 def test_the_best_gold_counts() -> None:
     with Judge() as judge:
         assert judge.score(F1, "New York City", ("Big Apple", "New York")) == pytest.approx(0.8)
+        assert judge.score(EXACT_MATCH, "18", ("19", "18")) == 1.0
+        assert judge.score(MATH, "18", ("19", "18")) == 1.0
+        assert judge.score(MATH, "1+x", ("y", "x+1")) == 1.0
 
 
 def _row(shared_data: Path, task: str, begin: str) -> Problem:
