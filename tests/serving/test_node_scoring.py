@@ -55,9 +55,16 @@ def test_nodes_compute_their_share_of_the_losses_for_those_with_the_key(
             assert status_of(server, "wrong", method="POST", path=SCORE_PATH) == 401
             assert status_of(server, server.api_key, path=SCORE_PATH) == 200
             assert status_of(server, server.api_key, path="/other") == 404
-        assert scorer.losses(ITEMS) == alone(site, first)
-        assert all(scored_by(node) > 0 for node in nodes)
-        assert sum(scored_by(node) for node in nodes) < len(ITEMS)
+        expected, n_asked = alone(site, first), 0
+
+        def have_shared() -> bool:  # a busy node may come too late for a share of one call
+            nonlocal n_asked
+            assert scorer.losses(ITEMS) == expected
+            n_asked += len(ITEMS)
+            return all(scored_by(node) > 0 for node in nodes)
+
+        wait_until(have_shared)
+        assert sum(scored_by(node) for node in nodes) < n_asked
     assert [node.wait() for node in nodes] == [0, 0]
 
 
