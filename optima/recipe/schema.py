@@ -148,7 +148,7 @@ class PolicySection(Section):
     """Base URL of a server of somebody else that is this policy, which must be frozen."""
     model: str | None = None
     """Name under which ``endpoint`` serves it; None takes the only one there. The API key is read
-    from OPTIMA_API_KEY_NAME, of the policy's name in capitals, or else from OPTIMA_API_KEY."""
+    from OPTIMA_API_KEY_NAME, of the policy's name in capitals, and from nothing else."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

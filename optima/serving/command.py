@@ -187,9 +187,11 @@ def uses_endpoints(model: ModelRef, recipe: Recipe) -> bool:
 
 
 def endpoint_key(policy: str | None = None) -> str:
-    """Return the key for endpoints, or for that of a policy. UsageError when it cannot be sent."""
-    own = f"{API_KEY}_{policy.upper()}" if policy is not None else API_KEY
-    variable = own if own in os.environ else API_KEY
+    """Return the key for endpoints, or for that of a policy. UsageError when it cannot be sent.
+
+    A policy has its own alone: no key goes to a server that it was not given for.
+    """
+    variable = f"{API_KEY}_{policy.upper()}" if policy is not None else API_KEY
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise UsageError(

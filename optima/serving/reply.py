@@ -163,8 +163,8 @@ def refusal(url: str, status: int, payload: bytes, headers: Any = None) -> Optim
     if status in (401, 403):
         return KeyRefusedError(
             f"{place}: the API key is refused: {message}; the key is read from OPTIMA_API_KEY, "
-            "for the endpoint of a policy from OPTIMA_API_KEY_NAME if that is set: set it to one "
-            "that this server takes"
+            "for the endpoint of a policy from OPTIMA_API_KEY_NAME: set it to one that this server "
+            "takes"
         )
     if status == 404:
         return ServerError(

@@ -16,6 +16,7 @@ from optima.processes.devices import free_port
 from optima.records import read_records
 from optima.runs.reader import open_run
 from optima.serving.client import Server
+from optima.serving.command import endpoint_key
 from optima.serving.probe import is_healthy
 from optima.studies.infer import find_models
 from optima.types import Conversation, EndpointRef, PreferenceRow, TeamRef, TrainingRow
@@ -259,6 +260,16 @@ def test_key_of_another_is_refused_with_where_it_is_read_from(
     status, _, err = attempt(tmp_path, fake_environment(tmp_path), *teacher.words(), "--dry-run")
     assert status == 2
     assert "the API key is refused: Unauthorized; the key is read from OPTIMA_API_KEY" in err
+
+
+def test_key_of_other_servers_is_not_sent_to_the_endpoint_of_a_policy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPTIMA_API_KEY", KEY)
+    monkeypatch.delenv("OPTIMA_API_KEY_CRITIC", raising=False)
+    assert (endpoint_key("critic"), endpoint_key()) == ("", KEY)
+    monkeypatch.setenv("OPTIMA_API_KEY_CRITIC", "its own")
+    assert endpoint_key("critic") == "its own"
 
 
 @pytest.mark.parametrize(
