@@ -190,7 +190,7 @@ def do(step: str, root: Path, out: Path) -> None:
 def _stage_of_sft(step: str, run: Any, out: Any, stages: dict[str, Any]) -> None:
     from optima.conversation.loading import load_codec
     from optima.prompts.rendering import PromptStyle
-    from optima.stages.context import Sampling
+    from optima.stages.context import Sampling, speakers_of
     from optima.stages.generate import generate
     from optima.stages.rank import rank
     from optima.stages.select import select
@@ -209,7 +209,9 @@ def _stage_of_sft(step: str, run: Any, out: Any, stages: dict[str, Any]) -> None
     if step == "rank":
         rank(context, out, problems, stages["generate"], stages["score"])
         return
-    context.codec = load_codec("models/smollm2-135m-instruct")
+    codec = load_codec("models/smollm2-135m-instruct")
+    codecs = (codec,) * len(run.recipe.agents.names)
+    context.learners_of = lambda problem: speakers_of(context.style, codecs, problem)
     select(context, out, problems, stages["generate"], stages["rank"], 1)
 
 

@@ -21,12 +21,12 @@ from pathlib import Path
 
 from optima.conversation.dialogue import Completion, Dialogue, Request, Speaker, hold_conversations
 from optima.conversation.loading import load_codec
+from optima.processes.devices import free_port
 from optima.processes.managed import ManagedProcess
 from optima.prompts.rendering import PromptStyle, system_prompt
 from optima.recipe.schema import ConversationSection, DataSection, ServingSection
 from optima.serving.client import CompletionClient, Server
 from optima.serving.probe import is_healthy
-from optima.serving.worker import free_port
 from optima.stages.generate import TaskAgreement, rare_collections
 from optima.tasks import get_task
 from optima.tasks.judging import Judge

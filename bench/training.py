@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 from optima.conversation.dialogue import Speaker
 from optima.conversation.loading import load_codec
@@ -40,7 +41,8 @@ from optima.types import ModelRef, PreferencePair, PreferenceRow, TrainingRow, T
 
 NAMES = ("Alice", "Bob")
 TOLERANCE = 0.05  # of the loss of the first way; what rounding and the order of rows do is 1 %
-WAYS = ("none", "ddp", "zero3", "fsdp")
+Way = Literal["none", "ddp", "zero3", "fsdp"]
+WAYS: tuple[Way, ...] = get_args(Way)
 
 
 def make_rows(model: str, n: int) -> tuple[list[TrainingRow], list[PreferenceRow]]:
@@ -64,7 +66,7 @@ def make_rows(model: str, n: int) -> tuple[list[TrainingRow], list[PreferenceRow
             for i, text in enumerate(texts)
         )  # fmt: skip
         talks.append(turns)
-        speakers_N.append(speakers_of(style, codec, problem))
+        speakers_N.append(speakers_of(style, (codec,) * len(NAMES), problem))
         rows += conversation_rows(problem.problem_id, 0, turns, speakers_N[-1])
     preferences = []
     for problem, turns, other, speakers in zip(
@@ -85,7 +87,7 @@ def make_rows(model: str, n: int) -> tuple[list[TrainingRow], list[PreferenceRow
 
 
 def train(
-    kind: str, way: str, options: argparse.Namespace, folder: Path, devices: Devices
+    kind: str, way: Way, options: argparse.Namespace, folder: Path, devices: Devices
 ) -> tuple[TrainResult, float]:
     section = TrainSection(
         learning_rate=1e-5, epochs=1.0, batch_size=options.batch_size, micro_batch_size=4,

@@ -245,7 +245,7 @@ def test_kill_in_any_stage_leaves_no_process_and_the_rerun_equals_an_undisturbed
     if not stage.endswith("/score"):  # a fake's losses may be there before the signal is
         assert not (path / "DONE.json").exists()
     shutil.rmtree(tmp_path / "fake_env")
-    run(root.parent, fake_environment(tmp_path), run=str(copy))
+    run(root.parent, fake_environment(tmp_path), run=str(tmp_path / "run"))
     assert results(tmp_path / "run") == undisturbed[0]
 
 
@@ -276,7 +276,7 @@ def test_kill_while_a_stage_writes_its_results_leaves_a_run_that_goes_on(
     victim.communicate()
     wait_until(lambda: not processes_of(mark), f"the end of {processes_of(mark)}", 15.0)
     assert not (path / "DONE.json").exists()
-    run(root.parent, fake_environment(tmp_path), run=str(copy))
+    run(root.parent, fake_environment(tmp_path), run=str(tmp_path / "run"))
     assert results(tmp_path / "run") == undisturbed[0]
 
 
@@ -296,7 +296,7 @@ def test_resumed_stage_accounts_for_the_seconds_and_tokens_of_every_attempt(
     victim.communicate()
     before = json.loads(spent.read_text())
     shutil.rmtree(tmp_path / "fake_env")
-    run(root.parent, fake_environment(tmp_path), run=str(copy))
+    run(root.parent, fake_environment(tmp_path), run=str(tmp_path / "run"))
     done = json.loads((path / "DONE.json").read_text())
     assert done["seconds"] > before["seconds"]
     figures = done["metrics"]
@@ -307,33 +307,34 @@ def test_resumed_stage_accounts_for_the_seconds_and_tokens_of_every_attempt(
     assert figures["tokens/generated"] == undisturbed_figures["metrics"]["tokens/generated"]
 
 
-def test_torn_last_line_is_held_again_and_nothing_else(
-    undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
-) -> None:
-    root, copy = undisturbed[2], tmp_path / "run"
+def unfinished_generation(root: Path, copy: Path) -> tuple[Path, list[bytes]]:
+    """Return the conversations of a copy whose first generation is not done, and its lines."""
     shutil.copytree(root, copy)
     generate = copy / "iter_0" / "generate"
     (generate / "DONE.json").unlink()
     path = generate / "conversations.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
+    return path, path.read_bytes().splitlines(keepends=True)
+
+
+def test_torn_last_line_is_held_again_and_nothing_else(
+    undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
+) -> None:
+    root = undisturbed[2]
+    path, lines = unfinished_generation(root, tmp_path / "run")
     path.write_bytes(b"".join(lines[:-1]) + lines[-1][:50])
-    run(root.parent, fake_environment(tmp_path), run=str(copy))
+    run(root.parent, fake_environment(tmp_path), run=str(tmp_path / "run"))
     assert results(tmp_path / "run") == undisturbed[0]
 
 
 def test_lines_that_are_doubled_of_no_sample_or_out_of_order_are_put_right(
     undisturbed: tuple[dict[str, Any], str, Path], tmp_path: Path
 ) -> None:
-    root, copy = undisturbed[2], tmp_path / "run"
-    shutil.copytree(root, copy)
-    generate = copy / "iter_0" / "generate"
-    (generate / "DONE.json").unlink()
-    path = generate / "conversations.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
+    root = undisturbed[2]
+    path, lines = unfinished_generation(root, tmp_path / "run")
     assert b'"n":0,' in lines[0]
     of_no_sample = [lines[0].replace(b'"n":0,', b'"n":%d,' % n, 1) for n in (99, -1, 10**9)]
     path.write_bytes(b"".join([*of_no_sample, *lines[:0:-1], lines[-1]]))
-    run(root.parent, fake_environment(tmp_path), run=str(copy))
+    run(root.parent, fake_environment(tmp_path), run=str(tmp_path / "run"))
     assert path.read_bytes().splitlines(keepends=True)[1:] == lines[1:]
     assert results(tmp_path / "run") == undisturbed[0]
 
