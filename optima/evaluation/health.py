@@ -7,6 +7,7 @@ answer to everything. Scores alone do not tell which; these shares do, before an
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import comb
 
 from optima.reward import has_repeated_utterance
 from optima.tasks.texts import normalise_text
@@ -18,7 +19,7 @@ MUTE_SHARE = 0.9  # of the conversations with an utterance that says nothing
 FEW_MARKS = 0.1  # of the share that an earlier model marked
 ENDLESS_SHARE = 0.5  # of the conversations with a turn that is cut, after training
 ENDED_SHARE = 0.1  # of them, at most, with one before it
-MIN_MARKS = 5.0  # that an earlier model would have made; without one of them by chance in 1 of 150
+BY_CHANCE = 0.01  # a difference as likely as this between two models that are equal is none
 POOR_SHARE = 0.3  # of conversations with a fault above which its remedy is named
 
 
@@ -189,21 +190,40 @@ def examine(conversations: Iterable[Conversation], problems: Sequence[Problem]) 
 def find_loss_of_speech(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
     """Say how a trained model lost what one before it could: to speak, to end, to mark answers.
 
-    Both are metrics of conversations about the same problems; None where it did not.
+    Both are metrics of conversations about the same problems; None where it did not, and where so
+    few conversations differ by chance.
     """
     marked, empty = after.get("health/marked", 1.0), after.get("health/empty", 0.0)
     had, was_empty = before.get("health/marked", 0.0), before.get("health/empty", 0.0)
-    if empty >= MUTE_SHARE > was_empty and marked <= 1 - MUTE_SHARE:
-        return f"{_percent(empty)} of its conversations hold an utterance that says nothing"
     cut, was_cut = after.get("health/cut", 0.0), before.get("health/cut", 1.0)
-    if cut >= ENDLESS_SHARE and was_cut <= ENDED_SHARE:
+    n, n_before = (round(metrics.get("conversations", 0.0)) for metrics in (after, before))
+
+    def has_risen(was: float, share: float) -> bool:
+        return _chance_of_rise(round(was * n_before), n_before, round(share * n), n) <= BY_CHANCE
+
+    if empty >= MUTE_SHARE and marked <= 1 - MUTE_SHARE and has_risen(was_empty, empty):
+        return f"{_percent(empty)} of its conversations hold an utterance that says nothing"
+    if cut >= ENDLESS_SHARE and was_cut <= ENDED_SHARE and has_risen(was_cut, cut):
         return (
             f"{_percent(cut)} of its conversations hold a turn that does not end by itself, of "
             f"{_percent(was_cut)} before"
         )
-    if had * after.get("conversations", 0.0) >= MIN_MARKS and marked < FEW_MARKS * had:
+    if marked < FEW_MARKS * had and has_risen(1 - had, 1 - marked):
         return f"{_percent(marked)} of its conversations mark an answer, of {_percent(had)} before"
     return None
+
+
+def _chance_of_rise(n_was: int, n_before: int, n_is: int, n_after: int) -> float:
+    """Return how likely equal models differ so: Fisher's exact test, one-sided, in [0, 1].
+
+    Of ``n_before`` conversations ``n_was`` hold what is counted, of ``n_after`` those ``n_is``.
+    """
+    n_found = n_was + n_is
+    ways = sum(
+        comb(n_after, k) * comb(n_before, n_found - k)
+        for k in range(n_is, min(n_after, n_found) + 1)
+    )
+    return ways / comb(n_before + n_after, n_found)
 
 
 def _accepted(problem: Problem) -> Iterator[str]:

@@ -191,8 +191,8 @@ def _metrics(marked: float, empty: float = 0.0, n: float = 100.0) -> dict[str, f
     return {"health/marked": marked, "health/empty": empty, "conversations": n}
 
 
-def _cut(share: float) -> dict[str, float]:
-    return {**_metrics(1.0), "health/cut": share}
+def _cut(share: float, n: float = 100.0) -> dict[str, float]:
+    return {**_metrics(1.0, n=n), "health/cut": share}
 
 
 @pytest.mark.parametrize(
@@ -204,17 +204,23 @@ def _cut(share: float) -> dict[str, float]:
         (_metrics(0.8), _metrics(0.8, empty=1.0), None),  # one agent is silent, the other answers
         (_metrics(0.0, empty=1.0), _metrics(0.0, empty=1.0), None),  # it never spoke
         (_metrics(0.0), _metrics(0.0, empty=0.89), None),
+        (_metrics(0.0, empty=0.88), _metrics(0.0, empty=0.9), None),  # as mute before
+        (_metrics(0.0, n=5), _metrics(0.0, empty=1.0, n=5), "100 % of its conversations hold"),
+        (_metrics(0.0, n=4), _metrics(0.0, empty=1.0, n=4), None),  # by chance in 1 of 70
         # marks under a tenth of what the earlier one marked, where that made five marks or more
         ({}, _metrics(0.0), None),  # nothing is known of the earlier one
         (_metrics(0.5), _metrics(0.04), "4 % of its conversations mark an answer, of 50 % before"),
         (_metrics(0.5), _metrics(0.05), None),
-        (_metrics(0.5, n=10), _metrics(0.0, n=10), "0 % of its conversations mark"),
-        (_metrics(0.5, n=9), _metrics(0.0, n=9), None),  # 4.5 marks: none by chance
+        (_metrics(0.6, n=10), _metrics(0.0, n=10), "0 % of its conversations mark"),
+        (_metrics(0.5, n=10), _metrics(0.0, n=10), None),  # equal models differ so in 1 of 62
         (_metrics(0.0), _metrics(0.0), None),
         # no longer ends its turns: half are cut, where a tenth at most were
         (_cut(0.1), _cut(0.5), "50 % of its conversations hold a turn that does not end by itself"),
         (_cut(0.0), _cut(1.0), "100 % of its conversations hold a turn that does not end"),
         (_cut(0.0), _cut(0.49), None),
+        (_cut(0.0, n=2), _cut(0.5, n=2), None),  # one conversation of two
+        (_cut(0.1, n=10), _cut(0.5, n=10), None),  # by chance in 1 of 14
+        (_cut(0.1, n=20), _cut(0.5, n=20), "50 % of its conversations hold a turn that does not"),
         (_cut(0.11), _cut(1.0), None),  # the limit was low for it before
         (_metrics(0.8), _cut(1.0), None),  # nothing is known of the earlier one
         ({}, {}, None),  # of a run whose metrics do not tell

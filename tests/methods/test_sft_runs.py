@@ -113,7 +113,7 @@ def test_rows_of_a_run_are_shown_as_its_models_read_them(
 def test_run_stops_at_a_model_whose_training_cost_it_its_speech(tmp_path: Path) -> None:
     environment = fake_environment(tmp_path, server=("--mute", "iter_0"))
     for _ in range(2):  # nor does a second attempt go on with it
-        status, out, err = attempt(tmp_path, environment)
+        status, out, err = attempt(tmp_path, environment, "data.n_test=6")
         assert status == 1, out
         said = "stage evaluate/iter_0/talk: 100 % of its conversations hold an utterance that says"
         assert said in err
