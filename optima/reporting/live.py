@@ -92,7 +92,7 @@ class LiveReport:
             shares += [] if state.share is None else [state.share]
         return web.json_response(
             {
-                "text": " · ".join(lines),
+                "text": "\n".join(lines),
                 "share": next(iter(shares), None),
                 "version": self.version(),
             }
