@@ -81,7 +81,7 @@ def dry_run(
     from optima.studies.dry_run import dry_run as check
 
     made, place = _resolved(recipe, run_dir)
-    return check(made, place, _spec(vllm_env), _spec(train_env))
+    return check(made, place, **find_both(vllm_env, train_env))
 
 
 def evaluate(

@@ -220,6 +220,12 @@ OfMixture = Annotated[
     str | None, typer.Option("--task", metavar="NAME", help="of a mixture, the task that is meant")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print it as JSON, in one line")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="check all that can be checked without a GPU, print the plan, stop"
+    ),
+]
 VllmEnv = Annotated[str | None, _environment("vLLM", "vllm")]
 TrainEnv = Annotated[str | None, _environment("TRL", "train")]
 

@@ -13,6 +13,7 @@ from optima.cli.options import (
     MANY,
     AsJson,
     Config,
+    DryRun,
     Limit,
     MaybeConfig,
     MetricName,
@@ -305,6 +306,7 @@ def sweep(
     run_dir: Annotated[Path, path(help="folder in which each value has its run")],
     vllm_env: VllmEnv = None,
     train_env: TrainEnv = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> int:
     """Run a recipe at several values of one field and compare.
@@ -313,13 +315,19 @@ def sweep(
     Runs that differ only in a field of pairs or dpo grow their first trees once. An interrupted
     sweep goes on when the same command is given again.
     """
+    exclude(dry_run=dry_run, json=as_json)
     from optima import api
-    from optima.studies.sweep import folder_of, read_variants, run_sweep
+    from optima.studies.sweep import dry_runs, folder_of, read_variants, run_sweep
 
     variants = read_variants(config, over, overrides or ())
+    environments = api.find_both(vllm_env, train_env)
+    if dry_run:
+        recipes = {folder_of(value): recipe for value, recipe in variants.items()}
+        print(dry_runs(recipes, run_dir, **environments))
+        return 0
     from optima.reporting.results import results_json, sweep_results, sweep_text
 
-    run_sweep(variants, over, run_dir, **api.find_both(vllm_env, train_env))
+    run_sweep(variants, over, run_dir, **environments)
     roots = {value: run_dir / folder_of(value) for value in variants}
     key = over.partition("=")[0]
     print(results_json(sweep_results(key, roots)) if as_json else sweep_text(key, roots))
@@ -333,6 +341,7 @@ def ablate(
     run_dir: Annotated[Path, path(help="folder of the three runs and their comparison")],
     vllm_env: VllmEnv = None,
     train_env: TrainEnv = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> int:
     """Run a recipe without each part of its reward and compare.
@@ -343,13 +352,18 @@ def ablate(
     depend on the reward is done once. Interrupted ablations go on when the same command is given
     again.
     """
+    exclude(dry_run=dry_run, json=as_json)
     from optima import api
-    from optima.studies.sweep import read_ablations, run_ablations
+    from optima.studies.sweep import dry_runs, read_ablations, run_ablations
 
     recipes = read_ablations(config, overrides or ())
+    environments = api.find_both(vllm_env, train_env)
+    if dry_run:
+        print(dry_runs(recipes, run_dir, **environments))
+        return 0
     from optima.reporting.results import comparison_text, results_json, stored_results
 
-    rows = run_ablations(recipes, run_dir, **api.find_both(vllm_env, train_env))
+    rows = run_ablations(recipes, run_dir, **environments)
     text = comparison_text(rows, run_dir)
     print(results_json(stored_results(run_dir)) if as_json else text)
     return 0

@@ -10,6 +10,7 @@ from optima.cli import originals
 from optima.cli.console import set_up_logging
 from optima.cli.options import (
     AsJson,
+    DryRun,
     MaybeConfig,
     Overrides,
     Program,
@@ -47,12 +48,7 @@ def train(
     ] = None,
     vllm_env: VllmEnv = None,
     train_env: TrainEnv = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="check all that can be checked without a GPU, print the plan, stop"
-        ),
-    ] = False,
+    dry_run: DryRun = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="go on with what the run directory holds (default)")
     ] = False,
@@ -67,6 +63,7 @@ def train(
     goes on where it stopped when the same command is given again.
     """
     exclude(verbose=verbose, quiet=quiet)
+    exclude(dry_run=dry_run, json=as_json)
     set_up_logging(is_verbose=verbose, is_quiet=quiet)
     # Imported here: what runs pipelines is slow to import, and --help needs none of it.
     from optima import api
@@ -86,8 +83,6 @@ def train(
             f"use {_name(recipe.method)}"
         )
     place = run_dir or api.default_run_dir(config, recipe)
-    if dry_run and as_json:
-        raise UsageError("--json: a dry run prints its plan as text; leave out one of the two")
     if dry_run:
         print(api.dry_run(recipe, place, vllm_env=vllm_env, train_env=train_env))
         return 0

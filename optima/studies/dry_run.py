@@ -22,7 +22,7 @@ from optima.plan import (
     plan,
 )
 from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices, free_port
-from optima.processes.environment import Environment, require_environment
+from optima.processes.environment import Environment
 from optima.prompts.rendering import PromptStyle
 from optima.recipe.schema import Recipe
 from optima.recipe.sections import base_url
@@ -72,11 +72,11 @@ _KEPT = {
 _SCORER_RUNS = {"sleep": "while the servers sleep", "stay": "beside the servers"}
 
 
-def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: str | None) -> str:
+def dry_run(recipe: Recipe, run_dir: Path, *, vllm_env: Environment, train_env: Environment) -> str:
     """Return the plan of a run as text.
 
     Raises UsageError (or a kind of it) for the first thing that would stop the run: its directory,
-    data, environments and what they hold, endpoints, model, chat template, devices, format files,
+    data, what the environments hold, endpoints, model, chat template, devices, format files,
     trackers, or too little free disk.
     """
     check_trainable(recipe)
@@ -87,8 +87,6 @@ def dry_run(recipe: Recipe, run_dir: Path, vllm_spec: str | None, train_spec: st
         Counts(n_train=len(train), n_test=len(splits.test))
         for train, (_, splits) in zip(apart, tasks, strict=True)
     ]
-    vllm_env = require_environment(vllm_spec, "vllm")
-    train_env = require_environment(train_spec, "train")
     check_trackers(recipe.train.report_to, train_env)
     devices = detect_devices(recipe.serving)
     check_sockets()

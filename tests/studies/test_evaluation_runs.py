@@ -351,6 +351,30 @@ def test_runs_of_two_tasks_are_not_compared(finished: Path, tmp_path: Path) -> N
     assert "by f1 on two_hop" in err
 
 
+def test_several_runs_are_all_checked_before_the_first_begins(tmp_path: Path) -> None:
+    environment = fake_environment(tmp_path)
+    config, root = write_recipe(tmp_path, "sft"), tmp_path / "several"
+    common = (
+        "--config", str(config), "--run-dir", str(root), "--vllm-env", str(environment.prefix),
+        "--train-env", str(environment.prefix),
+    )  # fmt: skip
+    status, plans, err = optima("ablate", *common, "--dry-run")
+    assert status == 0, err
+    assert [part.splitlines()[:2] for part in plans.split("\n\n")] == [
+        [name, f"run        {root / name}"] for name in ABLATIONS
+    ]
+    status, plans, err = optima("sweep", *common, "--over", "seed=1,2", "--dry-run")
+    assert status == 0, err
+    assert [part.splitlines()[0] for part in plans.split("\n\n")] == ["1", "2"]
+    missing = tmp_path / "missing.jsonl"
+    argv = ("sweep", *common, "--over", f"sampling.format_pool_path=null,{missing}")
+    status, _, err = optima(*argv, "sampling.format_pool=true")
+    assert status == 2
+    assert str(missing) in err
+    assert not root.exists()
+    assert not any("accelerate.commands.launch" in call for call in commands(environment))
+
+
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 def test_ablations_run_and_compare_in_one_command(method: str, tmp_path: Path) -> None:
     environment = fake_environment(tmp_path)
