@@ -77,14 +77,11 @@ def read_test_problems(context: RunContext, models: Iterable[Model] = ()) -> tup
     recipe = context.recipe
 
     def split(context: RunContext, out: Stage, task: str, data: DataSection, seed: int) -> Made:
-        n_agents = len(recipe.agents.names)
-        test = load_problems(context.task, data, "test", n_agents=n_agents, seed=seed)
-        chosen = held_out_problems(test.problems, recipe)
-        check_unseen(recipe, models, chosen)  # before the stage is done: it can be given anew
+        chosen, n_skipped = load_test_problems(recipe, models)  # raises before the stage is done
         write_records(out.path / TEST, chosen)
         counts = {
             "problems/test": float(len(chosen)),
-            "problems/test_skipped": float(len(test.skipped)),
+            "problems/test_skipped": float(n_skipped),
         }
         return Made((TEST,), counts, f"{len(chosen)} of {task} to test on")
 
@@ -93,6 +90,18 @@ def read_test_problems(context: RunContext, models: Iterable[Model] = ()) -> tup
     check_unseen(recipe, models, problems, with_starts=False)  # an older release checked no more
     logger.info("problems: %d of the test split", len(problems))
     return problems
+
+
+def load_test_problems(recipe: Recipe, models: Iterable[Model]) -> tuple[tuple[Problem, ...], int]:
+    """Return the problems to be asked, and how many rows were skipped.
+
+    Raises DataError for rows that cannot be had, and as ``read_test_problems`` does.
+    """
+    task, n_agents = get_task(recipe.task), len(recipe.agents.names)
+    test = load_problems(task, recipe.data, "test", n_agents=n_agents, seed=recipe.seed)
+    chosen = held_out_problems(test.problems, recipe)
+    check_unseen(recipe, models, chosen)
+    return chosen, len(test.skipped)
 
 
 def check_unseen(

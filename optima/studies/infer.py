@@ -24,7 +24,7 @@ from typing import Any
 from optima.errors import ModelError, StageError, UsageError
 from optima.evaluation.figures import Figures
 from optima.evaluation.statistics import group_answers
-from optima.plan import BASE, Step, trained_policies
+from optima.plan import BASE, PROBLEMS, Step, trained_policies
 from optima.processes.environment import Environment
 from optima.progress import Meter
 from optima.prompts.rendering import Format
@@ -49,8 +49,8 @@ from optima.runs.reader import Run
 from optima.seeding import digest
 from optima.stages.context import Made, Model, RunContext
 from optima.stages.generate import ask
-from optima.stages.opening import base_model, codecs_of, open_run
-from optima.stages.problems import read_test_problems
+from optima.stages.opening import base_model, check_start, codecs_of, open_run
+from optima.stages.problems import load_test_problems, read_test_problems
 from optima.stages.rank import mark
 from optima.tasks import get_task
 from optima.tasks.judging import Judge
@@ -326,7 +326,14 @@ def run_transfer(
     *,
     vllm_env: Environment,
 ) -> dict[str, tuple[Figures, ...]]:
-    """Evaluate every model on every task, an inference each in ``output / task``."""
+    """Evaluate every model on every task, an inference each in ``output / task``.
+
+    Raises what would stop the last of them before the first begins.
+    """
+    for task, recipe in recipe_by_task.items():
+        check_start(recipe, output / task)
+        if read_done(output / task / PROBLEMS) is None:
+            load_test_problems(recipe, models)
     write_members(output, tuple(recipe_by_task))
     return {
         task: run_inference(recipe, models, output / task, vllm_env=vllm_env)

@@ -351,6 +351,20 @@ def test_runs_of_two_tasks_are_not_compared(finished: Path, tmp_path: Path) -> N
     assert "by f1 on two_hop" in err
 
 
+def test_tasks_of_a_transfer_are_all_checked_before_the_first_begins(
+    finished: Path, tmp_path: Path
+) -> None:
+    environment, missing = fake_environment(tmp_path), tmp_path / "missing"
+    status, _, err = optima(
+        "transfer", "--models", str(finished.parent / "model"), "--tasks", "two_hop,arc", "--data",
+        f"arc={missing}", "--output", str(tmp_path / "out"), "--limit", "2",
+        "--vllm-env", str(environment.prefix), "serving.device=cpu",
+    )  # fmt: skip
+    assert status == 2
+    assert err.startswith(f"optima: data.path: {missing} is not a directory")
+    assert not (tmp_path / "out").exists()
+
+
 def test_several_runs_are_all_checked_before_the_first_begins(tmp_path: Path) -> None:
     environment = fake_environment(tmp_path)
     config, root = write_recipe(tmp_path, "sft"), tmp_path / "several"
