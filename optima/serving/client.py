@@ -23,8 +23,9 @@ import orjson
 from optima.conversation.dialogue import Completion, Request
 from optima.errors import ServerError
 from optima.recipe.schema import ServingSection
-from optima.seeding import rng
+from optima.seeding import digest, rng
 from optima.serving.reply import Reply, RetryableError, check_reply, read_reply, refusal
+from optima.types import ModelRef
 
 if TYPE_CHECKING:
     import aiohttp  # a tenth of a second, which what asks no server need not wait for
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
-MODEL_NAME = "policy"  # under which servers of our own serve; of several policies their base
+MODEL_NAME = "policy"  # under which servers of our own serve a whole model
 FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 30.0
 _WAIT_POLL_S = 0.25  # between two looks for a server that came back
@@ -327,9 +328,15 @@ def _completion(reply: Reply, request: Request, server: Server) -> Completion:
     )
 
 
-def policy_name(policy: str) -> str:
-    """Return the name under which servers of our own serve one of several policies."""
-    return f"{MODEL_NAME}_{policy}"
+def served_name(model: ModelRef) -> str:
+    """Return the name under which servers of our own serve ``model``.
+
+    All weights below adapters have one name, each adapter has its own, by which vLLM tells cached
+    prefixes apart. Of a team it is the name of the base.
+    """
+    if model.adapter is None:
+        return MODEL_NAME
+    return f"{MODEL_NAME}-{digest(model.adapter, length=12)}"
 
 
 def backoff_s(attempt: int, seed: int) -> float:

@@ -5,17 +5,17 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from optima.errors import ModelError, UsageError
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.recipe.schema import Recipe
 from optima.recipe.sections import API_KEY, MAX_SERVED_RANK
-from optima.serving.client import HOST, MODEL_NAME, policy_name
+from optima.serving.client import HOST, MODEL_NAME, served_name
 from optima.types import EndpointRef, ModelRef, TeamRef
 
 GATE = "optima.serving.gate.Gate"  # as vLLM imports it
-_BASE_NAME = "base"  # of the weights below an adapter; nobody asks for it
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, MAX_SERVED_RANK)  # the limits that every release takes
 
 
@@ -52,16 +52,11 @@ def server_argv(
     argv += ["--generation-config", "vllm"]
     argv += ["--uvicorn-log-level", "warning"]  # no line per request
     argv += ["--middleware", GATE]
-    argv += ["--served-model-name", _BASE_NAME if model.adapter else MODEL_NAME]
-    if model.adapters:
-        limit = max(_rank_limit(adapter, recipe) for adapter in model.adapters)
-        argv += ["--enable-lora", "--max-loras", str(len(model.adapters))]
-        argv += ["--max-lora-rank", str(limit)]
-        names = [MODEL_NAME]
-        if isinstance(model, TeamRef):
-            names = [policy_name(policy) for policy in model.member_by_policy]
-        pairs = zip(names, model.adapters, strict=True)
-        argv += ["--lora-modules", *(f"{name}={adapter}" for name, adapter in pairs)]
+    argv += ["--served-model-name", MODEL_NAME]
+    if room := lora_room(model, recipe, devices):
+        argv += ["--enable-lora", "--max-loras", str(room.n), "--max-lora-rank", str(room.rank)]
+    if adapters := adapters_by_name(model):
+        argv += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
     if recipe.model.revision is not None and model.path == recipe.model.path:
         argv += ["--revision", recipe.model.revision]
     if recipe.model.max_model_len is not None:
@@ -98,6 +93,8 @@ def server_environ(
     }
     if recipe.serving.keep != "restart":
         variables["VLLM_SERVER_DEV_MODE"] = "1"  # its paths want the key: serving/gate
+        if lora_room(model, recipe, devices):
+            variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     tokenizer = recipe.model.tokenizer
     if Path(model.path).is_dir() and (tokenizer is None or Path(tokenizer).is_dir()):
         variables["HF_HUB_OFFLINE"] = "1"
@@ -107,6 +104,37 @@ def server_environ(
         variables["VLLM_CPU_KVCACHE_SPACE"] = str(recipe.serving.cpu_kv_cache_gb)
         variables["CUDA_VISIBLE_DEVICES"] = ""
     return variables
+
+
+class LoraRoom(NamedTuple):
+    """How many adapters a server holds at once, and of which rank at most."""
+
+    n: int
+    rank: int
+
+
+def lora_room(model: ModelRef, recipe: Recipe, devices: Devices) -> LoraRoom | None:
+    """Return the room that servers of ``model`` have for adapters; None for none.
+
+    Servers that stay, or may (on a CPU that is seen at each training), have it for those that
+    trainings are to bring.
+    """
+    lora, adapters = recipe.train.lora, set(model.adapters)
+    may_stay = recipe.serving.keep == "stay" or (
+        recipe.serving.keep == "auto" and devices.kind == "cpu"
+    )
+    ranks = [_rank_limit(adapter, recipe) for adapter in adapters]
+    n = len(adapters)
+    if lora is not None and lora.serve == "adapter" and may_stay:
+        ranks.append(_least_limit(lora.rank))
+        n = max(n, len(set(recipe.agents.policies)), 1)
+    return LoraRoom(n, max(ranks)) if ranks else None
+
+
+def adapters_by_name(model: ModelRef) -> dict[str, str]:
+    """Return the directories of the adapters that servers of ``model`` hold, by their names."""
+    members = model.member_by_policy.values() if isinstance(model, TeamRef) else (model,)
+    return {served_name(one): one.adapter for one in members if one.adapter is not None}
 
 
 def _rank_limit(adapter: str, recipe: Recipe) -> int:
@@ -119,10 +147,15 @@ def _rank_limit(adapter: str, recipe: Recipe) -> int:
             rank = max([settings["r"], *settings.get("rank_pattern", {}).values()])
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{config}: is not an adapter configuration: {error!r}") from error
-    for limit in _LORA_RANKS:
-        if rank <= limit:
-            return limit
-    raise ModelError(f"{adapter}: rank {rank}: vLLM serves ranks up to {_LORA_RANKS[-1]}; merge it")
+    if rank > _LORA_RANKS[-1]:
+        raise ModelError(
+            f"{adapter}: rank {rank}: vLLM serves ranks up to {_LORA_RANKS[-1]}; merge it"
+        )
+    return _least_limit(rank)
+
+
+def _least_limit(rank: int) -> int:
+    return next(limit for limit in _LORA_RANKS if rank <= limit)
 
 
 @dataclass(frozen=True, slots=True)

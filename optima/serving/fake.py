@@ -33,6 +33,7 @@ HOST = "127.0.0.1"
 CHARS_PER_TOKEN = 4
 _P_MARK, _P_AGREE = 0.8, 0.85
 _BACKLOG = 4096
+_LORA_PATHS = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 _END_OF_MESSAGE = re.compile(r"<\|im_end\|>|<\|eot_id\|>|<\|end\|>|<end_of_turn>|</s>|\[/INST\]")
 _MARKED = {"tag": re.compile(r"<A>([^<>]*)</A>"), "boxed": re.compile(r"\\boxed\{([^{}]*)\}")}
 _CANDIDATES = {
@@ -95,6 +96,7 @@ class FakeServer:
         self._models = tuple(models)
         self._weights = weights
         self._adapters = dict(adapters or {})
+        self._has_other_weights = adapters is None
         self._tokenizer = tokenizer
         self._authorization = f"Bearer {api_key}" if api_key else None
         self._behaviour = behaviour
@@ -117,9 +119,32 @@ class FakeServer:
             return await self._complete(await request.read())
         if path == "/v1/models":
             return _answer({"object": "list", "data": [{"id": name} for name in self._models]})
+        if path in _LORA_PATHS and os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "1":
+            return self._hold(path, await request.read())
         if request.method == "POST" and os.environ.get("VLLM_SERVER_DEV_MODE") == "1":
             return self._obey(path, request.query, await request.read())
         return _error(404, "Not Found")
+
+    def _hold(self, path: str, body: bytes) -> web.Response:
+        """Load an adapter or forget one."""
+        self._note(body)
+        how, asked = self._behaviour.reload, orjson.loads(body)
+        name, is_held = asked["lora_name"], asked["lora_name"] in self._models
+        if how == "fails" or is_held == (path == _LORA_PATHS[0]):
+            return _error(400, f"the fake server does not do that with the adapter {name}")
+        if not is_held:
+            self._models = (*self._models, name)
+            if how != "stale" and not self._has_other_weights:  # else it answers with its base
+                self._adapters[name] = Path(asked["lora_path"])
+        else:
+            self._models = tuple(model for model in self._models if model != name)
+            self._adapters.pop(name, None)
+        return _answer({})
+
+    def _note(self, body: bytes) -> None:
+        if self._behaviour.notes is not None:
+            with self._behaviour.notes.open("ab") as notes:
+                notes.write(body + b"\n")
 
     def _obey(self, path: str, query: Mapping[str, str], body: bytes) -> web.Response:
         """Do what a request for development tells."""
@@ -162,9 +187,7 @@ class FakeServer:
             model, seed = asked["model"], asked.get("seed") or 0
         except (ValueError, KeyError, TypeError) as error:
             return _error(400, f"bad request: {error!r}")
-        if behaviour.notes is not None:
-            with behaviour.notes.open("ab") as notes:
-                notes.write(body + b"\n")
+        self._note(body)
         if model not in self._models:
             return _error(404, f"The model `{model}` does not exist.")
         if behaviour.only_text and not isinstance(prompt, str):  # the words of TGI
@@ -354,7 +377,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     models += adapters
     tokenizer = load_tokenizer(options.tokenizer or options.model)
     key, weights = os.environ.get("VLLM_API_KEY", ""), options.weights or Path(options.model or ".")
-    own = {} if options.weights else {name: Path(folder) for name, folder in adapters.items()}
+    own = None if options.weights else {name: Path(folder) for name, folder in adapters.items()}
     server = FakeServer(models, key, options, tokenizer, weights, own)
     try:
         asyncio.run(serve(server, options.host, options.port))

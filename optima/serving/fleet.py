@@ -25,11 +25,13 @@ from optima.processes.managed import ManagedProcess
 from optima.progress import SERVERS_FILE, ServerState, Serving, tell
 from optima.recipe.schema import Recipe
 from optima.recipe.sections import base_url
-from optima.serving.client import HOST, MODEL_NAME, Roster, Server, policy_name
+from optima.serving.client import HOST, Roster, Server, served_name
 from optima.serving.command import (
+    LoraRoom,
     endpoint_field,
     endpoint_key,
     gpu_groups,
+    lora_room,
     parts_of,
     server_argv,
     server_environ,
@@ -38,7 +40,14 @@ from optima.serving.command import (
 )
 from optima.serving.nodes import Nodes
 from optima.serving.probe import name_at, with_retries
-from optima.serving.weights import load_weights, obstacle, put_to_sleep, read_kept
+from optima.serving.weights import (
+    load_adapters,
+    load_weights,
+    obstacle,
+    obstacle_to_adapters,
+    put_to_sleep,
+    read_kept,
+)
 from optima.serving.worker import EndpointWorker, Launch, Worker
 from optima.types import EndpointRef, ModelRef, TeamRef
 
@@ -72,10 +81,11 @@ class Fleet:
     host: str = HOST
     api_key: str | None = field(default=None, repr=False)
     first_index: int = 0
-    model_name: str = field(default=MODEL_NAME, init=False)
     roster: Roster = field(default_factory=Roster, init=False)
     _workers: tuple[Worker | EndpointWorker, ...] = field(default=(), init=False)
+    _endpoint_name: str | None = field(default=None, init=False)
     _kept: dict[str, object] | None = field(default=None, init=False)
+    _lora_room: LoraRoom | None = field(default=None, init=False)
     _stopped: threading.Event = field(default_factory=threading.Event, init=False)
     _teller: threading.Thread | None = field(default=None, init=False)
 
@@ -92,6 +102,7 @@ class Fleet:
             self._workers = self._endpoint_workers()
         else:
             self._workers = self._own_workers()
+            self._lora_room = lora_room(self.model, self.recipe, self.devices)
             if Path(self.model.path).is_dir():  # which may be gone when another model is to come
                 self._kept = read_kept(self.model, self.recipe.model)
         logger.info(
@@ -126,10 +137,15 @@ class Fleet:
         if self.nodes is not None:
             self.nodes.serve(self.model, self.roster)
 
+    @property
+    def model_name(self) -> str:
+        """The name by which servers are asked for the model, or for the base of a team."""
+        return self._endpoint_name or served_name(self.model)
+
     def name_of(self, policy: str) -> str:
         """Return the name by which servers are asked for a policy: its adapter, or what all are."""
-        is_own = isinstance(self.model, TeamRef) and policy in self.model.member_by_policy
-        return policy_name(policy) if is_own else self.model_name
+        model = self.model
+        return served_name(model.member(policy)) if isinstance(model, TeamRef) else self.model_name
 
     def take(self, model: ModelRef) -> bool:
         """Have the running servers serve ``model`` instead; return whether they do.
@@ -141,13 +157,21 @@ class Fleet:
             return False
         started, section = time.monotonic(), self.recipe.model
         try:
-            kept = self._kept or read_kept(self.model, section)
-            if why := obstacle(self.model, kept, model, section):
+            old, load = self.model, load_weights
+            has_adapters = bool(old.adapters or model.adapters)
+            if has_adapters and old.path == model.path and not self.is_asleep:
+                wanted = lora_room(model, self.recipe, self.devices)
+                why = obstacle_to_adapters(model, self.recipe, self._lora_room, wanted)
+                load = load_adapters
+            else:
+                kept = self._kept or read_kept(old, section)
+                why = obstacle(old, kept, model, section)
+            if why is not None:
                 logger.debug("servers are started anew: %s", why)
                 return False
             if self.nodes is not None:
                 self.nodes.serve(model, self.roster)
-            self._all_at_once(lambda worker: worker.take(model, load_weights), workers)
+            self._all_at_once(lambda worker: worker.take(model, load), workers)
         except OptimaError as error:
             reason = str(error).partition("\n")[0]  # the end of a log may follow
             logger.warning("weights not loaded, so servers are started anew: %s", reason)
@@ -275,7 +299,7 @@ class Fleet:
             for index, url in enumerate(urls, self.first_index)
         ]
         names = [self._name_at(server, place) for server in servers]
-        self.model_name = names[0]
+        self._endpoint_name = names[0]
         for server, name in zip(servers, names, strict=True):
             if name != names[0]:
                 raise ServerError(

@@ -31,7 +31,7 @@ from optima.serving.board import (
     read_as,
     replace_text,
 )
-from optima.serving.client import MODEL_NAME, Roster, Server
+from optima.serving.client import Roster, Server, served_name
 from optima.serving.probe import ask, check_completion, check_served
 from optima.training.jobs import Machines, Others
 from optima.types import ModelRef
@@ -286,8 +286,8 @@ class Nodes:
                 if ask(server, "GET", SCORE_PATH, None, _ASK_S)[0] != 200:
                     raise ServerError(f"{url}: does not score")
             else:
-                check_completion(server, MODEL_NAME, _ASK_S)
-                check_served(server, MODEL_NAME, wanted.model, _ASK_S)
+                check_completion(server, served_name(wanted.model), _ASK_S)
+                check_served(server, wanted.model, _ASK_S)
         except OptimaError as error:
             logger.warning("node %s: %s", name, str(error).partition("\n")[0])
             self._asked[url] = time.monotonic() + _ASK_AGAIN_S

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from optima.errors import ContextOverflowError, ServerError, StageError
 from optima.recipe.schema import ServingSection
 from optima.records import read_record
-from optima.serving.client import Server, authorization, backoff_s, policy_name
+from optima.serving.client import Server, authorization, backoff_s, served_name
 from optima.serving.reply import Reply, RetryableError, message_of, read_reply, refusal
 from optima.training.jobs import LOGPROBS_FILE, MODEL_DIR, Logprobs
 from optima.types import EndpointRef, ModelRef, TeamRef
@@ -275,23 +275,23 @@ def ask(
         connection.close()
 
 
-def check_served(server: Server, model_name: str, model: ModelRef, timeout_s: float) -> None:
-    """Raise StageError when what a server serves as ``model_name`` is not ``model``.
+def check_served(server: Server, model: ModelRef, timeout_s: float) -> None:
+    """Raise StageError when what a server of our own serves as ``model`` is another one.
 
     A model without log-probabilities beside it (none of a training here, or of an older release)
     is not compared, nor is one whose server does not give any, which is logged. Raises
     RetryableError when the server does not answer. Of several policies each is compared.
     """
     if isinstance(model, TeamRef):
-        for policy, one in model.member_by_policy.items():
-            check_served(server, policy_name(policy), one, timeout_s)
+        for one in model.member_by_policy.values():
+            check_served(server, one, timeout_s)
         return
     path = Path(model.place)
     expected = read_logprobs(path)
     if expected is None:
         return
     try:
-        found = prompt_logprobs(server, model_name, expected.token_ids, timeout_s)
+        found = prompt_logprobs(server, served_name(model), expected.token_ids, timeout_s)
     except RetryableError:
         raise
     except ServerError as error:

@@ -12,7 +12,7 @@ from optima.errors import OptimaError, ProcessError, ServerError, StageError
 from optima.processes.devices import free_port
 from optima.processes.managed import ManagedProcess
 from optima.recipe.schema import ServingSection
-from optima.serving.client import MODEL_NAME, Server, url_of
+from optima.serving.client import Server, served_name, url_of
 from optima.serving.probe import (
     PROMPT_IDS,
     check_completion,
@@ -33,7 +33,8 @@ HEALTH_S = 10.0  # between two health probes of a running server
 HEALTH_TIMEOUT_S = 30.0
 MAX_UNHEALTHY = 4  # failed probes in a row after which a running process counts as hung
 Launch = Callable[[ModelRef, int, Path], ManagedProcess]  # of a model, a port and a log
-Load = Callable[[Server, ModelRef, float, bool], None]  # its deadline; whether it sleeps
+# Of what a server serves and is to serve, with a deadline in seconds; whether it sleeps.
+Load = Callable[[Server, ModelRef, ModelRef, float, bool], None]
 _MAX_PORTS = 5
 _BIND_MARKS = ("address already in use", "errno 98")
 
@@ -128,11 +129,10 @@ class Worker(Watcher):
 
         Raises OptimaError where it does not; it is then to be stopped.
         """
-        self._model = model
+        old, self._model = self._model, model
         if not self.server.is_alive:
             raise ServerError(f"server {self.server.index}: {self.server.trouble}")
-        timeout_s = self._serving.start_timeout_s
-        load(self.server, model, timeout_s, self._is_asleep)
+        load(self.server, old, model, self._serving.start_timeout_s, self._is_asleep)
         self._n_restarts, self._is_asleep = 0, False
 
     def sleep(self, put: Callable[[Server, float], None]) -> None:
@@ -174,8 +174,8 @@ class Worker(Watcher):
             if not is_healthy(self.server, min(5.0, left_s)):
                 continue
             try:
-                check_completion(self.server, MODEL_NAME, left_s)
-                check_served(self.server, MODEL_NAME, self._model, left_s)
+                check_completion(self.server, served_name(self._model), left_s)
+                check_served(self.server, self._model, left_s)
             except RetryableError as error:
                 problem = str(error)
                 continue
@@ -245,7 +245,8 @@ class Worker(Watcher):
         return None
 
     def _is_well(self) -> bool:
-        return is_healthy(self.server, HEALTH_TIMEOUT_S) and _answers(self.server, MODEL_NAME)
+        name = served_name(self._model)
+        return is_healthy(self.server, HEALTH_TIMEOUT_S) and _answers(self.server, name)
 
 
 class _ForeignServerError(ProcessError):

@@ -343,7 +343,7 @@ def keep_of(recipe: Recipe, devices: Devices) -> Literal["restart", "reload", "s
 
 def _is_room_beside_sleepers(recipe: Recipe, devices: Devices) -> bool:
     """Return whether twice what a training holds, and 6 GiB, fit beside servers asleep (2 GiB).
-    Servers of adapters gain nothing by sleep: they are started anew for every model."""
+    Servers of adapters gain nothing by sleep: they are started anew after it."""
     lora, n, there = recipe.train.lora, count_trained(recipe), gpu_memory(devices)
     if n is None or there is None or (lora is not None and lora.serve == "adapter"):
         return False

@@ -14,6 +14,7 @@ from optima.plan import plan
 from optima.recipe.loading import dump_recipe, load_recipe
 from optima.records import read_records
 from optima.runs.reader import open_run
+from optima.serving.client import served_name
 from optima.studies.baselines import control_recipe
 from optima.studies.infer import find_models
 from optima.types import ModelRef, PreferenceRow, TeamRef, TrainingRow
@@ -79,6 +80,12 @@ def models_asked(made: Made) -> dict[str, Counter[str]]:
     return found
 
 
+def served(made: Made, policy: str) -> set[str]:
+    """Return the names that servers had the adapters of a policy under, all in the run."""
+    places = made.root.resolve().glob(f"*/train_{policy}/model")
+    return {served_name(ModelRef(path="", adapter=str(place))) for place in places}
+
+
 def test_team_has_a_row_a_label_and_a_training_a_policy(team: Made) -> None:
     labels = [line.split()[0] for line in team.table.splitlines()[2:6]]
     assert labels == ["base", "cold_start", "iter_0", "iter_1"]
@@ -94,8 +101,9 @@ def test_team_has_a_row_a_label_and_a_training_a_policy(team: Made) -> None:
 
 def test_every_turn_is_asked_of_the_policy_of_its_agent(team: Made) -> None:
     asked = models_asked(team)
-    assert set(asked["Alice"]) == {"policy", "policy_solver"}
-    assert set(asked["Bob"]) == {"policy", "policy_critic"}
+    assert set(asked["Alice"]) == {"policy"} | served(team, "solver")
+    assert set(asked["Bob"]) == {"policy"} | served(team, "critic")
+    assert len(served(team, "solver") | served(team, "critic")) == 6
     # the base model, before there is any policy, is asked by the cold start's evaluation alone
     base = sum(len(read_turns(team.root, name)) for name in ("evaluate/base/talk",))
     assert asked["Alice"]["policy"] + asked["Bob"]["policy"] == base
@@ -116,22 +124,28 @@ def read_turns(root: Path, stage: str) -> list[Any]:
     return [turn for line in path.open() for turn in json.loads(line)["turns"]]
 
 
-def test_servers_hold_the_adapters_of_one_model_at_once(team: Made) -> None:
+def test_servers_are_given_the_adapters_of_each_model_in_place_of_those_before(team: Made) -> None:
     environment = team.root.parent / "fake_env"
-    held = []
-    for argv in map(json.loads, (environment / "commands.jsonl").open()):
-        if "--lora-modules" in argv:
-            place = argv.index("--lora-modules")
-            held.append(argv[place + 1 : place + 3])
-            assert argv[argv.index("--max-loras") + 1] == "2"
-            assert argv[argv.index("--served-model-name") + 1] == "policy"
-    assert held == [
-        [
-            f"policy_{policy}={(team.root / label).resolve()}/train_{policy}/model"
-            for policy in ("solver", "critic")
-        ]
+    started = [
+        argv
+        for argv in map(json.loads, (environment / "commands.jsonl").open())
+        if "--served-model-name" in argv
+    ]
+    assert len(started) == 1
+    assert "--enable-lora" in started[0]
+    assert started[0][started[0].index("--max-loras") + 1] == "2"
+    assert "--lora-modules" not in started[0]
+    notes = map(json.loads, (team.root.parent / "asked.jsonl").open())
+    told = [one for one in notes if "lora_name" in one]
+    adapters = [
+        {str(path) for path in (team.root / label).resolve().glob("train_*/model")}
         for label in ("cold_start", "iter_0", "iter_1")
     ]
+    paths = [one.get("lora_path") for one in told]
+    assert [set(paths[:2]), set(paths[4:6]), set(paths[8:10])] == adapters
+    assert [set(paths[2:4]), set(paths[6:8])] == [{None}] * 2
+    loaded, unloaded = ({one["lora_name"] for one in told[n : n + 2]} for n in (0, 2))
+    assert loaded == unloaded
 
 
 @pytest.mark.parametrize("label", ["iter_0", "iter_1"])
@@ -191,7 +205,7 @@ def test_rerun_from_any_stage_equals_an_undisturbed_run(
 
 def test_frozen_policy_speaks_as_the_base_and_is_not_trained(frozen: Made) -> None:
     assert set(models_asked(frozen)["Bob"]) == {"policy"}
-    assert set(models_asked(frozen)["Alice"]) == {"policy", "policy_solver"}
+    assert set(models_asked(frozen)["Alice"]) == {"policy"} | served(frozen, "solver")
     trained = sorted(path.parent.name for path in frozen.root.glob("*/train*/DONE.json"))
     assert trained == ["train_solver"] * 3
     assert {row.agent for row in frozen.rows("iter_0/train_solver")} == {0}
@@ -364,8 +378,8 @@ def test_inference_takes_the_teams_of_a_run(team: Made, tmp_path: Path) -> None:
     assert status == 0, err
     labels = [line.split()[0] for line in out.splitlines()[2:5]]
     assert labels == ["cold_start", "iter_0", "iter_1"]
-    assert set(asked) == {"policy", "policy_solver", "policy_critic"}
-    assert asked["policy"] == 3  # each server's first token, before it is asked anything
+    assert set(asked) == {"policy"} | served(team, "solver") | served(team, "critic")
+    assert asked["policy"] == 1  # the server's first token, before it is asked anything
 
 
 def test_team_is_a_model_once_all_of_its_policies_are_trained(
@@ -387,14 +401,14 @@ def test_team_is_named_by_its_run_or_its_folder(team: Made, tmp_path: Path, plac
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [one["model"] for one in results["models"]] == [str((team.root / "iter_1").resolve())]
     assert [cost["label"] for cost in results["costs"]] == ["model"]
-    assert {"policy_solver", "policy_critic"} <= set(asked)
+    assert len(set(asked) - {"policy"}) == 2
 
 
 def test_adapter_of_one_policy_by_itself_plays_all_agents(team: Made, tmp_path: Path) -> None:
     folder = team.root / "iter_1/train_solver/model"
     status, _, err, asked = infer(team, tmp_path, "--model", str(folder))
     assert status == 0, err
-    assert set(asked) == {"policy"}
+    assert set(asked) == {served_name(ModelRef(path="", adapter=str(folder)))}
 
 
 def test_team_whose_policies_play_nobody_is_refused(team: Made, tmp_path: Path) -> None:
@@ -422,7 +436,7 @@ def test_team_is_transferred_to_another_task(team: Made, tmp_path: Path) -> None
     )  # fmt: skip
     assert status == 0, err
     asked = {json.loads(line)["model"] for line in (tmp_path / "asked.jsonl").open()}
-    assert {"policy_solver", "policy_critic"} <= asked
+    assert len((served(team, "solver") | served(team, "critic")) & asked) == 2
 
 
 def test_control_of_a_team_is_one_agent_without_policies(frozen: Made) -> None:
@@ -436,8 +450,8 @@ def test_frozen_policy_may_be_an_adapter_of_another_run(team: Made, tmp_path: Pa
     critic = team.root / "iter_1/train_critic/model"
     words = (*FROZEN, f"policies.critic.path={critic}", f"model.path={team.root.parent / 'model'}")
     made = make(tmp_path, *words, "iterations=1")
-    assert set(models_asked(made)["Bob"]) == {"policy_critic"}
-    assert set(models_asked(made)["Alice"]) == {"policy", "policy_solver"}
+    assert set(models_asked(made)["Bob"]) == {served_name(ModelRef(path="", adapter=str(critic)))}
+    assert set(models_asked(made)["Alice"]) == {"policy"} | served(made, "solver")
     found = open_run(made.root).models["iter_0"]
     assert isinstance(found, TeamRef)
     own = made.root / "iter_0/train_solver/model"
@@ -446,7 +460,7 @@ def test_frozen_policy_may_be_an_adapter_of_another_run(team: Made, tmp_path: Pa
     assert model.ref == found
     status, _, err, asked = infer(made, tmp_path / "infer", "--model", str(made.root))
     assert status == 0, err
-    assert {"policy_solver", "policy_critic"} <= set(asked)
+    assert len(set(asked) - {"policy"}) == 2
 
 
 def test_policy_goes_on_from_an_adapter_of_its_own(team: Made, tmp_path: Path) -> None:
@@ -458,7 +472,10 @@ def test_policy_goes_on_from_an_adapter_of_its_own(team: Made, tmp_path: Path) -
         for policy in ("solver", "critic")
     ]
     assert [job["model"]["adapter"] for job in jobs] == [str(solver), None]
-    assert set(models_asked(made)["Alice"]) == {"policy_solver"}
+    assert set(models_asked(made)["Alice"]) == {
+        served_name(ModelRef(path="", adapter=str(solver))),
+        *served(made, "solver"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.recipe.schema import LoraSection, ModelSection, Recipe, ServingSection, TrainSection
+from optima.serving.client import served_name
 from optima.serving.command import gpu_groups, server_argv, server_environ
 from optima.types import ModelRef
 
@@ -92,7 +93,8 @@ def test_adapter_is_served_over_its_base_with_a_rank_vllm_takes(tmp_path: Path) 
     model = ModelRef(path="org/model", adapter=str(tmp_path))
     argv = server_argv(model, recipe=lora, devices=EIGHT, env=ENV, port=1)
     assert option(argv, "--model") == "org/model"
-    assert option(argv, "--lora-modules") == f"policy={tmp_path}"
+    assert option(argv, "--lora-modules") == f"{served_name(model)}={tmp_path}"
+    assert option(argv, "--served-model-name") == "policy" != served_name(model)
     assert option(argv, "--max-lora-rank") == "32"
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 64, "rank_pattern": {}}))
     argv = server_argv(model, recipe=lora, devices=EIGHT, env=ENV, port=1)

@@ -140,7 +140,7 @@ def test_nodes_join_serve_every_model_and_end_with_the_run(site: Site, first: Mo
         assert [server.node for server in fleet.servers] == [None]  # none serves it yet
         wait_until(lambda: len(fleet.roster) == 3)
         for server in fleet.servers:
-            check_served(server, fleet.model_name, second, 10.0)
+            check_served(server, second, 10.0)
         assert {process_of(server).pid for server in fleet.servers} == processes  # new weights only
     assert (early.wait(), late.wait()) == (0, 0)
     assert "is over" in early.said()

@@ -14,7 +14,7 @@ import pytest
 
 from optima.errors import StageError
 from optima.processes.devices import Devices
-from optima.recipe.schema import ModelSection, Recipe, ServingSection
+from optima.recipe.schema import LoraSection, ModelSection, Recipe, ServingSection, TrainSection
 from optima.serving.client import Server
 from optima.serving.fake import token_logprobs
 from optima.serving.fleet import Fleet
@@ -45,7 +45,11 @@ def trained(directory: Path, name: str = "train") -> Path:
 
 def fleet_of(tmp_path: Path, ref: ModelRef, *options: str, **serving: object) -> Fleet:
     section = ServingSection.model_validate({"start_timeout_s": 30.0, **serving})
-    recipe = Recipe(method="sft", task="arc", model=ModelSection(path="m"), serving=section)
+    lora = LoraSection(serve="adapter") if section.keep == "stay" else None
+    recipe = Recipe(
+        method="sft", task="arc", model=ModelSection(path="m"), serving=section,
+        train=TrainSection(lora=lora),
+    )  # fmt: skip
     environment = fake_environment(tmp_path, server=options)
     return Fleet(ref, recipe=recipe, devices=TWO, env=environment, log_dir=tmp_path / "logs")
 
@@ -57,7 +61,7 @@ def test_every_server_of_the_trained_model_passes(
     model = trained(tmp_path)
     with fleet_of(tmp_path, ModelRef(path=str(model))) as fleet:
         for server in fleet.servers:
-            check_served(server, fleet.model_name, ModelRef(path=str(model)), 10.0)
+            check_served(server, ModelRef(path=str(model)), 10.0)
     assert caplog.text.count(f"serves the model in {model}") == 4
     assert "not compared" not in caplog.text
 
@@ -111,9 +115,9 @@ def test_weights_that_a_server_was_given_anew_are_compared(tmp_path: Path) -> No
     with fleet_of(tmp_path, ModelRef(path=str(first))) as fleet:
         for server in fleet.servers:
             with pytest.raises(StageError, match=f"{second}: server {server.index} serves another"):
-                check_served(server, fleet.model_name, ModelRef(path=str(second)), 10.0)
+                check_served(server, ModelRef(path=str(second)), 10.0)
         shutil.copyfile(second / "model.safetensors", first / "model.safetensors")
-        check_served(fleet.servers[0], fleet.model_name, ModelRef(path=str(second)), 10.0)
+        check_served(fleet.servers[0], ModelRef(path=str(second)), 10.0)
 
 
 @pytest.mark.parametrize("where", ["nothing", "foreign", "hub"])
@@ -146,7 +150,7 @@ def test_log_probabilities_that_cannot_be_read_are_one_line(text: str, tmp_path:
     path = model.parent / LOGPROBS_FILE
     path.write_text(text)
     with pytest.raises(StageError) as got:
-        check_served(Server(0, "http://127.0.0.1:1", ""), "m", ModelRef(path=str(model)), 1.0)
+        check_served(Server(0, "http://127.0.0.1:1", ""), ModelRef(path=str(model)), 1.0)
     assert str(got.value).startswith(f"{path}: cannot be read (")
     assert str(got.value).endswith(f"move {model.parent} away and run again to make it anew")
     assert "\n" not in str(got.value)
@@ -201,7 +205,7 @@ def test_log_probabilities_that_are_no_numbers_are_refused(
         answering(status, body) as server,
         pytest.raises(StageError, match="not all of its log-probabilities are numbers; run again"),
     ):
-        check_served(server, "m", ref, 10.0)
+        check_served(server, ref, 10.0)
 
 
 OTHER_ANSWERS = (
@@ -218,7 +222,7 @@ def test_answer_without_the_log_probabilities_is_logged_and_refuses_nothing(
 ) -> None:
     ref = ModelRef(path=str(trained(tmp_path)))
     with answering(status, body) as server:
-        check_served(server, "m", ref, 10.0)
+        check_served(server, ref, 10.0)
     assert "server 0: not compared with the model in" in caplog.text
 
 

@@ -50,7 +50,7 @@ def test_running_servers_take_the_weights_and_serve_them(
         assert fleet.model == second
         assert [process_of(server) for server in fleet.servers] == processes
         for server in fleet.servers:
-            check_served(server, fleet.model_name, second, 10.0)
+            check_served(server, second, 10.0)
         assert len(ask_many(fleet, ServingSection(), 4)) == 4
         assert fleet.take(first)  # and back
     assert len(re.findall(r"weights loaded in \d+\.\d s: ", caplog.text)) == 2
@@ -95,7 +95,7 @@ def test_weights_that_change_nothing_are_old_ones_however_small_the_training_was
     second = model(tmp_path, "second")
     (Path(second.path).parent / LOGPROBS_FILE).write_text(path.read_text())
     with fleet_of(tmp_path, first, "--reload", "stale") as fleet:
-        check_served(fleet.servers[0], fleet.model_name, second, 10.0)  # it tells no difference
+        check_served(fleet.servers[0], second, 10.0)  # it tells no difference
         assert not fleet.take(second)
 
 
@@ -109,7 +109,7 @@ def test_server_that_dies_after_the_change_comes_back_with_the_model_that_it_ser
         process.kill()
         wait_until(lambda: not victim.is_alive)
         wait_until(lambda: victim.is_alive and process_of(victim).pid != process.pid)
-        check_served(victim, fleet.model_name, second, 10.0)
+        check_served(victim, second, 10.0)
         assert second.path in process_of(victim).cmdline()
 
 
@@ -161,7 +161,9 @@ def test_models_that_differ_in_more_than_weights_or_cannot_be_compared_take_a_st
     assert "tokenizer.json of" in str(why(first, second))
 
     adapter = ModelRef(path=first.path, adapter=wider.path)
-    assert why(first, adapter) == why(adapter, first) == "adapters are started anew"
+    for before, after in ((second, adapter), (adapter, second)):
+        reason = f"not over the same base as {before.place}, and one has adapters"
+        assert str(why(before, after)).endswith(reason)
     (Path(first.path).parent / LOGPROBS_FILE).unlink()
     assert "no log-probabilities" in str(why(second, first))
     assert "no log-probabilities" in str(why(second, ModelRef(path="org/model")))
@@ -192,10 +194,66 @@ def test_server_that_sleeps_takes_weights_when_it_wakes(
         check_all(fleet, second)
 
 
+@pytest.fixture
+def adapters(tmp_path: Path, first: ModelRef) -> list[ModelRef]:
+    """Return two adapters over ``first``."""
+    places = (trained(tmp_path, f"adapter_{n}") for n in range(2))
+    return [ModelRef(path=first.path, adapter=str(place)) for place in places]
+
+
+def test_servers_that_stay_take_adapters_and_go_back_to_their_base(
+    tmp_path: Path, first: ModelRef, second: ModelRef, adapters: list[ModelRef]
+) -> None:
+    with fleet_of(tmp_path, first, keep="stay") as fleet:
+        processes = [process_of(server) for server in fleet.servers]
+        for ref in (*adapters, first, adapters[0]):
+            assert fleet.take(ref)
+            check_all(fleet, ref)
+        assert [process_of(server) for server in fleet.servers] == processes
+        victim = fleet.servers[0]
+        processes[0].kill()
+        wait_until(lambda: not victim.is_alive)
+        wait_until(lambda: victim.is_alive)
+        check_all(fleet, adapters[0])
+        assert not fleet.take(second)  # another base
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("fails", "the fake server does not do that"), ("stale", "serves another model")],
+)
+def test_servers_that_do_not_take_an_adapter_are_given_up_in_one_line(
+    how: str, reason: str, tmp_path: Path, first: ModelRef, adapters: list[ModelRef],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    with fleet_of(tmp_path, adapters[0], "--reload", how, keep="stay") as fleet:
+        assert not fleet.take(adapters[1])
+    (said,) = [r.message for r in caplog.records if "weights not loaded" in r.message]
+    assert reason in said
+
+
+def test_adapters_that_servers_have_no_room_for_take_a_start(
+    tmp_path: Path, first: ModelRef, adapters: list[ModelRef], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with fleet_of(tmp_path, first) as fleet:  # which does not stay while adapters are made
+        assert not fleet.take(adapters[0])
+    assert "they have no room for the adapters of" in caplog.text
+    with fleet_of(tmp_path, adapters[0], keep="reload") as fleet:
+        assert fleet.take(adapters[1])
+        (Path(str(adapters[0].adapter)) / "adapter_config.json").write_text('{"r": 64}')
+        assert not fleet.take(adapters[0])
+    args = ("--api-server-count=2",)
+    with fleet_of(tmp_path, adapters[1], keep="reload", extra_args=args) as fleet:
+        (Path(str(adapters[0].adapter)) / "adapter_config.json").write_text('{"r": 16}')
+        assert not fleet.take(adapters[0])
+    assert "of several API processes (--api-server-count=2) only one would hear" in caplog.text
+
+
 def check_all(fleet: Fleet, ref: ModelRef) -> None:
     for server in fleet.servers:
         check_completion(server, fleet.model_name, 10.0)
-        check_served(server, fleet.model_name, ref, 10.0)
+        check_served(server, ref, 10.0)
 
 
 def test_server_that_dies_in_its_sleep_takes_no_memory_again(

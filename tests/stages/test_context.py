@@ -21,7 +21,6 @@ from optima.recipe.schema import (
     ServingSection,
 )
 from optima.runs.directory import RunDir
-from optima.serving.client import MODEL_NAME
 from optima.serving.probe import check_served
 from optima.stages import room
 from optima.stages.context import Device, Environments, split_devices
@@ -83,7 +82,7 @@ class Host:
 def serve(device: Device, ref: ModelRef) -> psutil.Process:
     """Return the process that serves ``ref`` now."""
     (server,) = device.fleets(ref).servers
-    check_served(server, MODEL_NAME, ref, 10.0)
+    check_served(server, ref, 10.0)
     return process_of(server)
 
 
