@@ -14,7 +14,7 @@ from optima.evaluation.figures import JudgedConversation
 from optima.processes.devices import check_sockets, core_warning, detect_devices, free_port
 from optima.processes.environment import Role, package_versions, require_environment
 from optima.recipe.schema import Recipe, ServingSection
-from optima.stages.opening import base_model, check_models, codecs_of
+from optima.stages.opening import base_model, check_models, check_windows, codecs_of
 from optima.studies.trial import Trial
 
 MIN_FREE_GIB = 5.0
@@ -84,6 +84,7 @@ def _disk() -> Finding:
 def _model(recipe: Recipe) -> str:
     codecs = codecs_of(recipe, base_model(recipe))
     check_models(recipe)
+    check_windows(recipe)
     return "; ".join(
         f"{codec.template.origin}: chat template with roles {codec.template.roles}, "
         f"{codec.encoder.token(codec.end_token)} ends a turn"

@@ -1,4 +1,5 @@
-"""Reading what a model's directory, or its place on the hub, holds of templates and tokenizers.
+"""Reading what a model's directory, or its place on the hub, holds of templates, tokenizers and
+the length of its context.
 
 The hub is asked for single files, a few seconds at most; what is here already is not asked for.
 """
@@ -17,6 +18,14 @@ from optima.errors import ModelError
 from optima.models import check_fetched
 
 HUB_TIMEOUT_S = 5.0  # for one look at the hub; the library retries a few times
+# Where the server looks for the number of positions (vLLM 0.32); the smallest counts.
+_WINDOW_KEYS = (
+    *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length"),
+    *("max_sequence_length", "max_seq_length", "seq_len"),
+)
+_LEAST_WINDOW, _MOST_WINDOW = 256, 100_000_000  # tokens: as model.max_model_len, beyond any model
+# Kinds of rope scaling whose factor is in the number of positions already.
+_SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 
 
 def load_codec(
@@ -77,6 +86,66 @@ def load_encoder(files: "ModelFiles", stop_tokens: Sequence[str] = ()) -> Encode
     return Encoder(tokenizer, stop_tokens, n_rows if isinstance(n_rows, int) else 0)
 
 
+def context_window(files: "ModelFiles", asked: int | None) -> int:
+    """Return the tokens that a conversation may have: ``asked``, ``model.max_model_len``, or all.
+
+    Raises ModelError where the model's config.json has no number that a server starts with, or a
+    smaller one than is asked for.
+    """
+    config = files.config()
+    below = config.get("text_config")
+    config = below if isinstance(below, dict) else config
+    found = {key: config[key] for key in _WINDOW_KEYS if config.get(key) is not None}
+    for key, value in found.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole and _LEAST_WINDOW <= value <= _MOST_WINDOW):
+            raise ModelError(
+                f"{files.place}: config.json: {key}: {value!r:.40} must be a whole number of "
+                f"tokens from {_LEAST_WINDOW} to {_MOST_WINDOW:,}; correct it, or fetch the model again"
+            )
+    if not found:
+        if asked is not None:
+            return asked
+        raise ModelError(
+            f"{files.place}: config.json: {_WINDOW_KEYS[0]}: is missing, so nothing tells how long "
+            "a conversation may be; set model.max_model_len, or fetch the model again"
+        )
+    key = min(found, key=lambda key: found[key])
+    longest = int(found[key] * _rope_factor(files, config))
+    if asked is not None and asked > longest:
+        raise ModelError(
+            f"model.max_model_len: {asked}: {files.model} has {longest} positions; lower it"
+        )
+    return asked or longest
+
+
+def _rope_factor(files: "ModelFiles", config: dict[str, Any]) -> float:
+    """Return by what the rope scaling of a model multiplies its positions."""
+    name = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    scaling = config.get(name) or {}
+    if not isinstance(scaling, dict):
+        raise ModelError(
+            f"{files.place}: config.json: {name}: {scaling!r:.40} must be a section or null; "
+            "correct it, or fetch the model again"
+        )
+    factor = 1.0
+    nested = [value for value in scaling.values() if isinstance(value, dict)]  # by kind of layer
+    for one in nested or [scaling]:
+        kind = one.get("rope_type", one.get("type"))
+        value = one.get("factor")
+        if value is None:
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and 1 <= value <= _MOST_WINDOW):
+            raise ModelError(
+                f"{files.place}: config.json: {name}.factor: {value!r:.40} must be a number of at "
+                "least 1; correct it, or fetch the model again"
+            )
+        if kind not in _SCALED and "gemma3" not in str(config.get("model_type")):
+            factor = float(value)
+    return factor
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
     """The files in a model's directory, or at its place on the hub; ``field`` names the model.
@@ -103,6 +172,13 @@ class ModelFiles:
         if not isinstance(tree, dict):
             raise self._unreadable(name, "it is not a mapping")
         return tree
+
+    def config(self) -> dict[str, Any]:
+        """Return the model's config.json; ModelError when it has none that can be read."""
+        config = self.tree("config.json")
+        if not config:
+            raise ModelError(f"{self.place}: has no config.json; fetch the model again")
+        return config
 
     def text(self, name: str) -> str | None:
         """Return a file as text, None when there is none."""

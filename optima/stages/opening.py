@@ -14,7 +14,7 @@ from pathlib import Path
 import optima
 from optima.conversation.codec import ChatCodec
 from optima.conversation.dialogue import prove_talk
-from optima.conversation.loading import ModelFiles, load_codec
+from optima.conversation.loading import ModelFiles, context_window, load_codec
 from optima.errors import ModelError, StageError, UsageError
 from optima.plan import Counts
 from optima.processes.devices import Devices, check_sockets, core_warning, detect_devices
@@ -34,13 +34,7 @@ from optima.runs.layout import (
 from optima.seeding import digest
 from optima.stages.context import Device, Environments, LossModel, Model, RunContext, split_devices
 from optima.stages.problems import Part
-from optima.stages.room import (
-    context_window,
-    existing_parent,
-    footprint,
-    own_models,
-    trained_models,
-)
+from optima.stages.room import existing_parent, footprint, own_models, trained_models
 from optima.tasks import get_task
 from optima.training.launch import check_target_modules
 from optima.types import EndpointRef, ModelRef, TeamRef
@@ -99,12 +93,30 @@ def check_start(recipe: Recipe, run_dir: Path) -> None:
     """
     check_run_dir(run_dir)
     base_model(recipe)
-    for section in (recipe.model, *own_models(recipe).values()):
-        context_window(section)
+    check_windows(recipe)
     for section in trained_models(recipe).values():
         check_target_modules(recipe.model_copy(update={"model": section}))
     for one in recipe.members().values():
         read_formats(one)
+
+
+def check_windows(recipe: Recipe) -> int:
+    """Return the tokens that a conversation of ``model.path`` may have; ModelError where a turn of
+    it, or of another model that plays an agent, has none left for its prompt.
+    """
+    most = max(one.conversation.max_turn_tokens for one in recipe.members().values())
+    windows = []
+    for name, model in {"": recipe.model, **own_models(recipe)}.items():
+        files = ModelFiles(
+            model.path, model.revision, f"policies.{name}.path" if name else "model.path"
+        )
+        windows.append(window := context_window(files, model.max_model_len))
+        if most >= window:
+            raise ModelError(
+                f"conversation.max_turn_tokens: {most} leaves no room for a prompt in the {window} "
+                f"positions of {files.place}; lower it, or take another model"
+            )
+    return windows[0]
 
 
 def read_formats(recipe: Recipe) -> tuple[Format, ...]:
@@ -251,8 +263,7 @@ def check_models(recipe: Recipe) -> None:
                 )
             for name in _CONFIGURATIONS:
                 files.tree(name)
-            if not files.tree(_CONFIGURATIONS[0]):
-                raise ModelError(f"{files.place}: has no config.json; fetch the model again")
+            files.config()
         _check_whole(ModelRef(path=placed_model(path)), field)
     _check_whole(base_model(recipe).ref, "policies")
 

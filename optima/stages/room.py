@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from optima.conversation.loading import HUB_TIMEOUT_S, ModelFiles
-from optima.errors import EnvironmentNotFoundError, ModelError, StageError, UsageError
+from optima.errors import EnvironmentNotFoundError, StageError, UsageError
 from optima.plan import Counts, Step, iterations, plan, trained_policies
 from optima.processes.devices import Devices, free_memory, gpu_memory
 from optima.processes.environment import Environment, package_versions
@@ -112,22 +112,7 @@ def existing_parent(path: Path) -> Path:
 
 def read_config(model: ModelSection) -> dict[str, Any]:
     """Return the model's config.json; ModelError when it has none that can be read."""
-    files = ModelFiles(model.path, model.revision)
-    config = files.tree("config.json")
-    if not config:
-        raise ModelError(f"{files.place}: has no config.json; fetch the model again")
-    return config
-
-
-def context_window(model: ModelSection) -> int | None:
-    """Return the tokens a prompt may have; ModelError when more are asked for than there are."""
-    longest = read_config(model).get("max_position_embeddings")
-    asked = model.max_model_len
-    if isinstance(longest, int) and asked is not None and asked > longest:
-        raise ModelError(
-            f"model.max_model_len: {asked}: {model.path} has {longest} positions; lower it"
-        )
-    return asked or (longest if isinstance(longest, int) else None)
+    return ModelFiles(model.path, model.revision).config()
 
 
 def find_weights(model: ModelSection) -> Weights | None:
@@ -167,6 +152,8 @@ class _Shape:
             head = int(config.get("head_dim") or width // n_heads)
             n_shared = int(config.get("num_key_value_heads") or n_heads)
         except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
+            return None
+        if min(width, n_layers, inner, vocabulary, head, n_shared) <= 0:
             return None
         return cls(width, n_layers, inner, vocabulary, head * n_heads, head * n_shared)
 

@@ -42,6 +42,7 @@ from optima.stages.opening import (
     base_model,
     check_models,
     check_start,
+    check_windows,
     codecs_of,
     loss_codec,
     read_formats,
@@ -49,7 +50,6 @@ from optima.stages.opening import (
 from optima.stages.problems import Splits, check_unseen, held_out_problems, keep_apart
 from optima.stages.room import (
     check_fit,
-    context_window,
     footprint,
     is_trained,
     keep_of,
@@ -104,7 +104,7 @@ def dry_run(recipe: Recipe, run_dir: Path, *, vllm_env: Environment, train_env: 
     lines = [
         f"run        {run_dir}" + (" (exists; would go on)" if run_dir.exists() else ""),
         *(line for lines, _ in tasks for line in lines),
-        f"model      {recipe.model.path}, context {context_window(recipe.model) or 'unknown'}, "
+        f"model      {recipe.model.path}, context {check_windows(recipe)}, "
         f"roles {', '.join(dict.fromkeys(codec.template.roles for codec in codecs))}",
         *(f"policy     {name}: {said}" for name, said in describe_policies(recipe).items()),
         f"devices    {where}" + (f"; {warning}" if (warning := core_warning()) else ""),

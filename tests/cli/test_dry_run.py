@@ -10,6 +10,7 @@ import pytest
 
 from optima.cli import doctor, training
 from optima.cli.training import sft as main
+from optima.conversation.loading import ModelFiles, context_window
 from optima.errors import RecipeError, UsageError
 from optima.plan import Counts
 from optima.processes.devices import Devices
@@ -328,6 +329,27 @@ def test_tracker_that_the_training_environment_lacks_is_refused() -> None:
         ("config.json", "[1, 2]", "config.json cannot be read (it is not a mapping)"),
         ("config.json", "not JSON", "config.json cannot be read (Expecting value"),
         ("config.json", 9_000 * "[", "config.json cannot be read ("),
+        *(
+            ("config.json", f'{{"max_position_embeddings": {value}}}',
+             f"model: config.json: max_position_embeddings: {said} must be a whole number of tokens"
+             " from 256 to 100,000,000; correct it, or fetch the model again")
+            for value, said in (
+                ("-4096", "-4096"), ('"4096"', "'4096'"), ("16", "16"), ("NaN", "nan"),
+                ("true", "True"), ("4096.5", "4096.5"), ("1e400", "inf"), ("[4096]", "[4096]"),
+            )
+        ),
+        ("config.json", '{"n_positions": 0}', "config.json: n_positions: 0 must be"),
+        ("config.json", '{"max_position_embeddings": 8192, "seq_length": -1}', "seq_length: -1"),
+        ("config.json", '{"text_config": {"max_position_embeddings": "long"}}', "'long' must be"),
+        *(
+            ("config.json", f'{{"max_position_embeddings": 4096, "rope_scaling": {scaling}}}', said)
+            for scaling, said in (
+                ('"linear"', "rope_scaling: 'linear' must be a section or null"),
+                ('{"type": "linear", "factor": -2.0}', "rope_scaling.factor: -2.0 must be a numbe"),
+                ('{"rope_type": "dynamic", "factor": "two"}', "factor: 'two' must be a number of"),
+                ('{"rope_type": "yarn", "factor": NaN}', "factor: nan must be a number of at leas"),
+            )
+        ),
         ("generation_config.json", "{", "generation_config.json cannot be read ("),
         ("model.safetensors", None, "model: has no weights (*.safetensors or *.bin); fetch the"),
         ("model.safetensors", "", "model.safetensors: is empty; fetch the model again"),
@@ -363,6 +385,53 @@ def test_model_that_cannot_be_talked_with_or_loaded_is_refused_by_doctor_dry_run
         assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
     assert not any(call[0] == "-m" for call in commands(environment))  # nothing was started
+
+
+@pytest.mark.parametrize(
+    ("config", "asked", "window"),
+    [
+        ({"max_position_embeddings": 2048}, None, 2048),
+        ({"max_position_embeddings": 2048}, 1024, 1024),
+        ({"max_position_embeddings": 2048, "seq_len": 1024}, None, 1024),
+        ({"n_positions": 1024}, None, 1024),
+        ({"text_config": {"max_position_embeddings": 4096}}, None, 4096),
+        ({"vocab_size": 49_152}, 1024, 1024),
+        ({"max_position_embeddings": 2048, "rope_scaling": None}, None, 2048),
+        ({"max_position_embeddings": 2048,
+          "rope_scaling": {"type": "linear", "factor": 4.0}}, None, 8192),
+        ({"max_position_embeddings": 2048,
+          "rope_parameters": {"rope_type": "dynamic", "factor": 2}}, 4096, 4096),
+        ({"max_position_embeddings": 8192,
+          "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, None, 8192),
+        ({"max_position_embeddings": 2048, "rope_scaling": {"rope_type": "default"}}, None, 2048),
+        ({"max_position_embeddings": 2048, "model_type": "gemma3_text",
+          "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}}},
+         None, 2048),
+    ],
+)  # fmt: skip
+def test_context_is_what_a_server_of_the_model_takes(
+    config: dict[str, object], asked: int | None, window: int, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert context_window(ModelFiles(str(tmp_path)), asked) == window
+
+
+def test_model_that_tells_no_window_and_one_too_short_for_a_turn_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = arguments(tmp_path, "model.max_model_len=null")
+    for config, said in (
+        ('{"max_position_embeddings": null, "vocab_size": 9}',
+         "config.json: max_position_embeddings: is missing, so nothing tells how long a "
+         "conversation may be; set model.max_model_len, or fetch the model again"),
+        ('{"max_position_embeddings": 300, "max_seq_len": 256}',
+         "conversation.max_turn_tokens: 256 leaves no room for a prompt in the 256 positions of "
+         f"model.path={tmp_path}/model; lower it, or take another model"),
+    ):  # fmt: skip
+        (tmp_path / "model/config.json").write_text(config)
+        assert main([*argv, "conversation.max_turn_tokens=256"]) == 2
+        assert said in capsys.readouterr().err
+    assert main([*argv, "conversation.max_turn_tokens=255"]) == 0
 
 
 @pytest.mark.parametrize(
