@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from optima.errors import OptimaError, UsageError
 from optima.processes.environment import Environment, require_environment, resolve_environment
-from optima.recipe.layers import Layers, is_override, merge_layers
+from optima.recipe.layers import Layers, merge_layers
 from optima.recipe.loading import load_recipe as load_layers
 from optima.recipe.schema import Recipe
+from optima.recipe.text import check_said_once, is_override
 from optima.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -117,8 +118,12 @@ def evaluate(
 
 
 def split_words(words: Sequence[Place]) -> tuple[list[Path], list[str]]:
-    """Return the files and the overrides among the words of a command line; a Path is a file."""
+    """Return the files and the overrides among the words of a command line; a Path is a file.
+
+    Raises RecipeError where an override takes back another.
+    """
     overrides = [word for word in words if isinstance(word, str) and is_override(word)]
+    check_said_once(overrides)
     files = [Path(word) for word in words if not isinstance(word, str) or not is_override(word)]
     return files, overrides
 

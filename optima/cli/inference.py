@@ -140,9 +140,15 @@ def evaluate(
     if is_vote:
         if n_samples > 1 and temperature == 0:
             raise UsageError("--temperature 0: makes all samples equal; raise it")
-        words = [
-            f"evaluation.n_samples={n_samples}", f"evaluation.temperature={temperature}", *words
-        ]  # fmt: skip
+        own = {"evaluation.n_samples": n_samples, "evaluation.temperature": temperature}
+        for word in words:
+            key = word.partition("=")[0]
+            if key in own:
+                option = key.removeprefix("evaluation.").replace("_", "-")
+                raise UsageError(f"{word}: says the same as --{option}; give that alone")
+            if key == "evaluation":
+                raise UsageError(f"{word}: takes back --n-samples; give fields of it one by one")
+        words = [*(f"{key}={value}" for key, value in own.items()), *words]
     from optima import api
     from optima.reporting.results import (
         results_json,
@@ -171,8 +177,6 @@ def evaluate(
         models, config or (), words, task=task, limit=limit, root=model_root
     )
     check_metric(metric, recipe)
-    if is_vote and recipe.evaluation.n_samples > 1 and recipe.evaluation.temperature == 0:
-        raise UsageError("evaluation.temperature=0: makes all samples equal; raise it")
     recipe = originals.share_threads(num_thread, recipe)
     if output_path:
         place = originals.free_output(place, recipe, "multi_sc" if is_vote else "infer")

@@ -260,6 +260,7 @@ def pairs(
     chosen, rejected). Only fields of pairs can be changed, such as pairs.theta_diff=0.1 (or
     select.theta_diff=0.1).
     """
+    from optima.recipe.text import check_said_once
     from optima.studies.rescore import rebuild_pairs
 
     changes = [
@@ -271,6 +272,7 @@ def pairs(
         raise UsageError(
             f"{wrong[0]}: only fields of pairs can be changed here, such as pairs.theta_diff=0.1"
         )
+    check_said_once(changes)
     table = rebuild_pairs(run, iteration, changes, out, task=task)
     print(json.dumps(table.records()) if as_json else table.text())
     return 0

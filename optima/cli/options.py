@@ -209,10 +209,21 @@ Config = Annotated[list[Path], typer.Option("--config", metavar="RECIPE ...", he
 MaybeConfig = Annotated[
     list[Path] | None, typer.Option("--config", metavar="RECIPE ...", help=CONFIG_HELP)
 ]
+
+
+def _said_once(overrides: list[str] | None) -> list[str] | None:
+    """Return the overrides; RecipeError where one takes back another."""
+    if overrides and len(overrides) > 1:
+        from optima.recipe.text import check_said_once, is_override
+
+        check_said_once([word for word in overrides if is_override(word)])
+    return overrides
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="key=value", show_default=False,
+        metavar="key=value", show_default=False, callback=_said_once,
         help="fields of the recipe to change, such as train.learning_rate=1.0e-5",
     ),
 ]  # fmt: skip
@@ -367,7 +378,7 @@ def _check_words(words: Sequence[str]) -> None:
 
 
 def _is_end(word: str) -> bool:
-    from optima.recipe.layers import is_override  # slow, and --help asks for none of it
+    from optima.recipe.text import is_override  # slow, and --help asks for none of it
 
     return word.startswith("-") or is_override(word)
 

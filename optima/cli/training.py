@@ -67,8 +67,9 @@ def train(
     set_up_logging(is_verbose=verbose, is_quiet=quiet)
     # Imported here: what runs pipelines is slow to import, and --help needs none of it.
     from optima import api
-    from optima.recipe.layers import is_override, merge_layers
+    from optima.recipe.layers import merge_layers
     from optima.recipe.loading import change_recipe
+    from optima.recipe.text import is_override
 
     if not config:
         file = next((word for word in overrides or () if not is_override(word)), None)

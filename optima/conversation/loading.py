@@ -100,8 +100,8 @@ def context_window(files: "ModelFiles", asked: int | None) -> int:
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not (whole and _LEAST_WINDOW <= value <= _MOST_WINDOW):
             raise ModelError(
-                f"{files.place}: config.json: {key}: {value!r:.40} must be a whole number of "
-                f"tokens from {_LEAST_WINDOW} to {_MOST_WINDOW:,}; correct it, or fetch the model again"
+                f"{files.place}: config.json: {key}: {value!r:.40} must be a whole number of tokens"
+                f" from {_LEAST_WINDOW} to {_MOST_WINDOW:,}; correct it, or fetch the model again"
             )
     if not found:
         if asked is not None:

@@ -33,17 +33,22 @@ from typing import Any, get_args
 from optima.errors import RecipeError, UsageError
 from optima.plugins import is_reference
 from optima.recipe.schema import METHOD_SECTIONS, MIXED, OF_TASKS, Recipe, section_above
-from optima.recipe.text import MAX_DEPTH, Source, find_recipe, parse_yaml, printable, read_file
+from optima.recipe.text import (
+    ENTRIES,
+    find_recipe,
+    override_place,
+    parse_override,
+    printable,
+    read_file,
+)
 from optima.tasks import SPELLINGS, get_task, task_names
 from optima.tasks.task import Task
 from optima.types import Setting
 
 WHERE = "for"
-ENTRIES = "tasks"
 _EVIDENCE = {True: "evidence", False: "no_evidence"}
 WHOLE = ("method", "task", "model")  # what a file must hold to be a recipe by itself
 _OF_ENTRIES = ("task", "weight", *OF_TASKS)
-_OVERRIDE = re.compile(rf"({ENTRIES}\.[\w.:-]+|[a-z_][\w.]*)=")  # of package.module:NAME, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +105,17 @@ class Layers:
 
     def add_override(self, override: str) -> None:
         """Lay ``key.sub=value`` on what is there; RecipeError when it is not of this form."""
-        key, text, _ = _parse_override(override)
+        key, text, _ = parse_override(override)
         if key == ENTRIES:
             return  # says which members there are, and is laid on them
         if key.startswith(f"{ENTRIES}."):
             name = self._member_of(override)
             own = key.removeprefix(f"{ENTRIES}.{name}.").partition(".")[0]
             if own not in (*_OF_ENTRIES, *Recipe.model_fields):
-                raise RecipeError(f"{_place(override)}: {printable(own)}: {_foreign(own)}")
+                raise RecipeError(f"{override_place(override)}: {printable(own)}: {_foreign(own)}")
             self.members[name].override(override, below=f"{ENTRIES}.{name}.")
             validated = key.replace(f".{name}.", f".{list(self.members).index(name)}.", 1)
-            self.origins[validated] = Origin(_place(override), key, text)
+            self.origins[validated] = Origin(override_place(override), key, text)
             return
         for layers in (self, *self.members.values()):
             layers.override(override)
@@ -119,20 +124,20 @@ class Layers:
         """Return the task that ``tasks.NAME.key=value`` is for."""
         if not self.members:
             raise RecipeError(
-                f"{_place(override)}: is for one task of a mixture, and the recipe has no tasks; "
-                "write key=value"
+                f"{override_place(override)}: is for one task of a mixture, and the recipe has no "
+                "tasks; write key=value"
             )
         name = next((n for n in self.members if override.startswith(f"{ENTRIES}.{n}.")), None)
         if name is None or override.startswith(f"{ENTRIES}.{name}.task="):
             raise RecipeError(
-                f"{_place(override)}: must be {ENTRIES}.NAME.key=value with a NAME of "
+                f"{override_place(override)}: must be {ENTRIES}.NAME.key=value with a NAME of "
                 f"{', '.join(self.members)}, and a key other than task"
             )
         return name
 
     def override(self, override: str, *, below: str = "") -> None:
         """Lay ``key.sub=value`` on these layers alone, without what stands in front of ``key``."""
-        whole, text, value = _parse_override(override)
+        whole, text, value = parse_override(override)
         key = whole.removeprefix(below)
         *sections, last = key.split(".")
         node: Any = self.tree
@@ -143,13 +148,13 @@ class Layers:
             if not isinstance(node, dict):
                 above = ".".join(sections[: depth + 1])
                 raise RecipeError(
-                    f"{_place(override)}: {printable(above)} is a value, not a section; "
+                    f"{override_place(override)}: {printable(above)} is a value, not a section; "
                     "remove what follows it"
                 )
         layer = {last: value}
         for section in reversed(sections):
             layer = {section: layer}
-        origin = Origin(_place(override), whole, text)
+        origin = Origin(override_place(override), whole, text)
         if isinstance(value, dict):  # a section given as a whole replaces what was there
             _forget(self, key)
             if isinstance(node, dict):
@@ -211,7 +216,7 @@ def merge_layers(
         Origin(printable(str(path)), lines=file.lines)
         for path, file in zip(files, read, strict=True)
     ]
-    given = {key: value for key, _, value in map(_parse_override, overrides)}
+    given = {key: value for key, _, value in map(parse_override, overrides)}
     methods = (given.get("method"), *(tree.get("method") for tree in reversed(trees)))
     method = next(filter(None, methods), None)
     stack = _Stack(
@@ -348,11 +353,6 @@ def is_layer(tree: Mapping[str, Any]) -> bool:
     return any(tree.get(key) is None and not (key == "task" and tree.get(ENTRIES)) for key in WHOLE)
 
 
-def is_override(text: str) -> bool:
-    """Return whether a word of a command line is ``key=value`` and no file."""
-    return _OVERRIDE.match(text) is not None
-
-
 def _applying(method: Any, own_task: Any, *, task: str | None) -> frozenset[str]:
     """Return the names after ``for`` that apply; a wrong method or task is for validation."""
     names = {str(method)}
@@ -390,22 +390,6 @@ def _conditions(value: Any, origin: Origin) -> list[Condition]:
                 raise RecipeError(f"{where}: {banned}: cannot stand here; move it out of {WHERE}")
         found.append(Condition(names, layer, below))
     return found
-
-
-def _parse_override(override: str) -> tuple[str, str, Any]:
-    """Return key, text and value of ``key.sub=text``."""
-    key, separator, text = override.partition("=")
-    keys = key.split(".")
-    if not separator or not all(part.strip() for part in keys) or len(keys) > MAX_DEPTH:
-        raise RecipeError(
-            f"{_place(override)}: must be key=value or section.key=value, such as "
-            "train.learning_rate=1.0e-5"
-        )
-    return key, text, parse_yaml(text, Source(_place(override), key)) if text.strip() else ""
-
-
-def _place(override: str) -> str:
-    return f"override {printable(override)}"
 
 
 def _merge(

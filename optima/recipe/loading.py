@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from optima.errors import RecipeError, UsageError
-from optima.recipe.layers import ENTRIES, WHERE, WHOLE, Condition, Layers, Origin, merge_layers
+from optima.recipe.layers import WHERE, WHOLE, Condition, Layers, Origin, merge_layers
 from optima.recipe.schema import (
     METHOD_SECTIONS,
     MIXED,
@@ -28,7 +28,7 @@ from optima.recipe.schema import (
     keys_of,
     section_above,
 )
-from optima.recipe.text import printable, quoting, write_yaml
+from optima.recipe.text import ENTRIES, printable, quoting, write_yaml
 from optima.tasks import TASKS, get_task
 from optima.tasks.task import Task
 from optima.types import section_of

@@ -1,4 +1,4 @@
-"""YAML of recipes, read strictly and written so that it reads back equal.
+"""YAML of recipes and of ``key.sub=value``, read strictly, and written so that it reads back equal.
 
 What comes out is plain: mappings by text, lists, texts, finite numbers, true, false and null. All
 else is refused with its line and what to write instead: a key given twice, a tag, a date, a number
@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,10 +22,12 @@ from optima.errors import RecipeError
 logger = logging.getLogger(__name__)
 
 FOLDER = "recipes"
+ENTRIES = "tasks"
 MAX_BYTES = 2**20  # a resolved recipe has 8 KiB
 MAX_DEPTH = 20  # a recipe has 4
 MAX_NODES = 20_000  # aliases written out; a resolved recipe has 300
 MAX_DIGITS = 40  # beyond any bound of the schema
+_OVERRIDE = re.compile(rf"({ENTRIES}\.[\w.:-]+|[a-z_][\w.]*)=")  # of package.module:NAME, too
 _TAG = "tag:yaml.org,2002:"
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 _BOOLS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
@@ -129,6 +131,60 @@ def read_file(path: Path) -> Written:
         what = "is empty, " if tree is None else ""
         raise RecipeError(f"{place}: {what}must be a mapping of sections, such as `task: arc`")
     return Written(tree, lines)
+
+
+def is_override(text: str) -> bool:
+    """Return whether a word of a command line is ``key=value`` and no file."""
+    return _OVERRIDE.match(text) is not None
+
+
+def parse_override(override: str) -> tuple[str, str, Any]:
+    """Return key, text and value of ``key.sub=text``; RecipeError when it is not of this form."""
+    key, separator, text = override.partition("=")
+    place, keys = override_place(override), key.split(".")
+    if not separator or not all(part.strip() for part in keys) or len(keys) > MAX_DEPTH:
+        raise RecipeError(
+            f"{place}: must be key=value or section.key=value, such as train.learning_rate=1.0e-5"
+        )
+    return key, text, parse_yaml(text, Source(place, key)) if text.strip() else ""
+
+
+def override_place(override: str) -> str:
+    """Return what messages about an override begin with."""
+    return f"override {printable(override)}"
+
+
+def check_said_once(overrides: Sequence[str]) -> None:
+    """Raise RecipeError where one of the words of a command takes back what another says.
+
+    What files say is there to be changed; of two words that a user writes side by side one would be
+    lost. A section may be opened by ``section={}`` for fields that follow.
+    """
+    values: dict[str, str] = {}  # the override of each key
+    sections: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = parse_override(override)
+        lost = [other for name, other in values.items() if key.startswith(f"{name}.")]
+        both = [*values.items(), *sections.items()]
+        lost += [other for name, other in both if f"{name}.".startswith(f"{key}.")]
+        if lost:
+            raise RecipeError(
+                f"{override_place(override)}: takes back {printable(lost[0])}, which stands "
+                "before it; remove one of them"
+            )
+        is_open = isinstance(value, dict) or key == ENTRIES  # to what follows
+        (sections if is_open else values)[key] = override
+        values |= dict.fromkeys(_keys_below(key, value), override)
+
+
+def _keys_below(key: str, value: Any) -> Iterator[str]:
+    """Yield the key of each value that a section holds."""
+    for name, below in value.items() if isinstance(value, dict) else ():
+        inner = f"{key}.{name}"
+        if isinstance(below, dict) and below:
+            yield from _keys_below(inner, below)
+        else:
+            yield inner
 
 
 def parse_yaml(text: str, source: Source, lines: dict[str, int] | None = None) -> Any:

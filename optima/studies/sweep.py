@@ -17,6 +17,7 @@ from optima.plan import check_trainable, kind_of
 from optima.processes.environment import Environment
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
+from optima.recipe.text import check_said_once
 from optima.records import clear_temporaries, disk_errors
 from optima.runs.files import write_members
 from optima.runs.layout import finished_folders, finished_stages
@@ -50,6 +51,7 @@ def read_variants(
             f"--over {over}: must be a field and at least two values of it, such as "
             "pairs.strategy=value,random"
         )
+    check_said_once([*overrides, f"{key}={values[0]}"])
     recipes: dict[str, Recipe] = {}
     for value in values:
         recipe = load_recipe(configs, [*overrides, f"{key}={value}"])

@@ -43,7 +43,9 @@ def arguments(folder: Path, *overrides: str, method: str = "sft") -> list[str]:
     recipe = RECIPES / method / "quickstart.yaml"
     argv = ["--config", str(recipe), "--dry-run", "--run-dir", str(folder / "run"), "--quiet"]
     argv += ["--vllm-env", python, "--train-env", python]
-    return [*argv, f"model.path={model}", "serving.device=cpu", *overrides]
+    set_here = (f"model.path={model}", "serving.device=cpu")
+    asked = {word.partition("=")[0] for word in overrides}
+    return [*argv, *(word for word in set_here if word.partition("=")[0] not in asked), *overrides]
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(

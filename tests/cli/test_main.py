@@ -174,17 +174,64 @@ def test_every_command_takes_layers(command: str, words: str) -> None:
         "ablate": ["--run-dir", "d"],
         "transfer": ["--models", "m", "--tasks", "arc"],
     }
-    argv = [command, "seed=1", *words.split(), "iterations=2", *rest.get(command, []), "seed=3"]
+    argv = [
+        command,
+        "seed=1",
+        *words.split(),
+        "iterations=2",
+        *rest.get(command, []),
+        "data.n_train=3",
+    ]
     options = given(argv)
     assert options["config"] == [Path("a.yaml"), Path("b.yaml")]
-    assert options["overrides"] == ["seed=1", "iterations=2", "seed=3"]
+    assert options["overrides"] == ["seed=1", "iterations=2", "data.n_train=3"]
 
 
 def test_overrides_may_stand_on_both_sides_of_an_option() -> None:
-    argv = ["ablate", "--config", "r.yaml", "seed=1", "--run-dir", "d", "iterations=2", "seed=3"]
-    assert given(argv)["overrides"] == ["seed=1", "iterations=2", "seed=3"]
+    argv = ["ablate", "--config", "r.yaml", "seed=1", "--run-dir", "d", "iterations=2"]
+    argv.append("data.n_train=3")
+    assert given(argv)["overrides"] == ["seed=1", "iterations=2", "data.n_train=3"]
     with pytest.raises(UsageError, match="seed=1: is not expected here"):
         main.parse(["tasks", "seed=1"])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["try", "--config", QUICKSTART, "seed=1", "seed=2"],
+        ["doctor", "seed=1", "--config", QUICKSTART, "seed=2"],
+        ["recipes", "show", QUICKSTART, "seed=1", "iterations=2", "seed=2"],
+        ["prompts", "show", "--recipe", QUICKSTART, "seed=1", "seed=2"],
+        ["ablate", "seed=1", "--config", QUICKSTART, "--run-dir", "d", "seed=2"],
+        ["sweep", "seed=1", "--config", QUICKSTART, "--over", "seed=2,3", "--run-dir", "d"],
+        ["transfer", "--models", "m", "--tasks", "arc", "--output", "d", "seed=1", "seed=2"],
+        ["baselines", "--model", "m", "--output", "d", "seed=1", "seed=2"],
+        ["chat", "m", "seed=1", "seed=2"],
+        ["rescore", "run", "seed=1", "seed=2"],
+        ["pairs", "--run", "run", "pairs.theta_diff=0.1", "select.theta_diff=0.2"],
+    ],
+)
+def test_override_given_twice_is_refused_by_every_command(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "=0.1, which" in line or "=2: takes back seed=1, which stands before it" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_override_of_what_a_layer_says_is_none_given_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "layer.yaml").write_text("seed: 5\ntrain: {epochs: 3.0, lora: {rank: 8}}\n")
+    words = [QUICKSTART, str(tmp_path / "layer.yaml"), "seed=6", "train.lora.rank=4"]
+    assert main(["recipes", "show", *words]) == 0
+    out = capsys.readouterr().out
+    assert "\nseed: 6\n" in out
+    assert "  epochs: 3.0\n" in out
+    assert "    rank: 4\n" in out
 
 
 @pytest.mark.parametrize("place", [1, 3, 4, 6])

@@ -7,9 +7,10 @@ import pytest
 from pydantic import BaseModel
 
 from optima.errors import RecipeError
-from optima.recipe.layers import is_layer, is_override, merge_layers
+from optima.recipe.layers import is_layer, merge_layers
 from optima.recipe.loading import load_recipe
 from optima.recipe.schema import Recipe
+from optima.recipe.text import is_override
 from optima.types import section_of
 
 BASE = """\

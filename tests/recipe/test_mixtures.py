@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from optima.errors import RecipeError
-from optima.recipe.layers import is_layer, is_override
+from optima.recipe.layers import is_layer
 from optima.recipe.loading import dump_recipe, load_recipe
-from optima.recipe.text import read_file
+from optima.recipe.text import is_override, read_file
 
 MIXTURE = """\
 method: sft

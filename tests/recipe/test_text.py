@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from optima.cli.main import main
 from optima.errors import RecipeError
 from optima.recipe.loading import load_recipe
-from optima.recipe.text import MAX_BYTES, Source, parse_yaml, printable
+from optima.recipe.text import MAX_BYTES, Source, check_said_once, parse_yaml, printable
 
 BASE = "method: sft\ntask: hotpot_qa\nmodel: {path: m}\n"
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(
@@ -307,3 +307,43 @@ def test_any_layer_and_any_override_make_a_recipe_or_lines(
         assert line.startswith(("override ", str(base)))
     for line in lines_of(partial(load_recipe, [base, layer])):
         assert line.startswith((str(layer), str(base)))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("seed=1", "seed=2"),
+        ("seed=1", "seed=1"),
+        ("train.epochs=2.0", "train={epochs: 1.0}"),
+        ("train.epochs=2.0", "train={}"),
+        ("train={epochs: 1.0}", "train.epochs=2.0"),
+        ("train={lora: {rank: 8}}", "train.lora.rank=4"),
+        ("train={lora: null}", "train.lora.rank=4"),
+        ("cold_start=null", "cold_start.n_problems=4"),
+        ("cold_start.n_problems=4", "cold_start=null"),
+        ("train.lora={}", "train.lora=null"),
+        ("train.lora={}", "train={lora: {rank: 8}}"),
+        ("tasks=[{task: arc}]", "tasks=[{task: mmlu}]"),
+        ("tasks.arc.weight=2.0", "tasks=[{task: arc}]"),
+    ],
+)
+def test_override_that_takes_back_another_is_refused(before: str, after: str) -> None:
+    with pytest.raises(RecipeError) as said:
+        check_said_once([before, "iterations=2", after])
+    assert str(said.value) == (
+        f"override {after}: takes back {before}, which stands before it; remove one of them"
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("train.lora={}", "train.lora.rank=4"),
+        ("train={epochs: 1.0}", "train.lora.rank=4"),
+        ("seed=1", "train.seed=1", "train.seeds=1"),
+        ("tasks=[{task: arc}]", "tasks.arc.weight=2.0", "tasks.arc.reward.lambda_token=0.1"),
+        ("reward.lambda_token=0.2", "tasks.arc.reward.lambda_token=0.1"),
+    ],
+)
+def test_overrides_of_which_each_still_holds_are_taken(overrides: tuple[str, ...]) -> None:
+    check_said_once(overrides)

@@ -486,13 +486,23 @@ def test_equal_samples_are_refused(finished: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert status == 2
     assert "--temperature 0: makes all samples equal" in err
-    status, _, err = consistency(
-        fake_environment(tmp_path), "--model-root", str(finished), "--n-samples", "2",
-        "--output", str(tmp_path / "out"), "evaluation.temperature=0.0",
-    )  # fmt: skip
-    assert status == 2
-    assert "evaluation.temperature=0: makes all samples equal" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("evaluation.temperature=0.7", "says the same as --temperature; give that alone"),
+        ("evaluation.n_samples=4", "says the same as --n-samples; give that alone"),
+        ("evaluation={n_samples: 4}", "takes back --n-samples; give fields of it one by one"),
+    ],
+)
+def test_field_that_an_option_of_votes_sets_is_refused(
+    change: str, said: str, tmp_path: Path
+) -> None:
+    common = ("--model", "m", "--task", "two_hop", "--output", str(tmp_path / "out"))
+    status, _, err = command("multi-sc", *common, change)
+    assert (status, err) == (2, f"optima: {change}: {said}\n")
 
 
 @pytest.mark.parametrize(
