@@ -317,7 +317,8 @@ def sweep(
     """
     exclude(dry_run=dry_run, json=as_json)
     from optima import api
-    from optima.studies.sweep import dry_runs, folder_of, read_variants, run_sweep
+    from optima.studies.dry_run import dry_runs
+    from optima.studies.sweep import folder_of, read_variants, run_sweep
 
     variants = read_variants(config, over, overrides or ())
     environments = api.find_both(vllm_env, train_env)
@@ -354,7 +355,8 @@ def ablate(
     """
     exclude(dry_run=dry_run, json=as_json)
     from optima import api
-    from optima.studies.sweep import dry_runs, read_ablations, run_ablations
+    from optima.studies.dry_run import dry_runs
+    from optima.studies.sweep import read_ablations, run_ablations
 
     recipes = read_ablations(config, overrides or ())
     environments = api.find_both(vllm_env, train_env)

@@ -34,7 +34,13 @@ from optima.runs.layout import (
 from optima.seeding import digest
 from optima.stages.context import Device, Environments, LossModel, Model, RunContext, split_devices
 from optima.stages.problems import Part
-from optima.stages.room import existing_parent, footprint, own_models, trained_models
+from optima.stages.room import (
+    check_disk,
+    existing_parent,
+    footprint,
+    own_models,
+    trained_models,
+)
 from optima.tasks import get_task
 from optima.training.launch import check_target_modules
 from optima.types import EndpointRef, ModelRef, TeamRef
@@ -129,7 +135,8 @@ def check_room(context: RunContext, parts: Sequence[Part]) -> None:
     """Log what the run will generate and store; UsageError when the disk is too small for it."""
     problems = [part.problems for part in parts]
     counts = [Counts(n_train=len(one.train), n_test=len(one.test)) for one in problems]
-    for line in footprint(context.recipe, context.run.root, *counts):
+    found = footprint(context.recipe, context.run.root, *counts)
+    for line in (*found.lines, check_disk(found.n_bytes, context.run.root)):
         logger.info("%s", line)
 
 

@@ -42,11 +42,16 @@ class Weights:
     is_remote: bool = False
 
 
-def footprint(recipe: Recipe, run_dir: Path, *counts: Counts) -> Iterator[str]:
-    """Yield what a run generates and stores; UsageError when the disk is too small for it.
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a run generates and loads, in lines, and the bytes that it still stores, if known."""
 
-    ``counts`` are those of each of its tasks.
-    """
+    lines: tuple[str, ...]
+    n_bytes: int | None
+
+
+def footprint(recipe: Recipe, run_dir: Path, *counts: Counts) -> Footprint:
+    """Return what a run takes; ``counts`` are those of each of its tasks."""
     members = recipe.members().values()
     most = [one.conversation.max_turns * one.conversation.max_turn_tokens for one in members]
     n_tokens = sum(
@@ -54,20 +59,19 @@ def footprint(recipe: Recipe, run_dir: Path, *counts: Counts) -> Iterator[str]:
         for one, n, count in zip(members, most, counts, strict=True)
         for step in plan(one, count)
     )
-    yield f"tokens     at most {n_tokens:,} generated ({max(most):,} a conversation)"
+    lines = [f"tokens     at most {n_tokens:,} generated ({max(most):,} a conversation)"]
     lora, made, trained = recipe.train.lora, dict[str, int](), trained_models(recipe)
     for name, model in {"": recipe.model, **own_models(recipe)}.items():
         weights, of = find_weights(model), f" of policy {name}" if name else ""
         if weights is None:
-            yield "disk       not estimated: neither files nor config.json tell the model's size"
-            return
-        yield f"weights    {in_gib(weights.n_bytes)}{of} ({weights.source})"
+            return Footprint(tuple(lines), None)
+        lines.append(f"weights    {in_gib(weights.n_bytes)}{of} ({weights.source})")
         if weights.is_remote:
-            yield from _cache(model, weights)
+            lines += _cache(model, weights)
         made[model.path] = weights.n_bytes
         if lora is not None and lora.serve == "adapter" and model in trained.values():
             made[model.path] = adapter_bytes(read_config(model), lora.rank) or weights.n_bytes
-            yield f"adapters   {in_gib(made[model.path])} each{of} (rank {lora.rank})"
+            lines.append(f"adapters   {in_gib(made[model.path])} each{of} (rank {lora.rank})")
     checkpoints = recipe.train.save_total_limit * max(made[one.path] for one in trained.values())
     if lora is None or lora.serve == "adapter":
         checkpoints *= _OPTIMIZER_FACTOR
@@ -79,13 +83,20 @@ def footprint(recipe: Recipe, run_dir: Path, *counts: Counts) -> Iterator[str]:
     )
     # The bound on tokens is far above what agents say; a tenth is still several times the paper's.
     needed = max(0, models + checkpoints + n_tokens * _BYTES_PER_TOKEN // 10 - stored)
+    return Footprint(tuple(lines), needed)
+
+
+def check_disk(needed: int | None, run_dir: Path) -> str:
+    """Return what is to be said of the disk; UsageError when it is too small for these bytes."""
+    if needed is None:
+        return "disk       not estimated: neither files nor config.json tell the model's size"
     free = shutil.disk_usage(place := existing_parent(run_dir)).free
-    yield f"disk       about {in_gib(needed)} of {in_gib(free)} free in {place}"
     if needed > free:
         raise UsageError(
             f"--run-dir {run_dir}: about {in_gib(needed)} needed, {in_gib(free)} free in {place}; "
             "free some or give another --run-dir"
         )
+    return f"disk       about {in_gib(needed)} of {in_gib(free)} free in {place}"
 
 
 def own_models(recipe: Recipe) -> dict[str, ModelSection]:

@@ -4,7 +4,7 @@ Starts no process and writes nothing. Estimates are upper bounds: every turn is 
 """
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
@@ -49,6 +49,8 @@ from optima.stages.opening import (
 )
 from optima.stages.problems import Splits, check_unseen, held_out_problems, keep_apart
 from optima.stages.room import (
+    Footprint,
+    check_disk,
     check_fit,
     footprint,
     is_trained,
@@ -79,6 +81,32 @@ def dry_run(recipe: Recipe, run_dir: Path, *, vllm_env: Environment, train_env: 
     data, what the environments hold, endpoints, model, chat template, devices, format files,
     trackers, or too little free disk.
     """
+    plan = _plan(recipe, run_dir, vllm_env, train_env)
+    return "\n".join((*plan.lines, check_disk(plan.n_bytes, run_dir)))
+
+
+def dry_runs(
+    recipes: Mapping[str, Recipe], root: Path, *, vllm_env: Environment, train_env: Environment
+) -> str:
+    """Return the plans of several runs, by the names of their folders in ``root``, as text.
+
+    Raises UsageError (or a kind of it) for the first thing that would stop one of them, also a disk
+    that is too small for all.
+    """
+    plans = {
+        name: _plan(recipe, root / name, vllm_env, train_env) for name, recipe in recipes.items()
+    }
+    sizes = [plan.n_bytes for plan in plans.values()]
+    known = [size for size in sizes if size is not None]
+    texts = ["\n".join((name, *plan.lines)) for name, plan in plans.items()]
+    disk = check_disk(sum(known) if len(known) == len(sizes) else None, root)
+    return "\n\n".join((*texts, f"all runs\n{disk}"))
+
+
+def _plan(
+    recipe: Recipe, run_dir: Path, vllm_env: Environment, train_env: Environment
+) -> Footprint:
+    """Return all lines of a run's plan but that of the disk, and the bytes that it stores."""
     check_trainable(recipe)
     _check_run(recipe, run_dir)
     tasks = [_data(own, run_dir, name) for name, own in recipe.members().items()]
@@ -112,9 +140,9 @@ def dry_run(recipe: Recipe, run_dir: Path, *, vllm_env: Environment, train_env: 
         *(f"  {line}" for line in _stages(recipe, *counts)),
         *_processes(recipe, run_dir, devices, places, (vllm_env, train_env)),
         *memory,
-        *footprint(recipe, run_dir, *counts),
     ]
-    return "\n".join(lines)
+    found = footprint(recipe, run_dir, *counts)
+    return Footprint((*lines, *found.lines), found.n_bytes)
 
 
 def _data(recipe: Recipe, run_dir: Path, member: str) -> tuple[list[str], Splits]:

@@ -76,22 +76,6 @@ def run_sweep(
     _run(recipes, root, (vllm_env, train_env), shared_before_pairs if is_late else None)
 
 
-def dry_runs(
-    recipes: Mapping[str, Recipe], root: Path, *, vllm_env: Environment, train_env: Environment
-) -> str:
-    """Return the plans of the runs as a text, by their folders in ``root``.
-
-    Raises UsageError for the first thing that would stop one of them.
-    """
-    from optima.studies.dry_run import dry_run
-
-    plans = {
-        name: dry_run(recipe, root / name, vllm_env=vllm_env, train_env=train_env)
-        for name, recipe in recipes.items()
-    }
-    return "\n\n".join(f"{name}\n{text}" for name, text in plans.items())
-
-
 def read_ablations(configs: Path | Sequence[Path], overrides: Sequence[str]) -> dict[str, Recipe]:
     """Return the recipe as it is and with one weight of the reward at 0, by the run's name.
 
@@ -153,10 +137,13 @@ def _run(
 
     What would stop the last of them is found before the first begins.
     """
-    from optima.methods import run_method  # a quarter of a second, once the recipes are read
+    # A quarter of a second, once the recipes are read.
+    from optima.methods import run_method
+    from optima.studies.dry_run import dry_runs
 
     new = {name: recipe for name, recipe in recipes.items() if not (root / name).exists()}
-    dry_runs(new, root, vllm_env=environments[0], train_env=environments[1])
+    if new:
+        dry_runs(new, root, vllm_env=environments[0], train_env=environments[1])
     write_members(root, tuple(recipes))
     first = root / next(iter(recipes))
     for name, recipe in recipes.items():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ from optima.processes.devices import Devices
 from optima.processes.environment import Environment
 from optima.recipe.loading import load_recipe
 from optima.stages.context import Places, split_devices
-from optima.stages.room import footprint, n_parameters
+from optima.stages.room import check_disk, footprint, n_parameters
+from optima.studies.dry_run import dry_runs
 from optima.training.launch import check_trackers
 from tests.fakes import commands, fake_environment
 from tests.hub import fake_hub
@@ -468,15 +470,36 @@ def test_disk_that_a_run_has_taken_already_is_not_asked_for_again(tmp_path: Path
     write_model(tmp_path / "model")
     with (tmp_path / "model" / "model.safetensors").open("wb") as file:
         file.truncate(2**43)
+    needed = footprint(recipe, tmp_path / "run", Counts(4, 2)).n_bytes
     with pytest.raises(UsageError, match="free some or give another --run-dir"):
-        list(footprint(recipe, tmp_path / "run", Counts(4, 2)))
+        check_disk(needed, tmp_path / "run")
     (tmp_path / "run").mkdir()
     for name in "abcd":  # three models and, with LoRA, one checkpoint of 8 TiB each
         with (tmp_path / "run" / name).open("wb") as file:
             file.truncate(2**43)
-    assert any(
-        line.startswith("disk ") for line in footprint(recipe, tmp_path / "run", Counts(4, 2))
-    )
+    needed = footprint(recipe, tmp_path / "run", Counts(4, 2)).n_bytes
+    assert check_disk(needed, tmp_path / "run").startswith("disk ")
+
+
+def test_disk_has_to_hold_all_runs_of_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(RECIPES / "sft" / "quickstart.yaml", [f"model.path={tmp_path}/model"])
+    write_model(tmp_path / "model")
+    environment = fake_environment(tmp_path)
+    envs = {"vllm_env": environment, "train_env": environment}
+    counts = Counts(n_train=2000, n_test=40)
+    needed = footprint(recipe, tmp_path / "runs" / "1", counts).n_bytes
+    assert needed is not None
+    usage = shutil.disk_usage(tmp_path)
+
+    def plans(free: int) -> str:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+        return dry_runs({"1": recipe, "2": recipe}, tmp_path / "runs", **envs)
+
+    assert plans(2 * needed).splitlines()[-2] == "all runs"
+    with pytest.raises(UsageError, match=f"--run-dir {tmp_path}/runs: about .* needed"):
+        plans(2 * needed - 1)
 
 
 def test_disk_of_adapters_is_that_of_adapters_and_not_of_whole_models(tmp_path: Path) -> None:
@@ -488,7 +511,8 @@ def test_disk_of_adapters_is_that_of_adapters_and_not_of_whole_models(tmp_path: 
 
     def said(*more: str) -> list[str]:
         recipe = load_recipe(RECIPES / "sft" / "quickstart.yaml", [*words, *more])
-        return [*footprint(recipe, tmp_path / "run", Counts(4, 2))]
+        found = footprint(recipe, tmp_path / "run", Counts(4, 2))
+        return [*found.lines, check_disk(found.n_bytes, tmp_path / "run")]
 
     # 30 layers, rank 128: 4 maps of attention (576 + 576, twice 576 + 192, 576 + 576) and three of
     # 576 + 1536, so 10,176 x 128 x 30 float32 numbers: 0.1456 GiB

@@ -374,12 +374,14 @@ def test_several_runs_are_all_checked_before_the_first_begins(tmp_path: Path) ->
     )  # fmt: skip
     status, plans, err = optima("ablate", *common, "--dry-run")
     assert status == 0, err
-    assert [part.splitlines()[:2] for part in plans.split("\n\n")] == [
+    *parts, of_all = plans.split("\n\n")
+    assert [part.splitlines()[:2] for part in parts] == [
         [name, f"run        {root / name}"] for name in ABLATIONS
     ]
+    assert of_all.startswith("all runs\ndisk       ")
     status, plans, err = optima("sweep", *common, "--over", "seed=1,2", "--dry-run")
     assert status == 0, err
-    assert [part.splitlines()[0] for part in plans.split("\n\n")] == ["1", "2"]
+    assert [part.splitlines()[0] for part in plans.split("\n\n")] == ["1", "2", "all runs"]
     missing = tmp_path / "missing.jsonl"
     argv = ("sweep", *common, "--over", f"sampling.format_pool_path=null,{missing}")
     status, _, err = optima(*argv, "sampling.format_pool=true")
