@@ -35,15 +35,29 @@ ENDLESS = 152  # the tests used up all CPU time that they were given
 CPU_S = 60  # to start, and ten times what the tests need
 NOTICED = (1, 3, ENDLESS)  # a test failed, or never ended
 PACKAGES = {  # the sources of a package, and the tests that are about it
-    "method": (
-        ("reward.py", "selection.py", "trainset.py"),
-        ("test_reward.py", "test_selection.py", "test_trainset.py"),
-    ),
+    "reward": (("reward.py",), ("test_reward.py",)),
+    "selection": (("selection.py",), ("test_selection.py",)),
+    "trainset": (("trainset.py",), ("test_trainset.py",)),
     "search": (("search/*",), ("search",)),
     "evaluation": (("evaluation/*",), ("evaluation",)),
     "tasks": (("tasks/*",), ("tasks",)),
 }
 PROCESSES = ("optima/tasks/judging.py", "optima/tasks/worker.py")  # not pure, slow to test
+PLUGINS = ("-p", "no:cacheprovider", "-p", "forget")
+FORGET = '''"""Empties all caches before each test: what another test left there hides a mutant."""
+import sys
+
+def pytest_runtest_setup():
+    for name in [name for name in sys.modules if name.partition(".")[0] == "optima"]:
+        for value in vars(sys.modules[name]).values():
+            if callable(getattr(value, "cache_clear", None)):
+                value.cache_clear()
+'''
+SHOW = """
+import json, sys
+from mutmut.mutation.diff_apply import get_diff_for_mutant
+json.dump({name: get_diff_for_mutant(name) for name in json.load(sys.stdin)}, sys.stdout)
+"""
 SLOW = (  # seconds each, for long inputs, many examples, processes or a large package
     "tests/tasks/test_answers.py::test_runaway_texts_cost_no_time",
     "tests/tasks/test_comparison.py::test_expressions_score_by_meaning",
@@ -129,6 +143,7 @@ def copy_tree() -> bool:
     for name in ("pyproject.toml", "README.md"):
         shutil.copyfile(ROOT / name, TREE / name)
     (TREE / "setup.cfg").write_text(settings())
+    (TREE / "forget.py").write_text(FORGET)
     return is_changed
 
 
@@ -150,9 +165,9 @@ def settings() -> str:
         "source_paths": ["optima"],
         "only_mutate": files,
         "do_not_mutate": list(PROCESSES),
-        "also_copy": ["recipes", "docs", "scripts", "README.md"],
+        "also_copy": ["recipes", "docs", "scripts", "README.md", "forget.py"],
         "pytest_add_cli_args_test_selection": tests,
-        "pytest_add_cli_args": ["-m", "not e2e", "-p", "no:cacheprovider", *left_out()],
+        "pytest_add_cli_args": ["-m", "not e2e", *PLUGINS, *left_out()],
         "do_not_mutate_patterns": [r"raise \w+", r"logger\.\w+", "Error\\("],  # words of messages
     }
     lines = [f"{name}=\n" + "".join(f"    {value}\n" for value in values)
@@ -247,7 +262,7 @@ def report(package: str, names: Sequence[str], seed: int) -> float:
     tried = [name for name, status in status_by_name.items() if status is not None]
     noticed = [name for name in tried if status_by_name[name] in NOTICED]
     known = EQUIVALENT.read_text().splitlines() if EQUIVALENT.exists() else []
-    survivors = {name: change(name) for name in tried if name not in set(noticed)}
+    survivors = changes(sorted(set(tried) - set(noticed)))
     equivalent = [name for name, text in survivors.items() if text in known]
     n = len(tried) - len(equivalent)
     by_module: dict[str, list[int]] = {}
@@ -266,14 +281,24 @@ def report(package: str, names: Sequence[str], seed: int) -> float:
     return share
 
 
-def change(name: str) -> str:
-    """Return a mutant in one line: its function, what was taken out and what was put in."""
-    command = [PYTHON, "-m", "mutmut", "show", name]
-    diff = subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=True).stdout
-    lines = [line for line in diff.splitlines() if re.match(r"[-+](?![-+]{2})", line)]
-    return f"{name.rpartition('__mutmut_')[0]}: " + " ".join(
-        " ".join(line.split()) for line in lines
-    )
+def changes(names: Sequence[str]) -> dict[str, str]:
+    """Return mutants in one line each: their function, what was taken out and what was put in.
+
+    One process asks for all of them, as mutmut takes seconds to start.
+    """
+    shown = subprocess.run(
+        [PYTHON, "-c", SHOW], cwd=TREE, input=json.dumps(names), capture_output=True, text=True,
+        check=True, env={**os.environ, "PYTHONPATH": ""},
+    ).stdout  # fmt: skip
+    lines_by_name = {
+        name: [line for line in diff.splitlines() if re.match(r"[-+](?![-+]{2})", line)]
+        for name, diff in json.loads(shown).items()
+    }
+    return {
+        name: f"{name.rpartition('__mutmut_')[0]}: "
+        + " ".join(" ".join(line.split()) for line in lines)
+        for name, lines in lines_by_name.items()
+    }
 
 
 if __name__ == "__main__":

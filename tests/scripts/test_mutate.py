@@ -5,8 +5,11 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+from optima.tasks.numbers import parse_number
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -72,6 +75,15 @@ def test_a_mutant_that_only_timed_out_is_decided_by_the_cpu_time_of_its_tests(
     ]  # fmt: skip
 
 
+def test_no_test_is_spared_a_mutant_by_what_another_left_in_a_cache(mutate: ModuleType) -> None:
+    hooks: dict[str, Any] = {}
+    exec(mutate.FORGET, hooks)
+    parse_number("18")
+    assert parse_number.cache_info().currsize > 0
+    hooks["pytest_runtest_setup"]()
+    assert parse_number.cache_info().currsize == 0
+
+
 def test_what_changed_tests_run_is_found_out_anew(
     mutate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,7 +107,7 @@ def test_sample_is_by_seed_and_survivors_are_listed_unless_equivalent(
     names = [f"optima.search.tree.x_f__mutmut_{k}" for k in range(10)]
     status = {names[0]: 0, names[1]: 0, names[2]: None, "optima.reward.x_g__mutmut_1": 0}
     monkeypatch.setattr(mutate, "results", lambda: dict.fromkeys(names, 1) | status)
-    monkeypatch.setattr(mutate, "change", lambda name: f"{name}: - a + b")
+    monkeypatch.setattr(mutate, "changes", lambda names: {k: f"{k}: - a + b" for k in names})
     monkeypatch.setattr(mutate, "EQUIVALENT", tmp_path / "equivalent.txt")
     mutate.EQUIVALENT.write_text(f"{names[1]}: - a + b\n")
     drawn = mutate.sample("search", 4, 0)
