@@ -206,6 +206,16 @@ def test_reward_that_cannot_be_computed_is_an_error_and_never_a_number(
         made, task_score=score, normaliser_tokens=10, turn_losses=losses, section=RewardSection()
     )
     assert (parts.total, parts.is_eligible, parts.error) == (None, False, reason)
+    assert parts.task == (0.0 if isinstance(score, JudgeError) else score)
+    assert (parts.loss, parts.loss_term) == (None, 0.0)
+
+
+@pytest.mark.parametrize("losses", [(1.0,), (1.0, 1.0, 1.0)])
+def test_losses_of_another_number_of_turns_are_a_mistake_of_the_caller(
+    losses: tuple[float, ...],
+) -> None:
+    with pytest.raises(ValueError, match=r"zip\(\)"):
+        ruled(conversation(" a", " b"), 1.0, losses)
 
 
 def test_empty_utterance_beside_a_spoken_one_does_not_count_for_the_loss() -> None:
@@ -226,7 +236,10 @@ def test_trees_are_rewarded_with_the_weights_of_search_where_it_has_any() -> Non
     assert search_reward(weighted) == recipe.reward.model_copy(update=both)
     assert needs_losses(weighted)  # its own candidates' rewards do
     without = recipe.reward.model_copy(update={"lambda_loss": 0.0})
-    assert not needs_losses(weighted.model_copy(update={"reward": without}))
+    unweighted = weighted.model_copy(update={"reward": without})
+    assert not needs_losses(unweighted)
+    by_trees = recipe.search.model_copy(update={"lambda_loss": 0.5})
+    assert needs_losses(unweighted.model_copy(update={"search": by_trees}))
     none = {"lambda_token": None, "lambda_loss": None}
     plain = recipe.model_copy(update={"search": recipe.search.model_copy(update=none)})
     assert search_reward(plain) == recipe.reward

@@ -114,3 +114,8 @@ def test_shares_hold_by_the_scarcest_task(
     counts: list[int], weights: list[float], kept: list[int]
 ) -> None:
     assert shares_kept(counts, weights) == kept
+
+
+def test_every_task_has_a_weight() -> None:
+    with pytest.raises(ValueError, match=r"zip\(\)"):
+        shares_kept([7, 9], [1.0])

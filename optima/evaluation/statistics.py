@@ -153,7 +153,7 @@ def group_answers(answers_N: Sequence[str | None], is_same: IsSame) -> list[int 
     An answer joins the first group all of whose members are the same as it.
     """
     groups: list[list[str]] = []
-    number_by_answer: dict[str, int] = {}
+    number_by_answer: dict[str | None, int] = {}
     for answer in answers_N:
         if answer is None or not answer.strip() or answer in number_by_answer:
             continue
@@ -163,7 +163,7 @@ def group_answers(answers_N: Sequence[str | None], is_same: IsSame) -> list[int 
             groups.append([])
         groups[number].append(answer)
         number_by_answer[answer] = number
-    return [None if answer is None else number_by_answer.get(answer) for answer in answers_N]
+    return [number_by_answer.get(answer) for answer in answers_N]
 
 
 def votes(samples: Sequence[Sample]) -> Iterator[float]:

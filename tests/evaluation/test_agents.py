@@ -1,6 +1,7 @@
 """What each agent adds, counted in made-up conversations."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from optima.evaluation.figures import AgentFigures, JudgedConversation, agents_of
 from optima.reporting.tables import agents_table
@@ -48,8 +49,25 @@ def test_firsts_changes_and_their_worth_are_counted_per_agent() -> None:
     )  # fmt: skip
 
 
+def test_changes_that_score_as_before_are_neither_better_nor_worse() -> None:
+    said = ("Ann Lee", "Bo", "Cy", "Ann Lee", "Ann", "Bo")
+    talk = judged([turn(k % 2, answer) for k, answer in enumerate(said)])
+    alice, bob = agents_of([talk], get_metric("f1"))
+    # Alice: Bo -> Cy is as wrong, Ann Lee -> Ann is worse. Bob: worse, better, worse.
+    assert (alice.n_changed, alice.n_better, alice.n_worse) == (2, 0, 1)
+    assert (bob.n_changed, bob.n_better, bob.n_worse) == (3, 1, 2)
+
+
+def test_texts_of_choices_are_answers_too() -> None:
+    problem = PROBLEM.model_copy(update={"choices": ("iron", "ice"), "golds": ("B",)})
+    talk = replace(judged([turn(0, "iron"), turn(1, "ice")]), problem=problem)
+    alice, bob = agents_of([talk], get_metric("exact_match"))
+    assert (alice.first_score, bob.n_better) == (0.0, 1)
+
+
 def test_a_slow_metric_scores_no_answer_on_the_way() -> None:
     (alice, bob) = agents_of([judged([turn(0, "Bo"), turn(1, "Ann Lee")])], get_metric("math"))
+    assert (alice.name, bob.name) == ("Alice", "Bob")
     assert (alice.first_score, bob.n_better, bob.n_worse) == (None, None, None)
     assert (alice.n_first, bob.n_changed) == (1, 1)
 

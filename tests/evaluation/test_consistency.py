@@ -8,6 +8,7 @@ import pytest
 from optima.evaluation.statistics import (
     IsSame,
     Sample,
+    estimate_mean,
     group_answers,
     orders,
     scaling_curve,
@@ -99,6 +100,27 @@ def test_orders_are_drawn_from_seed_and_problem_and_differ_from_each_other() -> 
     assert drawn("p", 0) == drawn("p", 0)
     assert len({*drawn("p", 0), *drawn("p", 1), *drawn("q", 0)}) > 50  # of 60 among 40,320
     assert all(set(order) == set(samples) for order in drawn("p", 0))
+
+
+def test_orders_stay_the_same_from_release_to_release() -> None:
+    # a curve drawn again must be the one that was reported
+    samples = [Sample(k, 1.0, k) for k in range(6)]
+    first, second = orders("p", samples, seed=0, n_orders=2)
+    assert [sample.group for sample in first] == [3, 1, 0, 4, 2, 5]
+    assert [sample.group for sample in second] == [4, 5, 1, 2, 3, 0]
+
+
+def test_votes_and_curves_take_the_orders_of_each_problem_and_as_many_as_asked_for() -> None:
+    # With one order the first of two unlike answers wins the vote, as in that problem's order.
+    tied = [Sample(0, 1.0, 10), Sample(1, 0.0, 10)]
+    samples = dict.fromkeys("abcdefgh", tied)
+    first = {name: next(orders(name, tied, seed=4))[0].score for name in samples}
+    assert set(first.values()) == {0.0, 1.0}
+    assert vote_of_all(samples, seed=4, n_orders=1) == first
+    points = scaling_curve(samples, seed=4, n_orders=1)
+    expected = estimate_mean(list(first.values()), seed=4)
+    assert [point.score for point in points] == [expected, expected]
+    assert points[0].coverage == expected
 
 
 def test_curve_is_the_mean_over_orders_of_votes_and_bests() -> None:

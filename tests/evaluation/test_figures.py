@@ -1,11 +1,19 @@
 """Figures of conversations, counted by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from optima.evaluation.figures import Judged, JudgedConversation, figures_of, tally
-from optima.evaluation.statistics import estimate_mean
+from optima.evaluation.figures import (
+    Figures,
+    Judged,
+    JudgedConversation,
+    figures_of,
+    mean_of_tasks,
+    tally,
+)
+from optima.evaluation.statistics import estimate_mean, estimate_mean_of_means
 from optima.records import write_records
 from optima.runs.reader import Run
 from optima.types import Conversation, Problem, RewardParts, Turn
@@ -46,9 +54,17 @@ def test_models_measured_together_have_the_figures_of_each_alone() -> None:
     assert (second.turns, second.answered, second.failed) == (1.0, 0.5, 0.5)
 
 
+def test_intervals_are_drawn_by_the_seed() -> None:
+    many = tally(Judged(str(k), k / 40, k, k, 1, True, False) for k in range(40))
+    (found,) = figures_of({"many": many}, seed=3)
+    assert found.score == estimate_mean([k / 40 for k in range(40)], seed=3)
+    assert found.score != estimate_mean([k / 40 for k in range(40)], seed=4)
+
+
 def test_one_conversation_has_its_own_figures() -> None:
     (alone,) = figures_of({"one": tally(FIRST[:1])}, seed=0)
     assert (alone.generated, alone.tokens_median, alone.turns) == (12.0, 10.0, 2.0)
+    assert (alone.answered, alone.failed) == (1.0, 0.0)
 
 
 def test_conversations_and_rewards_are_counted_as_they_are(tmp_path: Path) -> None:
@@ -95,6 +111,31 @@ def test_samples_of_a_vote_are_one_answer_of_all_their_tokens() -> None:
     assert counted.tokens_by_problem == {"p": 45.0, "q": 40.0}
     assert (counted.counts, counted.n_conversations) == ((45, 40), 4)
     assert counted.answered == 0.5  # of two votes: one sample of p answered, none of q
+
+
+def test_mean_of_tasks_is_of_their_own_figures_and_counts_are_of_all_conversations() -> None:
+    other = [Judged("r", 0.25, 100, 7, 1, False, False), Judged("s", 0.75, 300, 8, 1, True, True)]
+    one, two = figures_of({"base": tally(FIRST), "of the other task": tally(other)}, seed=3)
+    one = replace(one, model="models/base", reward=0.5, seconds=20.0, made_in_s=7.0)
+    two = replace(two, model="models/same", reward=-0.25, seconds=1.5, made_in_s=8.0)
+    assert mean_of_tasks([one, two], seed=3) == Figures(
+        label="base",
+        model="models/base",
+        counts=(10, 30, 40, 100, 300),
+        n_conversations=5,
+        n_generated=93 + 15,
+        turns=(11 / 3 + 1) / 2,
+        answered=(2 / 3 + 1 / 2) / 2,
+        failed=(1 / 3 + 1 / 2) / 2,
+        score_by_problem={"p": 0.75, "q": 0.0, "r": 0.25, "s": 0.75},
+        tokens_by_problem={"p": 20.0, "q": 40.0, "r": 100.0, "s": 300.0},
+        score=estimate_mean_of_means([[0.75, 0.0], [0.25, 0.75]], seed=3),
+        tokens=estimate_mean_of_means([[20.0, 40.0], [100.0, 300.0]], seed=3),
+        reward=0.125,
+        seconds=21.5,
+        made_in_s=7.0,
+    )
+    assert mean_of_tasks([one, replace(two, reward=None)], seed=3).reward is None
 
 
 def test_row_of_a_model_holds_its_figures_by_name() -> None:

@@ -152,6 +152,7 @@ def test_no_remedy_is_named_that_is_in_use_or_cannot_be() -> None:
 
 def test_share_at_the_limit_is_not_bad_yet() -> None:
     assert list(health(marked=0.7, agreed=0.4, cut=0.3, empty=0.3).advice(LEFT)) == []
+    assert list(health(leaked=0.3, repeated=0.3).advice(LEFT)) == []
     assert 0.75 - 0.45 == 0.3
     assert list(health(marked=0.75, agreed=0.45).advice(LEFT)) == []
 
@@ -172,9 +173,14 @@ def test_one_answer_to_half_of_the_problems_is_a_collapse_unless_it_is_often_rig
 
 
 def test_commonest_answer_of_a_problem_is_that_of_most_of_its_conversations() -> None:
-    talks = [held(answer=answer) for answer in ("Riga", "riga.", "Oslo")]
+    talks = [held(answer=answer) for answer in ("Oslo", "Riga", "riga.")]
     found = examine([*talks, held(problem=1, answer="Oslo")], [problem(0), problem(1, "Oslo")])
     assert (found.top_answer, found.top_share, found.top_gold_share) == ("riga", 0.5, 0.5)
+
+
+def test_where_no_answer_is_marked_none_is_the_commonest() -> None:
+    found = examine([held(answer=None)], [problem()])
+    assert (found.top_answer, found.top_share, found.top_gold_share) == ("", 0.0, 0.0)
 
 
 def test_text_of_a_choice_is_as_right_as_its_letter() -> None:
@@ -183,8 +189,9 @@ def test_text_of_a_choice_is_as_right_as_its_letter() -> None:
         for answer in answers:
             found = examine([held(answer=answer)], [problem(0, gold, choices)])
             assert (found.top_share, found.top_gold_share) == (1.0, 1.0)
-    found = examine([held(answer="ice")], [problem(0, "C", choices)])
-    assert (found.top_share, found.top_gold_share) == (1.0, 0.0)
+    for gold in ("C", "Riga"):
+        found = examine([held(answer="ice")], [problem(0, gold, choices)])
+        assert (found.top_share, found.top_gold_share) == (1.0, 0.0)
 
 
 def _metrics(marked: float, empty: float = 0.0, n: float = 100.0) -> dict[str, float]:
@@ -203,6 +210,7 @@ def _cut(share: float, n: float = 100.0) -> dict[str, float]:
         (_metrics(0.0), _metrics(0.0, empty=1.0), "100 % of its conversations hold"),
         (_metrics(0.8), _metrics(0.8, empty=1.0), None),  # one agent is silent, the other answers
         (_metrics(0.0, empty=1.0), _metrics(0.0, empty=1.0), None),  # it never spoke
+        (_metrics(0.0, empty=0.9), _metrics(0.0, empty=1.0), None),
         (_metrics(0.0), _metrics(0.0, empty=0.89), None),
         (_metrics(0.0, empty=0.88), _metrics(0.0, empty=0.9), None),  # as mute before
         (_metrics(0.0, n=5), _metrics(0.0, empty=1.0, n=5), "100 % of its conversations hold"),

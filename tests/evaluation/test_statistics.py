@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from optima.evaluation.statistics import (
+    N_RESAMPLES,
     estimate_mean,
     estimate_mean_of_means,
     estimate_means,
@@ -51,6 +52,29 @@ def test_means_estimated_together_are_those_of_each_alone() -> None:
     for row, found in zip(rows, together, strict=True):
         alone = estimate_mean(row, seed=3)
         assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(alone))
+
+
+def test_interval_lies_between_percentiles_of_seeded_draws_in_one_stream() -> None:
+    values = np.random.default_rng(1).random(700)  # 600 draws of so many are more than is held once
+    drawn = np.random.default_rng(5).integers(700, size=(600, 700))
+    low, high = np.percentile(values[drawn].mean(axis=1), [10, 90])
+    found = estimate_mean(values, seed=5, n_resamples=600, level=0.8)
+    assert dataclasses.astuple(found) == pytest.approx((values.mean(), low, high))
+    first = values[drawn[0]].mean()
+    alone = estimate_mean(values, seed=5, n_resamples=1)
+    assert (alone.low, alone.high) == pytest.approx((first, first))
+
+
+def test_interval_of_a_mean_of_tasks_is_of_draws_by_seed_and_place() -> None:
+    rows = [np.random.default_rng(t).random(size) for t, size in enumerate((30, 20))]
+    means = []
+    for t, row in enumerate(rows):
+        drawn = np.random.default_rng([3, t]).integers(len(row), size=(N_RESAMPLES, len(row)))
+        means.append(row[drawn].mean(axis=1))
+    low, high = np.percentile(np.mean(means, axis=0), [2.5, 97.5])
+    found = estimate_mean_of_means([list(row) for row in rows], seed=3)
+    mean = (rows[0].mean() + rows[1].mean()) / 2
+    assert dataclasses.astuple(found) == pytest.approx((mean, low, high))
 
 
 @pytest.mark.parametrize(("n_values", "least"), [(30, 0.91), (200, 0.93)])

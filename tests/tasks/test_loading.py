@@ -658,7 +658,9 @@ def test_rows_of_one_id_are_a_repetition_only_if_they_are_one_problem() -> None:
         parsed("a", "b")
 
 
-def test_problems_come_in_turn_and_again_only_when_all_have_come() -> None:
+def test_problems_come_in_turn_and_again_only_when_all_have_come(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     problems = parse_rows(
         GSM8K, (RawRow("here", _row(k)) for k in range(10)), Dealing(2, seed=0)
     ).problems
@@ -677,3 +679,8 @@ def test_problems_come_in_turn_and_again_only_when_all_have_come() -> None:
     assert not set(take(0, n=5, backwards=True)) & set(take(0, n=5))
     assert any(take(0) != take(0, seed=seed) for seed in (1, 2))
     assert take(3, n=None) == take(3, n=10) == list(range(1, 11))
+    plain = take_in_turn(problems, 4, 0, seed=0, stage="x")
+    assert [int(problem.golds[0]) for problem in plain] == first == [3, 7, 8, 10]
+    assert not caplog.records
+    assert take(3, n=11) == list(range(1, 11))
+    assert caplog.messages == ["x: 11 problems asked for, 10 there; taking all"]

@@ -10,13 +10,21 @@ import pytest
 
 from optima.errors import UsageError
 from optima.recipe.schema import DataSection
-from optima.tasks import TASKS, get_task
+from optima.tasks import TASKS, get_metric, get_task
 from optima.tasks.choices import choice_letter
 from optima.tasks.dealing import NO_CONTEXT, Dealing
 from optima.tasks.judging import Judge, Judgement
 from optima.tasks.loading import LoadedProblems, Split, load_problems, told_to_one
 from optima.tasks.metrics import EXACT_MATCH, F1, MATH
-from optima.tasks.task import MalformedRowError, Task, describe, shown
+from optima.tasks.task import (
+    MalformedRowError,
+    Metric,
+    RoleSet,
+    Task,
+    describe,
+    file_names,
+    shown,
+)
 from optima.tasks.texts import normalise_text
 from optima.types import Problem
 from tests.tasks.rows import ROWS
@@ -496,6 +504,51 @@ def test_names_and_their_spellings() -> None:
         get_task("optima.tasks.metrics:F1")
     with pytest.raises(ValueError, match="setting: must be one of information_exchange, debate"):
         replace(TASKS["arc"], setting="talk")  # type: ignore[arg-type]
+
+
+def test_metrics_go_by_their_names_or_their_places() -> None:
+    assert get_metric("f1") is F1
+    assert get_metric("optima.tasks.metrics:MATH") is MATH
+    with pytest.raises(UsageError, match="of type Task, where an object of type Metric"):
+        get_metric("optima.tasks.arc_mmlu:ARC")
+    with pytest.raises(UsageError, match="metric f2: take one of f1, exact_match, math or package"):
+        get_metric("f2")
+
+
+def test_a_metric_is_a_function_or_the_place_of_one() -> None:
+    assert not Metric("own", lambda *_: 1.0).is_slow
+    assert Metric("own", "package.module:function").is_slow
+    with pytest.raises(ValueError, match="metric own: score is 'function'; give a function, or"):
+        Metric("own", "function")
+
+
+def test_prompts_go_by_the_place_of_two_agents_and_are_one_for_more(tmp_path: Path) -> None:
+    roles = RoleSet(("solver", "critic"), "debater", tmp_path, "first")
+    assert [roles.template(agent, 2) for agent in range(2)] == ["solver", "critic"]
+    assert [roles.template(agent, 3) for agent in range(3)] == ["debater"] * 3
+    assert roles.names() == ("solver", "critic", "debater")
+    assert RoleSet(("a", "b"), "c") == RoleSet(("a", "b"), "c", None, "all")
+
+
+@pytest.mark.parametrize(
+    ("two", "more", "message"),
+    [
+        (("a",), {}, r"two is \('a',\); give a tuple of two templates' names"),
+        (["a", "b"], {}, r"two is \['a', 'b'\]; give a tuple"),
+        (("a", "b"), {"directory": "prompts"}, "directory is 'prompts'; give a pathlib.Path"),
+        (("a", "b"), {"formats": "second"}, "formats is 'second'; give 'all' or 'first'"),
+    ],
+)
+def test_a_role_set_of_other_types_is_refused(two: Any, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"roles: {message}"):
+        RoleSet(two, "c", **more)
+
+
+def test_files_of_a_split_are_lines_or_lists_or_tables_or_shards_of_it() -> None:
+    assert file_names("dev", "test") == (
+        *("dev.jsonl", "dev.json", "dev.parquet", "dev-*.parquet"),
+        *("test.jsonl", "test.json", "test.parquet", "test-*.parquet"),
+    )
 
 
 def test_golds_with_several_words_are_compared_as_squad_does(shared_data: Path) -> None:
