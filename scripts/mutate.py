@@ -40,7 +40,7 @@ PACKAGES = {  # the sources of a package, and the tests that are about it
     "trainset": (("trainset.py",), ("test_trainset.py",)),
     "search": (("search/*",), ("search",)),
     "evaluation": (("evaluation/*",), ("evaluation",)),
-    "tasks": (("tasks/*",), ("tasks",)),
+    "tasks": (("tasks/*",), ("tasks", "test_plugins.py")),
 }
 PROCESSES = ("optima/tasks/judging.py", "optima/tasks/worker.py")  # not pure, slow to test
 PLUGINS = ("-p", "no:cacheprovider", "-p", "forget")
@@ -58,7 +58,7 @@ import json, sys
 from mutmut.mutation.diff_apply import get_diff_for_mutant
 json.dump({name: get_diff_for_mutant(name) for name in json.load(sys.stdin)}, sys.stdout)
 """
-SLOW = (  # seconds each, for long inputs, many examples, processes or a large package
+SLOW = (  # for long inputs, many examples, processes, or a package that is large or installed
     "tests/tasks/test_answers.py::test_runaway_texts_cost_no_time",
     "tests/tasks/test_comparison.py::test_expressions_score_by_meaning",
     "tests/tasks/test_comparison.py::test_sameness_is_symmetric_and_reflexive",
@@ -66,6 +66,13 @@ SLOW = (  # seconds each, for long inputs, many examples, processes or a large p
     "tests/tasks/test_loading.py::test_a_hundred_thousand_malformed_rows_are_one_line",
     "tests/tasks/test_loading.py::test_a_row_with_any_value_at_any_place_is_a_problem_or_counted",
     "tests/tasks/test_loading.py::test_the_pinned_datasets_reads_two_wiki_from_parquet",
+    "tests/test_plugins.py::test_a_broken_plug_in_leaves_the_others_listed_and_ends_with_2",
+    "tests/test_plugins.py::test_a_run_goes_on_with_the_same_version_of_a_package_and_does_its_stages_"
+    "anew_with_another",
+    "tests/test_plugins.py::test_a_slow_metric_of_a_package_is_scored_where_it_can_be_killed",
+    "tests/test_plugins.py::test_the_example_package_is_short",
+    "tests/test_plugins.py::test_the_installed_example_is_listed_shown_and_planned",
+    "tests/test_plugins.py::test_the_metric_of_the_example_scores_by_distance",
 )
 
 

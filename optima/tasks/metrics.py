@@ -113,8 +113,7 @@ def _same_mathematics(a: str, b: str, choices: Sequence[str]) -> bool | None:
         return told
     values = number_and_unit(a), number_and_unit(b)
     if values[0] is not None and values[1] is not None and values[0][0] == values[1][0]:
-        units = {values[0][1], values[1][1]} - {""}
-        return True if len(units) <= 1 else None  # 5 km and 5 m are for the judge
+        return True if values[0][1] == values[1][1] else None  # 5 km and 5 m are for the judge
     based = [_BASED.fullmatch(normalise_latex(text)) for text in (a, b)]
     if based[0] and based[1]:  # math-verify does not look at the base
         digits = [(match[1].lower(), match[2] or match[3]) for match in based if match]

@@ -211,7 +211,7 @@ def is_bound_or_doubt(text: str) -> bool:
         return True
     text = _plain_notation(text, is_unwrapped=True)
     stated = text.rpartition("=")[2]  # before it stands what is stated: "no. of ways = 5"
-    before = re.split(r"\d", stated, maxsplit=1)[0]
+    before = re.split(r"\d", stated)[0]
     is_hedged = _is_hedged(stated) or _is_hedged(before, _HEDGES_BEFORE)
     return is_hedged or _NOT_EQUAL.search(text) is not None
 

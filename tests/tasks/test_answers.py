@@ -49,6 +49,8 @@ def test_tags_are_found_complete_and_non_empty(text: str, answers: list[str]) ->
         (r"\boxed{\left\{ x \right\}}", [r"\left\{ x \right\}"]),
         (r"\fbox{7}", ["7"]),
         (r"$\boxed 2$.", ["2"]),
+        (r"\boxed 2., so", ["2"]),
+        ("\\boxed\t.5", [".5"]),
         (r"\boxed {3}", ["3"]),
         ("\\boxed\n  {3}", ["3"]),
         (r"\boxed{never closed", []),
@@ -296,6 +298,8 @@ def test_units_are_ignored_on_request(text: str, number: float | None) -> None:
     [
         ("N = no. of ways = 5", False),
         ("no 5", True),
+        ("about 5", True),
+        ("5 times a day", False),
         (r"x = \text{18?}", True),
         (r"x = \text{at least }5", True),
         (r"\text{at least } n = 5", False),

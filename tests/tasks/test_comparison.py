@@ -934,6 +934,26 @@ def test_what_is_decided_without_the_judge_is_what_it_would_say(
         ("5:30 p.m.", "6:30 p.m.", False),
         ("5:30 p.m.", "x", False),
         ("5 p.m.", "5", True),
+        ("about 5", "5", False),
+        ("111111111", r"111, \! 111, \! 111", True),
+        ("$1.2B", "1200000000", True),
+        ("5 times a day", "5", True),
+        ("June 20", "20 June", True),
+        (r"\text{June } 20", "the 20th of June", True),
+        ("June 20", "June 21", False),
+        ("June 20", "July 20", False),
+        ("June 20", "June", False),
+        ("June 20", "20", False),
+        ("144th", r"144^{\text{th}}", True),
+        ("The 144th", "144th", True),
+        ("144th", "145th", False),
+        ("144th", "144", False),
+        ("144th place", "144th seat", False),
+        ("144th", "x", False),
+        (r"\{0,1\}", "(0,1)", False),
+        (r"x\in\{1,2\}", "[1,2]", False),
+        (r"\{1,2\}", r"\{3,4\}", None),
+        ("(1,2)", "(3,4)", None),
         ("2:05", "4:10", None),  # may be ratios
         ("2:05", "x", None),
     ],
@@ -988,6 +1008,13 @@ def test_mathematics_beside_choices_says_only_what_its_choice_does() -> None:
     assert MATH.says_only("(B)", "B", ("7", "8"))
     assert MATH.says_only("8", "8.0", ("7", "8"))
     assert not MATH.says_only("8 metres", "8", ("7", "8"))  # another word
+
+
+def test_words_of_a_choice_are_its_own_within_brackets_and_without() -> None:
+    choices = ("wood", "iron(II) oxide")
+    assert EXACT_MATCH.says_only("B. iron (II) oxide", "B", choices)
+    assert EXACT_MATCH.says_only("option B", "B", choices)
+    assert not EXACT_MATCH.says_only("B because it rusts", "B", choices)
 
 
 @pytest.mark.parametrize("letter", ["**B**", "Option B", r"\boxed{B}", "(b)", "b. volcano", "B."])

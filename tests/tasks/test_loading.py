@@ -124,8 +124,10 @@ def test_of_many_malformed_rows_the_first_are_named(
 
 def test_field_that_is_nested_too_deeply_is_a_malformed_row() -> None:
     row = {**ROWS["hotpot_qa"], "context": "[" * 100_000}
-    loaded = parse_rows(TASKS["hotpot_qa"], [RawRow("here", row)], Dealing(2, seed=0))
+    rows = [RawRow("here", row), RawRow("there", ROWS["hotpot_qa"])]
+    loaded = parse_rows(TASKS["hotpot_qa"], rows, Dealing(2, seed=0))
     assert loaded.skipped == (SkippedRow(1, "malformed", "here: is nested too deeply"),)
+    assert len(loaded.problems) == 1
 
 
 def test_a_repeated_row_is_kept_once_and_counted_apart(tmp_path: Path) -> None:
@@ -427,6 +429,9 @@ def test_the_first_problems_of_the_test_split_may_be_asked_alone(tmp_path: Path)
     data = DataSection(n_test=4, first_test=3)
     made = load_problems(TASKS["two_hop"], data, "test", n_agents=2, seed=0)
     assert len(made.problems) == 3
+    few = DataSection(path=str(tmp_path), first_test=2, overlap="keep")
+    splits = load_splits(GSM8K, few, n_agents=2, seed=0)
+    assert [len(split.problems) for split in splits] == [5, 2]
 
 
 def test_mmlu_is_trained_without_the_questions_of_arc(
@@ -656,6 +661,32 @@ def test_rows_of_one_id_are_a_repetition_only_if_they_are_one_problem() -> None:
     assert [row.reason for row in loaded.skipped] == ["line 2: same as row 1"]
     with pytest.raises(DataError, match=r"line 2: task gsm8k .* the problem_id 'p' of row 1"):
         parsed("a", "b")
+
+
+def test_rows_that_another_package_leaves_out_are_counted_and_its_mistakes_named(
+    tmp_path: Path,
+) -> None:
+    for split in ("train", "test"):
+        _write_lines(tmp_path / f"{split}.jsonl", [json.dumps(_row(k)) for k in range(3)])
+    data = DataSection(path=str(tmp_path))
+
+    def load(exclude: Any, split: Split = "train") -> LoadedProblems:
+        task = replace(GSM8K, source="own 1.0", exclude=exclude)
+        return load_problems(task, data, split, n_agents=2, seed=0)
+
+    asked: list[DataSection] = []
+
+    def exclude(section: DataSection) -> Any:
+        asked.append(section)
+        return lambda row: "it is known" if "2 and" in row["question"] else None
+
+    loaded = load(exclude)
+    assert asked == [data]
+    assert loaded.skipped == (SkippedRow(3, "excluded", "it is known"),)
+    assert len(load(exclude, "test").problems) == len(load(lambda _: None).problems) == 3
+    for wrong in (lambda _: 1 / 0, lambda _: lambda row: row["absent"]):
+        with pytest.raises(DataError, match=r"task gsm8k \(own 1.0\): its exclude fails"):
+            load(wrong)
 
 
 def test_problems_come_in_turn_and_again_only_when_all_have_come(
