@@ -633,6 +633,20 @@ def test_problem_that_another_package_makes_is_checked(
         load_problems(_own(made), DataSection(), "train", n_agents=2, seed=0)
 
 
+def test_another_package_is_told_the_split_the_number_and_how_to_deal() -> None:
+    told: list[tuple[Any, ...]] = []
+
+    def generate(*words: Any) -> Any:
+        told.append(words)
+        return iter([Problem(problem_id="p", task="two_hop", question="?", golds=("x",))])
+
+    data = DataSection(n_train=3, n_test=2)
+    for split in ("train", "test"):
+        task = replace(TASKS["two_hop"], source="own 1.0", generate=generate)
+        load_problems(task, data, split, n_agents=2, seed=5)
+    assert told == [("train", 3, Dealing(2, seed=5)), ("test", 2, Dealing(2, seed=5))]
+
+
 def test_what_another_package_makes_is_one_problem_an_id() -> None:
     first, second = (
         Problem(problem_id=key, task="two_hop", question=key, golds=("x",)) for key in "pq"
