@@ -43,16 +43,6 @@ PACKAGES = {  # the sources of a package, and the tests that are about it
     "tasks": (("tasks/*",), ("tasks", "test_plugins.py")),
 }
 PROCESSES = ("optima/tasks/judging.py", "optima/tasks/worker.py")  # not pure, slow to test
-PLUGINS = ("-p", "no:cacheprovider", "-p", "forget")
-FORGET = '''"""Empties all caches before each test: what another test left there hides a mutant."""
-import sys
-
-def pytest_runtest_setup():
-    for name in [name for name in sys.modules if name.partition(".")[0] == "optima"]:
-        for value in vars(sys.modules[name]).values():
-            if callable(getattr(value, "cache_clear", None)):
-                value.cache_clear()
-'''
 SHOW = """
 import json, sys
 from mutmut.mutation.diff_apply import get_diff_for_mutant
@@ -138,9 +128,10 @@ def copy_tree() -> bool:
             target = TREE / path.relative_to(ROOT)
             if not path.is_file() or "__pycache__" in path.parts:
                 continue
-            if not target.exists() or target.read_bytes() != path.read_bytes():
+            content = uncached(path) if name == "optima" else path.read_bytes()
+            if not target.exists() or target.read_bytes() != content:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
+                target.write_bytes(content)
                 is_changed |= name == "optima"
                 copied_tests = TREE / "mutants" / path.relative_to(ROOT)
                 if name == "tests" and copied_tests.exists():
@@ -150,8 +141,16 @@ def copy_tree() -> bool:
     for name in ("pyproject.toml", "README.md"):
         shutil.copyfile(ROOT / name, TREE / name)
     (TREE / "setup.cfg").write_text(settings())
-    (TREE / "forget.py").write_text(FORGET)
     return is_changed
+
+
+def uncached(source: Path) -> bytes:
+    """Return a source whose functions remember nothing.
+
+    What was remembered before a mutant is tried would hide it, and mutmut leaves decorated
+    functions as they are.
+    """
+    return re.sub(rb"(?m)^@lru_cache\(.*\)\n", b"", source.read_bytes())
 
 
 def forget(test_files: Set[str]) -> None:
@@ -172,9 +171,9 @@ def settings() -> str:
         "source_paths": ["optima"],
         "only_mutate": files,
         "do_not_mutate": list(PROCESSES),
-        "also_copy": ["recipes", "docs", "scripts", "README.md", "forget.py"],
+        "also_copy": ["recipes", "docs", "scripts", "README.md"],
         "pytest_add_cli_args_test_selection": tests,
-        "pytest_add_cli_args": ["-m", "not e2e", *PLUGINS, *left_out()],
+        "pytest_add_cli_args": ["-m", "not e2e", "-p", "no:cacheprovider", *left_out()],
         "do_not_mutate_patterns": [r"raise \w+", r"logger\.\w+", "Error\\("],  # words of messages
     }
     lines = [f"{name}=\n" + "".join(f"    {value}\n" for value in values)

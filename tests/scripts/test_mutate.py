@@ -5,11 +5,8 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-
-from optima.tasks.numbers import parse_number
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -75,13 +72,12 @@ def test_a_mutant_that_only_timed_out_is_decided_by_the_cpu_time_of_its_tests(
     ]  # fmt: skip
 
 
-def test_no_test_is_spared_a_mutant_by_what_another_left_in_a_cache(mutate: ModuleType) -> None:
-    hooks: dict[str, Any] = {}
-    exec(mutate.FORGET, hooks)
-    parse_number("18")
-    assert parse_number.cache_info().currsize > 0
-    hooks["pytest_runtest_setup"]()
-    assert parse_number.cache_info().currsize == 0
+def test_what_is_mutated_remembers_nothing(mutate: ModuleType) -> None:
+    for source in (REPOSITORY / "optima" / "tasks").glob("*.py"):
+        original = source.read_text(encoding="utf-8").splitlines()
+        plain = [line for line in original if not line.startswith("@lru_cache")]
+        assert mutate.uncached(source).decode().splitlines() == plain
+        assert not [line for line in plain if line.lstrip().startswith(("@cache", "@functools"))]
 
 
 def test_what_changed_tests_run_is_found_out_anew(
