@@ -935,6 +935,8 @@ def test_what_is_decided_without_the_judge_is_what_it_would_say(
         ("5:30 p.m.", "x", False),
         ("5 p.m.", "5", True),
         ("about 5", "5", False),
+        ("5.00001 m", "5", False),
+        ("5.000001 m", "5", None),
         ("111111111", r"111, \! 111, \! 111", True),
         ("$1.2B", "1200000000", True),
         ("5 times a day", "5", True),

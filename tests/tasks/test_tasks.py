@@ -460,6 +460,7 @@ def test_a_choice_that_reads_like_a_letter_is_answered_by_its_own_letter_only() 
         ("cbt", {"question": "no blank"}, "XXXXX"),
         ("cbt", {"sentences": ["one ."]}, "too few"),
         ("hotpot_qa", {"context": {"title": ["x"]}}, "'context' does not have two lists of equal"),
+        ("hotpot_qa", {"context": {"sentences": [["x"]]}}, "does not have two lists of equal"),
         ("gsm8k", {"answer": "no mark"}, "####"),
         ("gsm8k", {"answer": "x #### many"}, "not a number"),
         ("math", {"solution": "none"}, "boxed"),
