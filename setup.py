@@ -1,7 +1,8 @@
 """What pyproject.toml cannot say: recipes go into the package, extras come from the pins.
 
 ``pip install optima-llm[vllm]`` and ``optima-llm[train]`` are the two environments (their releases
-of transformers differ, so one each), ``[deepspeed]`` what training on several GPUs needs besides.
+of transformers differ, so one each), ``[deepspeed]`` what training on several GPUs needs besides,
+``[ray]`` what a run over a Ray cluster of one's own does.
 """
 
 import importlib.util
@@ -42,8 +43,12 @@ def read_extras() -> dict[str, list[str]]:
         return [pin.requirement for pin in chosen]
 
     return {
-        "vllm": of(vllm), "train": of(train), "deepspeed": of(train, "gpu"), "dev": of(train, "dev")
-    }  # fmt: skip
+        "vllm": of(vllm),
+        "train": of(train),
+        "deepspeed": of(train, "gpu"),
+        "ray": [pin.requirement for pin in train if pin.name == "ray"],
+        "dev": of(train, "dev"),
+    }
 
 
 def _reader() -> ModuleType:

@@ -27,7 +27,8 @@ def fake_environment(
 
     It says that it holds ``packages``, without them whatever it is asked for.
 
-    ``server`` are further arguments of the fake server (see ``optima.serving.fake``). The first
+    ``server`` are further arguments of the fake server (see ``optima.serving.fake``), in which
+    variables of its environment may stand. The first
     ``train_fails`` trainings fail. Commands are noted, a JSON line each, in ``commands.jsonl``.
     """
     from optima.processes.environment import Environment
@@ -72,7 +73,8 @@ def _serve(arguments: list[str], options: dict[str, object]) -> None:
     site.main()  # what started this left the installed packages out, as only servers need them
     from optima.serving.fake import main
 
-    main([*arguments, *options["server"]])  # type: ignore[misc]
+    given: list[str] = options["server"]  # type: ignore[assignment]
+    main([*arguments, *map(os.path.expandvars, given)])
 
 
 def _stored(job: str, name: str) -> bytes:

@@ -83,16 +83,18 @@ OUTSIDE = {
     "aiohttp", "datasets", "httpx", "http", "huggingface_hub", "multiprocessing", "openai",
     "requests", "socket", "subprocess", "urllib",
 }  # fmt: skip
+# Only the process that this module is imports it, where a recipe asks for a Ray cluster.
+OPTIONAL = {"optima.serving.cluster": {"ray"}}
 ASKS_THE_HUB = {"optima.tasks.rows": {"datasets"}}
 N_LINES_MAX = 450
 # How many modules there are, and how far the imports go that a reader follows, as measured on
 # 2026-11-28; only a new feature may raise them: many nodes took three modules, two of which a run
 # reaches, training rows one, talking with a model one, progress and the sandbox of templates one
 # each, which a run reaches, mixtures two, the command of a server one (apart from a fleet, of which
-# a team has several). Aimed at: 110, and 50 from the first command to a trained model.
-N_MODULES_MAX = 143
+# a team has several), Ray one. Aimed at: 110, and 50 from the first command to a trained model.
+N_MODULES_MAX = 144
 N_CHAIN_MAX = 16
-N_REACHED_MAX = 95  # from optima.cli.training
+N_REACHED_MAX = 96  # from optima.cli.training
 
 
 def _module_name(path: Path) -> str:
@@ -435,7 +437,7 @@ def test_every_import_of_the_orchestrator_is_a_declared_dependency() -> None:
         for module, tree in TREES.items()
         if module not in TRAINERS
         for target, line in _imports(tree)
-        if target.split(".")[0] not in known
+        if target.split(".")[0] not in known | OPTIONAL.get(module, set())
     ]
     assert wrong == []
 

@@ -14,6 +14,7 @@ from optima.evaluation.figures import JudgedConversation
 from optima.processes.devices import check_sockets, core_warning, detect_devices, free_port
 from optima.processes.environment import Role, package_versions, require_environment
 from optima.recipe.schema import Recipe, ServingSection
+from optima.serving.cluster import describe
 from optima.stages.opening import base_model, check_models, check_windows, codecs_of
 from optima.studies.trial import Trial
 
@@ -48,6 +49,8 @@ def examine(recipe: Recipe | None, vllm_env: str | None, train_env: str | None) 
     ]
     if recipe is not None:
         findings.append(_check("model", lambda: _model(recipe)))
+        if (cluster := recipe.serving.ray) is not None:
+            findings.append(_check("ray", lambda: describe(cluster)))
     return findings
 
 

@@ -11,6 +11,7 @@ from optima.types import PathText, Section
 MAX_SERVED_RANK = 512  # of vLLM
 API_KEY = "OPTIMA_API_KEY"  # the variable with the key of servers of others
 _URL = re.compile(r"https?://([^/\s?#@:\[\]]+|\[[^/\s\]]+\])(:(?P<port>\d{1,5}))?(/[^\s?#]*)?")
+_CLUSTER = re.compile(r"auto|([^/\s@:\[\]]+|\[[^/\s\]]+\]):\d{1,5}")
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*")  # what stands before "=", a space or a "."
 _SECOND = re.compile(r"^[^{\[\"']*\s--[A-Za-z]")  # another option, and not inside of JSON
 _ROUTE = re.compile(r"/v1/.+|/(health|metrics|completions)$")
@@ -233,6 +234,9 @@ class ServingSection(Section):
     nodes: str | None = None
     """Folder on storage that all nodes share, by which nodes that run `optima serve-node` serve
     beside this one; ``auto`` is ``nodes`` in the run directory, None takes this node alone."""
+    ray: str | None = None
+    """Ray cluster whose other nodes all run `optima serve-node` for this run, through ``nodes``:
+    HOST:PORT of its head, or ``auto`` for RAY_ADDRESS or the cluster that this node is of."""
     node_timeout_s: float = Field(default=60.0, ge=1, le=86_400)
     """Without a sign of life for this long a node is gone for the run, and a run for its nodes."""
     port: int | None = Field(default=None, ge=1, le=65535)
@@ -290,6 +294,14 @@ class ServingSection(Section):
             raise ValueError(
                 f"training_nodes: {self.training_nodes}: needs nodes, the folder by which they are "
                 "found; write nodes: auto"
+            )
+        if self.ray is not None and _CLUSTER.fullmatch(self.ray) is None:
+            raise ValueError(
+                f"ray: {self.ray!r} must be auto, or HOST:PORT of the head of a Ray cluster"
+            )
+        if self.ray is not None and self.nodes is None:
+            raise ValueError(
+                "ray: needs nodes, the folder by which they are told what to do; write nodes: auto"
             )
         _check_extra_args(self.extra_args)
         group = self.tensor_parallel

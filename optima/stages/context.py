@@ -27,6 +27,7 @@ from optima.runs.identity import identify
 from optima.runs.layout import check_model
 from optima.seeding import digest
 from optima.serving.board import board_of
+from optima.serving.cluster import Cluster
 from optima.serving.fleet import Fleets
 from optima.serving.nodes import Nodes
 from optima.serving.scorer import Item, LossScorer
@@ -181,7 +182,7 @@ class Made:
 class Device:
     """Owns what runs on the device: servers of one model, a loss scorer, or nothing.
 
-    Other nodes serve the same model (``serving.nodes``).
+    Other nodes serve the same model (``serving.nodes``), those of a Ray cluster by themselves.
     """
 
     def __init__(
@@ -199,14 +200,31 @@ class Device:
         self._vacating = threading.Lock()  # trainings side by side all ask for it
         board = board_of(recipe, run.root)
         self._nodes = Nodes(board, recipe, run.root) if board else None
+        self._cluster: Cluster | None = None
+        if board is not None and recipe.serving.ray is not None:
+            self._cluster = Cluster(
+                recipe.serving.ray,
+                board,
+                envs=(environments.vllm, environments.train),
+                has_gpus=devices.kind == "cuda",
+                log_dir=run.log_dir,
+            )
 
     def __enter__(self) -> Self:
-        if self._nodes is not None:
-            self._nodes.__enter__()
+        with contextlib.ExitStack() as stack:
+            if self._nodes is not None:
+                stack.enter_context(self._nodes)
+            if self._cluster is not None:
+                self._cluster.__enter__()
+            stack.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
         with contextlib.ExitStack() as stack:
+            if self._cluster is not None:
+                stack.callback(
+                    self._cluster.__exit__, *exc
+                )  # the last: nodes hear of the end first
             if self._nodes is not None:
                 stack.callback(self._nodes.__exit__, *exc)
             for kind in list(self._running):

@@ -189,7 +189,7 @@ def seat(recipe: Recipe, model: Model, agent: int, *, vllm_env: Environment) -> 
 def on_one_server(recipe: Recipe) -> Recipe:
     """Return the recipe with the first GPUs of this host only, as many as one server takes."""
     gpus = detect_devices(recipe.serving).gpus[: recipe.serving.tensor_parallel] or None
-    return recipe.changed(serving={"gpus": gpus, "nodes": None, "training_nodes": 1})
+    return recipe.changed(serving={"gpus": gpus, "nodes": None, "ray": None, "training_nodes": 1})
 
 
 def first_tokens(model: Model, problem: Problem) -> int | None:

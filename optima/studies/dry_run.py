@@ -33,6 +33,7 @@ from optima.runs.layout import own_starts, read_done
 from optima.search.pairs import read_conversational
 from optima.serving.board import board_of, node_address
 from optima.serving.client import Server
+from optima.serving.cluster import describe
 from optima.serving.command import endpoint_field, endpoint_key, gpu_groups, server_argv, shares_of
 from optima.serving.probe import name_at, served_as, served_models
 from optima.serving.reply import RetryableError
@@ -209,8 +210,7 @@ def _processes(
     vllm_env, train_env = envs
     recipe = serving_recipe(recipe)
     yield "processes  (ports are examples; each start takes a free one)"
-    if (board := board_of(recipe, run_dir)) is not None:
-        yield f"  nodes, those that run: optima serve-node --shared {board.folder}"
+    yield from _nodes(recipe, run_dir)
     for endpoint in recipe.serving.endpoints:
         served = _served_by(endpoint, recipe.model.path)
         yield f"  endpoint {endpoint} serves {served}, for the start model"
@@ -255,6 +255,14 @@ def _processes(
             )
             beside = f", {len(benches)} at once" if benches else ""
             yield f"  training on {_where(trained_on.gpus)}{beside}: {shlex.join(argv)}"
+
+
+def _nodes(recipe: Recipe, run_dir: Path) -> Iterator[str]:
+    """Yield what other nodes do; UsageError where there is no Ray cluster to ask for them."""
+    if (board := board_of(recipe, run_dir)) is not None:
+        yield f"  nodes, those that run: optima serve-node --shared {board.folder}"
+    if (cluster := recipe.serving.ray) is not None:
+        yield f"  each node of the cluster at {cluster} is asked to; {describe(cluster)}"
 
 
 def _served_by(endpoint: str, model_path: str) -> str:

@@ -18,7 +18,7 @@ ELSEWHERE = {
     *("serving.gpus", "serving.tensor_parallel", "train.parallelism"),  # of GPUs
     "serving.gpu_memory_utilization",
     "serving.max_restarts",  # of servers that die
-    *("serving.node_timeout_s", "serving.training_address"),  # of serving.nodes
+    *("serving.node_timeout_s", "serving.training_address", "serving.ray"),  # of serving.nodes
     *("pairs.influence.n_groups", "pairs.influence.n_problems"),  # pairs.strategy=influence
 }
 # Asked for by the training processes: tests/training/test_losses.py.

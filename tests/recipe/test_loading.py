@@ -128,6 +128,12 @@ CONTRADICTIONS = {
         "serving.training_nodes: 2: needs nodes, the folder by which they are found; write nodes: "
         "auto"
     ),
+    "serving: {ray: auto}": (
+        "serving.ray: needs nodes, the folder by which they are told what to do; write nodes: auto"
+    ),
+    "serving: {nodes: auto, ray: 'ray://head:10001'}": (
+        "serving.ray: 'ray://head:10001' must be auto, or HOST:PORT of the head of a Ray cluster"
+    ),
     "serving: {endpoints: ['http://host:80000']}": (
         "serving.endpoints: 'http://host:80000' must be a URL; write http://host:port"
     ),

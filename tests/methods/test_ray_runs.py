@@ -1,0 +1,140 @@
+"""Whole runs on a Ray cluster of several raylets of this host, which are killed and join.
+
+The raylets and the driver are real, as are the nodes; servers are fakes behind the real guards.
+"""
+
+import secrets
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from optima.serving.board import Announced, Board, read_as
+from tests.fake_runs import finish, processes_of, results, run, start, wait_until
+from tests.fakes import fake_environment
+from tests.methods.test_node_runs import n_turns
+
+NODE = "OPTIMA_TEST_NODE"  # what a raylet hands to all below it: its name
+RAY = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback; else an address that other hosts reach
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
+
+
+class Raylets:
+    """A cluster whose head runs nothing but the driver of a run."""
+
+    def __init__(self, folder: str) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._folder = folder
+        self._cluster: Any = Cluster(initialize_head=False, shutdown_at_exit=True)
+        self._nodes: dict[str, Any] = {}
+        self.add("head", include_dashboard=False)
+        self.address = str(self._cluster.address)
+
+    def add(self, name: str, **options: object) -> None:
+        self._nodes[name] = self._cluster.add_node(
+            num_cpus=1, object_store_memory=80 * 2**20, dashboard_agent_listen_port=0,
+            temp_dir=self._folder, env_vars={NODE: name}, **options,
+        )  # fmt: skip
+
+    def kill(self, name: str) -> None:
+        self._nodes.pop(name).kill_raylet()
+
+    def stop(self) -> None:
+        self._cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def raylets() -> Iterator[Raylets]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in RAY.items():
+            patch.setenv(name, value)
+        pytest.importorskip("ray", reason="Ray is not installed (scripts/setup_envs.sh --dev)")
+        folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # paths of sockets are short
+        made = Raylets(folder)
+        yield made
+        made.stop()
+        shutil.rmtree(folder)
+
+
+def named(folder: Path) -> list[list[str]]:
+    """Return the command lines of living processes that name something in ``folder``."""
+    lines = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        line = process.info["cmdline"] or []
+        if process.info["status"] != psutil.STATUS_ZOMBIE and any(str(folder) in w for w in line):
+            lines.append(line)
+    return lines
+
+
+@pytest.fixture
+def begin(raylets: Raylets) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a run on the cluster; it is killed at the end if it is still there."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def begin(directory: Path, latency_ms: int, *overrides: str, mark: str = "") -> Any:
+        options = ("--latency-ms", str(latency_ms), "--notes", str(directory / f"${NODE}.jsonl"))
+        environment = fake_environment(directory / "own", server=options)
+        given = ("serving.nodes=auto", f"serving.ray={raylets.address}", *overrides)
+        begun.append(start(directory, environment, *given, mark=mark))
+        return begun[-1]
+
+    yield begin
+    for process in begun:
+        process.kill()
+
+
+def test_run_on_raylets_one_of_which_is_killed_computes_what_it_computes_alone(
+    tmp_path: Path, raylets: Raylets, begin: Callable[..., subprocess.Popen[str]]
+) -> None:
+    raylets.add("first")
+    raylets.add("second")
+    run(tmp_path, fake_environment(tmp_path / "alone"), run="alone-run")
+    first, second = (tmp_path / f"{name}.jsonl" for name in ("first", "second"))
+    mark = uuid.uuid4().hex
+    process = begin(tmp_path, 300, "serving.node_timeout_s=5", mark=mark)
+    wait_until(lambda: n_turns(first) > 0 and n_turns(second) > 0, "turns on both")
+    raylets.kill("first")
+    n_before = n_turns(second)
+    status, _, err = finish(process)
+    assert status == 0, err
+    assert "nodes beside this one: 2, 0 GPUs, 2 CPUs" in err
+    assert "Ray: node 127.0.0.1: lost (" in err
+    assert n_turns(second) > n_before
+    assert results(tmp_path / "run") == results(tmp_path / "alone-run")
+    assert processes_of(mark) == []
+    assert named(tmp_path) == []
+
+
+def test_raylet_that_joins_is_used_also_by_a_second_driver_and_a_killed_run_leaves_nothing(
+    tmp_path: Path, raylets: Raylets, begin: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = begin(tmp_path, 300, "data.n_train=800")  # ends by no means before it is killed
+    raylets.add("third")
+    board = Board(tmp_path / "run" / "nodes")
+    wait_until(lambda: n_turns(tmp_path / "third.jsonl") > 0, "turns on the node that joined")
+    before = set(board.announced.iterdir())
+    (driver,) = (
+        child for child in psutil.Process(process.pid).children(recursive=True)
+        if child.cmdline()[1:3] == ["-m", "optima.serving.cluster"]
+    )  # fmt: skip
+    driver.kill()
+
+    def again() -> list[Path]:
+        new = set(board.announced.glob("*.json")) - before
+        return [path for path in new if (one := read_as(path, Announced)) and one.urls]
+
+    wait_until(lambda: again() != [], "a node of the second driver")
+    process.kill()
+    _, _, err = finish(process)
+    assert "Ray: its driver ended" in err
+    wait_until(lambda: named(tmp_path) == [], "the end of all")
