@@ -1,7 +1,9 @@
 """The batch scripts, with a stand-in for srun."""
 
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,4 +68,36 @@ def test_first_node_runs_what_all_others_serve_and_each_has_its_cores(checkout: 
     assert words[len(options) :] == [
         *("node 0", "--run-dir", "/s/my run", "serving.nodes=auto", "--config", "r.yaml", "a=b c"),
         *("node 1", *serves, "node 2", *serves),
+    ]
+
+
+def test_ray_runs_the_run_on_the_first_node_with_every_core_and_a_token_of_this_user(
+    checkout: Path,
+) -> None:
+    (checkout / "bin/hostname").write_text("#!/bin/sh\necho first\n")
+    (checkout / "bin/srun").write_text(
+        '#!/bin/sh\necho "$RAY_AUTH_MODE"; echo "$RAY_AUTH_TOKEN_PATH"\n'
+        'for word in "$@"; do echo "$word"; done\n'
+    )
+    (checkout / "bin/hostname").chmod(0o755)
+    python = checkout / ".envs/train/bin/python"
+    python.symlink_to(sys.executable)
+    run_dir = checkout / "my run"
+    given = {"SLURM_CPUS_PER_TASK": "64", "SLURM_JOB_ID": "1234567"}
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        _submit(checkout, "ray.sbatch", "r.yaml", str(run_dir), **given)
+    assert "no environments with Ray below" in refused.value.stderr
+    shutil.copy(checkout / ".envs/train/bin/optima-sft", checkout / ".envs/train/bin/ray")
+    words = _submit(checkout, "ray.sbatch", "r.yaml", str(run_dir), "a=b c", **given)
+    token = run_dir / "ray_token"
+    assert words[:2] == ["token", str(token)]
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert len(token.read_text().strip()) == 64
+    ray, run = words.index("ray"), words.index("--")
+    assert {"--ntasks-per-node=1", "--no-kill", "--cpus-per-task=64"} <= set(words[:ray])
+    assert words[ray:][:4] == ["ray", "symmetric-run", "--address", "first:24567"]
+    assert {"--num-cpus=64", "--include-dashboard=false"} <= set(words[ray:run])
+    assert words[run + 1 :] == [
+        *("optima-sft", "--run-dir", str(run_dir), "serving.nodes=auto"),
+        *("serving.ray=first:24567", "--config", "r.yaml", "a=b c"),
     ]
