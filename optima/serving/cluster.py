@@ -132,7 +132,7 @@ class Cluster:
         with self._lock:
             if self._process is not None:
                 self._process.stop()
-        self._thread.join()
+        self._thread.join(_REACH_S)
 
     def _keep(self) -> None:
         """Have a driver while the run lasts; give up only where the first finds no cluster."""

@@ -98,10 +98,15 @@ def test_run_on_raylets_one_of_which_is_killed_computes_what_it_computes_alone(
 ) -> None:
     raylets.add("first")
     raylets.add("second")
-    run(tmp_path, fake_environment(tmp_path / "alone"), run="alone-run")
+    environment = fake_environment(tmp_path / "alone")
+    run(tmp_path, environment, run="alone-run")
+    said = f"each node of the cluster at {raylets.address} is asked to; Ray "
+    overrides = ("serving.nodes=auto", f"serving.ray={raylets.address}", "--dry-run")
+    (line,) = (line for line in run(tmp_path, environment, *overrides).splitlines() if said in line)
+    assert line.endswith(": nodes beside this one: 2, 0 GPUs, 2 CPUs")
     first, second = (tmp_path / f"{name}.jsonl" for name in ("first", "second"))
     mark = uuid.uuid4().hex
-    process = begin(tmp_path, 300, "serving.node_timeout_s=5", mark=mark)
+    process = begin(tmp_path, 400, "serving.node_timeout_s=5", mark=mark)
     wait_until(lambda: n_turns(first) > 0 and n_turns(second) > 0, "turns on both")
     raylets.kill("first")
     n_before = n_turns(second)
