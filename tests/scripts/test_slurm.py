@@ -77,7 +77,8 @@ def test_ray_runs_the_run_on_the_first_node_with_every_core_and_a_token_of_this_
     (checkout / "bin/hostname").write_text("#!/bin/sh\necho first\n")
     (checkout / "bin/srun").write_text(
         '#!/bin/sh\necho "$RAY_AUTH_MODE"; echo "$RAY_AUTH_TOKEN_PATH"\n'
-        'for word in "$@"; do echo "$word"; done\n'
+        'while [ "$1" != -- ]; do echo "$1"; shift; done\n'
+        'echo "$1"; shift; [ -n "$NO_RAY" ] || "$@"\n'
     )
     (checkout / "bin/hostname").chmod(0o755)
     python = checkout / ".envs/train/bin/python"
@@ -97,7 +98,10 @@ def test_ray_runs_the_run_on_the_first_node_with_every_core_and_a_token_of_this_
     assert {"--ntasks-per-node=1", "--no-kill", "--cpus-per-task=64"} <= set(words[:ray])
     assert words[ray:][:4] == ["ray", "symmetric-run", "--address", "first:24567"]
     assert {"--num-cpus=64", "--include-dashboard=false"} <= set(words[ray:run])
-    assert words[run + 1 :] == [
-        *("optima-sft", "--run-dir", str(run_dir), "serving.nodes=auto"),
+    assert words[run + 1 :] == [  # by the stand-in for optima-sft
+        *("--run-dir", str(run_dir), "serving.nodes=auto"),
         *("serving.ray=first:24567", "--config", "r.yaml", "a=b c"),
     ]
+    with pytest.raises(subprocess.CalledProcessError) as failed:  # with 0, as far as Ray says
+        _submit(checkout, "ray.sbatch", "r.yaml", str(run_dir), **given, NO_RAY="yes")
+    assert failed.value.stderr == "Ray did not start at first:24567; its words stand above\n"
