@@ -289,11 +289,8 @@ class _Driver:
         argv += ["--address", place.address, "--vllm-env", self._given.vllm_env]
         argv += ["--train-env", self._given.train_env]
         environ = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
-        place.up, place.asked, place.is_told = (
-            place.actor.__ray_ready__.remote(),
-            time.monotonic(),
-            False,
-        )
+        place.up = place.actor.__ray_ready__.remote()
+        place.asked, place.is_told = time.monotonic(), False
         self._running[place.actor.run.remote(argv, environ, str(log))] = node["NodeID"]
         self._say("INFO", f"Ray: asked {place.address} for {n_gpus:g} GPUs, {n_cpus:g} CPUs: {log}")
 
@@ -319,7 +316,8 @@ class _Driver:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    cause = getattr(error, "cause", None) or error  # of what an actor raised
+    return next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
 
 
 def _connect(address: str) -> Any:

@@ -3,12 +3,10 @@
 The raylets and the driver are real, as are the nodes; servers are fakes behind the real guards.
 """
 
-import secrets
-import shutil
 import subprocess
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,51 +17,19 @@ from optima.serving.board import Announced, Board, read_as
 from tests.fake_runs import finish, processes_of, results, run, start, wait_until
 from tests.fakes import fake_environment
 from tests.methods.test_node_runs import n_turns
-
-NODE = "OPTIMA_TEST_NODE"  # what a raylet hands to all below it: its name
-RAY = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback; else an address that other hosts reach
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": secrets.token_hex(32),
-}
-
-
-class Raylets:
-    """A cluster whose head runs nothing but the driver of a run."""
-
-    def __init__(self, folder: str) -> None:
-        from ray.cluster_utils import Cluster
-
-        self._folder = folder
-        self._cluster: Any = Cluster(initialize_head=False, shutdown_at_exit=True)
-        self._nodes: dict[str, Any] = {}
-        self.add("head", include_dashboard=False)
-        self.address = str(self._cluster.address)
-
-    def add(self, name: str, **options: object) -> None:
-        self._nodes[name] = self._cluster.add_node(
-            num_cpus=1, object_store_memory=80 * 2**20, dashboard_agent_listen_port=0,
-            temp_dir=self._folder, env_vars={NODE: name}, **options,
-        )  # fmt: skip
-
-    def kill(self, name: str) -> None:
-        self._nodes.pop(name).kill_raylet()
-
-    def stop(self) -> None:
-        self._cluster.shutdown()
+from tests.raylets import NODE, VARIABLES, Raylets
 
 
 @pytest.fixture(scope="module")
 def raylets() -> Iterator[Raylets]:
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed (scripts/setup_envs.sh --dev)")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in RAY.items():
+        for name, value in VARIABLES.items():
             patch.setenv(name, value)
-        pytest.importorskip("ray", reason="Ray is not installed (scripts/setup_envs.sh --dev)")
-        folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # paths of sockets are short
-        made = Raylets(folder)
+        made = Raylets()
         yield made
         made.stop()
-        shutil.rmtree(folder)
 
 
 def named(folder: Path) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from optima.serving.cluster import describe
 from tests.fake_runs import attempt
 from tests.fakes import fake_environment
 
+needs_ray = pytest.mark.skipif(
+    find_spec("ray") is None, reason="Ray is not installed (scripts/setup_envs.sh --dev)"
+)
+
 
 def test_ray_that_is_not_installed_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # as the import system has it
@@ -20,11 +25,11 @@ def test_ray_that_is_not_installed_is_said_with_the_remedy(monkeypatch: pytest.M
         describe("auto")
 
 
+@needs_ray
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
 def test_run_without_its_cluster_ends_before_it_does_anything(
     dry: tuple[str, ...], tmp_path: Path
 ) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed (scripts/setup_envs.sh --dev)")
     overrides = ("serving.nodes=auto", "serving.ray=127.0.0.1:1", *dry)
     status, _, err = attempt(tmp_path, fake_environment(tmp_path), *overrides)
     assert status == 2
@@ -36,8 +41,8 @@ def test_run_without_its_cluster_ends_before_it_does_anything(
         assert wanted.is_over  # for nodes of others
 
 
+@needs_ray
 def test_cluster_that_does_not_answer_is_said_with_the_remedy() -> None:
-    pytest.importorskip("ray", reason="Ray is not installed (scripts/setup_envs.sh --dev)")
     with pytest.raises(UsageError) as caught:
         describe("127.0.0.1:1")
     assert str(caught.value) == (
