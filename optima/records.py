@@ -8,6 +8,7 @@ import contextlib
 import errno
 import importlib
 import os
+import pwd
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ R = TypeVar("R", bound=Record)
 NAME_BYTES = 255  # the most that Linux takes
 _IN_ITS_PLACE = (errno.EISDIR, errno.ELOOP)  # no file, but a directory, a link to itself
 _DEVICES = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
+THEN = ", then run again to go on"  # after what a writer is told to do
 PATH_BYTES = 3840  # Linux takes 4,095; what stands below needs some
 
 
@@ -168,7 +170,7 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
     What is no file, such as ``/dev/stdout`` or a named pipe, is written into and stays what it is.
     Raises StageError when the disk refuses it.
     """
-    if path.parent in _DEVICES or (path.exists() and not path.is_file() and not path.is_dir()):
+    if is_stream(path):
         with disk_errors(path), path.open("w", encoding="utf-8") as file:
             yield file
         return
@@ -183,6 +185,11 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
         finally:
             with contextlib.suppress(OSError):  # a disk that went read-only says so below us
                 temporary.unlink(missing_ok=True)
+
+
+def is_stream(path: Path) -> bool:
+    """Tell whether what is written there goes somewhere else, as to a pipe."""
+    return path.parent in _DEVICES or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 @contextlib.contextmanager
@@ -216,7 +223,6 @@ def explain_disk_error(error: OSError, path: Path | None = None) -> str | None:
         errno.ENOSPC: "the disk is full; free some space",
         errno.EDQUOT: "the disk quota is used up; free some space",
         errno.EROFS: "the file system is read-only; make it writable, or give another directory",
-        errno.EACCES: "no permission; give it, or give another directory",
         errno.EPERM: "not permitted; permit it, or give another directory",
         errno.EFBIG: "the file-size limit is reached; raise it (ulimit -f)",
         errno.EIO: "the disk gives an input/output error; check it, or give another directory",
@@ -238,13 +244,30 @@ def explain_disk_error(error: OSError, path: Path | None = None) -> str | None:
     if path is not None and place is not None and place.name.startswith(f".{path.name}."):
         place = path  # the error knows the temporary name
     reason = reasons.get(error.errno or 0)
+    if error.errno == errno.EACCES:
+        reason = f"{_denied(place)}; give it, or give another directory"
     if error.errno == errno.ENOENT and place is not None and not place.parent.exists():
         reason = "its folder does not exist; make it"
     if reason is None:
         return None
     if error.errno == errno.ENOSPC and place is not None and has_no_inodes(place):
         reason = "the disk has no inodes left; remove some files"
-    return f"{place or 'standard output'}: {reason}, then run again to go on"
+    return f"{place or 'standard output'}: {reason}{THEN}"
+
+
+def _denied(path: Path | None) -> str:
+    """Say what this user lacks, and at which folder above the path, which is all one can see."""
+    parents = () if path is None else reversed(path.absolute().parents)
+    closed = next((place for place in parents if not os.access(place, os.X_OK)), None)
+    is_closed = closed is not None and os.access(closed, os.F_OK)
+    return "no permission" + (f" (user {_user()} may not enter {closed})" if is_closed else "")
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # in a container
+        return str(os.geteuid())
 
 
 def has_no_inodes(path: Path) -> bool:
@@ -261,6 +284,10 @@ def make_folder(path: Path, option: str, mode: int = 0o777) -> None:
     with disk_errors(path):
         try:
             path.mkdir(mode, parents=True, exist_ok=True)
+        except PermissionError as error:
+            raise UsageError(
+                f"{option} {path}: {_denied(path)}; give it, or give another"
+            ) from error
         except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
             raise UsageError(
                 f"{option} {path}: cannot be a directory ({error.strerror}); give another"
@@ -304,7 +331,8 @@ def check_path(path: str | Path, option: str) -> None:
     """Raise UsageError for what can name no directory or file of ours, whatever is there.
 
     That is nothing, a line break or another control character, bytes that are not UTF-8, a link to
-    itself, a name of over 255 bytes, or a path of over 4,095.
+    itself, what lies in a folder that this user may not enter, a name of over 255 bytes, or a path
+    of over 4,095.
     """
     text = os.fspath(path)
     shown = text.encode("utf-8", "backslashreplace").decode()
@@ -318,21 +346,20 @@ def check_path(path: str | Path, option: str) -> None:
         names = [name.encode() for name in text.split("/")]
     except UnicodeEncodeError as error:
         raise UsageError(f"{place}: is not UTF-8 text; give another name") from error
-    if _is_loop(path):
-        raise UsageError(f"{place}: is a link to itself; remove it, or give another")
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        try:
+            Path(path).stat()
+        except PermissionError as error:
+            raise UsageError(f"{place}: {_denied(Path(path))}; give it, or give another") from error
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise UsageError(
+                    f"{place}: is a link to itself; remove it, or give another"
+                ) from error
     if max(map(len, names)) > NAME_BYTES:
         raise UsageError(f"{place}: a name in it has over {NAME_BYTES} bytes; give a shorter one")
     if len(os.fsencode(os.path.abspath(text))) > PATH_BYTES:  # noqa: PTH100  no link is followed
         raise UsageError(f"{place}: has over {PATH_BYTES} bytes; give a shorter one")
-
-
-def _is_loop(path: str | Path) -> bool:
-    """Tell whether links on a path lead back to themselves."""
-    try:
-        Path(path).stat()
-    except OSError as error:
-        return error.errno == errno.ELOOP
-    return False
 
 
 def rows_to_frame(rows: list[dict[str, Any]]) -> Any:

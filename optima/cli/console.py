@@ -61,7 +61,7 @@ def _run(command: Callable[[], int]) -> int:
         sys.stderr.close()
         return EXIT_FAILED
     except OSError as error:  # of the writers that know no better, and of the output itself
-        from optima.records import explain_disk_error
+        from optima.records import THEN, explain_disk_error
 
         said = explain_disk_error(error)  # one that names no file is of the output
         if error.errno == errno.ENAMETOOLONG:
@@ -69,6 +69,9 @@ def _run(command: Callable[[], int]) -> int:
             return EXIT_USAGE
         if said is None and error.filename is None:
             raise
+        if isinstance(error, PermissionError) and error.filename is not None:
+            complain((said or "").removesuffix(THEN))
+            return EXIT_USAGE
         complain(said or f"{error.filename}: {(error.strerror or '').lower()}; give another")
         _forget_output()
         return EXIT_FAILED

@@ -14,6 +14,7 @@ from optima.evaluation.figures import JudgedConversation
 from optima.processes.devices import check_sockets, core_warning, detect_devices, free_port
 from optima.processes.environment import Role, package_versions, require_environment
 from optima.recipe.schema import Recipe, ServingSection
+from optima.records import THEN, explain_disk_error
 from optima.serving.cluster import describe
 from optima.stages.opening import base_model, check_models, check_windows, codecs_of
 from optima.studies.trial import Trial
@@ -57,8 +58,10 @@ def examine(recipe: Recipe | None, vllm_env: str | None, train_env: str | None) 
 def _check(name: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(name, True, check())
-    except (OptimaError, OSError, subprocess.SubprocessError) as error:
+    except (OptimaError, subprocess.SubprocessError) as error:
         return Finding(name, False, str(error))
+    except OSError as error:
+        return Finding(name, False, (explain_disk_error(error) or str(error)).removesuffix(THEN))
 
 
 def _environment(spec: str | None, role: Role) -> str:

@@ -89,6 +89,8 @@ def recipes(
     folder = dir or Path(FOLDER)
     is_packaged = dir is None and not folder.is_dir()
     source = packaged_recipes() if is_packaged else folder
+    if source.is_dir():
+        os.scandir(source).close()  # a search leaves out what it may not look into
     paths = {found: folder / found.relative_to(source) for found in sorted(source.rglob("*.yaml"))}
     if not paths:
         raise UsageError(

@@ -175,11 +175,15 @@ def _path(text: str | Path) -> Path:
 
 
 def _new_file(text: str | Path) -> Path:
+    from optima.records import is_stream
+
     found = _path(text)
     if found.is_dir():
         raise typer.BadParameter(f"{text}: is a directory; name a file in it")
     if not found.absolute().parent.is_dir():
         raise typer.BadParameter(f"{text}: its folder does not exist; make it first")
+    if not (is_stream(found) or os.access(found.absolute().parent, os.W_OK | os.X_OK)):
+        raise typer.BadParameter(f"{text}: its folder cannot be written to; give another")
     return found
 
 

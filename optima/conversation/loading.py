@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from optima.conversation.codec import ChatCodec, ChatTemplate, Encoder, Roles
 from optima.errors import ModelError
 from optima.models import check_fetched
+from optima.records import THEN, explain_disk_error
 
 HUB_TIMEOUT_S = 5.0  # for one look at the hub; the library retries a few times
 # Where the server looks for the number of positions (vLLM 0.32); the smallest counts.
@@ -227,11 +228,11 @@ def _default_of(found: object, place: str) -> str:
 
 def _hub_file(files: ModelFiles, name: str) -> Path | None:
     """Fetch one file of a hub model, or find it in the local cache; None when it has none."""
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each of its retries
     try:  # its variables (HF_HUB_...) are read when it is imported
         from huggingface_hub import errors, hf_hub_download
     except Exception as error:
         raise _unusable_hub(files, error) from error
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each of its retries
     try:
         return Path(
             hf_hub_download(files.model, name, revision=files.revision, etag_timeout=HUB_TIMEOUT_S)
@@ -263,6 +264,11 @@ def _hub_file(files: ModelFiles, name: str) -> Path | None:
 def _unusable_hub(files: ModelFiles, error: Exception) -> ModelError:
     """Return the error for what the library of the hub says of the network, or of its variables."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, OSError) and (said := explain_disk_error(error, Path("its cache"))):
+        return ModelError(
+            f"{files.place}: the hub's files cannot be kept: {said.removesuffix(THEN)} (HF_HOME "
+            "names it)"
+        )
     return ModelError(
         f"{files.place}: not readable from the hub ({reason[:200]}); check the id, the network and "
         "the variables HF_* and *_PROXY"

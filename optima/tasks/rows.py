@@ -5,6 +5,7 @@ any other malformed row; a missing or unreadable file is one ``DataError``.
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -125,6 +126,7 @@ def read_hub_split(source: HubSource, split: str) -> Iterator[RawRow]:
             f"({type(error).__name__}: {error}); check the variables HF_*, or set data.path to a "
             "directory with the rows"
         ) from error
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each of its retries
     for config in source.configs:
         place = f"{source.dataset_id}/{config} {split}"
         try:

@@ -26,6 +26,7 @@ from typing import Any
 
 import optima
 from optima.models import FOLDER, MODELS, KnownModel, fetch_command
+from optima.records import explain_disk_error
 
 DEFAULT = "smollm2-135m-instruct"
 # The template that SmolLM2 was trained with; its package carries the weights only.
@@ -353,8 +354,15 @@ def _request(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Req
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of this module; return its exit status."""
-    request = _request(_parser(), argv)
-    source = fetch(request)
+    parser = _parser()
+    try:
+        request = _request(parser, argv)
+        source = fetch(request)
+    except OSError as error:
+        said = explain_disk_error(error)
+        if said is None:
+            raise
+        parser.exit(2 if isinstance(error, PermissionError) else 1, f"fetch_model: error: {said}\n")
     sys.stdout.write(f"{request.output}: {request.name} from {source}\n")
     return 0
 

@@ -186,8 +186,6 @@ def test_hangup_that_was_ignored_at_the_start_stays_so() -> None:
         (errno.EDQUOT, "quota"),
         (errno.EIO, "input/output error"),
         (errno.EROFS, "read-only"),
-        (errno.EACCES, "no permission"),
-        (errno.EPERM, "not permitted"),
         (errno.EFBIG, "file-size limit"),
         (errno.ESTALE, "network file system"),
         (errno.EMFILE, "too many open files"),
@@ -202,6 +200,18 @@ def test_what_a_disk_refuses_is_one_line_whoever_writes(
     assert line.startswith("optima: /some/file: ")
     assert text in line
     assert "run again" in line
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(errno.EACCES, "no permission; give it"), (errno.EPERM, "not permitted")]
+)
+def test_what_this_user_may_not_read_is_wrong_input(
+    number: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(raising(OSError(number, os.strerror(number), "/some/file"))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"optima: /some/file: {text}")
+    assert line.endswith(", or give another directory")
 
 
 def test_output_that_cannot_be_written_is_one_line() -> None:

@@ -221,7 +221,7 @@ HUB_FILES = {
 def plan_of_hub_model(
     tmp_path: Path, url: str, *overrides: str
 ) -> "subprocess.CompletedProcess[str]":
-    argv = [*arguments(tmp_path), f"model.path={MODEL}", *overrides]
+    argv = arguments(tmp_path, f"model.path={MODEL}", *overrides)
     environ = {
         **os.environ,
         "HF_ENDPOINT": url,
@@ -549,12 +549,15 @@ def test_doctor_names_the_token_that_ends_a_turn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"HF_ENDPOINT": "hub.example"}, "UnsupportedProtocol: "),
-        ({"HF_HUB_ETAG_TIMEOUT": "soon"}, "ValueError: invalid literal"),
-        ({"HF_HOME": "/dev/null"}, "NotADirectoryError: "),
-        ({"HTTPS_PROXY": "socks9://host:1"}, ""),
+        ({"HF_ENDPOINT": "hub.example"}, "not readable from the hub (UnsupportedProtocol: "),
+        ({"HF_HUB_ETAG_TIMEOUT": "soon"}, "not readable from the hub (ValueError: invalid lit"),
+        ({"HF_HOME": "/dev/null"},
+         "the hub's files cannot be kept: /dev/null/token: a file stands where a directory belongs;"
+         " move it away (HF_HOME names it)"),
+        ({"HTTPS_PROXY": "socks9://host:1"}, "not "),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "not in the local cache, and the hub cannot be "),
     ],
-)
+)  # fmt: skip
 def test_variables_that_the_hub_cannot_take_are_one_line(
     variables: dict[str, str], said: str, tmp_path: Path
 ) -> None:
@@ -564,11 +567,9 @@ def test_variables_that_the_hub_cannot_take_are_one_line(
         [sys.executable, "-m", "optima.cli", "sft", *words], capture_output=True, text=True,
         env=environ, timeout=60,
     )  # fmt: skip
-    (line,) = (line for line in done.stderr.splitlines() if line.startswith("optima: "))
+    (line,) = done.stderr.splitlines()  # the library logs nothing of its own
     assert done.returncode == 2
-    assert line.startswith("optima: model.path=org/model: not ")
-    assert said in line
-    assert "Traceback" not in done.stderr
+    assert line.startswith(f"optima: model.path=org/model: {said}")
 
 
 @pytest.mark.parametrize("model", ["org/na me", "org/.hidden", f"org/{'x' * 100}"])
