@@ -138,10 +138,10 @@ def package_versions(environment: Environment, names: Sequence[str]) -> dict[str
             stdin=subprocess.DEVNULL,
             timeout=_PROBE_TIMEOUT_S,
         )
-        versions: dict[str, str] = json.loads(answer.stdout)
+        versions = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):
         return {}
-    return versions
+    return versions if isinstance(versions, dict) else {}
 
 
 def resolve_environment(spec: str | None, role: Role) -> Environment:

@@ -115,7 +115,7 @@ def _proposals(reply: str) -> Iterator[str]:
     for line in _THOUGHTS.sub("", reply).splitlines():
         text, n_bullets = _BULLET.subn("", line)
         text = " ".join(text.split())
-        if n_bullets and len(text.split()) in N_WORDS:
+        if n_bullets and text.isprintable() and len(text.split()) in N_WORDS:
             yield text
 
 

@@ -193,7 +193,7 @@ def retry_after_s(header: str | None) -> float | None:
         return max(0.0, seconds) if math.isfinite(seconds) else None
     try:
         when = parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
@@ -209,7 +209,8 @@ def message_of(payload: bytes) -> str:
         said = f"an HTML page, {title.group(1).strip()!r}" if title else text
     else:
         said = _words(answer)
-    return " ".join(said.split())[:_MESSAGE_WIDTH] or "no message"
+    said = " ".join(said.split())[:_MESSAGE_WIDTH]  # in JSON half a character can stand
+    return said.encode(errors="backslashreplace").decode() or "no message"
 
 
 def _words(answer: Any) -> str:

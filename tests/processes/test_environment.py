@@ -221,3 +221,13 @@ def test_what_conda_says_in_another_form_is_no_environment(
     monkeypatch.setenv("CONDA_EXE", str(conda))
     with pytest.raises(EnvironmentNotFoundError, match="is not a conda environment"):
         resolve_environment("serve", "vllm")
+
+
+@pytest.mark.parametrize("answer", ["", "5", "[]", "null", "banner", "\\xff"])
+def test_program_that_tells_no_versions_is_no_python(answer: str, tmp_path: Path) -> None:
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f"#!/bin/sh\nprintf '{answer}'\n")
+    python.chmod(0o755)
+    with pytest.raises(EnvironmentNotFoundError, match="bin/python: does not run; "):
+        require_environment(str(tmp_path), "vllm")

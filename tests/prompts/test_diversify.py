@@ -118,7 +118,9 @@ def test_chatter_thoughts_and_fragments_of_a_reply_are_no_formats(
     tmp_path: Path, serve: Serve
 ) -> None:
     thoughts = f"<think>\n{PROPOSALS[3]}\n</think>"
-    reply = f"{thoughts}\nHere are some formats for you to use:\n- too short\n{PROPOSALS[0]}"
+    spoilt = f"{PROPOSALS[2]} \ud83d\n{PROPOSALS[2]}\x00"  # half a character, which JSON can hold
+    reply = f"{thoughts}\nHere are some formats for you to use:\n- too short\n{spoilt}"
+    reply += f"\n{PROPOSALS[0]}"
     made = ask(tmp_path, serve(reply), 1)
     assert [found.text for found in made] == [PROPOSALS[0][2:]]
 

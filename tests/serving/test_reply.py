@@ -282,10 +282,26 @@ def test_an_error_under_a_good_status_is_what_it_says() -> None:
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [("3", 3.0), (" 0.5 ", 0.5), ("-1", 0.0), ("soon", None), ("nan", None), (None, None)],
+    [
+        ("3", 3.0),
+        (" 0.5 ", 0.5),
+        ("-1", 0.0),
+        ("soon", None),
+        ("nan", None),
+        (None, None),
+        ("Mon, 01 Jan 2024 00:00:00 +99999999999999999999", None),
+    ],
 )
 def test_retry_after_is_read_in_seconds(header: str | None, seconds: float | None) -> None:
     assert retry_after_s(header) == seconds
+
+
+def test_words_of_a_server_can_be_logged_whatever_they_hold() -> None:
+    payload, said = b'{"error": "half \\ud83d of a\\ncharacter"}', r"half \ud83d of a character"
+    for status in (400, 401, 404, 413, 429, 500):
+        assert str(refusal(URL, status, payload)).partition(said)[1].encode()
+    with pytest.raises(RetryableError, match=r"half \\ud83d of a character"):
+        read_reply(URL, payload)
 
 
 def test_retry_after_is_read_as_a_date() -> None:
