@@ -234,8 +234,9 @@ class RunDir:
         with disk_errors(path), self._accounting:
             self._open.pop(name, None)
             done, marker = self._finished(path), path / "INPUTS"
-            made_from = read_marker(marker) or (done.inputs if done else "")
-            if made_from not in {key, *(digest(name, *texts) for texts in older)}:
+            made_from = read_marker(marker)
+            found = {made_from, done.inputs if done else ""}  # of which one may be damaged
+            if found.isdisjoint({key, *(digest(name, *texts) for texts in older)}):
                 done = None
                 if os.path.lexists(path):
                     _supersede(path)

@@ -403,16 +403,19 @@ def _is_model(name: str) -> bool:
 def _may_be_stage(path: Path, name: str) -> bool:
     """Tell whether a directory is not a stage moved aside, and is called as it says itself.
 
-    One begun by a release that wrote no name into INPUTS is a copy where DONE.json names another
-    stage, and that is there.
+    A copy is called otherwise in INPUTS and in DONE.json, of which one may be damaged. One begun by
+    a release that wrote no name into INPUTS is a copy where DONE.json names another stage, and that
+    is there.
     """
-    _, _, said = _read_or_empty(path / "INPUTS").partition(" ")
-    if not said.strip():
+    said = _read_or_empty(path / "INPUTS").partition(" ")[2].strip()
+    if said != name:
+        done = ""
         with contextlib.suppress(ValidationError):
-            said = StageDone.model_validate_json(_read_or_empty(path / "DONE.json")).stage
+            done = StageDone.model_validate_json(_read_or_empty(path / "DONE.json")).stage
         root = path.parents[name.count("/")]
-        said = said if (root / said / "DONE.json").exists() else ""
-    return ".superseded-" not in name and said.strip() in ("", name)
+        if done == name or not (said or (done and (root / done / "DONE.json").exists())):
+            said = name
+    return ".superseded-" not in name and said == name
 
 
 def read_marker(path: Path) -> str:

@@ -54,6 +54,25 @@ def finished_stage(run: RunDir, name: str = "iter_0/select") -> Stage:
     return stage
 
 
+@pytest.mark.parametrize(
+    "text", ["", "[1, 2]\n", "\0" * 9, "0123456789abcdef iter_9/select\n", None]
+)
+def test_finished_stage_is_one_whatever_became_of_its_marker(
+    text: str | None, tmp_path: Path
+) -> None:
+    with RunDir(tmp_path / "run", recipe()) as run:
+        marker = finished_stage(run).path / "INPUTS"
+    written = marker.read_text()
+    marker.unlink()
+    if text is not None:
+        marker.write_text(text)
+    assert [done.stage for done in finished_stages(tmp_path / "run")] == ["iter_0/select"]
+    with RunDir(tmp_path / "run", recipe()) as run:
+        assert run.stage("iter_0/select", "inputs").done
+        assert marker.read_text() == written
+        assert run.stage("iter_0/select", "others").done is None  # and that one is moved aside
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", ["rows.jsonl", "more.jsonl"])
 def test_output_that_is_not_as_it_was_written_stops_the_run_in_one_line_and_is_made_anew(
