@@ -123,9 +123,13 @@ class Layers:
     def _member_of(self, override: str) -> str:
         """Return the task that ``tasks.NAME.key=value`` is for."""
         if not self.members:
+            own = override.removeprefix(f"{ENTRIES}.").partition(".")[2]
+            remedy = (
+                f"write {own}" if own.partition("=")[0] not in ("task", "weight") else "remove it"
+            )
             raise RecipeError(
                 f"{override_place(override)}: is for one task of a mixture, and the recipe has no "
-                "tasks; write key=value"
+                f"tasks; {remedy}"
             )
         name = next((n for n in self.members if override.startswith(f"{ENTRIES}.{n}.")), None)
         if name is None or override.startswith(f"{ENTRIES}.{name}.task="):

@@ -28,6 +28,7 @@ from optima.recipe.schema import (
     keys_of,
     section_above,
 )
+from optima.recipe.sections import in_elements
 from optima.recipe.text import ENTRIES, printable, quoting, write_yaml
 from optima.tasks import TASKS, get_task
 from optima.tasks.task import Task
@@ -41,6 +42,7 @@ OF_ROWS = (
     "data.overlap",
 )
 _BOOL_WORD = re.compile(r"\b(yes|no|on|off|true|false)\b", re.IGNORECASE)
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?")
 _RULES = {
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -285,13 +287,18 @@ def _remedy(kind: str, value: Any, origin: Origin | None) -> str:
         return "; give the whole list, as [A, B]"
     if kind == "tuple_type":
         shown = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+        shown = shown if "," in shown else in_elements(shown)
         return f"; write [{shown}]"
     return ""
 
 
 def _number(value: Any, *, is_whole: bool) -> str:
-    """Return the number that is meant as YAML reads it, nothing where none is."""
-    text = str(value).replace(",", "")
+    """Return the number that is meant as YAML reads it, nothing where none is.
+
+    A comma parts thousands, or is a decimal one where what follows are not three digits.
+    """
+    text = str(value)
+    text = text.replace(",", "" if _THOUSANDS.fullmatch(text) else ".")
     try:
         number = float(text)
     except ValueError:

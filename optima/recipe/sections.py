@@ -11,9 +11,11 @@ from optima.types import PathText, Section
 MAX_SERVED_RANK = 512  # of vLLM
 API_KEY = "OPTIMA_API_KEY"  # the variable with the key of servers of others
 _URL = re.compile(r"https?://([^/\s?#@:\[\]]+|\[[^/\s\]]+\])(:(?P<port>\d{1,5}))?(/[^\s?#]*)?")
+_HOST = re.compile(r"[\w.-]+:\d{1,5}")  # of a URL without its scheme
 _CLUSTER = re.compile(r"auto|([^/\s@:\[\]]+|\[[^/\s\]]+\]):\d{1,5}")
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*")  # what stands before "=", a space or a "."
 _SECOND = re.compile(r"^[^{\[\"']*\s--[A-Za-z]")  # another option, and not inside of JSON
+_APART = re.compile(r"(?<!\S)(--[\w-]+)\s+(?!-)")  # a long option and its value
 _ROUTE = re.compile(r"/v1/.+|/(health|metrics|completions)$")
 # Options of a vLLM server that are set for it, and what says the same in a recipe. An abbreviation
 # counts as well: the server's parser takes it. Each is refused, with what to do instead.
@@ -330,6 +332,11 @@ def _address(endpoint: str) -> str:
     return f"{scheme}://{host.lower().removesuffix(default)}{slash}{path}"
 
 
+def in_elements(words: str) -> str:
+    """Return words of a shell as the elements of a list; an option takes its value by ``=``."""
+    return ", ".join(_APART.sub(r"\1=", words).split())
+
+
 def check_endpoint(endpoint: str, key: str) -> None:
     """Raise ValueError, which begins with ``key``, for what is no base URL of a server."""
     if "@" in endpoint:
@@ -339,7 +346,8 @@ def check_endpoint(endpoint: str, key: str) -> None:
         )
     url = _URL.fullmatch(endpoint)
     if url is None or not 0 < int(url["port"] or 80) < 2**16:
-        raise ValueError(f"{key}: {endpoint!r} must be a URL; write http://host:port")
+        meant = endpoint if _HOST.fullmatch(endpoint) else "host:port"
+        raise ValueError(f"{key}: {endpoint!r} must be a URL; write http://{meant}")
     if _ROUTE.search(endpoint):
         raise ValueError(
             f"{key}: {endpoint!r} names a route; write what stands before it, http://host:port"
@@ -362,8 +370,7 @@ def _check_extra_args(arguments: Sequence[str]) -> None:
             raise ValueError(f"extra_args: {argument!r} sets {own}; {_OWN_OPTIONS[own]}")
         is_joined = option is not None and argument[option.end() :][:1].isspace()
         if is_joined or _SECOND.search(argument):
-            words = ", ".join(argument.split())
             raise ValueError(
                 f"extra_args: {argument!r} holds more than one argument; write one element each: "
-                f"[{words}]"
+                f"[{in_elements(argument)}]"
             )

@@ -67,8 +67,11 @@ def quoting(key: str, text: str, whole: str) -> str:
 
     A shell takes the outer quotes away, YAML the inner ones.
     """
-    part = text if text in whole else whole
-    quoted = whole.replace(part, json.dumps(part, ensure_ascii=False), 1)
+    if text == whole or not whole.startswith(("[", "{")) or whole.count(text) != 1:
+        if whole.startswith(("[", "{")) and text != whole:
+            return "put it in quotes"
+        text = whole
+    quoted = whole.replace(text, json.dumps(text, ensure_ascii=False))
     return f"write {printable(shlex.quote(f'{key}={quoted}'), len(quoted) * 10)}"
 
 

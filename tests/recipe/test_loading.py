@@ -119,7 +119,7 @@ CONTRADICTIONS = {
         "serving.gpus: [0, 1, 2] must be a multiple of tensor_parallel=2 GPUs; list more or fewer"
     ),
     "serving: {endpoints: [localhost:8000]}": (
-        "serving.endpoints: 'localhost:8000' must be a URL; write http://host:port"
+        "serving.endpoints: 'localhost:8000' must be a URL; write http://localhost:8000"
     ),
     "serving: {nodes: auto, endpoints: ['http://host:8000']}": (
         "serving.nodes: cannot stand beside endpoints, which serve the start model only; remove one"
@@ -150,7 +150,7 @@ CONTRADICTIONS = {
     ),
     "serving: {extra_args: [--block-size 32]}": (
         "serving.extra_args: '--block-size 32' holds more than one argument; write one element "
-        "each: [--block-size, 32]"
+        "each: [--block-size=32]"
     ),
     "serving: {extra_args: [--block-size=32 --async-scheduling]}": (
         "serving.extra_args: '--block-size=32 --async-scheduling' holds more than one argument; "

@@ -172,7 +172,7 @@ def test_task_beside_tasks_in_one_file_is_refused(mixture: Path) -> None:
 def test_override_of_one_task_needs_a_mixture(tmp_path: Path) -> None:
     path = tmp_path / "single.yaml"
     path.write_text("method: sft\ntask: gsm8k\nmodel: {path: s}\n")
-    assert "the recipe has no tasks; write key=value" in refusal(path, "tasks.arc.weight=1.0")
+    assert "the recipe has no tasks; remove it" in refusal(path, "tasks.arc.weight=1.0")
 
 
 @pytest.mark.parametrize(

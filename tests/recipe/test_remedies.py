@@ -28,6 +28,11 @@ LINES = {
     "model: {revision: 2026-01-01}": ("put it in quotes", 'model: {revision: "2026-01-01"}'),
     "agents: {names: [Ada, No]}": ("put it in quotes", 'agents: {names: [Ada, "No"]}'),
     'reward: {exclude_faults: "true"}': ("remove the quotes", "reward: {exclude_faults: true}"),
+    "serving: {endpoints: [h:80]}": ("write http://h:80", "serving: {endpoints: [http://h:80]}"),
+    "serving: {extra_args: --seed 1}": ("write [--seed=1]", "serving: {extra_args: [--seed=1]}"),
+    "serving: {extra_args: [--seed 1]}": (
+        "element each: [--seed=1]", "serving: {extra_args: [--seed=1]}"
+    ),
     "serving: {gpus: 3}": ("write [3]", "serving: {gpus: [3]}"),
     "serving: {gpus: null}\ntrain: {report_to: null}": ("write []", "train: {report_to: []}"),
     "serving: {endpoints: http://h:1}": ("write [http://h:1]", "serving: {endpoints: [http://h:1]}"),
@@ -85,6 +90,8 @@ OVERRIDES = (
     "model.revision=0123", "model.revision=12", "model.revision=1.5", "model.revision=off",
     "model.revision=2026-01-02", "model.revision=a #b", "data.path=@x", "agents.names=[Ada, on]",
     "serving.gpus=3", "serving.gpus=0,1", "train.report_to=wandb", "data.path=*x", "data.path=&x",
+    "model.revision=1.50", "model.revision=+5", "model.revision=.nan", "model.revision=!!int 5",
+    "train.learning_rate=0,5", "data.n_test=1,000", "tasks.arc.reward.lambda_token=0.5",
     "data.path=!x", "data.path=%x", "data.path=[x", "data.path={x", "data.path=- x",
 )  # fmt: skip
 
