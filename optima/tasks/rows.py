@@ -7,7 +7,9 @@ any other malformed row; a missing or unreadable file is one ``DataError``.
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,7 @@ from optima.errors import DataError
 from optima.tasks.task import DataSection, HubSource, MalformedRowError, Row, Task, describe
 
 PARQUET_BATCH = 256  # rows held at once as Python objects
+_PARTS = re.compile(r"-\d+-of-(\d+)\b")  # as the hub names the files of a split
 N_LISTED = 20  # names of a directory in a message
 PACKED = {b"\x1f\x8b": "gzip", b"PK": "zip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
 
@@ -68,13 +71,30 @@ def find_files(task: Task, data: DataSection, split: Literal["train", "test"]) -
         return [folder / named]
     patterns = task.train_files if split == "train" else task.test_files
     for pattern in patterns:
-        files = sorted(file for file in folder.glob(pattern) if file.is_file())
-        if files:
+        if files := sorted(folder.glob(pattern)):
+            _check_files(files, split)
             return files
     raise DataError(
         f"data.path: {folder} has no {split} file of {task.name}; one of {', '.join(patterns)} is "
         f"expected, there is {there}: add it, or name another file in data.{split}_file"
     )
+
+
+def _check_files(files: Sequence[Path], split: str) -> None:
+    """Raise DataError where one of a split's files is none, or one of its parts is missing."""
+    for file in files:
+        if not file.is_file():
+            raise DataError(
+                f"{file}: is no file (a directory, a pipe or a link to nothing); put the rows "
+                f"there, or name another file in data.{split}_file"
+            )
+    parts = Counter((file.parent, part[1]) for file in files if (part := _PARTS.search(file.name)))
+    for (folder, n), found in parts.items():
+        if found < int(n):
+            raise DataError(
+                f"{folder}: holds {found} of the {int(n)} parts of {split} that end with -of-{n}; "
+                "fetch the others"
+            )
 
 
 def read_file(file: Path) -> Iterator[RawRow]:

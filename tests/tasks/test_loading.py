@@ -2,6 +2,7 @@ import copy
 import gzip
 import json
 import logging
+import os
 import re
 import sys
 import types
@@ -68,6 +69,25 @@ def test_all_file_forms_give_the_same_problems(tmp_path: Path) -> None:
     loaded = [_load(tmp_path / name).problems for name in "abcdef"]
     assert len(loaded[0]) == 7
     assert all(problems == loaded[0] for problems in loaded)
+
+
+def test_part_of_a_split_that_is_missing_or_no_file_is_named(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").Table.from_pylist([_row(1)])
+    parts = [tmp_path / f"train-0000{part}-of-00002.parquet" for part in range(2)]
+    parquet.write_table(table, parts[0])
+    with pytest.raises(DataError) as said:
+        _load(tmp_path)
+    assert str(said.value) == (
+        f"{tmp_path}: holds 1 of the 2 parts of train that end with -of-00002; fetch the others"
+    )
+    for make in (Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere")):
+        make(parts[1])
+        with pytest.raises(DataError, match=r"of-00002\.parquet: is no file \(a directory, a pipe"):
+            _load(tmp_path)
+        parts[1].rmdir() if parts[1].is_dir() else parts[1].unlink()
+    parquet.write_table(table, parts[1])
+    assert _load(tmp_path).n_rows == 2
 
 
 def test_malformed_row_of_parquet_is_named_by_its_place(tmp_path: Path) -> None:
@@ -271,7 +291,7 @@ def test_line_ends_of_windows_and_a_byte_order_mark_change_nothing(tmp_path: Pat
 
 def test_places_that_are_no_files_of_rows_are_said(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").mkdir()
-    with pytest.raises(DataError, match=r"has no train file .* there is train\.jsonl"):
+    with pytest.raises(DataError, match=r"train\.jsonl: is no file \(a directory"):
         _load(tmp_path)
     with pytest.raises(DataError, match=r"data\.train_file: .*train\.jsonl is a directory"):
         _load(tmp_path, train_file="train.jsonl")
