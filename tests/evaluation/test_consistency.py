@@ -112,15 +112,17 @@ def test_orders_stay_the_same_from_release_to_release() -> None:
 
 def test_votes_and_curves_take_the_orders_of_each_problem_and_as_many_as_asked_for() -> None:
     # With one order the first of two unlike answers wins the vote, as in that problem's order.
-    tied = [Sample(0, 1.0, 10), Sample(1, 0.0, 10)]
-    samples = dict.fromkeys("abcdefgh", tied)
-    first = {name: next(orders(name, tied, seed=4))[0].score for name in samples}
-    assert set(first.values()) == {0.0, 1.0}
+    samples = {
+        name: [Sample(0, 1 - k / 16, 10), Sample(1, 0.0, 10)] for k, name in enumerate("abcdefgh")
+    }
+    first = {name: next(orders(name, tied, seed=4))[0].score for name, tied in samples.items()}
+    assert len(set(first.values())) > 2
     assert vote_of_all(samples, seed=4, n_orders=1) == first
     points = scaling_curve(samples, seed=4, n_orders=1)
     expected = estimate_mean(list(first.values()), seed=4)
     assert [point.score for point in points] == [expected, expected]
     assert points[0].coverage == expected
+    assert points[1].coverage == estimate_mean([1 - k / 16 for k in range(8)], seed=4)
 
 
 def test_curve_is_the_mean_over_orders_of_votes_and_bests() -> None:

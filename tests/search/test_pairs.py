@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from optima.recipe.schema import PairSection, SearchSection
 from optima.search.pairs import Harvest, preference_row, select_pairs, sibling_pairs
 from optima.search.tree import Tree, TreeGrower
+from optima.seeding import rng
 from optima.types import DialogueTree, Fault, PreferencePair, TreeRound
 from tests.search.game import complete, dialogue, reward
 from tests.talks import ids_of, turn
@@ -154,6 +155,13 @@ def test_harvest_says_how_far_the_best_of_all_pairs_was() -> None:
         assert harvest.chosen_value - harvest.rejected_value == pytest.approx(sum(gaps))
         assert harvest.highest == max(pair.chosen_value for pair in pairs)
         assert harvest.widest == max(gaps) > min(gaps)
+    drawn = PairSection(theta_filter=-9, theta_diff=0, keep_share=0.5, strategy="random")
+    for seed in range(5):
+        chosen = list(Harvest().gather(trees, section, drawn, seed=seed))
+        for key in ("q", "p"):
+            own = [pair for pair in pairs if pair.problem_id == key]
+            expected = select_pairs(own, drawn, rng(seed, "pairs", key))
+            assert [pair for pair in chosen if pair.problem_id == key] == expected
     nothing = Harvest()
     assert list(nothing.gather([], section, PairSection(), seed=0)) == []
     assert nothing.best() == "no siblings differ in value"
