@@ -200,6 +200,23 @@ def test_run_of_another_user_is_read_and_not_resumed(
     assert results(made / "run") == before
 
 
+@pytest.mark.parametrize("name", ["LOCK", "logs", "evaluate"])
+def test_what_a_resumed_run_will_write_to_is_checked_before_it_begins(
+    name: str, made: Path, tmp_path: Path
+) -> None:
+    path = made / "run" / name
+    mode = path.stat().st_mode
+    path.chmod(0o500 if path.is_dir() else 0o400)
+    try:
+        for words in ((), ("--dry-run",)):
+            line = refused(*_training(made, "--run-dir", f"{made}/run", *words), cwd=tmp_path)
+            assert line == (
+                f"optima: --run-dir {made}/run: {path} cannot be written to; give another"
+            )
+    finally:
+        path.chmod(mode)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -52,6 +52,7 @@ PACKAGES = (
     *("tokenizers", "deepspeed"),
 )
 GIT_TIMEOUT_S = 60.0
+_WRITTEN = ("LOCK", "logs", "evaluate")  # by every attempt, in a directory that is there already
 _CONFIGURATIONS = ("config.json", "generation_config.json")  # read by all that load a model
 
 
@@ -170,8 +171,10 @@ def check_run_dir(run_dir: Path) -> None:
     place = existing_parent(run_dir)
     if not place.is_dir():
         raise UsageError(f"--run-dir {run_dir}: {place} is a file, not a directory; give another")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UsageError(f"--run-dir {run_dir}: {place} cannot be written to; give another")
+    needed = (place, *(run_dir / name for name in _WRITTEN if (run_dir / name).exists()))
+    for path in needed:
+        if not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0)):
+            raise UsageError(f"--run-dir {run_dir}: {path} cannot be written to; give another")
 
 
 def model_codec(recipe: Recipe, path: str, field: str = "model.path") -> ChatCodec:
