@@ -44,11 +44,13 @@ from optima.runs.layout import (
     StageDone,
     check_outputs,
     file_digest,
+    find_below,
     find_files,
     finished_stages,
     read_done,
     read_marker,
     stage_folders,
+    weight_files,
 )
 from optima.seeding import digest
 from optima.types import Record
@@ -298,7 +300,8 @@ def logs_of(root: Path, attempt: int) -> Path:
 
 
 def check_unowned(root: Path) -> None:
-    """Raise UsageError where a run would write over files in ``root`` that are no run's.
+    """Raise UsageError where a run would write over files in ``root`` that are no run's, or between
+    those of a model or of another run's stages.
 
     A run has LOCK from its beginning; of stages that were begun it may be lost.
     """
@@ -309,6 +312,13 @@ def check_unowned(root: Path) -> None:
         raise UsageError(
             f"{root}: holds {found[0]}, which would be written over and is of no run here; give "
             "another directory, or move it away"
+        )
+    what = "a model" if (root / "config.json").is_file() or weight_files(root) else ""
+    if next(find_below(root, "INPUTS"), None) is not None:
+        what = "stages of another run"
+    if what:
+        raise UsageError(
+            f"{root}: holds {what}, where a run has a directory of its own; give another"
         )
 
 

@@ -101,6 +101,27 @@ def test_run_directory_that_cannot_be_one_is_a_usage_error(place: str, tmp_path:
             pass
 
 
+def test_run_in_a_model_or_between_the_stages_of_another_run_is_refused(tmp_path: Path) -> None:
+    with RunDir(tmp_path / "run", recipe()) as run:
+        run.stage("iter_0/rank", "inputs").finish()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    for place, what in (
+        ("config.json", "a model"), ("model.safetensors", "a model"),
+        ("run/iter_0", "stages of another run"), ("run/iter_0/rank", "stages of another run"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError) as said, RunDir(tmp_path / place, recipe()):
+            pass
+        assert str(said.value) == (
+            f"{tmp_path / place}: holds {what}, where a run has a directory of its own; give "
+            "another"
+        )
+        assert not (tmp_path / place / "LOCK").exists()
+    with RunDir(tmp_path / "run/results", recipe()) as run:  # beside the stages is room
+        assert run.attempt == 1
+
+
 @pytest.mark.parametrize("below", ["file", "file/in", "gone"])
 def test_folder_that_can_be_none_is_refused_by_its_option(below: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
