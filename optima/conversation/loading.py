@@ -19,10 +19,10 @@ from optima.models import check_fetched
 from optima.records import THEN, explain_disk_error
 
 HUB_TIMEOUT_S = 5.0  # for one look at the hub; the library retries a few times
-# Where the server looks for the number of positions (vLLM 0.32); the smallest counts.
+# Where the server looks for the number of positions (vLLM 0.32): the smallest counts, or the last.
 _WINDOW_KEYS = (
-    *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length"),
-    *("max_sequence_length", "max_seq_length", "seq_len"),
+    *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+    *("max_sequence_length", "max_seq_length", "seq_len", "model_max_length"),
 )
 _LEAST_WINDOW, _MOST_WINDOW = 256, 100_000_000  # tokens: as model.max_model_len, beyond any model
 # Kinds of rope scaling whose factor is in the number of positions already.
@@ -111,7 +111,8 @@ def context_window(files: "ModelFiles", asked: int | None) -> int:
             f"{files.place}: config.json: {_WINDOW_KEYS[0]}: is missing, so nothing tells how long "
             "a conversation may be; set model.max_model_len, or fetch the model again"
         )
-    key = min(found, key=lambda key: found[key])
+    last = _WINDOW_KEYS[-1]
+    key = last if last in found else min(found, key=lambda key: found[key])
     longest = int(found[key] * _rope_factor(files, config))
     if asked is not None and asked > longest:
         raise ModelError(

@@ -398,6 +398,7 @@ def test_model_that_cannot_be_talked_with_or_loaded_is_refused_by_doctor_dry_run
         ({"max_position_embeddings": 2048}, 1024, 1024),
         ({"max_position_embeddings": 2048, "seq_len": 1024}, None, 1024),
         ({"n_positions": 1024}, None, 1024),
+        ({"max_position_embeddings": 8192, "model_max_length": 131072}, None, 131072),
         ({"text_config": {"max_position_embeddings": 4096}}, None, 4096),
         ({"vocab_size": 49_152}, 1024, 1024),
         ({"max_position_embeddings": 2048, "rope_scaling": None}, None, 2048),
