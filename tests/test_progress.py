@@ -107,7 +107,7 @@ def test_terminal_status_and_page_tell_the_same(
         assert status.record()["progress"]["n_errors"] == 2
         page = json.loads(asyncio.run(_page(root)))
         assert page["share"] == 0.25
-        assert f"now: iter_0/generate, 25 % of it: {words} " in page["text"]
+        assert f"now: iter_0/generate, 25 % of it: {words}\n" in page["text"]
 
 
 async def _page(root: Path) -> str:

@@ -201,7 +201,8 @@ def find_loss_of_speech(before: Mapping[str, float], after: Mapping[str, float])
     def has_risen(was: float, share: float) -> bool:
         return _chance_of_rise(round(was * n_before), n_before, round(share * n), n) <= BY_CHANCE
 
-    if empty >= MUTE_SHARE and marked <= 1 - MUTE_SHARE and has_risen(was_empty, empty):
+    is_mute = empty >= MUTE_SHARE > was_empty and marked <= 1 - MUTE_SHARE
+    if is_mute and has_risen(was_empty, empty):
         return f"{_percent(empty)} of its conversations hold an utterance that says nothing"
     if cut >= ENDLESS_SHARE and was_cut <= ENDED_SHARE and has_risen(was_cut, cut):
         return (
