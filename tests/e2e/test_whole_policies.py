@@ -24,7 +24,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the quickstart, made small, with two models of two places; return its directory."""
     folder = tmp_path_factory.mktemp("whole")
     shutil.copytree(MODEL, folder / "other")
-    argv = [sys.executable, "-m", "optima.cli", "sft", "--config", str(RECIPE), *OVERRIDES]
+    argv = [sys.executable, "-m", "optima.cli", "sft", "--config", str(RECIPE)]
+    argv += [word for word in OVERRIDES if not word.startswith("serving.keep=")]
     argv += ["agents=[{name: Alice, policy: solver}, {name: Bob, policy: critic}]"]
     argv += [f"policies.critic.path={folder / 'other'}", "serving.keep=reload"]
     argv += ["serving.cpu_kv_cache_gb=1", "--run-dir", str(folder / "run")]
