@@ -6,6 +6,7 @@ ended too soon; below guards nothing is left.
 
 import os
 import secrets
+import select
 import shutil
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 from optima.processes.managed import ManagedProcess
 
 NODE = "OPTIMA_TEST_NODE"  # what a raylet hands to all below it: its name
+ANSWER_S = 90.0
 VARIABLES = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback; else an address that other hosts reach
     "RAY_AUTH_MODE": "token",
@@ -50,6 +52,7 @@ class Raylets:
         assert self._read() == "done"
 
     def _read(self) -> str:
+        assert select.select([self._process.stdout], [], [], ANSWER_S)[0], "no answer in time"
         line = self._process.stdout.readline().decode().strip()
         assert line, self._process.log_excerpt()
         return line
