@@ -312,8 +312,8 @@ def sweep(
     """Run a recipe at several values of one field and compare.
 
     Run a recipe of any method once per value of a field, one after the other, and print one table.
-    Runs that differ only in a field of pairs or dpo grow their first trees once. An interrupted
-    sweep goes on when the same command is given again.
+    All are checked before the first begins. Runs that differ only in a field of pairs or dpo grow
+    their first trees once. An interrupted sweep goes on when the same command is given again.
     """
     exclude(dry_run=dry_run, json=as_json)
     from optima import api
@@ -350,8 +350,8 @@ def ablate(
     Run a recipe of any method with its whole reward (full), with reward.lambda_token=0 (no_token)
     and with reward.lambda_loss=0 (no_loss), one after the other, and compare the last models
     problem by problem: differences to full with 95 % intervals (paired bootstrap). What does not
-    depend on the reward is done once. Interrupted ablations go on when the same command is given
-    again.
+    depend on the reward is done once, and all are checked before the first begins. Interrupted
+    ablations go on when the same command is given again.
     """
     exclude(dry_run=dry_run, json=as_json)
     from optima import api

@@ -7,7 +7,7 @@ answer to everything. Scores alone do not tell which; these shares do, before an
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import comb
+from math import exp, lgamma
 
 from optima.reward import has_repeated_utterance
 from optima.tasks.texts import normalise_text
@@ -220,11 +220,16 @@ def _chance_of_rise(n_was: int, n_before: int, n_is: int, n_after: int) -> float
     Of ``n_before`` conversations ``n_was`` hold what is counted, of ``n_after`` those ``n_is``.
     """
     n_found = n_was + n_is
-    ways = sum(
-        comb(n_after, k) * comb(n_before, n_found - k)
+    of_all = _log_comb(n_before + n_after, n_found)
+    return sum(
+        exp(_log_comb(n_after, k) + _log_comb(n_before, n_found - k) - of_all)
         for k in range(n_is, min(n_after, n_found) + 1)
     )
-    return ways / comb(n_before + n_after, n_found)
+
+
+def _log_comb(n: int, k: int) -> float:
+    """Return the logarithm of n over k, which itself has thousands of digits for many talks."""
+    return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
 
 
 def _accepted(problem: Problem) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """``--dry-run``: checks all that needs no GPU and says what a run would do.
 
-Starts no process and writes nothing. Estimates are upper bounds: every turn is counted in full.
+Starts no process but to ask environments, and a Ray cluster, what they hold, and writes nothing.
+Estimates are upper bounds: every turn is counted in full.
 """
 
 import shlex

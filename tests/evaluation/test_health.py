@@ -215,7 +215,7 @@ def _cut(share: float, n: float = 100.0) -> dict[str, float]:
         (_metrics(0.0, empty=0.88), _metrics(0.0, empty=0.9), None),  # as mute before
         (_metrics(0.0, n=5), _metrics(0.0, empty=1.0, n=5), "100 % of its conversations hold"),
         (_metrics(0.0, n=4), _metrics(0.0, empty=1.0, n=4), None),  # by chance in 1 of 70
-        # marks under a tenth of what the earlier one marked, where that made five marks or more
+        # marks under a tenth of what the earlier one marked, beyond what chance does
         ({}, _metrics(0.0), None),  # nothing is known of the earlier one
         (_metrics(0.5), _metrics(0.04), "4 % of its conversations mark an answer, of 50 % before"),
         (_metrics(0.5), _metrics(0.05), None),
